@@ -1,0 +1,1 @@
+"""Many updates become one."""

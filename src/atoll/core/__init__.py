@@ -1,0 +1,1 @@
+"""The vocabulary of Atoll: values and contracts. No I/O, NumPy only, imports nothing of ours."""

@@ -1,0 +1,283 @@
+"""The contracts where algorithms, trainers and runtimes meet.
+
+*An algorithm does not know where it runs, and a runtime does not know what it runs.*
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from atoll.core.layout import Array, Layout
+from atoll.core.local import Fit, LocalRule, LocalWork
+from atoll.core.metrics import Metrics
+from atoll.core.seeds import Seed
+from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, State, Update
+
+__all__ = [
+    "Algorithm",
+    "Examples",
+    "Executor",
+    "Federation",
+    "Outcome",
+    "Task",
+    "Trainer",
+    "Weighting",
+    "Work",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """One client's rows.
+
+    Args:
+        features: ``(n, ...)``, float.
+        targets: ``(n,)`` class indices (int) or real values (float).
+    """
+
+    features: Array
+    targets: Array
+
+    def __len__(self) -> int:
+        """n, the number of rows."""
+        return len(self.targets)
+
+
+Federation = Mapping[ClientId, Any]
+"""Client id -> its data: :class:`Examples`, or anything sized that the job's trainer understands."""
+
+
+@runtime_checkable
+class Trainer(Protocol):
+    """How one client fits a model locally. Stateless between calls: all state goes in and comes out.
+
+    ``corrects`` says whether :meth:`fit` honours a :class:`~atoll.core.local.LocalRule`.
+    """
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the model."""
+        ...
+
+    @property
+    def corrects(self) -> bool:
+        """Whether local rules (FedProx, SCAFFOLD, FedDyn) are applied."""
+        ...
+
+    def initial(self, seed: Seed) -> Array:
+        """Initial parameters, ``(layout.size,)``."""
+        ...
+
+    def fit(
+        self,
+        parameters: Array,
+        data: Any,
+        *,
+        work: LocalWork,
+        rule: LocalRule,
+        seed: Seed,
+        round: int,
+    ) -> Fit:
+        """Train from ``parameters`` (left untouched) on ``data``."""
+        ...
+
+    def gradient(self, parameters: Array, data: Any) -> tuple[Array, float]:
+        """Gradient of the mean loss over all rows, ``(layout.size,)`` (0 where not trained), and that loss."""
+        ...
+
+    def evaluate(self, parameters: Array, data: Any) -> Metrics:
+        """Metrics of the model on ``data``; ``loss`` always among them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """w_i of a client: its number of examples, 1, or a given lambda_i.
+
+    Args:
+        kind: ``examples``, ``uniform`` or ``given``.
+        given: lambda_i by client, for ``given``.
+    """
+
+    kind: str = "examples"
+    given: Mapping[ClientId, float] = field(default_factory=dict)
+
+    def of(self, client: ClientId, examples: int) -> float:
+        """The weight of ``client`` holding ``examples`` rows."""
+        if self.kind == "examples":
+            return float(examples)
+        return float(self.given[client]) if self.kind == "given" else 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What an algorithm's client half can do: this client's data behind a trainer.
+
+    Args:
+        client: who.
+        weight: w_i.
+        trainer: the local trainer.
+        data: this client's rows.
+        local: the local work of this task.
+        seed: the stream of this client in this round.
+        round: version of the model the task started from.
+    """
+
+    client: ClientId
+    weight: float
+    trainer: Trainer
+    data: Sized
+    local: LocalWork
+    seed: Seed
+    round: int
+
+    @property
+    def layout(self) -> Layout:
+        """Layout of the model."""
+        return self.trainer.layout
+
+    @property
+    def examples(self) -> int:
+        """n_k, rows at this client."""
+        return len(self.data)
+
+    def full(self, shared: Array, memory: Memory) -> Array:
+        """The whole vector: the global shared region and this client's own personal one."""
+        layout = self.layout
+        if layout.shared.stop == layout.size:
+            return shared
+        personal = memory.get("personal")
+        if personal is None:
+            personal = self.trainer.initial(self.seed.__class__(self.seed.root) / "initial")[
+                layout.personal
+            ]
+        return np.concatenate([shared, personal])
+
+    def fit(self, parameters: Array, rule: LocalRule | None = None) -> Fit:
+        """Train from the whole vector ``parameters`` under ``rule``."""
+        return self.trainer.fit(
+            parameters,
+            self.data,
+            work=self.local,
+            rule=rule or LocalRule(),
+            seed=self.seed / "fit",
+            round=self.round,
+        )
+
+    def gradient(self, parameters: Array) -> tuple[Array, float]:
+        """Full-batch gradient of the mean loss and the loss, at the whole vector."""
+        return self.trainer.gradient(parameters, self.data)
+
+
+class Algorithm(Protocol):
+    """What is computed: pure functions over one frozen state (decision D2)."""
+
+    @property
+    def needs_correction(self) -> bool:
+        """Whether the trainer must honour local rules."""
+        ...
+
+    def faults(self, weighting: Weighting, local: LocalWork) -> Sequence[str]:
+        """What in this combination contradicts the method; empty when all is well."""
+        ...
+
+    def init(self, parameters: Array, layout: Layout, population: int) -> State:
+        """State before the first round, from the full initial vector."""
+        ...
+
+    def broadcast(self, state: State) -> Broadcast:
+        """What the cohort gets."""
+        ...
+
+    def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
+        """One client's half of a round."""
+        ...
+
+    def server(self, state: State, aggregate: Aggregate) -> State:
+        """The server's half of a round."""
+        ...
+
+    def staleness(self, tau: int) -> float:
+        """s(tau): factor on an update that started ``tau`` versions ago; 1 at 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one client gets for one server step.
+
+    Args:
+        client: who.
+        version: model version its training starts from.
+        scale: s(tau), the staleness factor of its update.
+        fraction: share of the planned local work it does, in (0, 1].
+        dispatch: running number of dispatches in the whole run; with the client it names the
+            client's random stream.
+    """
+
+    client: ClientId
+    version: int
+    scale: float = 1.0
+    fraction: float = 1.0
+    dispatch: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one task.
+
+    Args:
+        client: who.
+        status: ``contributed``, or why not: ``refused`` (its update was not valid), ``failed`` (its
+            code raised), ``unavailable``, ``dropped`` (left in the middle), ``late``, ``surplus``.
+        examples: rows it contributed.
+        reason: for people; empty when it contributed.
+        seconds: measured working time.
+        staleness: versions between its start and its use.
+    """
+
+    client: ClientId
+    status: str
+    examples: int = 0
+    reason: str = ""
+    seconds: float = 0.0
+    staleness: int = 0
+
+
+class Executor(Protocol):
+    """Where tasks run. The serial executor is the definition of correct (decision D7).
+
+    An executor is opened once per run with the run's fixed parts and closed at its end. Memory of
+    clients is handed in and out by the loop through ``memories``.
+    """
+
+    def run(
+        self,
+        tasks: Sequence[Task],
+        broadcasts: Mapping[int, Broadcast],
+        memories: Mapping[ClientId, Memory],
+    ) -> tuple[Aggregate, Sequence[Outcome], Mapping[ClientId, Memory]]:
+        """Run ``tasks`` and fold their updates; returns also the memories that changed.
+
+        ``broadcasts`` maps each version that a task names to what it starts from. A task whose
+        update is refused or whose code raises is left out of the aggregate and says so in its outcome.
+        """
+        ...
+
+    def evaluate(
+        self, parameters: Array, clients: Sequence[ClientId], memories: Mapping[ClientId, Memory]
+    ) -> Mapping[ClientId, Metrics]:
+        """Metrics of the shared vector (with each client's personal part) on clients' held-out rows."""
+        ...
+
+    def close(self) -> None:
+        """Release processes and shared memory; safe to call twice."""
+        ...
+
+
+Observer = Callable[[Mapping[str, Any]], None]
+"""Is told each committed round's record (progress bar, JSONL, TensorBoard, report)."""

@@ -1,0 +1,184 @@
+"""Every error Atoll raises, in one tree.
+
+::
+
+    AtollError
+    ├── JobError              the job asks for something impossible        exit 2
+    │   └── JobConflict       two valid choices exclude each other         exit 2
+    ├── DataError             a site's data do not match what was declared exit 3
+    ├── LayoutError           a vector or model does not fit its layout    exit 3
+    ├── UpdateRefused         one client's update may not enter a sum      exit 4
+    ├── QuorumError           too few clients contributed                  exit 4
+    ├── ClientError           code at a client raised                      exit 4
+    ├── CheckpointError       a checkpoint cannot be read or continued     exit 5
+    ├── StorageError          a folder cannot be written                   exit 5
+    └── MissingExtra          an optional library is not installed         exit 6
+
+Each error carries a stable ``code``, what is wrong, and the next step. Faults that can be found
+together are reported together: see :class:`Fault` and :func:`raise_faults`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = [
+    "AtollError",
+    "CheckpointError",
+    "ClientError",
+    "DataError",
+    "Fault",
+    "JobConflict",
+    "JobError",
+    "LayoutError",
+    "MissingExtra",
+    "QuorumError",
+    "StorageError",
+    "UpdateRefused",
+    "raise_faults",
+    "suggest",
+]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: where, what, and what to do next."""
+
+    place: str
+    message: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        """One line: place, message, remedy."""
+        line = f"{self.place}: {self.message}" if self.place else self.message
+        return f"{line} ({self.remedy})" if self.remedy else line
+
+
+class AtollError(Exception):
+    """Root of the tree; catch this to catch everything Atoll raises on purpose.
+
+    Args:
+        message: what is wrong, with the offending value.
+        remedy: the next step for the reader.
+        site: the site or client it happened at, if it happened at one.
+        faults: the single faults, when several were found at once.
+    """
+
+    code = "error"
+    exit_status = 1
+
+    def __init__(
+        self, message: str, *, remedy: str = "", site: str = "", faults: Sequence[Fault] = ()
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.site = site
+        self.faults = tuple(faults)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Cross a process boundary with every field intact."""
+        return (_rebuild, (type(self), self.message, self.remedy, self.site, self.faults))
+
+    def __str__(self) -> str:
+        """The message for people: site, text, faults and remedy."""
+        where = f"at {self.site}: " if self.site else ""
+        lines = [f"{where}{self.message}", *(f"  - {fault}" for fault in self.faults)]
+        if self.remedy:
+            lines.append(f"  next: {self.remedy}")
+        return "\n".join(lines)
+
+
+def _rebuild(
+    kind: type[AtollError], message: str, remedy: str, site: str, faults: tuple[Fault, ...]
+) -> AtollError:
+    return kind(message, remedy=remedy, site=site, faults=faults)
+
+
+class JobError(AtollError):
+    """The job asks for something that does not exist or is malformed."""
+
+    code = "job.invalid"
+    exit_status = 2
+
+
+class JobConflict(JobError):
+    """Two choices of the job, each valid alone, exclude each other."""
+
+    code = "job.conflict"
+
+
+class DataError(AtollError):
+    """A site's data do not match what the job declares."""
+
+    code = "data.invalid"
+    exit_status = 3
+
+
+class LayoutError(AtollError):
+    """A vector, model or file does not fit the declared layout."""
+
+    code = "layout.mismatch"
+    exit_status = 3
+
+
+class UpdateRefused(AtollError):
+    """One client's update may not enter the sum: non-finite, wrong shape or out of range."""
+
+    code = "update.refused"
+    exit_status = 4
+
+
+class QuorumError(AtollError):
+    """Too few clients contributed, too many rounds in a row."""
+
+    code = "round.quorum"
+    exit_status = 4
+
+
+class ClientError(AtollError):
+    """Code that ran at a client raised; ``site`` names the client."""
+
+    code = "client.failed"
+    exit_status = 4
+
+
+class CheckpointError(AtollError):
+    """A checkpoint is missing, damaged or belongs to another job."""
+
+    code = "checkpoint.invalid"
+    exit_status = 5
+
+
+class StorageError(AtollError):
+    """A folder or file cannot be written."""
+
+    code = "storage.unwritable"
+    exit_status = 5
+
+
+class MissingExtra(AtollError):
+    """An optional library is needed and not installed."""
+
+    code = "install.extra"
+    exit_status = 6
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The remedy for an unknown ``word``: the nearest known one, or the whole list.
+
+    >>> suggest("fedavgg", ["fedavg", "fedprox"])
+    "did you mean 'fedavg'?"
+    """
+    options = sorted(known)
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"
+
+
+def raise_faults(kind: type[AtollError], what: str, faults: Sequence[Fault], **fields: str) -> None:
+    """Raise ``kind`` listing all ``faults``; do nothing when there are none."""
+    if faults:
+        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
+        raise kind(f"{what}: {count}", faults=faults, **fields)

@@ -1,0 +1,298 @@
+"""Metrics that merge: the merge of two sites' metrics is the metric of their rows together.
+
+Each metric is a small immutable record with ``merge`` and ``value``. All but :class:`RankedScores` are
+additive arrays of numbers, so they can travel inside a masked sum. Sums of real numbers are kept as
+exact fractions, so merging does not depend on order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import reduce
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from atoll.core.layout import Array
+
+__all__ = [
+    "BinnedAUC",
+    "Confusion",
+    "Count",
+    "Mean",
+    "Metric",
+    "Metrics",
+    "RankedScores",
+    "Regression",
+    "merge_all",
+    "merge_metrics",
+    "values",
+]
+
+
+class Metric(Protocol):
+    """A mergeable metric."""
+
+    def merge(self, other: Metric, /) -> Metric:
+        """The metric of both sets of rows together; raises TypeError for another kind."""
+        ...
+
+    @property
+    def value(self) -> float:
+        """The number to show; NaN where it is undefined."""
+        ...
+
+
+Metrics = Mapping[str, Metric]
+"""Metrics by name."""
+
+
+_M = TypeVar("_M")
+
+
+def _alike(mine: _M, other: object) -> _M:
+    if type(other) is not type(mine):
+        raise TypeError(f"cannot merge {type(mine).__name__} with {type(other).__name__}")
+    return other
+
+
+def _exact(x: float) -> Fraction:
+    return Fraction(x) if math.isfinite(x) else Fraction(0)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Weighted mean: ``total / weight``.
+
+    Args:
+        total: sum of w * x, exact.
+        weight: sum of w, exact.
+        finite: False once a non-finite value went in; the value is then NaN.
+
+    >>> Mean.of(2.0, 3).merge(Mean.of(4.0, 1)).value
+    2.5
+    """
+
+    total: Fraction
+    weight: Fraction
+    finite: bool = True
+
+    @classmethod
+    def of(cls, mean: float, weight: float) -> Mean:
+        """The mean of one client's rows and their weight (usually their number)."""
+        return cls(_exact(mean) * _exact(weight), _exact(weight), math.isfinite(mean))
+
+    def merge(self, other: Metric) -> Mean:
+        """Mean over both."""
+        o = _alike(self, other)
+        return Mean(self.total + o.total, self.weight + o.weight, self.finite and o.finite)
+
+    @property
+    def value(self) -> float:
+        """The mean; NaN without weight."""
+        if not self.weight or not self.finite:
+            return math.nan
+        return float(self.total / self.weight)
+
+
+@dataclass(frozen=True)
+class Count:
+    """A whole number that adds up."""
+
+    count: int
+
+    def merge(self, other: Metric) -> Count:
+        """Sum of both."""
+        return Count(self.count + _alike(self, other).count)
+
+    @property
+    def value(self) -> float:
+        """The count."""
+        return float(self.count)
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Confusion matrix; its value is accuracy.
+
+    Args:
+        table: counts as nested tuples, rows are true classes, columns predicted ones, (C, C).
+    """
+
+    table: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, truth: Array, predicted: Array, classes: int) -> Confusion:
+        """Count pairs of true and predicted class indices, each ``(n,)`` in [0, classes)."""
+        flat = np.bincount(truth.astype(np.int64) * classes + predicted, minlength=classes**2)
+        return cls(tuple(tuple(int(c) for c in row) for row in flat.reshape(classes, classes)))
+
+    def merge(self, other: Metric) -> Confusion:
+        """Cell by cell; both must have the same number of classes."""
+        o = _alike(self, other)
+        if len(o.table) != len(self.table):
+            raise ValueError(f"confusion matrices of {len(self.table)} and {len(o.table)} classes")
+        return Confusion(
+            tuple(
+                tuple(a + b for a, b in zip(mine, theirs, strict=True))
+                for mine, theirs in zip(self.table, o.table, strict=True)
+            )
+        )
+
+    @property
+    def value(self) -> float:
+        """Accuracy; NaN without rows."""
+        total = sum(map(sum, self.table))
+        return sum(row[i] for i, row in enumerate(self.table)) / total if total else math.nan
+
+
+@dataclass(frozen=True)
+class Regression:
+    """R-squared of predictions, from exact sums over rows.
+
+    Args:
+        n: rows.
+        y, yy: sum of y and of y squared.
+        rr: sum of squared residuals.
+    """
+
+    n: int
+    y: Fraction
+    yy: Fraction
+    rr: Fraction
+    finite: bool = True
+
+    @classmethod
+    def of(cls, truth: Array, predicted: Array) -> Regression:
+        """From targets and predictions, each ``(n,)``."""
+        t = np.asarray(truth, np.float64)
+        r = t - np.asarray(predicted, np.float64)
+        sums = (math.fsum(t), math.fsum(t * t), float(np.sum(r * r)))
+        y, yy, rr = map(_exact, sums)
+        return cls(len(t), y, yy, rr, all(map(math.isfinite, sums)))
+
+    def merge(self, other: Metric) -> Regression:
+        """Over the rows of both."""
+        o = _alike(self, other)
+        return Regression(
+            self.n + o.n, self.y + o.y, self.yy + o.yy, self.rr + o.rr, self.finite and o.finite
+        )
+
+    @property
+    def value(self) -> float:
+        """R squared = 1 - residual / total sum of squares; NaN where y is constant."""
+        spread = self.yy - self.y * self.y / self.n if self.n else Fraction(0)
+        return float(1 - self.rr / spread) if spread > 0 and self.finite else math.nan
+
+
+@dataclass(frozen=True)
+class RankedScores:
+    """Exact area under the ROC curve; merging keeps every score, so it never leaves a site.
+
+    Use it where the scores lie together anyway (a central test set, one site's own rows, a
+    simulation); across sites use :class:`BinnedAUC`.
+
+    Args:
+        positives, negatives: sorted scores of either class.
+    """
+
+    positives: tuple[float, ...]
+    negatives: tuple[float, ...]
+
+    @classmethod
+    def of(cls, truth: Array, scores: Array) -> RankedScores:
+        """From 0/1 labels and real scores, each ``(n,)``."""
+        order = np.sort(scores[truth == 1]), np.sort(scores[truth == 0])
+        return cls(*(tuple(map(float, s)) for s in order))
+
+    def merge(self, other: Metric) -> RankedScores:
+        """All scores of both."""
+        o = _alike(self, other)
+        return RankedScores(
+            tuple(sorted(self.positives + o.positives)), tuple(sorted(self.negatives + o.negatives))
+        )
+
+    @property
+    def value(self) -> float:
+        """P(score of a positive > score of a negative) + half of P(equal); NaN for one class."""
+        p, n = np.array(self.positives), np.array(self.negatives)
+        if not len(p) or not len(n) or not (np.isfinite(p).all() and np.isfinite(n).all()):
+            return math.nan
+        below = np.searchsorted(n, p, "left").sum()
+        not_above = np.searchsorted(n, p, "right").sum()
+        return float(int(below) + int(not_above)) / (2.0 * len(p) * len(n))
+
+
+@dataclass(frozen=True)
+class BinnedAUC:
+    """Area under the ROC curve from histograms of scores in [0, 1]: additive, approximate.
+
+    Scores that share a bin count as ties, so the error is at most :attr:`error_bound`, half the
+    share of positive-negative pairs that fall into one bin.
+
+    Args:
+        positives, negatives: counts per bin of equal width, each ``(bins,)``.
+    """
+
+    positives: tuple[int, ...]
+    negatives: tuple[int, ...]
+
+    @classmethod
+    def of(cls, truth: Array, scores: Array, bins: int = 1000) -> BinnedAUC:
+        """From 0/1 labels and probabilities in [0, 1], each ``(n,)``."""
+        cell = np.clip((np.nan_to_num(scores) * bins).astype(np.int64), 0, bins - 1)
+        hist = (np.bincount(cell[truth == k], minlength=bins) for k in (1, 0))
+        return cls(*(tuple(int(c) for c in h) for h in hist))
+
+    def merge(self, other: Metric) -> BinnedAUC:
+        """Bin by bin; both must have the same number of bins."""
+        o = _alike(self, other)
+        if len(o.positives) != len(self.positives):
+            raise ValueError(f"histograms of {len(self.positives)} and {len(o.positives)} bins")
+        return BinnedAUC(
+            tuple(map(sum, zip(self.positives, o.positives, strict=True))),
+            tuple(map(sum, zip(self.negatives, o.negatives, strict=True))),
+        )
+
+    def _pairs(self) -> int:
+        return sum(self.positives) * sum(self.negatives)
+
+    @property
+    def value(self) -> float:
+        """The area with ties inside a bin counted one half; NaN for one class."""
+        pairs = self._pairs()
+        if not pairs:
+            return math.nan
+        below, twice = 0, 0
+        for p, n in zip(self.positives, self.negatives, strict=True):
+            twice += p * (2 * below + n)
+            below += n
+        return twice / (2 * pairs)
+
+    @property
+    def error_bound(self) -> float:
+        """Largest possible distance from the exact area."""
+        pairs = self._pairs()
+        ties = sum(p * n for p, n in zip(self.positives, self.negatives, strict=True))
+        return ties / (2 * pairs) if pairs else math.nan
+
+
+def merge_metrics(a: Metrics, b: Metrics) -> dict[str, Metric]:
+    """Merge by name; a name only one side has is kept."""
+    merged = dict(a)
+    for name, metric in b.items():
+        merged[name] = merged[name].merge(metric) if name in merged else metric
+    return merged
+
+
+def merge_all(many: Iterable[Metrics]) -> dict[str, Metric]:
+    """Merge any number of metric sets; the result does not depend on their order."""
+    return reduce(merge_metrics, many, dict[str, Metric]())
+
+
+def values(metrics: Metrics) -> dict[str, float]:
+    """The numbers to show."""
+    return {name: metric.value for name, metric in metrics.items()}
