@@ -215,15 +215,15 @@ class Task:
         version: model version its training starts from.
         scale: s(tau), the staleness factor of its update.
         fraction: share of the planned local work it does, in (0, 1].
-        dispatch: running number of dispatches in the whole run; with the client it names the
-            client's random stream.
+        repeat: earlier tasks of this client that started from the same version; client, version
+            and repeat name its random stream.
     """
 
     client: ClientId
     version: int
     scale: float = 1.0
     fraction: float = 1.0
-    dispatch: int = 0
+    repeat: int = 0
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,6 @@ class Outcome:
         examples: rows it contributed.
         reason: for people; empty when it contributed.
         seconds: measured working time.
-        staleness: versions between its start and its use.
     """
 
     client: ClientId
@@ -245,7 +244,6 @@ class Outcome:
     examples: int = 0
     reason: str = ""
     seconds: float = 0.0
-    staleness: int = 0
 
 
 class Executor(Protocol):
@@ -269,7 +267,10 @@ class Executor(Protocol):
         ...
 
     def evaluate(
-        self, parameters: Array, clients: Sequence[ClientId], memories: Mapping[ClientId, Memory]
+        self,
+        parameters: Broadcast,
+        clients: Sequence[ClientId],
+        memories: Mapping[ClientId, Memory],
     ) -> Mapping[ClientId, Metrics]:
         """Metrics of the shared vector (with each client's personal part) on clients' held-out rows."""
         ...

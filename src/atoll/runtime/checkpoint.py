@@ -1,0 +1,216 @@
+"""A run's whole state as one record, and that record as one file.
+
+A checkpoint is written to a temporary file, fsynced, and renamed, so at every instant the newest
+file in the folder is whole; the two newest are kept. Its hash is checked when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from atoll.core.errors import CheckpointError, StorageError
+from atoll.core.layout import Array
+from atoll.core.values import Broadcast, ClientId, Memory, State, freeze
+from atoll.runtime.schedule import Pace
+
+__all__ = ["Best", "Progress", "model_hash", "newest", "read", "write"]
+
+_FORMAT = "1"
+
+
+@dataclass(frozen=True, eq=False)
+class Best:
+    """The best model so far by the named metric."""
+
+    round: int
+    value: float
+    parameters: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """Everything a run needs to continue to the same bits.
+
+    Args:
+        state: the algorithm's record.
+        pace: where the schedule stands.
+        rounds: rounds ended so far, committed or aborted.
+        memories: clients' own states.
+        broadcasts: models that tasks under way started from, by version.
+        best: best model by the watched metric.
+        waiting: evaluations since the watched metric last improved.
+        aborted: aborted rounds in a row.
+        seconds: working time so far.
+    """
+
+    state: State
+    pace: Pace = field(default_factory=Pace)
+    rounds: int = 0
+    memories: Mapping[ClientId, Memory] = field(default_factory=dict)
+    broadcasts: Mapping[int, Broadcast] = field(default_factory=dict)
+    best: Best | None = None
+    waiting: int = 0
+    aborted: int = 0
+    seconds: float = 0.0
+
+
+def model_hash(parameters: Array) -> str:
+    """SHA-256 over the parameters' bytes (little-endian) and dtype, in hex."""
+    sha = hashlib.sha256(str(parameters.dtype).encode())
+    sha.update(np.ascontiguousarray(parameters, parameters.dtype.newbyteorder("<")).data)
+    return sha.hexdigest()
+
+
+def _arrays(progress: Progress) -> dict[str, Array]:
+    arrays: dict[str, Array] = {"state": progress.state.parameters}
+    for name, slot in progress.state.slots.items():
+        arrays[f"slot/{name}"] = slot
+    for client, memory in progress.memories.items():
+        for name, value in memory.items():
+            arrays[f"memory/{name}/{client}"] = value
+    for version, broadcast in progress.broadcasts.items():
+        for name, vector in broadcast.vectors.items():
+            arrays[f"broadcast/{version}/{name}"] = vector
+    if progress.best is not None:
+        arrays["best"] = progress.best.parameters
+    return {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+
+
+def _digest(arrays: Mapping[str, Array], record: str) -> str:
+    sha = hashlib.sha256(record.encode())
+    for name in sorted(arrays):
+        sha.update(name.encode())
+        sha.update(arrays[name].data if arrays[name].size else b"")
+    return sha.hexdigest()
+
+
+def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, Any]) -> Path:
+    """Write ``progress`` durably; older checkpoints but one are removed afterwards.
+
+    Args:
+        folder: where checkpoints lie; made if missing.
+        progress: the record.
+        job_hash: of the job it belongs to.
+        extra: JSON-able notes of the caller, given back by :func:`read`.
+
+    Raises:
+        StorageError: the folder cannot be written; the earlier checkpoint is still whole.
+    """
+    arrays = _arrays(progress)
+    state, best = progress.state, progress.best
+    record = json.dumps(
+        {
+            "format": _FORMAT,
+            "job": job_hash,
+            "state": [state.round, state.trained.start, state.trained.stop, state.population],
+            "pace": progress.pace.to_plain(),
+            "rounds": progress.rounds,
+            "best": None if best is None else [best.round, best.value],
+            "waiting": progress.waiting,
+            "aborted": progress.aborted,
+            "seconds": progress.seconds,
+            "extra": dict(extra),
+        }
+    )
+    raw = save(arrays, {"record": record, "sha256": _digest(arrays, record)})
+    path = folder / f"round-{progress.rounds:08d}.safetensors"
+    partial = path.with_suffix(".partial")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        _sync_folder(folder)
+        for old in sorted(folder.glob("round-*.safetensors"))[:-2]:
+            old.unlink()
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise StorageError(
+            f"the checkpoint {path} cannot be written: {error.strerror}",
+            remedy="free space or choose another folder with --out; the run can be resumed",
+        ) from error
+    return path
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint in ``folder``; None when there is none."""
+    return max(folder.glob("round-*.safetensors"), default=None)
+
+
+def read(path: Path, job_hash: str) -> tuple[Progress, dict[str, Any]]:
+    """Read a checkpoint of the job with ``job_hash``; returns also the caller's notes.
+
+    Raises:
+        CheckpointError: unreadable, damaged, or of another job.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            meta = dict(file.metadata() or {})
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no dict
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}", remedy="delete it to use the one before"
+        ) from error
+    record = meta.get("record", "")
+    if not record or _digest(arrays, record) != meta.get("sha256"):
+        raise CheckpointError(f"{path} is damaged", remedy="delete it to use the one before")
+    raw = json.loads(record)
+    if raw["format"] != _FORMAT:
+        raise CheckpointError(f"{path} has format {raw['format']}, this version reads {_FORMAT}")
+    if raw["job"] != job_hash:
+        raise CheckpointError(
+            f"{path} belongs to another job ({raw['job'][:12]}, not {job_hash[:12]})",
+            remedy="resume with the unchanged job, or start anew in another folder",
+        )
+    return _progress(raw, arrays), raw["extra"]
+
+
+def _progress(raw: Mapping[str, Any], arrays: Mapping[str, Array]) -> Progress:
+    slots: dict[str, Array] = {}
+    memories: dict[ClientId, dict[str, Array]] = {}
+    vectors: dict[int, dict[str, Array]] = {}
+    for key, value in arrays.items():
+        kind, _, rest = key.partition("/")
+        name, _, last = rest.partition("/")
+        if kind == "slot":
+            slots[rest] = freeze(value)
+        elif kind == "memory":
+            memories.setdefault(last, {})[name] = freeze(value)
+        elif kind == "broadcast":
+            vectors.setdefault(int(name), {})[last] = freeze(value)
+    number, start, stop, population = raw["state"]
+    state = State(number, freeze(arrays["state"]), slice(start, stop), population, slots)
+    best = None
+    if raw["best"] is not None:
+        best = Best(raw["best"][0], raw["best"][1], freeze(arrays["best"]))
+    return Progress(
+        state=state,
+        pace=Pace.from_plain(raw["pace"]),
+        rounds=raw["rounds"],
+        memories=memories,
+        broadcasts={v: Broadcast(v, vs) for v, vs in vectors.items()},
+        best=best,
+        waiting=raw["waiting"],
+        aborted=raw["aborted"],
+        seconds=raw["seconds"],
+    )

@@ -1,0 +1,122 @@
+"""One task at one client, the same lines in every executor."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from atoll.aggregation.exact import Fold
+from atoll.core.contracts import Algorithm, Outcome, Task, Trainer, Weighting, Work
+from atoll.core.errors import AtollError, ClientError, UpdateRefused
+from atoll.core.local import LocalWork
+from atoll.core.metrics import Metrics
+from atoll.core.seeds import Seed
+from atoll.core.values import Broadcast, ClientId, Memory
+
+__all__ = ["Parts", "evaluate_client", "fold_task"]
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What is fixed for a whole run and known wherever its tasks run.
+
+    Args:
+        algorithm: what is computed.
+        trainer: how one client fits.
+        clients: training rows by client.
+        seed: root of the run's random streams.
+        local: the planned local work.
+        weighting: the rule for w_i.
+        held_out: test rows by client, for federated evaluation.
+    """
+
+    algorithm: Algorithm
+    trainer: Trainer
+    clients: Mapping[ClientId, Any]
+    seed: Seed
+    local: LocalWork = field(default_factory=LocalWork)
+    weighting: Weighting = field(default_factory=Weighting)
+    held_out: Mapping[ClientId, Any] = field(default_factory=dict)
+
+    def work(self, task: Task) -> Work:
+        """What the algorithm's client half gets for ``task``."""
+        data = self.clients[task.client]
+        stream = self.seed / "task" / task.client / task.version / task.repeat
+        return Work(
+            client=task.client,
+            weight=self.weighting.of(task.client, len(data)),
+            trainer=self.trainer,
+            data=data,
+            local=_share(self.local, task.fraction),
+            seed=stream,
+            round=task.version,
+        )
+
+    def cost(self, task: Task) -> float:
+        """Expected relative working time of ``task``."""
+        return max(1, len(self.clients[task.client])) * task.fraction
+
+
+def _share(local: LocalWork, fraction: float) -> LocalWork:
+    if fraction == 1.0:
+        return local
+    steps = None if local.steps is None else max(1, round(local.steps * fraction))
+    return replace(local, epochs=local.epochs * fraction, steps=steps)
+
+
+def fold_task(
+    parts: Parts, task: Task, broadcast: Broadcast, memory: Memory, fold: Fold
+) -> tuple[Outcome, Memory | None]:
+    """Run ``task`` and fold its update; a failure is this client's outcome, never the round's end.
+
+    Returns:
+        The outcome, and the client's new memory (None when there is nothing to keep).
+    """
+    start = time.perf_counter()
+
+    def ended(status: str, reason: str = "", examples: int = 0) -> Outcome:
+        seconds = time.perf_counter() - start
+        return Outcome(task.client, status, examples, reason, seconds)
+
+    try:
+        work = parts.work(task)
+        update, kept = parts.algorithm.client(broadcast, memory, work)
+        for name, value in kept.items():
+            if not np.isfinite(value).all():
+                raise UpdateRefused(f"the client's own {name!r} is not finite")
+        fold.add(update, task.scale)
+    except UpdateRefused as error:
+        return ended("refused", error.message), None
+    except AtollError as error:
+        return ended("failed", str(error)), None
+    except Exception as error:
+        return ended("failed", _where(error)), None
+    return ended("contributed", examples=update.examples), kept or None
+
+
+def _where(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    last = frames[-1] if frames else None
+    place = f" ({last.filename}:{last.lineno} in {last.name})" if last else ""
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def evaluate_client(parts: Parts, parameters: Any, client: ClientId, memory: Memory) -> Metrics:
+    """Metrics of the shared vector, with the client's personal part, on its held-out rows.
+
+    Raises:
+        ClientError: the trainer raised; names the client.
+    """
+    task = Task(client, 0)
+    whole = parts.work(task).full(parameters, memory)
+    try:
+        return parts.trainer.evaluate(whole, parts.held_out[client])
+    except AtollError:
+        raise
+    except Exception as error:
+        raise ClientError(f"evaluation failed: {_where(error)}", site=client) from error

@@ -1,0 +1,272 @@
+"""The round loop: the only one (decision D6).
+
+It asks the schedule for the next server step, has the executor compute it, hands the aggregate to
+the algorithm, and tells its observers. What it knows between rounds is one
+:class:`~atoll.runtime.checkpoint.Progress`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from threadpoolctl import threadpool_limits
+
+from atoll.core.contracts import Executor, Observer, Outcome
+from atoll.core.errors import ClientError, QuorumError
+from atoll.core.metrics import Metrics, merge_all, values
+from atoll.core.values import Aggregate, Broadcast, ClientId
+from atoll.runtime.checkpoint import Best, Progress, model_hash
+from atoll.runtime.client import Parts
+from atoll.runtime.clock import Clock
+from atoll.runtime.schedule import Plan, Population, Schedule, Synchronous, check_schedule
+
+__all__ = ["Evaluation", "Finished", "Loop", "Stop"]
+
+_LOWER_IS_BETTER = ("loss", "mse", "mae", "rmse")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What is evaluated and how often.
+
+    Args:
+        every: evaluate after each ``every``-th round and after the last; 0 for never.
+        central: a test set the coordinator holds; None for none.
+        federated: whether clients evaluate on their held-out rows.
+    """
+
+    every: int = 1
+    central: Any = None
+    federated: bool = False
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When to stop, and which model to keep.
+
+    Args:
+        rounds: number of rounds.
+        metric: watched metric, such as ``central.accuracy`` or ``federated.loss``; empty for none.
+        patience: evaluations without improvement before stopping; 0 never stops early.
+        min_delta: least change that counts as an improvement.
+        target: stop once the metric is at least this good; None for none.
+        seconds: stop after this much virtual time; infinity for no limit.
+        max_aborts: aborted rounds in a row that end the run.
+    """
+
+    rounds: int = 10
+    metric: str = ""
+    patience: int = 0
+    min_delta: float = 0.0
+    target: float | None = None
+    seconds: float = math.inf
+    max_aborts: int = 10
+
+    def better(self, value: float, than: float) -> bool:
+        """Whether ``value`` improves on ``than`` by more than ``min_delta``."""
+        if math.isnan(value):
+            return False
+        if math.isnan(than):
+            return True
+        lower = self.metric.rpartition(".")[2] in _LOWER_IS_BETTER
+        return value < than - self.min_delta if lower else value > than + self.min_delta
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """How a run ended.
+
+    Args:
+        progress: the final record.
+        status: ``completed``, ``stopped early: …`` or ``interrupted``.
+    """
+
+    progress: Progress
+    status: str
+
+
+@dataclass(frozen=True, eq=False)
+class Loop:
+    """One run.
+
+    Args:
+        parts: what is fixed wherever tasks run.
+        executor: where they run.
+        schedule: when the server has enough.
+        clock: the model of clients in virtual time.
+        evaluation: what is evaluated.
+        stop: when to stop.
+        observers: told each round's record, in order, before ``save``.
+        save: called with the progress after every round; decides itself whether to write.
+        interrupted: asked after every round; True ends the run there.
+    """
+
+    parts: Parts
+    executor: Executor
+    schedule: Schedule = field(default_factory=Synchronous)
+    clock: Clock = field(default_factory=Clock)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    stop: Stop = field(default_factory=Stop)
+    observers: Sequence[Observer] = ()
+    save: Callable[[Progress], None] = lambda progress: None
+    interrupted: Callable[[], bool] = lambda: False
+
+    def start(self) -> Progress:
+        """The record before the first round."""
+        parts = self.parts
+        initial = parts.trainer.initial(parts.seed / "initial")
+        layout = parts.trainer.layout
+        return Progress(parts.algorithm.init(initial, layout, len(parts.clients)))
+
+    def run(self, progress: Progress | None = None) -> Finished:
+        """Run from ``progress`` (or from the start) to the end.
+
+        Raises:
+            QuorumError: ``stop.max_aborts`` rounds in a row could not commit.
+            ClientError: every client of a round failed with an error of its own.
+        """
+        check_schedule(self.schedule, len(self.parts.clients))
+        progress = progress or self.start()
+        people = Population(
+            clients=list(self.parts.clients),
+            examples=lambda client: len(self.parts.clients[client]),
+            seed=self.parts.seed,
+            clock=self.clock,
+        )
+        while not (reason := self._ended(progress)):
+            progress, record = self._round(progress, people)
+            for observer in self.observers:
+                observer(record)
+            self.save(progress)
+            if self.interrupted() and not self._ended(progress):
+                return Finished(progress, "interrupted")
+        return Finished(progress, reason)
+
+    def _ended(self, progress: Progress) -> str:
+        stop, best = self.stop, progress.best
+        if progress.aborted >= stop.max_aborts:
+            raise QuorumError(
+                f"{progress.aborted} rounds in a row could not commit",
+                remedy="lower the quorum, lengthen the deadline, or see metrics.jsonl for who is missing",
+            )
+        if progress.rounds >= stop.rounds:
+            return "completed"
+        if progress.pace.clock >= stop.seconds:
+            return f"stopped early: {stop.seconds:g} of virtual time are over"
+        if stop.patience and progress.waiting >= stop.patience:
+            return f"stopped early: {stop.metric} has not improved for {stop.patience} evaluations"
+        reached = stop.target is not None and best is not None
+        if reached and not stop.better(
+            float(stop.target or 0.0), than=float(best.value if best else 0)
+        ):
+            return f"stopped early: {stop.metric} reached {stop.target:g}"
+        return ""
+
+    def _round(self, progress: Progress, people: Population) -> tuple[Progress, Mapping[str, Any]]:
+        began = time.perf_counter()
+        state, algorithm = progress.state, self.parts.algorithm
+        plan, pace = self.schedule.plan(progress.pace, state.round, people, algorithm.staleness)
+        broadcasts = {**progress.broadcasts, state.round: algorithm.broadcast(state)}
+        memories, outcomes = progress.memories, list[Outcome]()
+        reason, train = plan.abort, _NONE
+        if not reason:
+            aggregate, done, changed = self.executor.run(plan.tasks, broadcasts, memories)
+            outcomes = list(done)
+            reason = self._why_not(plan, aggregate, outcomes)
+            if not reason:
+                state = algorithm.server(state, aggregate)
+                memories = {**memories, **changed} if changed else memories
+                pace = replace(pace, repeat=0)
+                train = aggregate.metrics
+        flying = pace.versions()
+        progress = replace(
+            progress,
+            state=state,
+            pace=pace,
+            rounds=progress.rounds + 1,
+            memories=memories,
+            broadcasts={v: b for v, b in broadcasts.items() if v in flying},
+            aborted=progress.aborted + 1 if reason else 0,
+        )
+        shown = self._evaluate(progress)
+        progress = self._watch(progress, shown)
+        seconds = time.perf_counter() - began
+        progress = replace(progress, seconds=progress.seconds + seconds)
+        record = _record(progress, plan, outcomes, reason, seconds)
+        record["train"] = values(train)
+        record.update(shown)
+        return progress, record
+
+    def _why_not(self, plan: Plan, aggregate: Aggregate, outcomes: Sequence[Outcome]) -> str:
+        """Why the round cannot commit; empty when it can."""
+        failed = [o for o in outcomes if o.status == "failed"]
+        if failed and len(failed) == len(outcomes):
+            raise ClientError(
+                f"all {len(failed)} clients of the round failed; the first: {failed[0].reason}",
+                site=failed[0].client,
+                remedy="mend the job's model, data or fit function",
+            )
+        if aggregate.count < plan.quorum:
+            return f"{aggregate.count} of {len(plan.invited)} updates were usable; quorum {plan.quorum}"
+        return "" if aggregate.weight > 0 else "all weights are zero"
+
+    def _evaluate(self, progress: Progress) -> dict[str, Any]:
+        every, number = self.evaluation.every, progress.rounds
+        shown: dict[str, Any] = {"central": None, "federated": None, "sites": None}
+        if not every or (number % every and number < self.stop.rounds):
+            return shown
+        state = progress.state
+        if self.evaluation.central is not None:
+            with threadpool_limits(1):
+                found = self.parts.trainer.evaluate(state.parameters, self.evaluation.central)
+            shown["central"] = values(found)
+        if self.evaluation.federated:
+            names = list(self.parts.held_out)
+            model = Broadcast(state.round, {**self.parts.algorithm.broadcast(state).vectors})
+            sites = self.executor.evaluate(model, names, progress.memories)
+            shown["federated"] = values(merge_all(sites.values()))
+            shown["sites"] = {c: values(m) for c, m in sites.items()}
+        return shown
+
+    def _watch(self, progress: Progress, shown: Mapping[str, Any]) -> Progress:
+        where, _, name = self.stop.metric.partition(".")
+        found = shown.get(where)
+        if not found:
+            return progress
+        value = float(found.get(name, math.nan))
+        best = progress.best
+        if best is None or self.stop.better(value, best.value):
+            kept = Best(progress.rounds, value, progress.state.parameters)
+            return replace(progress, best=kept, waiting=0)
+        return replace(progress, waiting=progress.waiting + 1)
+
+
+_NONE: Metrics = {}
+
+
+def _record(
+    progress: Progress, plan: Plan, outcomes: Sequence[Outcome], reason: str, seconds: float
+) -> dict[str, Any]:
+    missing = {c: f"{status}: {why}" for c, (status, why) in plan.missing.items()}
+    missing |= {o.client: f"{o.status}: {o.reason}" for o in outcomes if o.status != "contributed"}
+    taus = [plan.staleness.get(o.client, 0) for o in outcomes] or [0]
+    contributed: dict[ClientId, int] = {}
+    if not reason:
+        contributed = {o.client: o.examples for o in outcomes if o.status == "contributed"}
+    return {
+        "round": progress.rounds,
+        "version": progress.state.round,
+        "clock": progress.pace.clock,
+        "seconds": seconds,
+        "committed": not reason,
+        "reason": reason,
+        "invited": list(plan.invited),
+        "contributed": contributed,
+        "missing": missing,
+        "staleness": {"mean": sum(taus) / len(taus), "max": max(taus)},
+        "model_hash": model_hash(progress.state.parameters),
+    }

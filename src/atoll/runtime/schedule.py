@@ -1,0 +1,402 @@
+"""When the server has enough: the pacing of synchronous and asynchronous runs (decision D6).
+
+A schedule says which tasks make up the next server step and when, in virtual time, it happens. It
+never looks at what is computed, so the loop can compute a step's tasks together, on any executor,
+in any order. Its whole memory is a :class:`Pace`, plain data that a checkpoint can hold.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from atoll.core.contracts import Task
+from atoll.core.errors import JobError
+from atoll.core.seeds import Seed
+from atoll.core.values import ClientId
+from atoll.runtime.clock import Clock
+from atoll.runtime.cohort import Cohort
+
+__all__ = ["Asynchronous", "Pace", "Plan", "Population", "Schedule", "Synchronous"]
+
+
+Event = tuple[float, int, ClientId, int, int, float]
+"""A task under way: (arrival, order, client, version, repeat, share done; -1: it leaves)."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One server step: what enters it, who is missing and why, and its moment.
+
+    Args:
+        tasks: tasks whose updates enter.
+        invited: everybody who was asked.
+        missing: client -> (status, reason) for the invited without a task.
+        clock: virtual time of the step.
+        quorum: least number of updates for a commit.
+        abort: reason why there is nothing to commit; empty when there is.
+        staleness: tau of each task's client.
+    """
+
+    tasks: tuple[Task, ...]
+    invited: tuple[ClientId, ...]
+    missing: Mapping[ClientId, tuple[str, str]]
+    clock: float
+    quorum: int = 1
+    abort: str = ""
+    staleness: Mapping[ClientId, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Where a schedule stands: all it remembers, as plain data.
+
+    Args:
+        clock: virtual now.
+        attempts: plans made so far.
+        repeat: attempts since the model last changed.
+        events: tasks under way in an asynchronous run.
+        order: running number of dispatches.
+        starts: dispatches per client.
+        started: for each client its last version and how many tasks it began from it.
+        idle: clients that arrived and wait to be dispatched again.
+    """
+
+    clock: float = 0.0
+    attempts: int = 0
+    repeat: int = 0
+    events: tuple[Event, ...] = ()
+    order: int = 0
+    starts: Mapping[ClientId, int] = field(default_factory=dict)
+    started: Mapping[ClientId, tuple[int, int]] = field(default_factory=dict)
+    idle: int = 0
+
+    def versions(self) -> set[int]:
+        """Model versions that tasks under way started from."""
+        return {event[3] for event in self.events}
+
+    def to_plain(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {
+            "clock": self.clock,
+            "attempts": self.attempts,
+            "repeat": self.repeat,
+            "events": [list(e) for e in self.events],
+            "order": self.order,
+            "starts": dict(self.starts),
+            "started": {c: list(v) for c, v in self.started.items()},
+            "idle": self.idle,
+        }
+
+    @classmethod
+    def from_plain(cls, raw: Mapping[str, Any]) -> Pace:
+        """Read what :meth:`to_plain` gave."""
+        return cls(
+            **{
+                **raw,
+                "events": tuple(tuple(e) for e in raw["events"]),
+                "started": {c: (v[0], v[1]) for c, v in raw["started"].items()},
+            }
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Population:
+    """The federation as a schedule sees it.
+
+    Args:
+        clients: all clients in a fixed order.
+        examples: number of rows of a client.
+        seed: root of the run's streams.
+        clock: the model of clients in time.
+    """
+
+    clients: Sequence[ClientId]
+    examples: Callable[[ClientId], int]
+    seed: Seed
+    clock: Clock = field(default_factory=Clock)
+
+
+class Schedule(Protocol):
+    """Decides the next server step."""
+
+    def faults(self, population: int) -> list[str]:
+        """What is impossible in a federation of this size."""
+        ...
+
+    def plan(
+        self, pace: Pace, version: int, people: Population, staleness: Callable[[int], float]
+    ) -> tuple[Plan, Pace]:
+        """The next server step from model ``version``, and where the schedule stands after it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Synchronous:
+    """Rounds with a barrier: over-selection, deadline and quorum.
+
+    Args:
+        cohort: who is invited.
+        over_selection: share of further clients invited; the first ``cohort.size`` to arrive count.
+        deadline: virtual seconds after which a round ends; infinity for none.
+        quorum: least number of updates: a whole number, or a share of the invited if below 1.
+    """
+
+    cohort: Cohort = field(default_factory=Cohort)
+    over_selection: float = 0.0
+    deadline: float = math.inf
+    quorum: float = 1
+
+    def faults(self, population: int) -> list[str]:
+        """Impossible cohort, quorum or deadline."""
+        found = self.cohort.faults(population)
+        if self.over_selection < 0:
+            found.append(f"over_selection {self.over_selection!r} is below 0")
+        if self.over_selection and self.cohort.kind not in ("uniform", "weighted"):
+            found.append(f"over_selection needs a cohort of fixed size, not {self.cohort.kind!r}")
+        if not self.deadline > 0:
+            found.append(f"deadline {self.deadline!r} is not > 0")
+        if self.quorum < 0 or self.quorum > self.cohort.target(population):
+            found.append(
+                f"quorum {self.quorum:g} of a cohort of {self.cohort.target(population)} clients"
+            )
+        return found
+
+    def plan(
+        self, pace: Pace, version: int, people: Population, staleness: Callable[[int], float]
+    ) -> tuple[Plan, Pace]:
+        """Invite, wait, and close the round."""
+        number = pace.attempts
+        stream = people.seed / "round" / number
+        invited = self.cohort.draw(people.clients, stream, extra=self.over_selection)
+        arrivals: list[tuple[float, int, Task]] = []
+        missing: dict[ClientId, tuple[str, str]] = {}
+        gone = 0.0
+        for index, client in enumerate(invited):
+            clock, seed = people.clock, people.seed / "clock"
+            if not clock.availability.reachable(seed, client, number, pace.clock):
+                missing[client] = ("unavailable", "not reachable when invited")
+                continue
+            delay = clock.delay.draw(seed, client, number, people.examples(client))
+            fraction = clock.fraction(seed, client, number)
+            left = clock.leaves_after(seed, client, number)
+            if left is not None:
+                missing[client] = ("dropped", f"left {left * delay:.3g} after the start")
+                gone = max(gone, left * delay)
+                continue
+            task = Task(client, version, staleness(0), fraction, pace.repeat)
+            arrivals.append((delay * fraction, index, task))
+        arrivals.sort(key=lambda a: a[:2])
+        kept, length = self._close(arrivals, missing, len(invited), gone)
+        quorum = math.ceil(self.quorum * len(invited)) if self.quorum < 1 else int(self.quorum)
+        abort = ""
+        if len(kept) < max(1, quorum):
+            abort = (
+                f"{len(kept)} of {len(invited)} invited clients arrived; quorum {max(1, quorum)}"
+            )
+        tasks = tuple(task for _, _, task in sorted(kept, key=lambda a: a[1]))
+        plan = Plan(
+            tasks=() if abort else tasks,
+            invited=invited,
+            missing=missing,
+            clock=pace.clock + length,
+            quorum=max(1, quorum),
+            abort=abort,
+        )
+        return plan, replace(pace, clock=plan.clock, attempts=number + 1, repeat=pace.repeat + 1)
+
+    def _close(
+        self,
+        arrivals: list[tuple[float, int, Task]],
+        missing: dict[ClientId, tuple[str, str]],
+        invited: int,
+        gone: float,
+    ) -> tuple[list[tuple[float, int, Task]], float]:
+        """Who counts, and how long the round lasted; names the late and the surplus."""
+        on_time = [a for a in arrivals if a[0] <= self.deadline]
+        for at, _, task in arrivals[len(on_time) :]:
+            missing[task.client] = ("late", f"{at:.3g} after the start, deadline {self.deadline:g}")
+        want = self.cohort.size if self.over_selection else invited
+        kept = on_time[:want]
+        for at, _, task in on_time[want:]:
+            missing[task.client] = (
+                "surplus",
+                f"arrived {at:.3g} after the start, enough before it",
+            )
+        if len(kept) == want and kept:
+            return kept, kept[-1][0]
+        if math.isfinite(self.deadline):
+            return kept, self.deadline
+        return kept, max(gone, kept[-1][0] if kept else 0.0)
+
+
+@dataclass(frozen=True)
+class Asynchronous:
+    """No barrier: a server step after every ``buffer`` arrivals (FedBuff; 1 is FedAsync).
+
+    A client that arrives is dispatched again (or another idle one, drawn uniformly) as soon as the
+    step it completed is done, or at the end of the same instant of virtual time.
+
+    Args:
+        buffer: K, updates per server step.
+        concurrency: clients training at any time; 0 means all.
+        max_staleness: older updates are thrown away; None for no limit.
+        patience: virtual seconds to wait before asking again when nobody is reachable.
+    """
+
+    buffer: int = 1
+    concurrency: int = 0
+    max_staleness: int | None = None
+    patience: float = 1.0
+
+    def faults(self, population: int) -> list[str]:
+        """Impossible buffer or concurrency."""
+        found = []
+        if self.buffer < 1:
+            found.append(f"buffer {self.buffer} is below 1")
+        if not 0 <= self.concurrency <= population:
+            found.append(f"concurrency {self.concurrency} in a federation of {population} clients")
+        if self.buffer > (self.concurrency or population):
+            found.append(
+                f"buffer {self.buffer} exceeds the {self.concurrency or population} clients at work: "
+                "one client would count twice in a step"
+            )
+        return found
+
+    def plan(
+        self, pace: Pace, version: int, people: Population, staleness: Callable[[int], float]
+    ) -> tuple[Plan, Pace]:
+        """Let virtual time run until the buffer is full."""
+        run = _Flight(self, pace, people, version)
+        if pace.order == 0:
+            run.idle = self.concurrency or len(people.clients)
+        run.dispatch()
+        tasks: list[Task] = []
+        waiting: list[Event] = []
+        stale: dict[ClientId, int] = {}
+        while len(tasks) < self.buffer:
+            event = run.pop()
+            if event is None:
+                break
+            _, _, client, since, repeat, fraction = event
+            tau = version - since
+            if fraction < 0:
+                run.missing[client] = ("dropped", "left in the middle of its task")
+            elif self.max_staleness is not None and tau > self.max_staleness:
+                run.missing[client] = ("late", f"{tau} versions old, at most {self.max_staleness}")
+            elif client in stale:
+                # One client counts once in a step: its second arrival waits for the next one.
+                run.held.add(client)
+                waiting.append(event)
+                continue
+            else:
+                run.missing.pop(client, None)
+                stale[client] = tau
+                tasks.append(Task(client, since, staleness(tau), fraction, repeat))
+            run.idle += 1
+            if len(tasks) < self.buffer and not run.simultaneous():
+                run.dispatch()
+        run.put_back(waiting)
+        abort = "" if tasks else "no client can be reached any more"
+        plan = Plan(tuple(tasks), tuple(run.asked), run.missing, run.now, 1, abort, stale)
+        return plan, run.pace()
+
+
+class _Flight:
+    """Working copy of a pace while virtual time runs; lives within one call of ``plan``."""
+
+    def __init__(self, rule: Asynchronous, pace: Pace, people: Population, version: int) -> None:
+        self.rule, self.people, self.version = rule, people, version
+        self.now, self.order, self.idle = pace.clock, pace.order, pace.idle
+        self.attempts = pace.attempts
+        self.events = list(pace.events)
+        heapq.heapify(self.events)
+        self.starts, self.started = dict(pace.starts), dict(pace.started)
+        self.asked: list[ClientId] = [e[2] for e in sorted(self.events)]
+        self.missing: dict[ClientId, tuple[str, str]] = {}
+        self.held: set[ClientId] = set()
+
+    def simultaneous(self) -> bool:
+        """Whether the next arrival is in this very instant."""
+        return bool(self.events) and self.events[0][0] == self.now
+
+    def put_back(self, waiting: Sequence[Event]) -> None:
+        """Second arrivals of a client in one step arrive again, now, for the next step."""
+        for _, order, client, since, repeat, fraction in waiting:
+            heapq.heappush(self.events, (self.now, order, client, since, repeat, fraction))
+
+    def pop(self) -> Event | None:
+        """Advance to the next arrival; None when nobody will ever arrive."""
+        tries = 0
+        while not self.events:
+            wake = self.people.clock.availability.next_change(self.now)
+            wait = self.rule.patience if self.people.clock.availability.intervals is None else 0.0
+            if math.isinf(wake) and (wait == 0.0 or tries > 1000):
+                return None
+            self.now = wake if math.isfinite(wake) else self.now + wait
+            tries += 1
+            self.dispatch()
+        event = heapq.heappop(self.events)
+        self.now = event[0]
+        return event
+
+    def dispatch(self) -> None:
+        """Start as many clients as are idle, drawn uniformly from those not at work."""
+        if not self.idle:
+            return
+        busy = self.held.union(e[2] for e in self.events)
+        free = [c for c in self.people.clients if c not in busy]
+        if len(free) > self.idle:
+            rng = (self.people.seed / "dispatch" / self.order).generator()
+            free = [free[int(i)] for i in rng.permutation(len(free))]
+        for client in free:
+            if not self.idle:
+                return
+            self._start(client)
+
+    def _start(self, client: ClientId) -> None:
+        clock, seed = self.people.clock, self.people.seed / "clock"
+        number = self.starts.get(client, 0)
+        self.starts[client] = number + 1
+        if client not in self.asked:
+            self.asked.append(client)
+        if not clock.availability.reachable(seed, client, number, self.now):
+            self.missing[client] = ("unavailable", "not reachable when invited")
+            return
+        last, repeats = self.started.get(client, (-1, 0))
+        repeat = repeats if last == self.version else 0
+        self.started[client] = (self.version, repeat + 1)
+        delay = clock.delay.draw(seed, client, number, self.people.examples(client))
+        fraction = clock.fraction(seed, client, number)
+        left = clock.leaves_after(seed, client, number)
+        at = self.now + delay * (fraction if left is None else left)
+        event = (at, self.order, client, self.version, repeat, fraction if left is None else -1.0)
+        heapq.heappush(self.events, event)
+        self.order += 1
+        self.idle -= 1
+
+    def pace(self) -> Pace:
+        """The record to remember."""
+        return Pace(
+            clock=self.now,
+            attempts=self.attempts + 1,
+            events=tuple(sorted(self.events)),
+            order=self.order,
+            starts=self.starts,
+            started=self.started,
+            idle=self.idle,
+        )
+
+
+def check_schedule(schedule: Schedule, population: int) -> None:
+    """Raise all faults of ``schedule`` in a federation of ``population`` clients.
+
+    Raises:
+        JobError: with every fault.
+    """
+    found = schedule.faults(population)
+    if found:
+        raise JobError("; ".join(found), remedy="change [rounds] in the job")

@@ -1,0 +1,143 @@
+"""Arrays that several processes map and nobody copies.
+
+The memory is anonymous to the file system (its file is unlinked at birth), so a process killed at
+any moment leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Mapping, Sized
+from dataclasses import dataclass
+from multiprocessing.context import BaseContext
+from typing import Any
+
+import numpy as np
+
+from atoll.core.contracts import Examples
+from atoll.core.layout import Array
+from atoll.core.values import Broadcast, ClientId
+
+__all__ = ["Board", "SharedArray", "SharedExamples", "share_clients"]
+
+
+class SharedArray:
+    """A block of shared memory seen as one array; crosses to a child when the child is started.
+
+    Args:
+        context: multiprocessing context of the children.
+        shape: shape of the array.
+        dtype: dtype of the array.
+    """
+
+    def __init__(self, context: BaseContext, shape: tuple[int, ...], dtype: Any) -> None:
+        self.shape, self.dtype = shape, np.dtype(dtype)
+        size = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
+        self._block: Any = context.RawArray(ctypes.c_byte, max(1, size))
+
+    def view(self) -> Array:
+        """The array, without a copy."""
+        count = int(np.prod(self.shape, dtype=np.int64))
+        return np.frombuffer(self._block, self.dtype, count).reshape(self.shape)
+
+
+@dataclass(eq=False)
+class SharedExamples(Mapping[ClientId, Examples]):
+    """A federation whose rows lie in two shared blocks; a client is a slice of both.
+
+    Args:
+        features: all rows, ``(rows, ...)``.
+        targets: all targets, ``(rows,)``.
+        spans: client -> (first row, end row).
+    """
+
+    features: SharedArray
+    targets: SharedArray
+    spans: dict[ClientId, tuple[int, int]]
+
+    def __post_init__(self) -> None:
+        """Map the blocks once."""
+        self._views: tuple[Array, Array] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Views are mapped anew in a child."""
+        return {**self.__dict__, "_views": None}
+
+    def __getitem__(self, client: ClientId) -> Examples:
+        """Slices of the shared blocks."""
+        if self._views is None:
+            self._views = self.features.view(), self.targets.view()
+        start, stop = self.spans[client]
+        return Examples(self._views[0][start:stop], self._views[1][start:stop])
+
+    def __iter__(self) -> Iterator[ClientId]:
+        """Client ids in the federation's order."""
+        return iter(self.spans)
+
+    def __len__(self) -> int:
+        """Number of clients."""
+        return len(self.spans)
+
+
+def share_clients(
+    context: BaseContext, clients: Mapping[ClientId, Sized]
+) -> Mapping[ClientId, Sized]:
+    """The same federation in shared memory; data that are not alike arrays stay as they are."""
+    every = list(clients.values())
+    if not every or not all(isinstance(e, Examples) for e in every):
+        return clients
+    examples = [e for e in every if isinstance(e, Examples)]
+    kinds = {
+        (e.features.shape[1:], e.features.dtype, e.targets.shape[1:], e.targets.dtype)
+        for e in examples
+    }
+    if len(kinds) != 1:
+        return clients
+    shape, dtype, target_shape, target_dtype = kinds.pop()
+    rows = sum(map(len, examples))
+    features = SharedArray(context, (rows, *shape), dtype)
+    targets = SharedArray(context, (rows, *target_shape), target_dtype)
+    into, into_targets = features.view(), targets.view()
+    spans: dict[ClientId, tuple[int, int]] = {}
+    start = 0
+    for client, e in zip(clients, examples, strict=True):
+        stop = start + len(e)
+        into[start:stop] = e.features
+        into_targets[start:stop] = e.targets
+        spans[client] = (start, stop)
+        start = stop
+    return SharedExamples(features, targets, spans)
+
+
+class Board:
+    """Slots in shared memory on which the parent pins broadcasts for the workers to read.
+
+    Args:
+        context: multiprocessing context of the workers.
+        like: a broadcast with the names, shapes and dtypes of all to come.
+        slots: how many versions can hang at once.
+    """
+
+    def __init__(self, context: BaseContext, like: Broadcast, slots: int) -> None:
+        self._slots = [
+            {n: SharedArray(context, v.shape, v.dtype) for n, v in like.vectors.items()}
+            for _ in range(slots)
+        ]
+
+    def __len__(self) -> int:
+        """Number of slots."""
+        return len(self._slots)
+
+    def pin(self, slot: int, broadcast: Broadcast) -> None:
+        """Copy ``broadcast`` onto ``slot``."""
+        for name, shared in self._slots[slot].items():
+            np.copyto(shared.view(), broadcast.vectors[name])
+
+    def read(self, slot: int, version: int) -> Broadcast:
+        """The broadcast on ``slot``, as read-only views."""
+        vectors = {}
+        for name, shared in self._slots[slot].items():
+            view = shared.view()
+            view.flags.writeable = False
+            vectors[name] = view
+        return Broadcast(version, vectors)
