@@ -1,18 +1,23 @@
 """Sums of floats that do not depend on order, to the last bit.
 
-Each value is split on fixed grids: the part on grid ``2**e1`` goes to the first bin, what is left to
-the next, finer bin. Parts on one grid are whole multiples of it, so float64 adds them without
-rounding as long as the bin's total stays below ``2**(53 + e1)``, and exact addition commutes. The
-split is Rump's extraction by adding and subtracting a big constant; binned sums are treated by
-Demmel and Nguyen, "Parallel Reproducible Summation", IEEE Trans. Computers 64 (2015),
-doi:10.1109/TC.2014.2345391. What lies below the finest grid is rounded to it once per value.
+Each value is rounded once, to the nearest multiple of a fixed step (ties to even); from there on all
+is integers, and integers add exactly in any order. An integer is kept in two 64-bit limbs: the fine
+one counts steps, the coarse one takes what the fine one carries.
 
-============  ===============  ==================  =====================
-input dtype   grids            finest step         largest total
-============  ===============  ==================  =====================
-float32       2^-12, 2^-43     2^-43 = 1.1e-13     2^39 = 5.5e11
-float64       1, 2^-27, 2^-54  2^-54 = 5.6e-17     2^51 = 2.3e15
-============  ===============  ==================  =====================
+==========  ==============  =======================  ====================  =====================
+dtype       step            coarse limb counts       one value, at most    total of absolutes
+==========  ==============  =======================  ====================  =====================
+float32     2^-43, 1.1e-13  2^-12                    2^39, 5.5e11          2^41, 2.2e12
+float64     2^-54, 5.6e-17  2^-2                     2^49, 5.6e14          2^51, 2.3e15
+==========  ==============  =======================  ====================  =====================
+
+What would leave these ranges is refused, so a sum is right or absent. The idea of one wide
+fixed-point register is Kulisch's; binned sums are treated by Demmel and Nguyen, "Parallel
+Reproducible Summation", IEEE Trans. Computers 64 (2015), doi:10.1109/TC.2014.2345391.
+
+To round and convert in one instruction, ``1.5 * 2^52`` is added: near that number neighbouring
+doubles are 1 apart, so the sum is rounded to a whole number, and its bit pattern, read as an
+integer, is a constant plus that number. The constants are taken off at the next carry.
 """
 
 from __future__ import annotations
@@ -30,9 +35,13 @@ from atoll.core.values import Aggregate, Update
 
 __all__ = ["ExactSum", "Fold"]
 
-_GRIDS = {"float32": (-12, -43), "float64": (0, -27, -54)}
-_BLOCK = 1 << 13
-"""Values handled at a time: the temporaries of one block stay in the first-level cache."""
+_GRIDS = {"float32": (-12, -43), "float64": (-2, -54)}
+"""Exponents of what the coarse and the fine limb count."""
+_BLOCK = 1 << 15
+"""Values handled at a time: the temporaries of one block stay in the second-level cache."""
+_CARRY_EVERY = 1 << 10
+"""Additions between carries: each adds at most 2^51 to the fine limb, which holds 2^63."""
+_BIG = 1.5 * 2.0**52
 
 
 class ExactSum:
@@ -40,77 +49,148 @@ class ExactSum:
 
     Args:
         size: length of the vectors.
-        dtype: ``float32`` or ``float64``, the dtype of what is added; chooses the grids.
+        dtype: ``float32`` or ``float64``, the dtype of what is added; chooses the step.
+
+    >>> exact = ExactSum(1, "float64")
+    >>> for value in (1e11, 1e-13, -1e11):
+    ...     exact.add(np.array([value]))
+    >>> bool(abs(exact.total()[0] - 1e-13) <= 2**-55)
+    True
     """
 
     def __init__(self, size: int, dtype: str = "float32") -> None:
+        if dtype not in _GRIDS:
+            raise UpdateRefused(f"vectors of dtype {dtype} do not add up exactly; use float32")
         self.dtype = dtype
-        self._grids = _GRIDS[dtype]
-        self.bins = np.zeros((len(self._grids), size))
         self.reach = 0
         """Upper bound on any total so far, as a whole number."""
+        self._coarse, self._fine = _GRIDS[dtype]
+        self._limbs = np.zeros((2, size), np.int64)
+        self._pending = [0, 0]  # bit patterns in either limb whose constant is still to come off
 
     @property
     def limit(self) -> int:
-        """Totals must stay below this to be exact."""
-        return 1 << (51 + self._grids[0])
+        """The sum of absolute values stays below this (and one value below a quarter of it)."""
+        return 1 << (53 + self._coarse)
+
+    @property
+    def bins(self) -> Array:
+        """The limbs in canonical form, coarse and fine, ``(2, size)`` int64: equal for equal sums."""
+        self._carry()
+        return self._limbs
 
     def check(self, vector: Array, factor: float) -> int:
         """The reach of ``factor * vector``.
 
         Raises:
-            UpdateRefused: it has a value that is not finite or is too large to add exactly.
+            UpdateRefused: another shape or dtype, or a value that is not finite or is too large to
+                add exactly.
         """
-        size = self.bins.shape[1]
-        if vector.shape != (size,):
-            raise UpdateRefused(f"vector of shape {vector.shape} where ({size},) is expected")
+        size = self._limbs.shape[1]
+        if vector.shape != (size,) or vector.dtype.name != self.dtype:
+            raise UpdateRefused(
+                f"vector of shape {vector.shape} and dtype {vector.dtype} "
+                f"where ({size},) {self.dtype} is expected"
+            )
         top = max(float(vector.max()), -float(vector.min())) if size else 0.0
-        if not math.isfinite(top) or not math.isfinite(factor):
+        if not math.isfinite(top):
             bad = int(np.count_nonzero(~np.isfinite(vector)))
-            raise UpdateRefused(f"{bad} of {size} values are not finite (weight {factor:g})")
+            raise UpdateRefused(f"{bad} of {size} values are not finite")
+        if not math.isfinite(factor * 2.0**-self._fine):
+            raise UpdateRefused(f"weight {factor:g} is not finite or too large")
         reach = math.ceil(Fraction(top) * Fraction(abs(factor))) + 1
-        if reach >= self.limit:
-            raise UpdateRefused(f"value {top * factor:.3g} is beyond the range {self.limit:.3g}")
+        if reach > self.limit // 4:
+            raise UpdateRefused(f"value {top * factor:.3g} is beyond {self.limit // 4:.3g}")
         return reach
 
-    def add(self, vector: Array, factor: float = 1.0) -> None:
-        """Add ``factor * vector``.
+    def spare(self, reach: int) -> None:
+        """Refuse what would bring the sum out of its exact range.
 
         Raises:
-            UpdateRefused: see :meth:`check`, or the total would leave the exact range; the sum is
-                then unchanged.
+            UpdateRefused: the reach so far and ``reach`` together exceed the limit.
+        """
+        if self.reach + reach >= self.limit:
+            raise UpdateRefused(
+                f"the sum leaves the exact range {self.limit:.3g}", remedy="scale the weights down"
+            )
+
+    def add(self, vector: Array, factor: float = 1.0) -> None:
+        """Add ``factor * vector``, each product rounded once to float64 before it is added.
+
+        Raises:
+            UpdateRefused: see :meth:`check` and :meth:`spare`; the sum is then unchanged.
         """
         reach = self.check(vector, factor)
-        if self.reach + reach >= self.limit:
-            raise UpdateRefused(f"the sum leaves the exact range {self.limit:.3g}")
+        self.spare(reach)
+        self.take(vector, factor, reach)
+
+    def take(self, vector: Array, factor: float, reach: int) -> None:
+        """Add what :meth:`check` gave ``reach`` for and :meth:`spare` let pass."""
+        if max(self._pending) >= _CARRY_EVERY:
+            self._carry()
         self.reach += reach
+        wide = reach * 2.0**-self._fine > 2.0**51
+        big = _BIG * 2.0 ** (self._coarse - self._fine)
+        scale = float(factor) * 2.0**-self._fine  # a power of two: values become counts of steps
         size = len(vector)
-        work = np.empty((2, min(size, _BLOCK)))
+        work = np.empty((1 + wide, min(size, _BLOCK)))
+        bits = work.view(np.int64)
         for start in range(0, size, _BLOCK):
-            stop = min(start + _BLOCK, size)
-            rest, part = work[0, : stop - start], work[1, : stop - start]
-            np.multiply(vector[start:stop], factor, out=rest, dtype=np.float64)
-            for row, exponent in enumerate(self._grids):
-                big = 1.5 * 2.0 ** (52 + exponent)
+            block = vector[start : start + _BLOCK]
+            here, n = slice(start, start + len(block)), len(block)
+            rest = work[0, :n]
+            rest[:] = block
+            rest *= scale
+            if wide:
+                part = work[1, :n]
                 np.add(rest, big, out=part)
+                self._limbs[0, here] += bits[1, :n]
                 part -= big
-                self.bins[row, start:stop] += part
-                if row + 1 < len(self._grids):
-                    rest -= part
+                rest -= part  # exact: Rump's extraction
+            rest += _BIG
+            self._limbs[1, here] += bits[0, :n]
+        self._pending[0] += wide
+        self._pending[1] += 1
+
+    def _carry(self) -> None:
+        if not any(self._pending):
+            return
+        gap = self._coarse - self._fine
+        high, low = self._limbs
+        for limb, big, count in zip(
+            (high, low), (_BIG * 2.0**gap, _BIG), self._pending, strict=True
+        ):
+            if count:  # 64-bit integers wrap around, so the constant may be summed modulo 2^64
+                pattern = int(np.float64(big).view(np.int64))
+                limb -= (count * pattern + 2**63) % 2**64 - 2**63
+        high += low >> gap
+        low &= (1 << gap) - 1
+        self._pending = [0, 0]
 
     def merge(self, other: ExactSum) -> None:
-        """Add another running sum of the same length and dtype."""
-        if self.reach + other.reach >= self.limit:
-            raise UpdateRefused(f"the sum leaves the exact range {self.limit:.3g}")
+        """Add another running sum of the same length and dtype, which stays as it is.
+
+        Raises:
+            UpdateRefused: another length or dtype, or the range is exceeded; nothing has changed.
+        """
+        mine, theirs = self.bins, other.bins
+        if mine.shape != theirs.shape or self.dtype != other.dtype:
+            raise UpdateRefused(
+                f"sums of ({theirs.shape[1]},) {other.dtype} and ({mine.shape[1]},) {self.dtype}"
+            )
+        self.spare(other.reach)
         self.reach += other.reach
-        self.bins += other.bins
+        mine += theirs
+        mine[0] += mine[1] >> (self._coarse - self._fine)
+        mine[1] &= (1 << (self._coarse - self._fine)) - 1
 
     def total(self) -> Array:
-        """The sum in float64, rounded by one fixed sequence of additions."""
-        result: Array = self.bins[-1].copy()
-        for row in self.bins[-2::-1]:
-            result += row
-        return result
+        """The sum, rounded once to float64: ``(size,)``."""
+        high, low = self.bins.astype(np.float64)  # exact: both stay below 2^53
+        high *= 2.0**self._coarse
+        low *= 2.0**self._fine
+        high += low
+        return np.asarray(high)
 
 
 class Fold:
@@ -132,61 +212,89 @@ class Fold:
         """Fold one update whose vectors count ``scale * update.weight`` times.
 
         Raises:
-            UpdateRefused: not finite, out of range, a negative weight, or other names or shapes
-                than the updates before it.
+            UpdateRefused: not finite, out of range, a negative weight or scale, or other names,
+                shapes, dtypes or kinds of metric than the updates before it.
         """
-        if not (math.isfinite(update.weight) and update.weight >= 0):
-            raise UpdateRefused(f"weight {update.weight!r} is not a finite number >= 0")
-        if self._count and set(update.vectors) != set(self.sums):
-            raise UpdateRefused(f"vectors {sorted(update.vectors)}, not {sorted(self.sums)}")
-        factor = scale * update.weight
-        fresh = {
-            name: self.sums.get(name) or ExactSum(v.size, _dtype_name(name, v))
-            for name, v in update.vectors.items()
-        }
-        for name, into in fresh.items():
-            v = update.vectors[name]
-            if self._shapes.get(name, v.shape) != v.shape:
-                raise UpdateRefused(f"{name!r} has shape {v.shape}, not {self._shapes[name]}")
-            if into.reach + into.check(v.ravel(), factor) >= into.limit:
-                raise UpdateRefused(f"the sum of {name!r} leaves the exact range")
-        for name, into in fresh.items():
+        weight = _factor("weight", update.weight)
+        factor = _factor("scaled weight", _factor("scale", scale) * weight)
+        shapes = {name: np.shape(v) for name, v in update.vectors.items()}
+        self._agree(shapes)
+        metrics = self._merged(update.metrics)
+        ready = []
+        for name, v in update.vectors.items():
+            into = self.sums.get(name) or ExactSum(v.size, v.dtype.name)
+            vector = v.ravel()
+            try:
+                reach = into.check(vector, factor)
+                into.spare(reach)
+            except UpdateRefused as error:
+                raise UpdateRefused(f"{name!r}: {error.message}", remedy=error.remedy) from error
+            ready.append((name, into, vector, reach))
+        for name, into, vector, reach in ready:
             self.sums[name] = into
-            self._shapes[name] = update.vectors[name].shape
-            into.add(update.vectors[name].ravel(), factor)
-        self._weight += Fraction(update.weight)
+            into.take(vector, factor, reach)
+        self._shapes = shapes
+        self._weight += Fraction(weight)
         self._scaled += Fraction(factor)
         self._count += 1
-        self._examples += update.examples
-        self._metrics = merge_metrics(self._metrics, update.metrics)
+        self._examples += int(update.examples)
+        self._metrics = metrics
 
     def merge(self, other: Fold) -> None:
-        """Fold in everything another fold holds."""
+        """Fold in everything another fold holds; ``other`` stays as it is.
+
+        Raises:
+            UpdateRefused: the two hold other names, shapes, dtypes or kinds of metric, or a sum
+                would leave its exact range; nothing has then changed.
+        """
+        if not other._count:
+            return
+        self._agree(other._shapes)
+        metrics = self._merged(other._metrics)
+        fresh = {
+            n: self.sums.get(n) or ExactSum(s.bins.shape[1], s.dtype) for n, s in other.sums.items()
+        }
         for name, theirs in other.sums.items():
-            if name in self.sums:
-                self.sums[name].merge(theirs)
-            else:
-                self.sums[name] = theirs
-                self._shapes[name] = other._shapes[name]
+            if fresh[name].dtype != theirs.dtype:
+                raise UpdateRefused(f"{name!r} is {theirs.dtype}, not {fresh[name].dtype}")
+            fresh[name].spare(theirs.reach)
+        for name, theirs in other.sums.items():
+            fresh[name].merge(theirs)
+        self.sums, self._shapes = fresh, dict(other._shapes)
         self._weight += other._weight
         self._scaled += other._scaled
         self._count += other._count
         self._examples += other._examples
-        self._metrics = merge_metrics(self._metrics, other._metrics)
+        self._metrics = metrics
+
+    def _agree(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        if self._count and shapes != self._shapes:
+            raise UpdateRefused(f"vectors {_listed(shapes)}, not {_listed(self._shapes)}")
+
+    def _merged(self, metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:
+        try:
+            return merge_metrics(self._metrics, metrics)
+        except (TypeError, ValueError) as error:
+            raise UpdateRefused(f"its metrics do not fit those before it: {error}") from error
 
     def aggregate(self) -> Aggregate:
-        """What has been folded so far."""
+        """What has been folded so far; vectors and metrics in the order of their names."""
         return Aggregate(
-            sums={n: s.total().reshape(self._shapes[n]) for n, s in self.sums.items()},
+            sums={n: s.total().reshape(self._shapes[n]) for n, s in sorted(self.sums.items())},
             weight=float(self._weight),
             scaled_weight=float(self._scaled),
             count=self._count,
             examples=self._examples,
-            metrics=self._metrics,
+            metrics=dict(sorted(self._metrics.items())),
         )
 
 
-def _dtype_name(name: str, vector: Array) -> str:
-    if vector.dtype.name not in _GRIDS:
-        raise UpdateRefused(f"{name!r} has dtype {vector.dtype}, not float32 or float64")
-    return str(vector.dtype.name)
+def _factor(what: str, given: float) -> float:
+    number = float(given)
+    if not (math.isfinite(number) and number >= 0):
+        raise UpdateRefused(f"{what} {number!r} is not a finite number >= 0")
+    return number
+
+
+def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {shape}" for name, shape in sorted(shapes.items())) or "none"
