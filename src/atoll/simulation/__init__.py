@@ -1,0 +1,7 @@
+"""A job run on this machine: the round loop over local executors, a run folder and a report."""
+
+from __future__ import annotations
+
+from atoll.simulation.run import Run, simulate
+
+__all__ = ["Run", "simulate"]

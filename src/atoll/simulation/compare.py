@@ -1,0 +1,88 @@
+"""Was it worth joining? Each site trained alone, and all rows pooled, by the same loop.
+
+Pooling is possible in a simulation only; it is what the federation is measured against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from atoll.algorithms import FedAvg
+from atoll.core.contracts import Examples, Weighting
+from atoll.core.metrics import values
+from atoll.core.values import ClientId, State
+from atoll.runtime.client import Parts, evaluate_client
+from atoll.runtime.loop import Evaluation, Loop, Stop
+from atoll.runtime.serial import SerialExecutor
+
+__all__ = ["compare", "pooled"]
+
+
+def pooled(clients: Mapping[ClientId, Any]) -> Examples | None:
+    """All rows together; None when the data are not plain examples of one shape."""
+    every = [e for e in clients.values() if isinstance(e, Examples)]
+    if len(every) != len(clients) or len({e.features.shape[1:] for e in every}) != 1:
+        return None
+    return Examples(
+        np.concatenate([e.features for e in every]), np.concatenate([e.targets for e in every])
+    )
+
+
+def compare(
+    parts: Parts,
+    rounds: int,
+    federated: Mapping[ClientId, Mapping[str, float]],
+    together: Examples | None,
+) -> dict[str, Any]:
+    """Metrics on each site's held-out rows: trained alone, federated, pooled.
+
+    Every model gets the same start, local work and number of rounds.
+
+    Args:
+        parts: the federated run's parts.
+        rounds: rounds of the federated run.
+        federated: its metrics per site.
+        together: all training rows; None when they cannot be pooled.
+
+    Returns:
+        ``{"metric": name, "sites": {site: {"alone": …, "federated": …, "pooled": …}}}``.
+    """
+    sites = list(parts.held_out)
+    whole = None if together is None else _train(parts, {"pooled": together}, rounds)
+    found: dict[ClientId, dict[str, Any]] = {}
+    for site in sites:
+        alone = _train(parts, {site: parts.clients[site]}, rounds)
+        found[site] = {
+            "alone": _on(parts, alone, site),
+            "federated": dict(federated[site]),
+            "pooled": None if whole is None else _on(parts, whole, site),
+        }
+    return {"metric": _headline(list(federated.values())), "sites": found}
+
+
+def _train(parts: Parts, clients: Mapping[ClientId, Any], rounds: int) -> State:
+    single = replace(
+        parts,
+        algorithm=FedAvg(),
+        clients=clients,
+        held_out={},
+        weighting=Weighting("uniform"),
+    )
+    loop = Loop(
+        single, SerialExecutor(single), evaluation=Evaluation(every=0), stop=Stop(rounds=rounds)
+    )
+    return loop.run().progress.state
+
+
+def _on(parts: Parts, state: State, site: ClientId) -> dict[str, float]:
+    return values(evaluate_client(parts, state.parameters, site, {}))
+
+
+def _headline(sites: Sequence[Mapping[str, float]]) -> str:
+    """The metric a reader looks at first."""
+    names = set(sites[0]) if sites else set()
+    return next((n for n in ("auc", "accuracy", "r2", "loss") if n in names), "loss")
