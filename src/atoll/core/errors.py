@@ -173,8 +173,11 @@ def suggest(word: str, known: Iterable[str]) -> str:
     "did you mean 'fedavg'?"
     """
     options = sorted(known)
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.6)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"
+    folded = {option.casefold(): option for option in options}
+    near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    if near:
+        return f"did you mean {folded[near[0]]!r}?"
+    return f"known: {', '.join(options)}" if options else "none is known"
 
 
 def raise_faults(kind: type[AtollError], what: str, faults: Sequence[Fault], **fields: str) -> None:

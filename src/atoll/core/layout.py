@@ -15,10 +15,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,10 @@ Array = NDArray[Any]
 """Any NumPy array; shapes are given in docstrings."""
 
 _VECTOR_DTYPES = ("float32", "float64")
+_ENTRY_DTYPES = frozenset(
+    ["bool", "bfloat16", "float16", "float32", "float64"]
+    + [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
+)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,28 @@ class Layout:
     entries: tuple[Entry, ...]
     dtype: str = "float32"
 
+    def __post_init__(self) -> None:
+        """Refuse what no vector could have (a layout may come from a file).
+
+        Raises:
+            LayoutError: duplicate names, an unknown dtype, a bad shape, or entries out of order.
+        """
+        if self.dtype not in _VECTOR_DTYPES:
+            raise LayoutError(f"a vector is float32 or float64, not {self.dtype!r}")
+        counts = Counter(name for e in self.entries for name in (e.name, *e.aliases))
+        if twice := sorted(name for name, count in counts.items() if count > 1):
+            raise LayoutError(f"entry names appear twice: {', '.join(twice)}")
+        for e in self.entries:
+            if not all(isinstance(n, int) and n >= 0 for n in e.shape):
+                raise LayoutError(f"entry {e.name!r} has shape {e.shape}: not whole numbers >= 0")
+            if e.dtype not in _ENTRY_DTYPES:
+                raise LayoutError(
+                    f"entry {e.name!r} has dtype {e.dtype!r}",
+                    remedy=suggest(e.dtype, _ENTRY_DTYPES),
+                )
+        if any(a.region > b.region for a, b in pairwise(self.entries)):
+            raise LayoutError("entries are not sorted by region", remedy="use Layout.of")
+
     @classmethod
     def of(
         cls, entries: Iterable[Entry], *, personal: Iterable[str] = (), dtype: str = "float32"
@@ -97,14 +125,7 @@ class Layout:
             LayoutError: duplicate names, an unknown dtype, or a pattern that matches nothing.
         """
         given = tuple(entries)
-        if dtype not in _VECTOR_DTYPES:
-            raise LayoutError(f"a vector is float32 or float64, not {dtype!r}")
         names = [name for e in given for name in (e.name, *e.aliases)]
-        twice = (
-            sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
-        )
-        if twice:
-            raise LayoutError(f"entry names appear twice: {', '.join(twice)}")
         patterns = tuple(personal)
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
@@ -116,7 +137,7 @@ class Layout:
             own = e.personal or any(
                 fnmatchcase(n, p) for p in patterns for n in (e.name, *e.aliases)
             )
-            return Entry(e.name, e.shape, e.dtype, e.trainable, own, e.aliases)
+            return replace(e, personal=own)
 
         return cls(tuple(sorted(map(marked, given), key=lambda e: e.region)), dtype)
 
@@ -181,9 +202,12 @@ class Layout:
         """The vector that holds ``tensors`` exactly.
 
         Raises:
-            LayoutError: an entry is missing, has another shape, or a value the vector's dtype
-                cannot hold exactly.
+            LayoutError: an entry is missing or unknown, has another shape, or a value the vector's
+                dtype cannot hold exactly.
         """
+        known = {name for e in self.entries for name in (e.name, *e.aliases)}
+        if unknown := sorted(set(tensors) - known):
+            raise LayoutError(f"no entry {unknown[0]!r}", remedy=suggest(unknown[0], known))
         vector = np.empty(self.size, self.dtype)
         for e, start in zip(self.entries, self.offsets, strict=False):
             if e.name not in tensors:
@@ -191,23 +215,21 @@ class Layout:
             value = np.asarray(tensors[e.name])
             if value.shape != e.shape:
                 raise LayoutError(f"entry {e.name!r} has shape {value.shape}, not {e.shape}")
-            into = vector[start : start + e.size]
-            with np.errstate(over="ignore"):
-                into[:] = value.ravel()
-            if value.dtype != self.dtype and not np.array_equal(
-                into.astype(value.dtype), value.ravel(), equal_nan=value.dtype.kind == "f"
-            ):
+            if not _put(vector[start : start + e.size], value.ravel()):
                 raise LayoutError(
                     f"entry {e.name!r} ({value.dtype}) has values that {self.dtype} cannot hold"
                 )
         return vector
 
     def unpack(self, vector: Array) -> dict[str, Array]:
-        """Named tensors in their own dtypes (whole numbers are rounded), aliases included."""
+        """Named tensors in their own dtypes (whole numbers are rounded), aliases included.
+
+        NumPy has no ``bfloat16``: such entries keep the vector's dtype, which holds them exactly.
+        """
         tensors: dict[str, Array] = {}
         for e, view in zip(self.entries, self.views(vector).values(), strict=True):
-            integral = np.dtype(e.dtype).kind in "iub"
-            value = (np.rint(view) if integral else view).astype(e.dtype)
+            dtype = np.dtype(self.dtype if e.dtype == "bfloat16" else e.dtype)
+            value = (np.rint(view) if dtype.kind in "iub" else view).astype(dtype)
             for name in (e.name, *e.aliases):
                 tensors[name] = value
         return tensors
@@ -222,14 +244,37 @@ class Layout:
 
     @classmethod
     def from_json(cls, text: str) -> Layout:
-        """Read what :meth:`to_json` wrote."""
-        raw = json.loads(text)
-        entries = (
-            Entry(name, tuple(shape), dtype, trainable, personal, tuple(aliases))
-            for name, shape, dtype, trainable, personal, aliases in raw["entries"]
-        )
-        return cls(tuple(entries), raw["dtype"])
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            LayoutError: it is not a layout.
+        """
+        try:
+            raw = json.loads(text)
+            entries = tuple(
+                Entry(name, tuple(shape), dtype, trainable, personal, tuple(aliases))
+                for name, shape, dtype, trainable, personal, aliases in raw["entries"]
+            )
+            dtype = raw["dtype"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise LayoutError(f"not a layout: {error}") from error
+        return cls(entries, dtype)
 
     def digest(self) -> str:
         """SHA-256 of the canonical form, in hex."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _put(into: Array, value: Array) -> bool:
+    """Write ``value`` into a float vector; whether every value arrived exactly."""
+    if value.dtype == into.dtype:
+        into[:] = value
+        return True
+    if value.dtype.kind not in "fiub":
+        return False
+    with np.errstate(over="ignore"):
+        into[:] = value
+    # A float at or beyond an integer's range has no defined conversion back.
+    if value.dtype.kind in "iu" and np.any(into >= 2.0 ** np.iinfo(value.dtype).max.bit_length()):
+        return False
+    return np.array_equal(into.astype(value.dtype), value, equal_nan=value.dtype.kind == "f")

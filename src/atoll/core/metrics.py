@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
+from atoll.core.errors import DataError
 from atoll.core.layout import Array
 
 __all__ = [
@@ -60,7 +61,39 @@ def _alike(mine: _M, other: object) -> _M:
 
 
 def _exact(x: float) -> Fraction:
-    return Fraction(x) if math.isfinite(x) else Fraction(0)
+    return Fraction(float(x)) if math.isfinite(x) else Fraction(0)
+
+
+def _exact_sum(terms: list[float]) -> Fraction:
+    """Sum of finite numbers without any rounding: what one pass rounds off, the next one finds."""
+    total = Fraction(0)
+    while part := math.fsum(terms):
+        total += Fraction(part)
+        terms.append(-part)
+    return total
+
+
+def _squares(x: Array) -> list[float]:
+    """Numbers whose exact sum is the sum of ``x**2``: halves of 26 bits multiply without rounding.
+
+    Source: Dekker, "A floating-point technique for extending the available precision", 1971.
+    """
+    wide = x * (2.0**27 + 1)
+    high = wide - (wide - x)
+    low = x - high
+    return [float(p) for part in (high * high, 2 * high * low, low * low) for p in part]
+
+
+def _two_classes(truth: Array) -> Array:
+    labels = np.asarray(truth)
+    positive: Array = labels == 1
+    wrong = labels[~positive & (labels != 0)]
+    if len(wrong):
+        raise DataError(
+            f"label {wrong[0]} where 0 or 1 is expected",
+            remedy="encode the two classes as 0 and 1",
+        )
+    return positive
 
 
 @dataclass(frozen=True)
@@ -83,7 +116,8 @@ class Mean:
     @classmethod
     def of(cls, mean: float, weight: float) -> Mean:
         """The mean of one client's rows and their weight (usually their number)."""
-        return cls(_exact(mean) * _exact(weight), _exact(weight), math.isfinite(mean))
+        finite = math.isfinite(mean) and math.isfinite(weight)
+        return cls(_exact(mean) * _exact(weight), _exact(weight), finite)
 
     def merge(self, other: Metric) -> Mean:
         """Mean over both."""
@@ -126,8 +160,19 @@ class Confusion:
 
     @classmethod
     def of(cls, truth: Array, predicted: Array, classes: int) -> Confusion:
-        """Count pairs of true and predicted class indices, each ``(n,)`` in [0, classes)."""
-        flat = np.bincount(truth.astype(np.int64) * classes + predicted, minlength=classes**2)
+        """Count pairs of true and predicted class indices, each ``(n,)`` in [0, classes).
+
+        Raises:
+            DataError: an index is not a whole number in [0, classes).
+        """
+        pairs = []
+        for what, given in (("true", truth), ("predicted", predicted)):
+            index = np.asarray(given)
+            wrong = index[~((index >= 0) & (index < classes) & (index == np.floor(index)))]
+            if len(wrong):
+                raise DataError(f"{what} class {wrong[0]} is not a whole number in [0, {classes})")
+            pairs.append(index.astype(np.int64))
+        flat = np.bincount(pairs[0] * classes + pairs[1], minlength=classes**2)
         return cls(tuple(tuple(int(c) for c in row) for row in flat.reshape(classes, classes)))
 
     def merge(self, other: Metric) -> Confusion:
@@ -149,6 +194,10 @@ class Confusion:
         return sum(row[i] for i, row in enumerate(self.table)) / total if total else math.nan
 
 
+_LARGEST = 1e140
+"""Beyond it (and for NaN and infinity) sums of squares leave float64; R-squared is then NaN."""
+
+
 @dataclass(frozen=True)
 class Regression:
     """R-squared of predictions, from exact sums over rows.
@@ -156,7 +205,8 @@ class Regression:
     Args:
         n: rows.
         y, yy: sum of y and of y squared.
-        rr: sum of squared residuals.
+        rr: sum of squared residuals, each residual rounded once.
+        finite: False once a non-finite value went in; the value is then NaN.
     """
 
     n: int
@@ -169,10 +219,11 @@ class Regression:
     def of(cls, truth: Array, predicted: Array) -> Regression:
         """From targets and predictions, each ``(n,)``."""
         t = np.asarray(truth, np.float64)
-        r = t - np.asarray(predicted, np.float64)
-        sums = (math.fsum(t), math.fsum(t * t), float(np.sum(r * r)))
-        y, yy, rr = map(_exact, sums)
-        return cls(len(t), y, yy, rr, all(map(math.isfinite, sums)))
+        p = np.asarray(predicted, np.float64)
+        if max(np.abs(t).max(initial=0.0), np.abs(p).max(initial=0.0)) < _LARGEST:
+            y, yy, rr = map(_exact_sum, (t.tolist(), _squares(t), _squares(t - p)))
+            return cls(len(t), y, yy, rr)
+        return cls(len(t), Fraction(0), Fraction(0), Fraction(0), finite=False)
 
     def merge(self, other: Metric) -> Regression:
         """Over the rows of both."""
@@ -204,8 +255,13 @@ class RankedScores:
 
     @classmethod
     def of(cls, truth: Array, scores: Array) -> RankedScores:
-        """From 0/1 labels and real scores, each ``(n,)``."""
-        order = np.sort(scores[truth == 1]), np.sort(scores[truth == 0])
+        """From 0/1 labels and real scores, each ``(n,)``.
+
+        Raises:
+            DataError: a label is neither 0 nor 1.
+        """
+        positive = _two_classes(truth)
+        order = np.sort(scores[positive]), np.sort(scores[~positive])
         return cls(*(tuple(map(float, s)) for s in order))
 
     def merge(self, other: Metric) -> RankedScores:
@@ -235,17 +291,26 @@ class BinnedAUC:
 
     Args:
         positives, negatives: counts per bin of equal width, each ``(bins,)``.
+        undefined: rows whose score was NaN; the value is NaN if there are any.
     """
 
     positives: tuple[int, ...]
     negatives: tuple[int, ...]
+    undefined: int = 0
 
     @classmethod
     def of(cls, truth: Array, scores: Array, bins: int = 1000) -> BinnedAUC:
-        """From 0/1 labels and probabilities in [0, 1], each ``(n,)``."""
-        cell = np.clip((np.nan_to_num(scores) * bins).astype(np.int64), 0, bins - 1)
-        hist = (np.bincount(cell[truth == k], minlength=bins) for k in (1, 0))
-        return cls(*(tuple(int(c) for c in h) for h in hist))
+        """From 0/1 labels and probabilities, each ``(n,)``; scores outside [0, 1] join the end bins.
+
+        Raises:
+            DataError: a label is neither 0 nor 1.
+        """
+        positive, known = _two_classes(truth), ~np.isnan(scores)
+        inside = np.clip(np.where(known, scores, 0.0), 0.0, 1.0)
+        cell = np.minimum((inside * bins).astype(np.int64), bins - 1)
+        hist = (np.bincount(cell[known & k], minlength=bins) for k in (positive, ~positive))
+        p, n = (tuple(int(c) for c in h) for h in hist)
+        return cls(p, n, int(np.count_nonzero(~known)))
 
     def merge(self, other: Metric) -> BinnedAUC:
         """Bin by bin; both must have the same number of bins."""
@@ -255,6 +320,7 @@ class BinnedAUC:
         return BinnedAUC(
             tuple(map(sum, zip(self.positives, o.positives, strict=True))),
             tuple(map(sum, zip(self.negatives, o.negatives, strict=True))),
+            self.undefined + o.undefined,
         )
 
     def _pairs(self) -> int:
@@ -262,9 +328,9 @@ class BinnedAUC:
 
     @property
     def value(self) -> float:
-        """The area with ties inside a bin counted one half; NaN for one class."""
+        """The area with ties inside a bin counted one half; NaN for one class or a NaN score."""
         pairs = self._pairs()
-        if not pairs:
+        if not pairs or self.undefined:
             return math.nan
         below, twice = 0, 0
         for p, n in zip(self.positives, self.negatives, strict=True):
@@ -277,7 +343,7 @@ class BinnedAUC:
         """Largest possible distance from the exact area."""
         pairs = self._pairs()
         ties = sum(p * n for p, n in zip(self.positives, self.negatives, strict=True))
-        return ties / (2 * pairs) if pairs else math.nan
+        return ties / (2 * pairs) if pairs and not self.undefined else math.nan
 
 
 def merge_metrics(a: Metrics, b: Metrics) -> dict[str, Metric]:
