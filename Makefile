@@ -1,0 +1,78 @@
+# Atoll's task file. `make` lists what there is; every target sets up what it needs.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The first interpreter that runs and is new enough; `make PYTHON=/path/to/python setup` overrides.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+
+# torch goes in first and alone, so that pip settles its build before anything else asks for it. For the
+# CPU build on a machine that would get CUDA: TORCH='torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu'
+TORCH ?= torch==2.13.0
+
+# Tests share the cores between processes; more than one thread in each only makes them wait.
+WORKERS ?= 2
+PYTEST_ARGS ?=
+export OMP_NUM_THREADS ?= 1
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+ATOLL := $(BIN)/atoll
+SETUP := $(VENV)/.setup
+DOCS := $(VENV)/.docs
+CODE := $(wildcard src tests examples benchmarks docs)
+MAX_LINES := 500
+
+.PHONY: help setup demo test lint format bench targets docs clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+setup: $(SETUP) ## create .venv and install Atoll with its tools (once; again when pyproject.toml changes)
+
+$(SETUP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; next: make PYTHON=/path/to/python3.11 setup" >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' || $(PY) -m pip install -q $(TORCH)
+	$(PY) -m pip install -q -e '.[dev]'
+	@touch $@
+
+$(DOCS): $(SETUP)
+	$(PY) -m pip install -q -e '.[docs]'
+	@touch $@
+
+demo: $(SETUP) ## train one model over four hospitals: prints the table, writes runs/heart/report.html
+	$(ATOLL) run examples/heart/job.toml --out runs/heart --overwrite
+
+test: $(SETUP) ## run all tests (PYTEST_ARGS='-k word' for some of them)
+	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+lint: $(SETUP) ## check format, style, types, import layers and file sizes
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	@find $(CODE) -name '*.py' -exec wc -l {} + | awk '$$1 > $(MAX_LINES) && $$2 != "total" \
+		{ print $$2 ": " $$1 " lines, more than $(MAX_LINES)"; bad = 1 } END { exit bad }'
+
+format: $(SETUP) ## put the code in format and fix what ruff can fix
+	$(BIN)/ruff format $(CODE)
+	$(BIN)/ruff check --fix $(CODE)
+
+bench: $(SETUP) ## measure speed and memory
+	$(PY) benchmarks/run.py
+
+targets: $(SETUP) ## re-run the published results we compare with, write docs/results.md (long)
+	$(PY) benchmarks/targets/run.py
+
+docs: $(DOCS) ## build docs/_build/html; any warning is an error
+	$(PY) -m sphinx -q -W -n --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+clean: ## remove what was built; runs/ and .venv stay
+	rm -rf build dist docs/_build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
