@@ -1,0 +1,267 @@
+"""Exact sums: the same bits in any order, right to the stated step, or a refusal."""
+
+import math
+import pickle
+import random
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atoll.aggregation.exact import ExactSum
+from atoll.core.errors import UpdateRefused
+
+STEP = {"float32": 43, "float64": 54}
+"""A value is rounded to a multiple of 2 ** -STEP."""
+GAP = {"float32": 31, "float64": 52}
+"""The coarse limb counts 2 ** GAP steps."""
+
+patient = settings(deadline=None, max_examples=80)
+kinds = st.sampled_from(["float32", "float64"])
+weights = st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0, 64.0, 1234.5])
+tricky = [0.0, -0.0, 1.0, -1.0, 0.1, 5e-324, -1e-45, 2.0**-44, 3 * 2.0**-44, -(2.0**-44), 2.0**-55]
+tricky += [3 * 2.0**-55, 2.0**-13, 2.0**-3, -(2.0**-3), 1e-13, 1e-7, 255.99, 256.0, 1e6, 1e8, -1e8]
+reals = st.one_of(st.sampled_from(tricky), st.floats(-1e8, 1e8), st.floats(-1e-9, 1e-9))
+additions = st.lists(st.tuples(st.tuples(reals, reals, reals), weights), max_size=12)
+
+
+def vectors(rows, kind):
+    return [(np.array(values).astype(kind), weight) for values, weight in rows]
+
+
+def exact(rows, kind, size=3):
+    total = ExactSum(size, kind)
+    for vector, weight in rows:
+        total.add(vector, weight)
+    return total
+
+
+def bits(total):
+    return total.bins.tobytes(), total.total().tobytes(), total.reach
+
+
+def steps(value, kind):
+    """The whole number of steps a float64 is rounded to, ties to even."""
+    return round(Fraction(float(value)) * 2 ** STEP[kind])
+
+
+def integers(total):
+    high, low = total.bins.tolist()
+    return [(h << GAP[total.dtype]) + part for h, part in zip(high, low, strict=True)]
+
+
+@patient
+@given(additions, kinds)
+def test_the_sum_is_the_integer_sum_of_the_rounded_values(rows, kind):
+    rows = vectors(rows, kind)
+    want = [sum(steps(np.float64(v[i]) * w, kind) for v, w in rows) for i in range(3)]
+    total = exact(rows, kind)
+    assert integers(total) == want
+    assert total.total().tolist() == [float(Fraction(n, 2 ** STEP[kind])) for n in want]
+
+
+@patient
+@given(additions, kinds)
+def test_the_sum_is_within_half_a_step_per_value_of_fsum(rows, kind):
+    rows = vectors(rows, kind)
+    got = exact(rows, kind).total()
+    for i in range(3):
+        true = math.fsum(float(v[i]) * w for v, w in rows)
+        assert abs(got[i] - true) <= len(rows) * 2.0 ** -(STEP[kind] + 1) + math.ulp(true)
+
+
+@patient
+@given(additions, kinds, st.randoms(use_true_random=False))
+def test_any_order_split_and_merge_tree_gives_the_same_bits(rows, kind, chance):
+    rows = vectors(rows, kind)
+    want = bits(exact(rows, kind))
+    chance.shuffle(rows)
+    parts = [[] for _ in range(chance.randint(1, 5))]
+    for row in rows:
+        chance.choice(parts).append(row)
+    sums = [exact(part, kind) for part in parts]
+    while len(sums) > 1:
+        chance.shuffle(sums)
+        sums[0].merge(sums.pop())
+    assert bits(sums[0]) == want
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_cancellation_that_breaks_a_plain_sum_leaves_the_small_value(kind):
+    values = [1e11, 1e-13, -1e11, 5e-324, -0.0, 2.0**-60]
+    rows = [(np.array([v], kind), 1.0) for v in values]
+    plain = {float(sum(p, np.float64(0))) for p in (values, values[::-1], sorted(values))}
+    orders = [rows, rows[::-1], random.Random(3).sample(rows, 6)]
+    got = {exact(order, kind, 1).total()[0] for order in orders}
+    assert len(plain) > 1
+    assert len(got) == 1
+    assert abs(got.pop() - 1e-13) <= 2.0 ** -(STEP[kind] + 1)
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_a_tie_between_two_steps_goes_to_the_even_one(kind):
+    half = 2.0 ** -(STEP[kind] + 1)
+    values = np.array([1, 3, 5, -1, -3], kind) * np.array(half, kind)
+    assert integers(exact([(values, 1.0)], kind, 5)) == [0, 2, 2, 0, -2]
+
+
+def test_a_negative_zero_sums_to_plain_zero():
+    total = exact([(np.array([-0.0], np.float32), 1.0)], "float32", 1).total()
+    assert math.copysign(1.0, total[0]) == 1.0
+
+
+@pytest.mark.parametrize("size", [1, (1 << 15) - 1, 1 << 15, (1 << 15) + 1, 70_001])
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+def test_blocks_leave_no_seam(size, factor):
+    vector = np.random.default_rng(size).normal(0, 1, size).astype(np.float32)
+    total = ExactSum(size)
+    total.add(vector, factor)
+    total.add(vector[::-1], factor)
+    want = vector.astype(np.float64) * factor
+    assert np.abs(total.total() - (want + want[::-1])).max() <= 2.0**-42
+
+
+def test_values_seen_through_strides_count_like_copies():
+    vector = np.arange(12, dtype=np.float32)
+    total = exact([(vector[::3], 2.0)], "float32", 4)
+    assert total.total().tolist() == [0.0, 6.0, 12.0, 18.0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("float32", 255.99), ("float32", -3e5), ("float64", -1 / 3)]
+)
+def test_thousands_of_additions_stay_exact(kind, value):
+    vector = np.full(2, value, kind)
+    total = exact([(vector, 1.0)] * 5000, kind, 2)
+    assert integers(total) == [5000 * steps(vector[0], kind)] * 2
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_two_to_the_thirtieth_addends_stay_exact(kind):
+    """The part below the coarse step fills up first; doubling by merging gets there quickly."""
+    worst = np.array([(2 ** (GAP[kind] - 1) - 1) * 2.0 ** -STEP[kind]])
+    if kind == "float32":  # 24 bits hold no such value, but a weight makes one
+        vector, weight = np.ones(1, np.float32), float(worst[0])
+    else:
+        vector, weight = worst, 1.0
+    total = exact([(vector, weight)], kind, 1)
+    for _ in range(30):
+        total.merge(total)
+    total.add(np.array([2.0 ** -STEP[kind]], kind))
+    assert integers(total) == [2**30 * (2 ** (GAP[kind] - 1) - 1) + 1]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_up_to_the_limit_the_sum_is_exact_and_beyond_it_refused(kind, sign):
+    total = ExactSum(1, kind)
+    big = np.array([sign * (total.limit // 4) * (1 - 2.0**-22)], kind)
+    small = np.array([sign * 2.0 ** -STEP[kind]], kind)
+    rows = [(big, 1.0), (small, 1.0)] * 4
+    want = 4 * (steps(big[0], kind) + sign)
+    for vector, _ in rows:
+        total.add(vector)
+    before = bits(total)
+    for refused in (big, -big):
+        with pytest.raises(UpdateRefused, match="exact range"):
+            total.add(refused)
+    assert bits(total) == before
+    assert integers(total) == [want]
+    assert total.total()[0] == float(Fraction(want, 2 ** STEP[kind]))
+    assert total.limit * (1 - 2.0**-21) < total.reach < total.limit
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_a_value_at_its_own_bound_is_added_and_the_next_one_refused(kind):
+    total = ExactSum(1, kind)
+    bound = total.limit // 4
+    total.add(np.array([bound * (1 - 2.0**-23)], kind))
+    with pytest.raises(UpdateRefused, match="beyond"):
+        total.add(np.array([bound], kind))
+
+
+REFUSED = {
+    "nan": (np.array([0.0, np.nan]), 1.0, "1 of 2 values are not finite"),
+    "infinity": (np.array([np.inf, -np.inf]), 1.0, "2 of 2 values are not finite"),
+    "nan weight": (np.ones(2), math.nan, "weight nan"),
+    "infinite weight": (np.zeros(2), math.inf, "weight inf"),
+    "huge weight": (np.zeros(2), 1e308, "weight 1e\\+308"),
+    "huge value": (np.array([1e16, 0.0]), 1.0, "value 1e\\+16 is beyond"),
+    "huge product": (np.array([-1e8, 0.0]), 1e8, "value 1e\\+16 is beyond"),
+    "shape": (np.ones(3), 1.0, r"shape \(3,\)"),
+    "scalar shape": (np.float64(1.0).reshape(()), 1.0, r"shape \(\)"),
+    "matrix": (np.ones((1, 2)), 1.0, r"shape \(1, 2\)"),
+    "dtype": (np.ones(2, np.float32), 1.0, "dtype float32"),
+    "integers": (np.ones(2, np.int64), 1.0, "dtype int64"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_refused_vector_leaves_the_sum_unchanged(case):
+    vector, factor, message = REFUSED[case]
+    total = exact([(np.array([1.5, -2.5]), 1.0)], "float64", 2)
+    before = bits(total)
+    with pytest.raises(UpdateRefused, match=message):
+        total.add(vector, factor)
+    assert bits(total) == before
+
+
+def test_only_floats_of_32_and_64_bits_add_up():
+    with pytest.raises(UpdateRefused, match="float16"):
+        ExactSum(3, "float16")
+
+
+@pytest.mark.parametrize("other", [ExactSum(1), ExactSum(4), ExactSum(3, "float64")])
+def test_sums_of_another_length_or_dtype_do_not_merge(other):
+    total = exact([(np.ones(3, np.float32), 1.0)], "float32")
+    before = bits(total)
+    with pytest.raises(UpdateRefused, match="sums of"):
+        total.merge(other)
+    assert bits(total) == before
+
+
+def test_a_merge_beyond_the_range_is_refused_and_changes_nothing():
+    rows = [(np.full(3, 5e11, np.float32), 1.0)] * 3
+    a, b = exact(rows, "float32"), exact(rows, "float32")
+    before = bits(a), bits(b)
+    with pytest.raises(UpdateRefused, match="exact range"):
+        a.merge(b)
+    assert (bits(a), bits(b)) == before
+
+
+def test_merging_copies_so_that_neither_sum_moves_the_other():
+    a, b = ExactSum(2), exact([(np.ones(2, np.float32), 1.0)], "float32", 2)
+    before = bits(b)
+    a.merge(b)
+    a.add(np.ones(2, np.float32))
+    assert bits(b) == before
+    b.add(np.full(2, 7, np.float32))
+    assert a.total().tolist() == [2.0, 2.0]
+
+
+def test_a_sum_of_nothing_is_nothing():
+    empty = exact([(np.zeros(0, np.float32), 2.0)] * 3, "float32", 0)
+    empty.merge(ExactSum(0))
+    assert empty.total().shape == (0,)
+    assert ExactSum(2, "float64").total().tolist() == [0.0, 0.0]
+
+
+def test_the_total_is_a_copy():
+    total = exact([(np.ones(1), 1.0)], "float64", 1)
+    total.total()[:] = 9.0
+    assert total.total().tolist() == [1.0]
+
+
+def test_a_sum_crosses_a_process_boundary_in_the_middle():
+    total = exact([(np.full(2, 0.1, np.float32), 3.0)] * 3, "float32", 2)
+    sent = pickle.loads(pickle.dumps(total))
+    for each in (total, sent):
+        each.add(np.ones(2, np.float32))
+    assert bits(sent) == bits(total)
+
+
+def test_it_takes_sixteen_bytes_per_value_however_much_is_added():
+    total = exact([(np.ones(1000, np.float32), 1.0)] * 50, "float32", 1000)
+    assert len(pickle.dumps(total)) < 16 * 1000 + 1000
