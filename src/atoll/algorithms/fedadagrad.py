@@ -1,0 +1,99 @@
+"""FedAdagrad: Adaptive Federated Optimization.
+
+S. J. Reddi, Z. Charles, M. Zaheer, Z. Garrett, K. Rush, J. Konečný, S. Kumar, H. B. McMahan. ICLR 2021.
+https://arxiv.org/abs/2003.00295 (Algorithm 2)
+
+The server divides its step by the root of all squared mean changes so far, per coordinate. Coordinates that
+rarely change keep a large step, which suits sparse gradients. The step only ever shrinks.
+
+===================  ============================================
+symbol in the paper  name in the code
+===================  ============================================
+Delta_t              mean of ``delta``
+m_t, v_t             slots ``m`` and ``v``
+eta                  ``server_lr``
+eta_l                ``work.local.optimizer.lr``
+beta_1               ``beta1``
+tau                  ``tau``
+v_(-1)               ``initial_v``
+===================  ============================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from atoll.algorithms.adaptive import adaptive_step, start
+from atoll.algorithms.averaging import average_client, tell
+from atoll.algorithms.options import check
+from atoll.core.contracts import Weighting, Work
+from atoll.core.layout import Array, Layout
+from atoll.core.local import LocalWork
+from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
+
+__all__ = ["FedAdagrad"]
+
+
+@dataclass(frozen=True)
+class FedAdagrad:
+    """AdaGrad at the server.
+
+    Args:
+        server_lr: eta.
+        beta1: decay of m in [0, 1); 0 in the paper's experiments.
+        tau: degree of adaptivity, > 0; small is adaptive, large is FedAvgM.
+        initial_v: v before the first round, >= 0; None for tau^2 as in the paper.
+    """
+
+    server_lr: float = 0.1
+    beta1: float = 0.0
+    tau: float = 1e-3
+    initial_v: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        check(
+            self,
+            optional=("initial_v",),
+            server_lr="(0, inf)",
+            beta1="[0, 1)",
+            tau="(0, inf)",
+            initial_v="[0, inf)",
+        )
+
+    @property
+    def needs_correction(self) -> bool:
+        """Plain local training."""
+        return False
+
+    def faults(self, weighting: Weighting, local: LocalWork) -> Sequence[str]:
+        """Nothing: any weights and any local work fit."""
+        return ()
+
+    def init(self, parameters: Array, layout: Layout, population: int) -> State:
+        """The model, m = 0 and v = v_(-1)."""
+        return start(parameters, layout, population, self.initial_v, self.tau)
+
+    def broadcast(self, state: State) -> Broadcast:
+        """The global model."""
+        return tell(state)
+
+    def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
+        """Train and send the change."""
+        return average_client(broadcast, memory, work)
+
+    def server(self, state: State, aggregate: Aggregate) -> State:
+        """Algorithm 2, the lines of FedAdagrad."""
+        return adaptive_step(
+            state,
+            aggregate,
+            lambda v, square: v + square,
+            lr=self.server_lr,
+            beta1=self.beta1,
+            tau=self.tau,
+        )
+
+    def staleness(self, tau: int) -> float:
+        """The method is synchronous: an update counts fully."""
+        return 1.0
