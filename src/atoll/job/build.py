@@ -15,7 +15,7 @@ from atoll.core.errors import AtollError, Fault, JobConflict, JobError, raise_fa
 from atoll.core.local import LocalWork, Optimizer
 from atoll.core.local import Schedule as RateSchedule
 from atoll.job.datasets import Islands, load_islands
-from atoll.job.registry import algorithm_named, trainer_for
+from atoll.job.registry import algorithm_named, check_model, trainer_for
 from atoll.job.schema import JobSpec, definition_hash
 from atoll.runtime.clock import Availability, Clock, Delay, read_intervals, read_seconds
 from atoll.runtime.cohort import Cohort
@@ -147,6 +147,7 @@ def job_from_spec(spec: JobSpec, folder: Path) -> Job:
     weighting = Weighting(weights) if isinstance(weights, str) else Weighting("given", weights)
     if algorithm is not None:
         faults += [Fault("algorithm", f) for f in algorithm.faults(weighting, local)]
+    faults += check_model(spec, folder)
     faults += _conflicts(spec)
     raise_faults(JobConflict if _only_conflicts(faults) else JobError, "this job cannot run", faults)
     return Job(

@@ -1,0 +1,1 @@
+"""The ``atoll`` command: data on stdout, talk on stderr, stable exit codes."""

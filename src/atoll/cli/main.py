@@ -1,0 +1,81 @@
+"""The root of the ``atoll`` command and the one place where errors become exit codes.
+
+======  ====================================================================
+status  meaning
+======  ====================================================================
+0       done
+1       an error of Atoll itself: please report it
+2       the job file or the command line is wrong
+3       the data or the model do not match what was declared
+4       a client, an update or a quorum failed while running
+5       a folder or checkpoint cannot be used
+6       an optional library is missing
+130     interrupted; the run can be resumed
+======  ====================================================================
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import click
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+import atoll
+from atoll.cli import job, run
+from atoll.core.errors import AtollError
+
+__all__ = ["app", "main"]
+
+root = typer.Typer(
+    name="atoll",
+    help="Federated learning for data that may not be pooled.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+root.command("run")(run.run)
+root.command("report")(run.report)
+root.command("check")(job.check)
+root.command("methods")(job.methods)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"atoll {atoll.__version__}")
+        raise typer.Exit
+
+
+@root.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    talk = Console(stderr=True)
+    try:
+        status = root(arguments, standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except AtollError as error:
+        talk.print(f"[bold red]error[/] [dim]{error.code}[/]  {escape(str(error))}", soft_wrap=True)
+        return error.exit_status
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        talk.print("interrupted; continue with --resume")
+        return 130
+
+
+def app() -> None:
+    """Entry point of the installed command."""
+    sys.exit(main())

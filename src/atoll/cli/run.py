@@ -1,0 +1,134 @@
+"""``atoll run`` and ``atoll report``: a job simulated on this machine, and its report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from atoll.job.load import load_job
+from atoll.report.compare import comparison_table
+from atoll.report.html import write_report
+from atoll.report.progress import watch_rounds
+from atoll.report.tensorboard import TensorBoard
+from atoll.simulation import Run, simulate
+
+__all__ = ["report", "run"]
+
+
+def run(
+    job: Annotated[Path, typer.Argument(help="The job file (TOML).")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run.", show_default="runs/<name>")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the newest checkpoint.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as local.lr=0.1."),
+    ] = None,
+    executor: Annotated[str | None, typer.Option(help="serial or processes.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes; 0: one per core.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Replace the job's seed.")] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> int:
+    """Run a job as a simulation on this machine."""
+    made = load_job(job, settings or ())
+    folder = out or Path("runs") / made.name
+    observers: list[Any] = []
+    if tensorboard:
+        observers.append(TensorBoard(folder / "tensorboard"))
+    progress = None if quiet else watch_rounds(made.stop.rounds)
+    if progress is not None:
+        observers.append(progress)
+    try:
+        done = simulate(
+            made,
+            executor=executor,
+            workers=workers,
+            seed=seed,
+            out=folder,
+            resume=resume,
+            overwrite=overwrite,
+            observers=observers,
+        )
+    finally:
+        for observer in observers:
+            observer.close()
+    if as_json:
+        print(json.dumps(_result(done), indent=2))  # noqa: T201 data goes to stdout
+    else:
+        _show(done)
+    if done.status.startswith("interrupted"):
+        Console(stderr=True).print(f"interrupted; continue with: atoll run {job} --resume")
+        return 130
+    return 0
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
+) -> None:
+    """Write the report of a finished run again."""
+    typer.echo(write_report(folder))
+
+
+def _result(done: Run) -> dict[str, Any]:
+    last = done.rounds[-1] if done.rounds else {}
+    return {
+        "name": done.manifest["name"],
+        "status": done.status,
+        "rounds": done.manifest["rounds"],
+        "model_hash": done.model_hash,
+        "central": last.get("central"),
+        "federated": last.get("federated"),
+        "comparison": done.manifest["comparison"],
+        "folder": str(done.folder),
+        "report": str(done.folder / "report.html") if done.folder else None,
+    }
+
+
+def _show(done: Run) -> None:
+    console = Console(file=sys.stdout, highlight=False)
+    rows = comparison_table(done.manifest)
+    if rows:
+        console.print(_table(rows))
+    last: Mapping[str, Any] = done.rounds[-1] if done.rounds else {}
+    for kind in ("central", "federated"):
+        found = {k: v for k, v in (last.get(kind) or {}).items() if v is not None}
+        if found:
+            text = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+            console.print(f"{kind:<10} {text}")
+    console.print(f"status     {done.status}, {done.manifest['rounds']} rounds")
+    console.print(f"model      sha256 {done.model_hash}")
+    if done.folder is not None:
+        console.print(f"report     {done.folder / 'report.html'}", soft_wrap=True)
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    """Per site: each metric trained alone / federated / pooled."""
+    table = Table(box=None, pad_edge=False)
+    for index, name in enumerate(rows[0]):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*(_cell(v) for v in row.values()))
+    return table
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
