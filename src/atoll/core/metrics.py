@@ -195,7 +195,7 @@ class Confusion:
 
 
 _LARGEST = 1e140
-"""Beyond it (and for NaN and infinity) sums of squares leave float64; R-squared is then NaN."""
+"""Beyond it (and for NaN and infinity) sums of squares may leave float64; R-squared is then NaN."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Regression:
         """From targets and predictions, each ``(n,)``."""
         t = np.asarray(truth, np.float64)
         p = np.asarray(predicted, np.float64)
-        if max(np.abs(t).max(initial=0.0), np.abs(p).max(initial=0.0)) < _LARGEST:
+        if (np.abs(t) < _LARGEST).all() and (np.abs(p) < _LARGEST).all():
             y, yy, rr = map(_exact_sum, (t.tolist(), _squares(t), _squares(t - p)))
             return cls(len(t), y, yy, rr)
         return cls(len(t), Fraction(0), Fraction(0), Fraction(0), finite=False)
@@ -236,7 +236,10 @@ class Regression:
     def value(self) -> float:
         """R squared = 1 - residual / total sum of squares; NaN where y is constant."""
         spread = self.yy - self.y * self.y / self.n if self.n else Fraction(0)
-        return float(1 - self.rr / spread) if spread > 0 and self.finite else math.nan
+        if not (spread > 0 and self.finite):
+            return math.nan
+        r_squared = 1 - self.rr / spread
+        return float(r_squared) if r_squared > -_LARGEST else -math.inf
 
 
 @dataclass(frozen=True)
