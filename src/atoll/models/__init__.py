@@ -1,0 +1,1 @@
+"""Framework adapters, one file each; all implement :class:`atoll.core.contracts.Trainer`."""

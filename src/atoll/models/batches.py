@@ -1,0 +1,110 @@
+"""Which rows each local step sees, and at which learning rate: one definition for every trainer.
+
+The order of epoch e is the permutation drawn from ``seed / "epoch" / e``, cut into consecutive
+batches. A batch that holds every row is taken in the rows' own order: nothing is drawn for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from atoll.core.errors import DataError, JobError, suggest
+from atoll.core.layout import Array
+from atoll.core.local import LocalWork, Schedule
+from atoll.core.seeds import Seed
+
+__all__ = ["Plan", "batches", "learning_rate", "plan"]
+
+_SLACK = 1e-9
+"""0.07 * 100 is 7.000000000000001 in float64 and still means seven steps."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one client's rows are cut into steps.
+
+    Args:
+        rows: n_k.
+        size: rows of a full batch; never more than ``rows``.
+        per_epoch: batches in one pass.
+        steps: optimiser steps in all; runs over into further epochs where needed.
+    """
+
+    rows: int
+    size: int
+    per_epoch: int
+    steps: int
+
+
+def plan(rows: int, work: LocalWork) -> Plan:
+    """Cut ``rows`` rows into the batches of ``work``.
+
+    A client with fewer rows than a batch takes them all in one step, also under ``drop_last``:
+    it would otherwise send back what it got.
+
+    Raises:
+        DataError: the client has no rows.
+
+    >>> plan(25, LocalWork(epochs=1.5, batch_size=10))
+    Plan(rows=25, size=10, per_epoch=3, steps=5)
+    """
+    if rows <= 0:
+        raise DataError("the client has no rows to train on", remedy="leave it out of the cohort")
+    size = rows if work.batch_size <= 0 else min(work.batch_size, rows)
+    full, rest = divmod(rows, size)
+    per_epoch = full + (1 if rest and not work.drop_last else 0)
+    steps = work.steps
+    if steps is None:
+        steps = math.ceil(work.epochs * per_epoch - _SLACK)
+    return Plan(rows, size, per_epoch, max(steps, 0))
+
+
+def batches(rows: int, work: LocalWork, seed: Seed) -> Iterator[tuple[int, Array]]:
+    """For each step its local epoch and the row numbers of its batch, ``(<= batch_size,)`` int64.
+
+    Args:
+        rows: n_k, at least 1.
+        work: the local work.
+        seed: the stream of this fit; ``seed / "epoch" / e`` orders epoch e.
+
+    >>> [(e, len(i)) for e, i in batches(5, LocalWork(epochs=2, batch_size=3), Seed(0))]
+    [(0, 3), (0, 2), (1, 3), (1, 2)]
+    """
+    p = plan(rows, work)
+    order = np.arange(rows)
+    for step in range(p.steps):
+        epoch, position = divmod(step, p.per_epoch)
+        if position == 0 and p.size < rows:
+            order = (seed / "epoch" / epoch).generator().permutation(rows)
+        yield epoch, order[position * p.size : (position + 1) * p.size]
+
+
+def learning_rate(work: LocalWork, *, round: int, epoch: int) -> float:
+    """eta_l of a step in ``round`` and local ``epoch`` (both counted from 0).
+
+    >>> from atoll.core.local import Optimizer
+    >>> halve = Schedule("step", gamma=0.5, every=10)
+    >>> learning_rate(LocalWork(optimizer=Optimizer(lr=0.1), schedule=halve), round=20, epoch=0)
+    0.025
+    """
+    lr, schedule = work.optimizer.lr, work.schedule
+    t = round if schedule.unit == "round" else epoch
+    return lr * _factor(schedule, t)
+
+
+def _factor(schedule: Schedule, t: int) -> float:
+    if schedule.kind == "constant":
+        return 1.0
+    if schedule.kind == "step":
+        return float(schedule.gamma ** (t // schedule.every))
+    if schedule.kind == "cosine":
+        share = min(t, schedule.every) / schedule.every
+        return schedule.floor + (1.0 - schedule.floor) * 0.5 * (1.0 + math.cos(math.pi * share))
+    raise JobError(
+        f"unknown schedule {schedule.kind!r}",
+        remedy=suggest(str(schedule.kind), ["constant", "step", "cosine"]),
+    )

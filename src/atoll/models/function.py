@@ -1,0 +1,262 @@
+"""A user's own ``fit`` as a trainer: any library, any loop, through named NumPy arrays.
+
+::
+
+    def fit(parameters, data, context):
+        slope = ...                                  # anything
+        return {"w": parameters["w"] - context.lr * slope}, {"loss": 0.3}
+
+Local rules (FedProx, SCAFFOLD, FedDyn) do not reach into foreign code; a job that needs them is
+refused, unless the function declares ``corrects`` and applies ``context.rule`` itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from atoll.core.errors import (
+    ClientError,
+    Fault,
+    JobConflict,
+    LayoutError,
+    raise_faults,
+    suggest,
+)
+from atoll.core.layout import Array, Entry, Layout
+from atoll.core.local import Fit, LocalRule, LocalWork
+from atoll.core.metrics import Mean, Metric, Metrics
+from atoll.core.seeds import Seed
+from atoll.models.batches import learning_rate, plan
+
+__all__ = ["FitContext", "FunctionTrainer"]
+
+Named = Mapping[str, Array]
+"""A model as named arrays."""
+
+
+@dataclass(frozen=True, eq=False)
+class FitContext:
+    """What a user's ``fit`` is told besides parameters and data.
+
+    Args:
+        rng: this client's random stream in this round; use no other.
+        work: the local work asked for (epochs, steps, batch size, optimiser).
+        lr: the learning rate of this round.
+        rule: the local rule; trivial unless the trainer was made with ``corrects=True``.
+        round: version of the model training starts from.
+        layout: where each entry lies in the flat vectors of ``rule``.
+    """
+
+    rng: np.random.Generator
+    work: LocalWork
+    lr: float
+    rule: LocalRule
+    round: int
+    layout: Layout
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the rows asked for."""
+        return self.work.epochs
+
+
+UserFit = Callable[[dict[str, Array], Any, FitContext], tuple[Named, Mapping[str, float] | None]]
+UserEvaluate = Callable[[dict[str, Array], Any], Mapping[str, Any]]
+UserGradient = Callable[[dict[str, Array], Any], tuple[Named, float]]
+
+
+class FunctionTrainer:
+    """Three plain functions behind the :class:`~atoll.core.contracts.Trainer` contract.
+
+    Args:
+        initial: initial named arrays, or a function from a random generator to them. Floating
+            arrays are trained; whole-number ones are averaged and rounded.
+        fit: ``fit(parameters, data, context) -> (parameters, metrics or None)``. Of the metrics,
+            ``loss`` is the mean training loss and ``steps`` the optimiser steps taken (else those
+            of the local work); it gets copies and may change them.
+        evaluate: ``evaluate(parameters, data) -> {"loss": ..., ...}``; numbers are means over the
+            rows and merge weighted by their count, :class:`~atoll.core.metrics.Metric` as such.
+        gradient: ``gradient(parameters, data) -> (gradient of the mean loss, loss)``, for
+            algorithms that ask for gradients (FedSGD, SCAFFOLD option I).
+        corrects: whether ``fit`` applies ``context.rule`` itself.
+        personal: patterns of entries that stay at the client.
+
+    >>> from atoll.core.contracts import Examples
+    >>> def fit(parameters, data, context):
+    ...     return {"mean": data.targets.mean(keepdims=True)}, None
+    >>> def evaluate(parameters, data):
+    ...     return {"loss": float(np.mean((data.targets - parameters["mean"]) ** 2))}
+    >>> trainer = FunctionTrainer({"mean": np.zeros(1)}, fit, evaluate)
+    >>> rows = Examples(np.zeros((2, 1)), np.array([1.0, 3.0]))
+    >>> trainer.evaluate(np.array([2.0]), rows)["loss"].value
+    1.0
+    """
+
+    def __init__(
+        self,
+        initial: Named | Callable[[np.random.Generator], Named],
+        fit: UserFit,
+        evaluate: UserEvaluate,
+        *,
+        gradient: UserGradient | None = None,
+        corrects: bool = False,
+        personal: Sequence[str] = (),
+    ) -> None:
+        self._initial = initial
+        self._fit = fit
+        self._evaluate = evaluate
+        self._gradient = gradient
+        self._corrects = corrects
+        self._personal = tuple(personal)
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the user's function applies local rules."""
+        return self._corrects
+
+    @cached_property
+    def layout(self) -> Layout:
+        """One entry per array; float64 if one of them is, or holds what float32 cannot."""
+        arrays = self._start(Seed(0))
+        entries = [
+            Entry(name, a.shape, a.dtype.name, trainable=a.dtype.kind == "f")
+            for name, a in arrays.items()
+        ]
+        narrow = Layout.of(entries, personal=self._personal)
+        if not any(a.dtype == np.float64 for a in arrays.values()):
+            try:
+                narrow.pack(arrays)
+            except LayoutError:
+                pass
+            else:
+                return narrow
+        return Layout.of(entries, personal=self._personal, dtype="float64")
+
+    def initial(self, seed: Seed) -> Array:
+        """The user's initial arrays as one vector."""
+        return self.layout.pack(self._start(seed))
+
+    def fit(
+        self,
+        parameters: Array,
+        data: Any,
+        *,
+        work: LocalWork,
+        rule: LocalRule,
+        seed: Seed,
+        round: int,
+    ) -> Fit:
+        """Call the user's function.
+
+        Raises:
+            JobConflict: a local rule, and the function does not apply rules.
+            ClientError: it returned something else than a pair of mappings.
+            LayoutError: its arrays have other names or shapes; all of them are listed.
+        """
+        if not rule.trivial and not self.corrects:
+            raise JobConflict(
+                "the algorithm corrects local gradients, which a fit function does not do",
+                remedy="choose FedAvg, or apply context.rule and set corrects=True",
+            )
+        lr = learning_rate(work, round=round, epoch=0)
+        context = FitContext(seed.generator(), work, lr, rule, round, self.layout)
+        returned = self._fit(self._named(parameters), data, context)
+        if not (isinstance(returned, tuple) and len(returned) == 2):
+            raise ClientError(
+                f"fit returned {type(returned).__name__}, not (parameters, metrics or None)",
+                remedy="end it with: return parameters, {'loss': loss}",
+            )
+        found = dict(returned[1] or {})
+        steps = int(found["steps"]) if "steps" in found else plan(len(data), work).steps
+        loss = float(found.get("loss", float("nan")))
+        return Fit(self._packed(returned[0], "fit"), steps, steps * lr, len(data), loss)
+
+    def gradient(self, parameters: Array, data: Any) -> tuple[Array, float]:
+        """Call the user's gradient function; 0 where an entry is not trained.
+
+        Raises:
+            JobConflict: none was given.
+            LayoutError: its arrays have other names or shapes.
+        """
+        if self._gradient is None:
+            raise JobConflict(
+                "the algorithm asks for gradients and this trainer was made without any",
+                remedy="pass gradient=, or choose an algorithm that trains locally, such as FedAvg",
+            )
+        named = self._named(parameters)
+        slopes, loss = self._gradient(named, data)
+        fixed = {e.name: np.zeros(e.shape) for e in self.layout.entries if not e.trainable}
+        return self._packed({**fixed, **slopes}, "gradient", exact=False), float(loss)
+
+    def evaluate(self, parameters: Array, data: Any) -> Metrics:
+        """Call the user's scoring function.
+
+        Raises:
+            ClientError: it returned no ``loss``, or something that is neither number nor metric.
+        """
+        found = self._evaluate(self._named(parameters), data)
+        if not isinstance(found, Mapping) or "loss" not in found:
+            names = sorted(found) if isinstance(found, Mapping) else type(found).__name__
+            raise ClientError(
+                f"evaluate returned {names}, without 'loss'", remedy="return {'loss': ..., ...}"
+            )
+        return {name: _metric(name, value, len(data)) for name, value in found.items()}
+
+    def _start(self, seed: Seed) -> dict[str, Array]:
+        raw = self._initial(seed.generator()) if callable(self._initial) else self._initial
+        arrays = {name: np.asarray(value) for name, value in raw.items()}
+        raise_faults(
+            LayoutError,
+            "initial parameters",
+            [
+                Fault(name, f"dtype {a.dtype} is no number", "use float, int or bool arrays")
+                for name, a in arrays.items()
+                if a.dtype.kind not in "fiub"
+            ],
+        )
+        return arrays
+
+    def _named(self, parameters: Array) -> dict[str, Array]:
+        tensors = self.layout.unpack(parameters)
+        return {name: np.array(value) for name, value in tensors.items()}
+
+    def _packed(self, named: Named, source: str, *, exact: bool = True) -> Array:
+        expected = {e.name: e for e in self.layout.entries}
+        if not isinstance(named, Mapping):
+            raise ClientError(
+                f"{source} returned {type(named).__name__} where arrays by name belong"
+            )
+        faults = [
+            Fault(name, "not an entry of the model", suggest(name, expected))
+            for name in named
+            if name not in expected
+        ]
+        for name, e in expected.items():
+            if name not in named:
+                faults.append(Fault(name, "missing", "return every entry, changed or not"))
+            elif np.shape(named[name]) != e.shape:
+                faults.append(Fault(name, f"shape {np.shape(named[name])}, not {e.shape}"))
+        raise_faults(LayoutError, f"arrays returned by {source}", faults)
+        # Results of float64 arithmetic on a float32 model are rounded once, not refused.
+        own = {
+            n: np.asarray(a, self.layout.dtype if not exact or expected[n].trainable else None)
+            for n, a in named.items()
+        }
+        return self.layout.pack(own)
+
+
+def _metric(name: str, value: Any, rows: int) -> Metric:
+    if hasattr(value, "merge") and hasattr(value, "value"):
+        found: Metric = value
+        return found
+    try:
+        return Mean.of(float(value), rows)
+    except (TypeError, ValueError) as why:
+        raise ClientError(
+            f"metric {name!r} is {type(value).__name__}, neither a number nor a metric"
+        ) from why

@@ -1,0 +1,240 @@
+"""A torch module as one flat vector: its layout, and a module bound to flat buffers.
+
+The workbench of :mod:`atoll.models.torch`, whose notes say what becomes of odd dtypes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from atoll.core.errors import Fault, LayoutError, raise_faults
+from atoll.core.layout import Array, Entry, Layout
+
+__all__ = ["Bench", "layout_of", "pack_module", "tensor_over", "unpack_module"]
+
+
+@dataclass(eq=False)
+class _Held:
+    """One tensor of a module and every place it hangs at: (owner, attribute)."""
+
+    value: Tensor
+    names: list[str] = field(default_factory=list)
+    places: list[tuple[nn.Module, str]] = field(default_factory=list)
+
+    def now(self) -> Tensor:
+        """What hangs there now: a module may have put another tensor in a buffer's place."""
+        owner, key = self.places[0]
+        found: Tensor = getattr(owner, key)
+        return found.detach()
+
+    def write(self, view: Tensor) -> None:
+        """Set a buffer, in the tensor that other parts of the module may refer to."""
+        if not self.value.is_contiguous():  # an expanded one could not be written
+            self.value = self.value.detach().clone(memory_format=torch.contiguous_format)
+        self.value.copy_(restored(view, self.value.dtype))
+        for owner, key in self.places:
+            if getattr(owner, key) is not self.value:
+                setattr(owner, key, self.value)
+
+
+def _tensors(module: nn.Module) -> dict[str, _Held]:
+    """The state dict's tensors by first name; one that is held twice comes once."""
+    held: dict[int, _Held] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        path, _, key = name.rpartition(".")
+        if not isinstance(value, Tensor) or key == "_extra_state":
+            continue  # not a number to train or average; it stays with the recipe
+        one = held.setdefault(id(value), _Held(value))
+        one.names.append(name)
+        one.places.append((module.get_submodule(path), key))
+    return {one.names[0]: one for one in held.values()}
+
+
+def layout_of(module: nn.Module, personal: Sequence[str]) -> Layout:
+    """Layout in the narrowest vector dtype that holds every value exactly.
+
+    Raises:
+        LayoutError: a tensor that no real vector can hold; all of them are listed.
+    """
+    tensors = _tensors(module)
+    raise_faults(
+        LayoutError,
+        "the module does not fit a vector",
+        [Fault(n, why, todo) for n, t in tensors.items() for why, todo in _objections(t.value)],
+    )
+    entries = [
+        Entry(
+            n,
+            tuple(t.value.shape),
+            _numpy_name(t.value),
+            isinstance(t.value, nn.Parameter) and t.value.requires_grad,
+            aliases=tuple(t.names[1:]),
+        )
+        for n, t in tensors.items()
+    ]
+    if not any(t.value.dtype == torch.float64 for t in tensors.values()):
+        layout = Layout.of(entries, personal=personal)
+        try:
+            pack_module(module, layout)
+        except LayoutError:  # a whole number beyond 2^24
+            pass
+        else:
+            return layout
+    layout = Layout.of(entries, personal=personal, dtype="float64")
+    pack_module(module, layout)
+    return layout
+
+
+def _objections(value: Tensor) -> Iterator[tuple[str, str]]:
+    if nn.parameter.is_lazy(value):
+        yield "has no shape yet", "run one batch through the module first, or name its sizes"
+    elif value.is_complex() or value.layout != torch.strided or value.is_quantized:
+        yield (
+            f"{value.dtype}, {value.layout}, cannot lie in a real vector",
+            "use dense real tensors",
+        )
+    elif value.device.type != "cpu":
+        yield f"is on {value.device}", "build the module with values, on the CPU"
+
+
+def _numpy_name(value: Tensor) -> str:
+    """Dtype in the layout; see the module's notes for what NumPy does not know."""
+    name = str(value.dtype).removeprefix("torch.")
+    known = not value.is_floating_point() or name in ("float16", "float32", "float64")
+    return name if known else "float32"
+
+
+def pack_module(module: nn.Module, layout: Layout) -> Array:
+    """The vector that holds a module's state exactly.
+
+    Raises:
+        LayoutError: the module has other entries, or a value the vector's dtype cannot hold.
+    """
+    arrays = {
+        name: t.value.detach().to(getattr(torch, _numpy_name(t.value))).numpy()
+        for name, t in _tensors(module).items()
+    }
+    with np.errstate(invalid="ignore"):  # an int64 beyond every float is refused, not warned of
+        return layout.pack(arrays)
+
+
+def unpack_module(module: nn.Module, layout: Layout, vector: Array) -> None:
+    """Put ``vector`` into ``module``, each entry in its own dtype."""
+    tensors, flat = _tensors(module), tensor_over(vector)
+    with torch.no_grad():
+        for e, start in zip(layout.entries, layout.offsets, strict=False):
+            view = flat[start : start + e.size].view(e.shape)
+            held = tensors[e.name]
+            if isinstance(held.value, nn.Parameter):
+                held.value.data = restored(view, held.value.dtype).clone()
+            else:
+                held.write(view)
+
+
+def restored(view: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values in an entry's own dtype; whole numbers are rounded."""
+    return view.to(dtype) if dtype.is_floating_point else view.round().to(dtype)
+
+
+class Bench:
+    """A module bound to flat buffers, used for one client after the other.
+
+    ``flat`` is the whole vector, ``weights`` its trainable slice, ``gradient`` as long as that.
+    """
+
+    def __init__(self, module: nn.Module, layout: Layout, channels_last: bool) -> None:
+        dtype: torch.dtype = getattr(torch, layout.dtype)
+        self.module = module
+        self.layout = layout
+        self.flat = torch.zeros(layout.size, dtype=dtype)
+        self.weights = self.flat[layout.trainable]
+        self.gradient = torch.zeros_like(self.weights)
+        self._copied: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self._buffers: list[tuple[_Held, Tensor]] = []
+        self.dtype = dtype
+        tensors = _tensors(module)
+        for e, start in zip(layout.entries, layout.offsets, strict=False):
+            held = tensors[e.name]
+            view = self.flat[start : start + e.size].view(e.shape)
+            at = start - layout.trainable.start
+            slope = self.gradient[at : at + e.size].view(e.shape) if e.trainable else None
+            self._bind(held, view, slope, channels_last and len(e.shape) == 4)
+        floating = [t.value.dtype for t in tensors.values() if t.value.is_floating_point()]
+        self.compute = floating[0] if floating else dtype
+
+    def _bind(self, held: _Held, view: Tensor, slope: Tensor | None, reorder: bool) -> None:
+        value = held.value
+        if not isinstance(value, nn.Parameter):
+            self._buffers.append((held, view))
+        elif value.dtype == self.dtype and not reorder:
+            value.data = view
+            value.grad = slope
+        else:
+            if reorder:
+                value.data = value.data.contiguous(memory_format=torch.channels_last)
+            self._copied.append((value, view, slope))
+
+    def load(self, parameters: Array) -> None:
+        """Put a vector into the module."""
+        self.flat.copy_(tensor_over(parameters))
+        with torch.no_grad():
+            for value, view, _ in self._copied:
+                value.copy_(restored(view, value.dtype))
+            for held, view in self._buffers:
+                held.write(view)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of ``loss`` to the flat gradient."""
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        for value, _, slope in self._copied:
+            if slope is not None and value.grad is not None:
+                slope.add_(value.grad)
+                value.grad = None
+
+    def push(self) -> None:
+        """Carry an optimiser's step to the parameters that are no views."""
+        with torch.no_grad():
+            for value, view, slope in self._copied:
+                if slope is not None:
+                    value.copy_(view)
+
+    def vector(self) -> Array:
+        """A copy of the vector, with what the module itself changed (buffers, frozen entries)."""
+        for value, view, slope in self._copied:
+            if slope is None:
+                view.copy_(value.detach())
+        for held, view in self._buffers:
+            now = held.now()
+            if now.shape != view.shape:
+                raise LayoutError(
+                    f"buffer {held.names[0]!r} became {tuple(now.shape)} in training, "
+                    f"it was {tuple(view.shape)}",
+                    remedy="register it with persistent=False",
+                )
+            view.copy_(now)
+        copied: Array = self.flat.numpy().copy()
+        return copied
+
+
+class _Unlocked:
+    """Lets torch read a read-only array without its warning; nothing here ever writes to it."""
+
+    def __init__(self, array: Array) -> None:
+        face = array.__array_interface__
+        self.__array_interface__ = {**face, "data": (face["data"][0], False)}
+        self.owner = array
+
+
+def tensor_over(array: Any) -> Tensor:
+    """A tensor over the array's memory, copied only where torch cannot read it."""
+    a = np.asarray(array)
+    if not a.dtype.isnative or any(stride < 0 for stride in a.strides):
+        a = np.ascontiguousarray(a, a.dtype.newbyteorder("="))
+    return torch.from_numpy(a if a.flags.writeable else np.asarray(_Unlocked(a)))

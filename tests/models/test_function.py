@@ -1,0 +1,116 @@
+import numpy as np
+import pytest
+
+from atoll.core.contracts import Examples, Trainer
+from atoll.core.errors import ClientError, JobConflict, LayoutError
+from atoll.core.local import LocalRule
+from atoll.core.metrics import Count
+from atoll.core.seeds import Seed
+from atoll.models.function import FunctionTrainer
+
+DATA = Examples(np.zeros((4, 1)), np.array([1.0, 2.0, 3.0, 6.0]))
+START = {"mean": np.zeros(1), "seen": np.array(0)}
+
+
+def halfway(parameters, data, context):
+    gap = data.targets.mean() - parameters["mean"]
+    parameters["seen"] += len(data)
+    return {**parameters, "mean": parameters["mean"] + context.lr * gap}, {
+        "loss": float(gap[0] ** 2)
+    }
+
+
+def spread(parameters, data):
+    return {"loss": np.mean((data.targets - parameters["mean"]) ** 2), "rows": Count(len(data))}
+
+
+def fit(trainer, work, rule=None):
+    start = trainer.initial(Seed(0))
+    return trainer.fit(start, DATA, work=work, rule=rule or LocalRule(), seed=Seed(0), round=2)
+
+
+def test_a_function_of_named_arrays_is_a_trainer(work):
+    trainer = FunctionTrainer(START, halfway, spread)
+    assert isinstance(trainer, Trainer)
+    got = fit(trainer, work(lr=0.5, batch_size=2, epochs=2))
+    assert trainer.layout.unpack(got.parameters)["mean"].tolist() == [1.5]
+    assert trainer.layout.unpack(got.parameters)["seen"] == 4
+    assert (got.steps, got.lr_sum, got.examples, got.loss) == (4, 2.0, 4, 9.0)
+    assert START["seen"] == 0
+    metrics = trainer.evaluate(got.parameters, DATA)
+    assert metrics["loss"].value == pytest.approx(5.75)
+    assert metrics["rows"] == Count(4)
+
+
+def test_the_context_tells_what_was_asked_for(work):
+    seen = []
+
+    def look(parameters, data, context):
+        seen.append(context)
+        return parameters, {"steps": 7}
+
+    trainer = FunctionTrainer(lambda rng: {"w": rng.normal(size=2)}, look, spread, corrects=True)
+    rule = LocalRule(mu=0.5, anchor=np.zeros(2))
+    got = fit(trainer, work(lr=0.1, epochs=3.0), rule)
+    assert (seen[0].epochs, seen[0].lr, seen[0].round, seen[0].rule) == (3.0, 0.1, 2, rule)
+    assert seen[0].rng.integers(1 << 30) == Seed(0).generator().integers(1 << 30)
+    assert got.steps == 7
+    assert np.isnan(got.loss)
+    assert got.parameters.tolist() == trainer.initial(Seed(0)).tolist()
+
+
+def test_the_vector_is_as_wide_as_the_arrays_need():
+    def dtype(**arrays):
+        return FunctionTrainer(arrays, halfway, spread).layout.dtype
+
+    assert dtype(w=np.zeros(2, np.float32), n=np.array([3])) == "float32"
+    assert dtype(w=np.zeros(2, np.float32), n=np.array([2**24 + 1])) == "float64"
+    assert dtype(w=np.zeros(2)) == "float64"
+    with pytest.raises(LayoutError, match="dtype <U1"):
+        dtype(w=np.array(["a"]))
+
+
+@pytest.mark.parametrize(
+    ("returned", "error", "text"),
+    [
+        ({"mean": np.zeros(1)}, ClientError, "not .parameters, metrics"),
+        (([1.0], None), ClientError, "list where arrays by name"),
+        (({"mean": np.zeros(2), "seen": 0}, None), LayoutError, r"mean: shape \(2,\), not \(1,\)"),
+        (({"mean": np.zeros(1)}, None), LayoutError, "seen: missing"),
+        (({"maen": np.zeros(1), "seen": 0}, None), LayoutError, "did you mean 'mean'"),
+    ],
+)
+def test_a_wrong_return_is_told_by_name_and_shape(returned, error, text, work):
+    trainer = FunctionTrainer(START, lambda p, d, c: returned, spread)
+    with pytest.raises(error, match=text):
+        fit(trainer, work())
+
+
+def test_scores_need_a_loss_and_numbers():
+    def trainer(found):
+        return FunctionTrainer(START, halfway, lambda p, d: found)
+
+    start = trainer({}).initial(Seed(0))
+    with pytest.raises(ClientError, match="without 'loss'"):
+        trainer({"accuracy": 1.0}).evaluate(start, DATA)
+    with pytest.raises(ClientError, match="'f1' is str"):
+        trainer({"loss": 1.0, "f1": "good"}).evaluate(start, DATA)
+
+
+def test_rules_and_gradients_it_cannot_serve_are_refused(work):
+    trainer = FunctionTrainer(START, halfway, spread)
+    with pytest.raises(JobConflict, match="corrects"):
+        fit(trainer, work(), LocalRule(mu=1.0, anchor=np.zeros(2)))
+    with pytest.raises(JobConflict, match="gradient"):
+        trainer.gradient(trainer.initial(Seed(0)), DATA)
+
+
+def test_a_given_gradient_is_zero_where_nothing_is_trained():
+    def slope(parameters, data):
+        return {"mean": 2 * (parameters["mean"] - data.targets.mean())}, 1.5
+
+    trainer = FunctionTrainer(START, halfway, spread, gradient=slope)
+    vector, loss = trainer.gradient(trainer.initial(Seed(0)), DATA)
+    assert trainer.layout.views(vector)["mean"].tolist() == [-6.0]
+    assert trainer.layout.views(vector)["seen"] == 0
+    assert loss == 1.5
