@@ -1,0 +1,1 @@
+"""Which examples belong to whom: tables, their contract, readers, partitions, preprocessing."""

@@ -1,0 +1,182 @@
+"""One declared column, and reading a site's cells as what it declares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from atoll.core.errors import Fault, suggest
+from atoll.core.layout import Array
+from atoll.data.table import label
+
+__all__ = [
+    "Column",
+    "is_missing",
+    "labels_of",
+    "natural",
+    "numbers_of",
+    "place_of",
+    "read_cells",
+    "where",
+]
+
+TYPES = ("number", "integer", "category", "boolean")
+_ROLES = ("feature", "target", "ignore")
+_TRUE, _FALSE = {"1", "true", "yes", "t", "y"}, {"0", "false", "no", "f", "n"}
+
+Code = str | float | int
+Types = Literal["number", "integer", "category", "boolean"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One declared column.
+
+    Args:
+        name: as in the tables' header.
+        type: ``number``, ``integer`` (whole), ``category`` or ``boolean``.
+        unit: for people, such as ``mg/dl``.
+        range: smallest and largest value allowed, both included.
+        categories: all values allowed, in the order of their codes; empty: any.
+        missing: values that mean "not known", such as ``0``, ``"?"`` or ``-9``.
+        role: ``feature``, ``target`` or ``ignore``.
+    """
+
+    name: str
+    type: Types = "number"
+    unit: str = ""
+    range: tuple[float, float] | None = None
+    categories: tuple[str, ...] = ()
+    missing: tuple[Code, ...] = ()
+    role: Literal["feature", "target", "ignore"] = "feature"
+
+    def faults(self) -> Iterator[Fault]:
+        """What contradicts itself in this declaration."""
+        place = f"column {self.name!r}"
+        if self.type not in TYPES:
+            yield Fault(place, f"unknown type {self.type!r}", suggest(self.type, TYPES))
+        if self.role not in _ROLES:
+            yield Fault(place, f"unknown role {self.role!r}", suggest(self.role, _ROLES))
+        if self.range is not None and self.type not in ("number", "integer"):
+            yield Fault(place, f"a {self.type} has no range", "remove range")
+        if self.range is not None and not self.range[0] <= self.range[1]:
+            yield Fault(
+                place, f"range {list(self.range)} is empty", "write the smaller value first"
+            )
+        if self.categories and self.type != "category":
+            yield Fault(place, f"a {self.type} has no categories", "set type = 'category'")
+        if len(set(self.categories)) < len(self.categories):
+            yield Fault(place, "a category appears twice", "remove the second")
+
+
+def read_cells(site: str, column: Column, raw: Array) -> tuple[Array, list[Fault]]:
+    """One column, typed, and its faults; faulty cells become missing."""
+    place = place_of(site, column)
+    if column.type == "category":
+        names = labels_of(column, raw)
+        allowed = set(column.categories)
+        unknown = np.array(
+            [bool(allowed) and n is not None and n not in allowed for n in names], bool
+        )
+        out = np.empty(len(names), object)
+        out[:] = [None if bad else n for n, bad in zip(names, unknown, strict=True)]
+        if not unknown.any():
+            return out, []
+        first = str(names[int(np.argmax(unknown))])
+        message = f"unknown category {first!r} {where(unknown)}"
+        return out, [Fault(place, message, suggest(first, column.categories))]
+    numbers, wrong = numbers_of(column, raw)
+    faults = []
+    if wrong.any():
+        value = raw[int(np.argmax(wrong))]
+        remedy = "correct it, or add it to the column's missing codes"
+        what = {"boolean": "true or false", "integer": "a whole number"}.get(
+            column.type, "a number"
+        )
+        faults.append(Fault(place, f"{_show(value)} is not {what} {where(wrong)}", remedy))
+    if column.range is not None:
+        low, high = column.range
+        outside = (numbers < low) | (numbers > high)
+        if outside.any():
+            value = numbers[int(np.argmax(outside))]
+            unit = f" {column.unit}" if column.unit else ""
+            message = f"{value:g} is outside [{low:g}, {high:g}]{unit} {where(outside)}"
+            faults.append(
+                Fault(place, message, "correct it, declare it missing, or widen the range")
+            )
+    return numbers, faults
+
+
+def numbers_of(column: Column, raw: Array) -> tuple[Array, Array]:
+    """Cells as float64 with NaN for missing, ``(n,)``, and a mask of those that are not of the type."""
+    codes = {label(code) for code in column.missing}
+    if raw.dtype.kind == "f":
+        numbers = raw.astype(np.float64)
+        wrong = np.isinf(numbers)
+    else:
+        parsed = [_parse(cell, boolean=column.type == "boolean", codes=codes) for cell in raw]
+        numbers = np.array([math.nan if p is None else p for p in parsed], np.float64)
+        wrong = np.array([p is None for p in parsed], bool) | np.isinf(numbers)
+    for code in codes:
+        number = _parse(code, boolean=False, codes=set())
+        if number is not None:
+            coded = numbers == number
+            numbers[coded], wrong[coded] = math.nan, False
+    if column.type == "integer":
+        wrong |= ~np.isnan(numbers) & (numbers != np.floor(numbers))
+    if column.type == "boolean":
+        wrong |= ~np.isnan(numbers) & ~np.isin(numbers, (0, 1))
+    numbers[wrong] = math.nan
+    return numbers, wrong
+
+
+def _parse(cell: object, *, boolean: bool, codes: set[str]) -> float | None:
+    """The number a cell holds, NaN when it is missing, None when it is no number."""
+    if cell is None:
+        return math.nan
+    text = label(cell)
+    if text in codes or not text:
+        return math.nan
+    if boolean and text.lower() in _TRUE | _FALSE:
+        return float(text.lower() in _TRUE)
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def labels_of(column: Column, raw: Array) -> list[str | None]:
+    """Cells as names of categories, None where missing or a missing code."""
+    codes = {label(code) for code in column.missing}
+    names = [None if is_missing(cell) else label(cell) for cell in raw]
+    return [None if name in codes else name for name in names]
+
+
+def place_of(site: str, column: Column) -> str:
+    """Where a fault is, for people."""
+    return f"site {site!r}, column {column.name!r}"
+
+
+def where(mask: Array) -> str:
+    """Where a mask holds, for people; rows count from 1."""
+    first, count = int(np.argmax(mask)) + 1, int(mask.sum())
+    return f"in row {first}" if count == 1 else f"in row {first} and {count - 1} more"
+
+
+def _show(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def is_missing(cell: object) -> bool:
+    """Whether a cell of a :class:`~atoll.data.table.Table` holds nothing: None or NaN."""
+    return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def natural(name: str) -> tuple[int, float, str]:
+    """Sort key: numbers by value, then text."""
+    number = _parse(name, boolean=False, codes=set())
+    return (1, 0.0, name) if number is None or math.isnan(number) else (0, number, name)

@@ -1,0 +1,219 @@
+"""Tables from files: CSV, Parquet and NumPy; sites from one file each or from a column."""
+
+from __future__ import annotations
+
+import csv
+import glob
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atoll.core.contracts import Examples
+from atoll.core.errors import DataError, Fault, MissingExtra, raise_faults, suggest
+from atoll.core.values import ClientId
+from atoll.data.columns import is_missing
+from atoll.data.idx import fashion_mnist, idx_examples, read_idx
+from atoll.data.table import Table, label
+
+__all__ = [
+    "NOT_KNOWN",
+    "fashion_mnist",
+    "idx_examples",
+    "read_examples",
+    "read_idx",
+    "read_table",
+    "sites_from_column",
+    "sites_from_files",
+]
+
+NOT_KNOWN = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")
+"""Texts that mean "missing" in any CSV file; declare others as a column's missing codes."""
+
+
+def read_table(path: str | Path) -> Table:
+    """The table in a ``.csv``, ``.parquet``, ``.npz`` or ``.npy`` file.
+
+    An ``.npz`` holds one array per column; a two-dimensional array ``x`` becomes the columns ``x0``,
+    ``x1``, … An ``.npy`` holds a structured array, or a two-dimensional one (columns ``x0`` …).
+
+    Raises:
+        DataError: no such file, an unknown format, or content that cannot be read.
+        MissingExtra: pandas is needed and not installed.
+    """
+    path = Path(path)
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise DataError(f"{path}: unknown format {path.suffix!r}", remedy=suggest("", _READERS))
+    if not path.is_file():
+        raise DataError(f"{path}: no such file", remedy="check the path")
+    try:
+        return reader(path)
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors derive from these
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"{path}: cannot be read ({first})", remedy="check the file") from error
+
+
+def read_examples(path: str | Path) -> Examples:
+    """Rows that are no table (images, sequences) from an ``.npz`` with ``features`` and ``targets``.
+
+    Raises:
+        DataError: not such a file, or arrays of different lengths.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            if not isinstance(stored, np.lib.npyio.NpzFile):
+                raise DataError(
+                    f"{path}: holds one array", remedy="save features and targets, .npz"
+                )
+            absent = sorted({"features", "targets"} - set(stored.files))
+            if absent:
+                known = ", ".join(stored.files)
+                raise DataError(f"{path}: no array {absent[0]!r}", remedy=f"it holds: {known}")
+            examples = Examples(stored["features"], stored["targets"])
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})", remedy="check the file") from error
+    if len(examples.features) != len(examples.targets):
+        raise DataError(
+            f"{path}: {len(examples.features)} rows of features, {len(examples.targets)} targets"
+        )
+    return examples
+
+
+def sites_from_files(where: str | Path) -> dict[ClientId, Table]:
+    """One site per file, named after the file without its suffix, in alphabetical order.
+
+    Args:
+        where: a folder (all its files of a known format) or a pattern such as ``data/*.csv``.
+
+    Raises:
+        DataError: no file, two files of one name, or files that cannot be read; all are listed.
+    """
+    folder = Path(where)
+    if folder.is_dir():
+        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in _READERS)
+    else:
+        paths = sorted(Path(p) for p in glob.glob(str(where)))
+    if not paths:
+        raise DataError(
+            f"no table at {str(where)!r}", remedy="name a folder or a pattern like *.csv"
+        )
+    sites: dict[ClientId, Table] = {}
+    faults: list[Fault] = []
+    for path in paths:
+        if path.stem in sites:
+            faults.append(Fault(str(path), f"a second file for site {path.stem!r}", "rename one"))
+            continue
+        try:
+            sites[path.stem] = read_table(path)
+        except DataError as error:
+            faults.append(Fault(f"site {path.stem!r}", error.message, error.remedy))
+    raise_faults(DataError, f"sites from {str(where)!r}", faults)
+    return sites
+
+
+def sites_from_column(table: Table, column: str) -> dict[ClientId, Table]:
+    """One site per value of ``column``, which is then left out; sites in alphabetical order.
+
+    Raises:
+        DataError: no such column, or rows without a site.
+    """
+    cells = table[column]
+    names = [None if is_missing(cell) else label(cell) for cell in cells]
+    blank = [row for row, name in enumerate(names, 1) if name is None]
+    if blank:
+        raise DataError(
+            f"the site column {column!r} is empty in {len(blank)} rows, first in row {blank[0]}",
+            remedy="give every row a site",
+        )
+    rows: dict[ClientId, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(str(name), []).append(row)
+    rest = table.without(column)
+    return {name: rest.take(np.array(rows[name])) for name in sorted(rows)}
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingExtra(
+            "CSV and Parquet files need pandas", remedy="pip install 'atoll[tables]'"
+        ) from error
+    return pandas
+
+
+def _read_csv(path: Path) -> Table:
+    pandas = _pandas()
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        header = next(csv.reader(file), [])
+    twice = sorted({name for name in header if header.count(name) > 1})
+    if twice:  # pandas would rename the second one silently
+        raise DataError(f"{path}: column {twice[0]!r} appears twice", remedy="rename one")
+    frame = pandas.read_csv(
+        path,
+        encoding="utf-8-sig",
+        keep_default_na=False,
+        na_values=list(NOT_KNOWN),
+        low_memory=False,
+        index_col=False,
+    )
+    return _from_frame(frame)
+
+
+def _read_parquet(path: Path) -> Table:
+    pandas = _pandas()
+    try:
+        return _from_frame(pandas.read_parquet(path))
+    except ImportError as error:
+        raise MissingExtra(
+            "Parquet files need pyarrow", remedy="pip install 'atoll[tables]'"
+        ) from error
+
+
+def _from_frame(frame: Any) -> Table:
+    columns = {}
+    for name in frame.columns:
+        series = frame[name]
+        if series.dtype.kind in "biuf" and isinstance(series.dtype, np.dtype):
+            columns[str(name)] = series.to_numpy(np.float64)
+            continue
+        cells = series.astype(object).to_numpy(copy=True)
+        cells[series.isna().to_numpy()] = None
+        dates = series.dtype.kind in "mM"
+        columns[str(name)] = [c if c is None or not dates else str(c) for c in cells]
+    return Table.of(columns)
+
+
+def _read_npz(path: Path) -> Table:
+    with np.load(path, allow_pickle=False) as stored:
+        return Table.of(_spread({name: stored[name] for name in stored.files}))
+
+
+def _read_npy(path: Path) -> Table:
+    array = np.load(path, allow_pickle=False)
+    if array.dtype.names:
+        return Table.of({name: array[name] for name in array.dtype.names})
+    if array.ndim != 2:
+        raise DataError(f"{path}: an array of shape {array.shape} is no table")
+    return Table.of(_spread({"x": array}))
+
+
+def _spread(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for name, array in arrays.items():
+        if array.ndim == 2:
+            columns |= {f"{name}{i}": array[:, i] for i in range(array.shape[1])}
+        else:
+            columns[name] = array
+    return columns
+
+
+_READERS: Mapping[str, Callable[[Path], Table]] = {
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".npz": _read_npz,
+    ".npy": _read_npy,
+}
