@@ -1,0 +1,361 @@
+"""A run's folder: one place for everything a run leaves behind.
+
+::
+
+    manifest.json       job, versions, seeds, data fingerprints, status      replaced as a whole
+    metrics.jsonl       one line per round                                   append only
+    model.safetensors   the model                                            replaced as a whole
+    checkpoint/         the state to resume from                             the round loop's
+    report.html         the report                                           replaced as a whole
+
+Whole files are written beside their place, flushed to disk and renamed, so a reader sees the old one or
+the new one. A line of ``metrics.jsonl`` goes out in a single write; a crash can tear the last line only,
+and a torn last line is ignored when reading and cut before anything is appended.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atoll.core.errors import StorageError
+from atoll.core.layout import Array
+
+__all__ = ["RunFolder", "plain", "read_model", "write_atomic", "write_model"]
+
+_KNOWN = ("manifest.json", "metrics.jsonl", "report.html", "checkpoint", "tensorboard")
+_KNOWN_ENDINGS = (".safetensors", ".tmp")
+_KNOWN_BEGINNINGS = ("events.out.tfevents",)
+
+
+class RunFolder:
+    """A folder that belongs to one run; created, with its parents, when it does not exist.
+
+    Args:
+        path: the folder. An earlier run's folder is accepted (see :attr:`used`).
+
+    Raises:
+        StorageError: it cannot be made or written to, is a file, or holds something else than a run.
+
+    >>> import tempfile
+    >>> folder = RunFolder(Path(tempfile.mkdtemp()) / "first")
+    >>> folder.append({"round": 1, "train": {"loss": math.nan}})
+    >>> folder.read_rounds()
+    [{'round': 1, 'train': {'loss': None}}]
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._mended = False
+        with _storage(self.path, "create the run's folder"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            names = sorted(entry.name for entry in self.path.iterdir())
+        self._refuse_foreign(names)
+        _probe(self.path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> RunFolder:
+        """The folder of an existing run, for reading; nothing is made.
+
+        Raises:
+            StorageError: there is no run in it.
+        """
+        self = cls.__new__(cls)
+        self.path, self._mended = Path(path), False
+        if not (self.manifest.is_file() or self.metrics.is_file()):
+            raise StorageError(
+                f"no run in {str(self.path)!r}",
+                remedy="name a folder that 'atoll run' wrote (it holds manifest.json)",
+            )
+        return self
+
+    @property
+    def manifest(self) -> Path:
+        """Where the manifest lies."""
+        return self.path / "manifest.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Where the round records lie."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def model(self) -> Path:
+        """Where the model lies."""
+        return self.path / "model.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The round loop's own folder."""
+        return self.path / "checkpoint"
+
+    @property
+    def report(self) -> Path:
+        """Where the report lies."""
+        return self.path / "report.html"
+
+    @property
+    def used(self) -> bool:
+        """Whether a run has already left something here."""
+        return any(self.path.iterdir())
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> Path:
+        """Replace the manifest; numbers that are not finite become null."""
+        content = json.dumps(plain(manifest), indent=2, ensure_ascii=False, allow_nan=False)
+        return write_atomic(self.manifest, _encode(content + "\n"))
+
+    def read_manifest(self) -> dict[str, Any]:
+        """The manifest; empty when none has been written yet.
+
+        Raises:
+            StorageError: it is not a JSON object.
+        """
+        if not self.manifest.exists():
+            return {}
+        with _storage(self.manifest, "read"):
+            content = self.manifest.read_bytes()
+        manifest = _parse(content)
+        if manifest is None:
+            raise StorageError(f"{str(self.manifest)!r} is not a JSON object", remedy=_DAMAGED)
+        return manifest
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one round's record as one line.
+
+        It survives the end of this process at once, and the end of the machine after :meth:`sync`:
+        a flush to disk per round would cost more than a small round itself.
+
+        Raises:
+            StorageError: the disk refused it; the file is then as it was before.
+        """
+        line = _encode(json.dumps(plain(record), ensure_ascii=False, allow_nan=False) + "\n")
+        if not self._mended:
+            self._mend()
+        with _storage(self.metrics, "append to"), self.metrics.open("ab", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            try:
+                _write_all(file.fileno(), line)
+            except OSError:
+                file.truncate(start)
+                raise
+
+    def sync(self) -> None:
+        """Flush the round records to disk; call it before a checkpoint that relies on them."""
+        if self.metrics.exists():
+            with _storage(self.metrics, "flush"), self.metrics.open("rb+") as file:
+                os.fsync(file.fileno())
+
+    def truncate(self, rounds: int) -> int:
+        """Forget what came after round ``rounds``, to resume there; returns the records kept.
+
+        Also cuts a torn last line and removes files that a crash left half-written.
+        """
+        kept = [record for record in self.read_rounds() if int(record["round"]) <= rounds]
+        lines = (json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in kept)
+        write_atomic(self.metrics, _encode("".join(lines)))
+        for name in ("manifest.json", "model.safetensors", "report.html"):
+            _scratch(self.path / name).unlink(missing_ok=True)
+        self._mended = True
+        return len(kept)
+
+    def read_rounds(self) -> list[dict[str, Any]]:
+        """All records in the order they were written; a torn last line is left out.
+
+        Raises:
+            StorageError: a line before the last one is damaged.
+        """
+        if not self.metrics.exists():
+            return []
+        with _storage(self.metrics, "read"):
+            lines = self.metrics.read_bytes().split(b"\n")
+        # A whole file ends with a newline, so what follows the last one is empty or torn.
+        records = [_parse(line) for line in lines[:-1]]
+        if None in records:
+            line = records.index(None) + 1
+            raise StorageError(f"line {line} of {str(self.metrics)!r} is damaged", remedy=_DAMAGED)
+        return [record for record in records if record is not None]
+
+    def _mend(self) -> None:
+        if self.metrics.exists():
+            with _storage(self.metrics, "mend"), self.metrics.open("rb+") as file:
+                content = file.read()
+                file.truncate(content.rfind(b"\n") + 1)
+        self._mended = True
+
+    def _refuse_foreign(self, names: list[str]) -> None:
+        if "manifest.json" in names:
+            if "atoll" in (_parse(self.manifest.read_bytes()) or {}):
+                return
+            foreign = ["manifest.json"]
+        else:
+            foreign = [name for name in names if not _ours(name)]
+        if foreign:
+            raise StorageError(
+                f"folder {str(self.path)!r} holds something else than a run: {', '.join(foreign[:5])}",
+                remedy="name a new or empty folder",
+            )
+
+
+_DAMAGED = "restore the file from a copy, or start again in a new folder"
+
+
+def _ours(name: str) -> bool:
+    return name in _KNOWN or name.endswith(_KNOWN_ENDINGS) or name.startswith(_KNOWN_BEGINNINGS)
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON knows it: NumPy unpacked, tuples as lists, non-finite numbers as None.
+
+    Raises:
+        TypeError: something in it has no JSON form.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(plain, value))
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
+
+
+def write_atomic(path: Path, content: bytes) -> Path:
+    """Put ``content`` at ``path``: either all of it is there afterwards, or what was there before.
+
+    Raises:
+        StorageError: the disk refused it; nothing is left behind.
+    """
+    scratch = _scratch(path)
+    with _storage(path, "write"):
+        try:
+            with scratch.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+    return path
+
+
+def write_model(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Array],
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write named tensors, bit for bit, in the safetensors format; same content, same bytes.
+
+    Args:
+        path: the file, usually :attr:`RunFolder.model`.
+        tensors: arrays by name, any shape; the layout's own dtypes.
+        metadata: free strings, such as the job's hash.
+
+    Raises:
+        StorageError: the disk refused it.
+    """
+    from safetensors.numpy import save
+
+    little = {
+        name: array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+        for name, array in tensors.items()
+    }
+    return write_atomic(Path(path), _sorted_header(save(little, dict(metadata or {}) or None)))
+
+
+def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
+    """Tensors and metadata of a file that :func:`write_model` wrote.
+
+    Raises:
+        StorageError: there is no such file, or it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    with _storage(Path(path), "read"):
+        try:
+            with safe_open(path, framework="numpy") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+                return tensors, dict(file.metadata() or {})
+        except SafetensorError as error:
+            raise StorageError(
+                f"{os.fspath(path)!r} is not a model file: {error}", remedy=_DAMAGED
+            ) from error
+
+
+def _sorted_header(content: bytes) -> bytes:
+    # safetensors keeps metadata in a hash map, so its order differs from process to process.
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    if "__metadata__" not in header:
+        return content
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    fresh = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    fresh += b" " * (-len(fresh) % 8)
+    return len(fresh).to_bytes(8, "little") + fresh + content[8 + length :]
+
+
+def _encode(content: str) -> bytes:
+    return content.encode("utf-8", "replace")
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _scratch(path: Path) -> Path:
+    # One run has one writer, so a fixed name is free, and a crash leaves at most one per file.
+    return path.with_name(f".{path.name}.tmp")
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    view = memoryview(content)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _probe(folder: Path) -> None:
+    # Asking os.access is not enough: read-only mounts and quotas show only when one writes.
+    probe = folder / ".probe.tmp"
+    with _storage(folder, "write into"):
+        probe.write_bytes(b"atoll")
+        probe.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _storage(path: Path, action: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot {action} {str(path)!r}: {error.strerror or error}",
+            remedy="check permissions and free space, or name another folder",
+        ) from error
