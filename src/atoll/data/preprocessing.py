@@ -33,7 +33,6 @@ __all__ = [
     "Preprocessor",
     "column_sums",
     "finish",
-    "fit_site",
 ]
 
 _MOST_VALUES = 1000
@@ -52,7 +51,7 @@ class Plan:
             1 (divisor n), ``minmax`` from the declared range to [0, 1], or ``none``. Booleans stay 0/1.
         encode: categories as ``onehot`` columns or as one ``ordinal`` code. Without a category all
             one-hot columns are 0 and the ordinal code is NaN, or ``fill`` under ``constant``.
-        missing_indicator: add a 0/1 column "... is missing" for every feature.
+        indicate_missing: add a 0/1 column "... is missing" for every feature.
         scale_target: standardise a regression's target as well (:meth:`Preprocessor.restore` undoes it).
         mode: ``federated``: one fit from sums over all sites; ``site``: every site its own.
         fill: the constant of ``impute = "constant"``.
@@ -62,7 +61,7 @@ class Plan:
     impute: Literal["mean", "most_frequent", "constant", "none"] = "mean"
     scale: Literal["standard", "minmax", "none"] = "standard"
     encode: Literal["onehot", "ordinal"] = "onehot"
-    missing_indicator: bool = False
+    indicate_missing: bool = False
     scale_target: bool = False
     fill: float = 0.0
     mode: Literal["federated", "site"] = "federated"
@@ -336,7 +335,7 @@ def _number_rule(
             mean = total / n
             shift = float(mean)
             scale = math.sqrt(squares / n - mean * mean) or 1.0
-    return NumberRule(column.name, fill, float(shift), float(scale), plan.missing_indicator)
+    return NumberRule(column.name, fill, float(shift), float(scale), plan.indicate_missing)
 
 
 def _category_rule(column: Column, plan: Plan, top: float | str | None) -> CategoryRule:
@@ -347,7 +346,7 @@ def _category_rule(column: Column, plan: Plan, top: float | str | None) -> Categ
         plan.encode == "onehot",
         most,
         plan.fill if plan.impute == "constant" else None,
-        plan.missing_indicator,
+        plan.indicate_missing,
     )
 
 
