@@ -62,6 +62,13 @@ class TestFedAvg:
         state, _ = sites(FedAvg(server_lr=0.1)).round(sites(FedAvg()).start(1.0))
         assert state.parameters == pytest.approx([0.996, 0.996], abs=BIT)
 
+    def test_the_step_is_taken_in_float64_and_rounded_once(self, h):
+        # 1 + 2^-24 lies halfway between two float32 values; the 2^-50 above it decides.
+        layout = h.vector_layout(1, "float32")
+        state = FedAvg().init(np.ones(1, np.float32), layout, 1)
+        after = FedAvg().server(state, change(2.0**-24 + 2.0**-50))
+        assert after.parameters == np.float32(1 + 2.0**-23)
+
     def test_only_ratios_of_weights_count(self, sites):
         one, _ = sites(FedAvg()).round(sites(FedAvg()).start(1.0))
         two, _ = sites(FedAvg(), given=(6.0, 4.0)).round(sites(FedAvg()).start(1.0))
@@ -258,6 +265,18 @@ class TestFedDyn:
             -0.25,
         )
 
+    def test_a_partial_cohort_moves_h_by_its_share_of_all_clients(self, h):
+        # One of two clients: w = .5, h = -alpha * 1/2 * .5, theta = .5 + .25.
+        s = h.Setting(
+            FedDyn(alpha=1.0),
+            h.QuadraticTrainer(h.vector_layout(), exact=True),
+            {"a": h.Quadratic(1.0, 1.0), "b": h.Quadratic(1.0, 1.0)},
+            h.sgd(0.1, 1),
+            Weighting("uniform"),
+        )
+        state, _ = s.round(s.start(), {}, "a")
+        assert (state.slots["h"], state.parameters) == (-0.25, 0.75)
+
     def test_the_memory_is_the_gradient_at_the_clients_own_model(self, h):
         clients = h.heterogeneous()
         trainer = h.QuadraticTrainer(h.vector_layout(), exact=True)
@@ -273,18 +292,20 @@ class TestFedDyn:
 
 
 class TestQFedAvg:
-    def test_one_round_by_hand(self, h):
+    @pytest.mark.parametrize(("q", "expected"), [(1.0, 2.25 / 5), (2.0, 4.125 / 12.75)])
+    def test_one_round_by_hand(self, h, q, expected):
         # f = (w - b)^2 / 2 with b = 1 and 2 from 0: F = .5 and 2. One step of .5: delta = .5 and 1.
-        # L = 2, q = 1: h/L = F + L delta^2 = 1 and 4; F delta = .25 and 2. Step 2.25 / 5 = .45.
+        # L = 2, h/L = F^q (1 + q L delta^2 / F). q = 1: h/L = 1 and 4, F delta = .25 and 2.
+        # q = 2: h/L = .75 and 12, F^2 delta = .125 and 4.
         s = h.Setting(
-            QFedAvg(q=1.0),
+            QFedAvg(q=q),
             h.QuadraticTrainer(h.vector_layout()),
             {"a": h.Quadratic(1.0, 1.0), "b": h.Quadratic(1.0, 2.0)},
             h.sgd(0.5, 1),
             Weighting("uniform"),
         )
         state, _ = s.round(s.start())
-        assert state.parameters == pytest.approx([0.45], abs=BIT)
+        assert state.parameters == pytest.approx([expected], abs=BIT)
         assert state.slots["scale"] == [1.25]
 
     def test_the_unit_of_losses_cancels(self, h):
