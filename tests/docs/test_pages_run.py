@@ -16,14 +16,16 @@ import pytest
 from atoll.cli.main import main
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted((ROOT / "docs" / "tutorial").glob("*.md")), *sorted((ROOT / "docs" / "how-to").glob("*.md"))]
+PAGES = [
+    *sorted((ROOT / "docs" / "tutorial").glob("*.md")),
+    *sorted((ROOT / "docs" / "how-to").glob("*.md")),
+]
 BLOCK = re.compile(r"^```(?:\{code-block\} )?(\w+)\n(?::caption: (\S+)\n+)?(.*?)^```$", re.M | re.S)
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str, str]]:
     """(language, caption or empty, text) of each block."""
-    for language, caption, text in BLOCK.findall(page.read_text(encoding="utf-8")):
-        yield language, caption, text
+    yield from BLOCK.findall(page.read_text(encoding="utf-8"))
 
 
 def commands(text: str) -> list[str]:
