@@ -284,3 +284,10 @@ def test_a_layout_crosses_a_process_boundary():
     again = pickle.loads(pickle.dumps(MIXED))
     assert again == MIXED
     assert again.shared == MIXED.shared
+
+
+def test_a_counter_of_shape_nothing_comes_back_as_an_array_of_its_own_dtype() -> None:
+    layout = Layout.of([Entry("batches", (), "int64", trainable=False)])
+    counter = layout.unpack(np.array([3.0], np.float32))["batches"]
+    assert isinstance(counter, np.ndarray)
+    assert (counter.shape, counter.dtype, int(counter)) == ((), np.int64, 3)

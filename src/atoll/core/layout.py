@@ -229,7 +229,8 @@ class Layout:
         tensors: dict[str, Array] = {}
         for e, view in zip(self.entries, self.views(vector).values(), strict=True):
             dtype = np.dtype(self.dtype if e.dtype == "bfloat16" else e.dtype)
-            value = (np.rint(view) if dtype.kind in "iub" else view).astype(dtype)
+            # np.rint turns an array of shape () into a scalar, which is no tensor
+            value = np.asarray(np.rint(view) if dtype.kind in "iub" else view).astype(dtype)
             for name in (e.name, *e.aliases):
                 tensors[name] = value
         return tensors
