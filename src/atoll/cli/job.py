@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -49,7 +49,7 @@ def methods() -> None:
     table.add_column("name")
     table.add_column("options and defaults")
     for name, kind in ALGORITHMS.items():
-        fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+        fields: tuple[Any, ...] = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
         options = ", ".join(f"{f.name}={f.default!r}" for f in fields)
         table.add_row(name, options or "-")
     Console(file=sys.stdout, highlight=False).print(table)

@@ -10,12 +10,11 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from atoll.job.load import load_job
-from atoll.report.compare import comparison_table
+from atoll.report.compare import comparison_lines
 from atoll.report.html import write_report
-from atoll.report.progress import watch_rounds
+from atoll.report.progress import progress
 from atoll.report.tensorboard import TensorBoard
 from atoll.simulation import Run, simulate
 
@@ -52,9 +51,8 @@ def run(
     observers: list[Any] = []
     if tensorboard:
         observers.append(TensorBoard(folder / "tensorboard"))
-    progress = None if quiet else watch_rounds(made.stop.rounds)
-    if progress is not None:
-        observers.append(progress)
+    if not quiet:
+        observers.append(progress(made.stop.rounds, title=made.name))
     try:
         done = simulate(
             made,
@@ -103,9 +101,8 @@ def _result(done: Run) -> dict[str, Any]:
 
 def _show(done: Run) -> None:
     console = Console(file=sys.stdout, highlight=False)
-    rows = comparison_table(done.manifest)
-    if rows:
-        console.print(_table(rows))
+    for line in comparison_lines(done.manifest):
+        console.print(line, soft_wrap=True)
     last: Mapping[str, Any] = done.rounds[-1] if done.rounds else {}
     for kind in ("central", "federated"):
         found = {k: v for k, v in (last.get(kind) or {}).items() if v is not None}
@@ -116,19 +113,3 @@ def _show(done: Run) -> None:
     console.print(f"model      sha256 {done.model_hash}")
     if done.folder is not None:
         console.print(f"report     {done.folder / 'report.html'}", soft_wrap=True)
-
-
-def _table(rows: list[dict[str, Any]]) -> Table:
-    """Per site: each metric trained alone / federated / pooled."""
-    table = Table(box=None, pad_edge=False)
-    for index, name in enumerate(rows[0]):
-        table.add_column(name, justify="left" if index == 0 else "right")
-    for row in rows:
-        table.add_row(*(_cell(v) for v in row.values()))
-    return table
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -149,7 +149,9 @@ def job_from_spec(spec: JobSpec, folder: Path) -> Job:
         faults += [Fault("algorithm", f) for f in algorithm.faults(weighting, local)]
     faults += check_model(spec, folder)
     faults += _conflicts(spec)
-    raise_faults(JobConflict if _only_conflicts(faults) else JobError, "this job cannot run", faults)
+    raise_faults(
+        JobConflict if _only_conflicts(faults) else JobError, "this job cannot run", faults
+    )
     return Job(
         trainer=lambda islands: trainer_for(spec, islands, folder),
         algorithm=algorithm,
@@ -185,29 +187,35 @@ def _only_conflicts(faults: list[Fault]) -> bool:
 
 def _conflicts(spec: JobSpec) -> list[Fault]:
     """Choices that are valid alone and exclude each other."""
-    found = []
+    found: list[Fault] = []
     rounds, watched = spec.rounds, spec.stop.metric
     if rounds.mode == "async":
-        for key in ("deadline", "over_selection", "size"):
-            if getattr(rounds, key):
-                found.append(
-                    Fault(f"rounds.{key}", "has no meaning in an asynchronous run", "remove it")
-                )
+        found += [
+            Fault(f"rounds.{key}", "has no meaning in an asynchronous run", "remove it")
+            for key in ("deadline", "over_selection", "size")
+            if getattr(rounds, key)
+        ]
         if rounds.cohort != "all":
-            found.append(Fault("rounds.cohort", "has no meaning in an asynchronous run", "remove it"))
+            found.append(
+                Fault("rounds.cohort", "has no meaning in an asynchronous run", "remove it")
+            )
     elif rounds.buffer != 1 or rounds.concurrency or rounds.max_staleness is not None:
         found.append(
             Fault("rounds.mode", "buffer, concurrency and max_staleness need mode = 'async'")
         )
     if rounds.cohort in ("uniform", "weighted") and not rounds.size:
-        found.append(Fault("rounds.size", f"a {rounds.cohort} cohort needs a size", "set rounds.size"))
+        found.append(
+            Fault("rounds.size", f"a {rounds.cohort} cohort needs a size", "set rounds.size")
+        )
     if rounds.cohort == "weighted" and not rounds.cohort_weights:
         found.append(Fault("rounds.cohort_weights", "a weighted cohort needs weights by client"))
     if (spec.stop.patience or spec.stop.target is not None) and not watched:
         found.append(Fault("stop.metric", "patience and target need a metric to watch"))
-    for kind in ("central", "federated"):
-        if watched.startswith(kind) and not getattr(spec.evaluation, kind):
-            found.append(Fault("stop.metric", f"{watched} is watched, but evaluation.{kind} is off"))
+    found += [
+        Fault("stop.metric", f"{watched} is watched, but evaluation.{kind} is off")
+        for kind in ("central", "federated")
+        if watched.startswith(kind) and not getattr(spec.evaluation, kind)
+    ]
     if watched and not spec.evaluation.every:
         found.append(Fault("evaluation.every", "is 0, so the watched metric is never computed"))
     return found

@@ -16,10 +16,10 @@ from atoll.core.layout import Array
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data import partition as parts
-from atoll.data.card import examples_card, table_card
-from atoll.data.preprocessing import Plan, fit_site
+from atoll.data.card import data_card, examples_card
+from atoll.data.idx import fashion_mnist
+from atoll.data.preprocessing import Plan
 from atoll.data.readers import (
-    fashion_mnist,
     read_examples,
     read_table,
     sites_from_column,
@@ -83,7 +83,7 @@ def islands_of(
     raise_faults(DataError, "the clients' data", faults)
     cards: list[Mapping[str, Any]] = []
     if len(clients) <= _MOST_CARDS:
-        cards = [examples_card(c, e) for c, e in clients.items() if isinstance(e, Examples)]
+        cards = [_card(c, examples_card(e)) for c, e in clients.items() if isinstance(e, Examples)]
     return Islands(clients, held_out, central, cards=cards)
 
 
@@ -174,7 +174,7 @@ def partitioned(data: DataSpec, examples: Examples, seed: Seed) -> parts.Partiti
     given = data.partition
     if given is None:
         raise JobError("there is no [data.partition]")
-    options: dict[str, Any] = {
+    every: dict[str, dict[str, Any]] = {
         "dirichlet": {
             "alpha": given.alpha,
             "balanced": given.balance,
@@ -182,7 +182,8 @@ def partitioned(data: DataSpec, examples: Examples, seed: Seed) -> parts.Partiti
         },
         "quantity": {"alpha": given.alpha, "min_rows": given.min_rows},
         "classes": {"k": given.classes_per_client},
-    }.get(given.kind, {})
+    }
+    options = every.get(given.kind, {})
     scheme = parts.SCHEMES.get(given.kind, parts.iid)
     dealt = parts.deal(examples, scheme(examples.targets, given.clients, seed, **options))
     if given.kind == "feature_noise":
@@ -200,7 +201,8 @@ def _finished(
     first = next(iter(clients.values()))
     cards: list[Mapping[str, Any]] = []
     if len(clients) <= _MOST_CARDS:
-        cards = [examples_card(c, e) for c, e in clients.items()]
+        number = 0 if classes < 2 else classes
+        cards = [_card(c, examples_card(e, number)) for c, e in clients.items()]
     return Islands(
         train=clients,
         held_out=held_out,
@@ -222,22 +224,11 @@ def _tabular(spec: JobSpec, folder: Path, stream: Seed) -> Islands:
     for site, table in typed.items():
         rows, held = _rows(table, schema, data, stream / "split" / site)
         train[site], test[site] = table.take(rows), table.take(held)
-    given = spec.preprocessing
-    plan = Plan(
-        impute=given.impute,
-        fill=given.fill,
-        scale=given.scale,
-        encode=given.encode,
-        missing_indicator=given.missing_indicator,
-    )
-    if given.mode == "federated":
-        shared = fit_preprocessor(train, plan, schema)
-        fitted = dict.fromkeys(train, shared)
-    else:
-        fitted = {site: fit_site(table, plan, schema) for site, table in train.items()}
-    dtype = spec.model.dtype if spec.model.kind in ("linear", "logistic", "multinomial") else "float32"
-    clients = {site: fitted[site].apply(table, dtype=dtype) for site, table in train.items()}
-    held_out = {site: fitted[site].apply(t, dtype=dtype) for site, t in test.items() if len(t)}
+    linear = spec.model.kind in ("linear", "logistic", "multinomial")
+    plan = Plan(**spec.preprocessing.model_dump(), dtype=spec.model.dtype if linear else "float32")
+    fitted = fit_preprocessor(train, plan, schema)
+    clients = {site: fitted[site].apply(table) for site, table in train.items()}
+    held_out = {site: fitted[site].apply(table) for site, table in test.items() if len(table)}
     first = next(iter(clients.values()))
     return Islands(
         train=clients,
@@ -245,9 +236,16 @@ def _tabular(spec: JobSpec, folder: Path, stream: Seed) -> Islands:
         central=_together(held_out) if data.central_test and held_out else None,
         features=first.features.shape[1],
         classes=1 if data.task == "regression" else len(schema.classes),
-        cards=[table_card(site, table, schema) for site, table in typed.items()],
+        cards=[_card(site, data_card(table, schema)) for site, table in typed.items()],
         notes=notes,
     )
+
+
+def _card(site: ClientId, card: Mapping[str, Any]) -> dict[str, Any]:
+    """A data card as the report shows it: with its site, missing counts and label balance."""
+    columns = card.get("columns", {})
+    missing = {name: c["missing"] for name, c in columns.items() if c.get("missing")}
+    return {"site": site, **card, "missing": missing, "labels": card.get("classes")}
 
 
 def _together(sites: Mapping[ClientId, Examples]) -> Examples:
@@ -302,7 +300,11 @@ def _schema(data: DataSpec, raw: Mapping[ClientId, Table]) -> Schema:
     known = {c.name for c in guess.columns}
     listed = [*data.features, *data.drop]
     faults = [
-        Fault("data.features" if n in data.features else "data.drop", f"no column {n!r}", suggest(n, known))
+        Fault(
+            "data.features" if n in data.features else "data.drop",
+            f"no column {n!r}",
+            suggest(n, known),
+        )
         for n in listed
         if n not in known and n not in declared
     ]

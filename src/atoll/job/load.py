@@ -108,5 +108,8 @@ def _known(path: tuple[int | str, ...]) -> list[str]:
         tables = [a for a in options if issubclass(a, BaseModel)]
         if tables and typing.get_origin(model) is not dict:
             model = tables[0]
-    return sorted(model.model_fields) if isinstance(model, type) and hasattr(model, "model_fields") else []
-
+    return (
+        sorted(model.model_fields)
+        if isinstance(model, type) and hasattr(model, "model_fields")
+        else []
+    )

@@ -47,7 +47,8 @@ def algorithm_named(spec: AlgorithmSpec) -> Algorithm:
     if spec.name not in known:
         fault = Fault("algorithm.name", f"unknown {spec.name!r}", suggest(spec.name, known))
         raise JobError("unknown algorithm", faults=[fault])
-    make, options = known[spec.name], dict(spec.model_extra or {})
+    make: typing.Any = known[spec.name]
+    options = dict(spec.model_extra or {})
     fields: dict[str, Any] = {}
     if dataclasses.is_dataclass(make):
         hints = _hints(make)
@@ -68,7 +69,8 @@ def algorithm_named(spec: AlgorithmSpec) -> Algorithm:
             faults.append(Fault(f"algorithm.{key}", f"{error.errors()[0]['msg']}; got {value!r}"))
     raise_faults(JobError, f"algorithm {spec.name!r}", faults)
     try:
-        return make(**checked)
+        made: Algorithm = make(**checked)
+        return made
     except JobError as error:
         own = error.faults or [Fault("algorithm", error.message, error.remedy)]
         raise JobError(error.message, faults=[_below("algorithm", f) for f in own]) from error
@@ -88,7 +90,9 @@ def check_model(spec: JobSpec, folder: Path) -> list[Fault]:
     """Faults of ``[model]`` that can be seen without the data."""
     model, found = spec.model, []
     if model.kind in (*LINEAR, "torch", "function"):
-        need = {"torch": ("factory",), "function": ("fit", "evaluate", "initial")}.get(model.kind, ())
+        need = {"torch": ("factory",), "function": ("fit", "evaluate", "initial")}.get(
+            model.kind, ()
+        )
         for key in need:
             value = getattr(model, key)
             if not value:

@@ -75,7 +75,8 @@ class PreprocessingSpec(Section):
     fill: float = 0.0
     scale: Literal["standard", "minmax", "none"] = "standard"
     encode: Literal["onehot", "ordinal"] = "onehot"
-    missing_indicator: bool = False
+    indicate_missing: bool = False
+    scale_target: bool = False
 
 
 class ModelSpec(Section):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import shutil
 import signal
 import threading
 import time
@@ -11,20 +12,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-import atoll.core
+import atoll
 from atoll.core.contracts import Executor, Trainer
 from atoll.core.errors import (
     AtollError,
     CheckpointError,
-    DataError,
     Fault,
     JobConflict,
     JobError,
     MissingExtra,
+    StorageError,
     raise_faults,
     suggest,
 )
@@ -33,7 +34,7 @@ from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.job.build import Job
 from atoll.job.datasets import Islands, islands_of
-from atoll.report.folder import RunFolder
+from atoll.report.folder import RunFolder, write_model
 from atoll.report.html import write_report
 from atoll.runtime import checkpoint
 from atoll.runtime.checkpoint import Progress, model_hash
@@ -131,7 +132,7 @@ class Run:
         for record in self.rounds:
             target.append(record)
         _write_results(target, self)
-        return write_report(target.path)
+        return write_report(target)
 
     def _whole(self, shared: Array) -> Array:
         layout = self.trainer.layout
@@ -191,7 +192,7 @@ def simulate(
         held_out=islands.held_out if job.federated or job.compare else {},
     )
     _check(job, parts)
-    folder = None if out is None else RunFolder(Path(out), resume=resume, overwrite=overwrite)
+    folder = None if out is None else _folder(Path(out), resume, overwrite)
     session = _Session(job, parts, islands, folder, began)
     progress = session.resumed() if resume else None
     with _stop_on_signal() as interrupted, _executor(job, parts, executor, workers) as where:
@@ -216,6 +217,26 @@ def simulate(
     return session.finish(finished)
 
 
+def _folder(path: Path, resume: bool, overwrite: bool) -> RunFolder:
+    """The run's folder; an earlier run in it is continued, replaced, or left alone.
+
+    Raises:
+        StorageError: it holds an earlier run, and neither was asked for.
+    """
+    folder = RunFolder(path)
+    if folder.used and not resume:
+        if not overwrite:
+            raise StorageError(
+                f"{path} holds an earlier run",
+                remedy="continue it with --resume, replace it with --overwrite, or name another folder",
+            )
+        for old in (folder.checkpoint, path / "tensorboard"):
+            shutil.rmtree(old, ignore_errors=True)
+        for file in (folder.manifest, folder.metrics, folder.report, *path.glob("*.safetensors")):
+            file.unlink(missing_ok=True)
+    return folder
+
+
 def _islands(
     job: Job,
     clients: Mapping[ClientId, Any] | None,
@@ -234,8 +255,7 @@ def _islands(
 def _trainer(job: Job, islands: Islands) -> Trainer:
     if isinstance(job.trainer, Trainer):
         return job.trainer
-    make = cast(Callable[[Islands], Trainer], job.trainer)
-    return make(islands)
+    return job.trainer(islands)
 
 
 def _check(job: Job, parts: Parts) -> None:
@@ -253,7 +273,9 @@ def _check(job: Job, parts: Parts) -> None:
     if job.weighting.kind == "given":
         given = job.weighting.given
         faults += [
-            Fault("algorithm.weights", f"no weight for client {c!r}", "give lambda_i for every client")
+            Fault(
+                "algorithm.weights", f"no weight for client {c!r}", "give lambda_i for every client"
+            )
             for c in parts.clients
             if c not in given
         ]
@@ -337,7 +359,7 @@ class _Session:
         """The progress of the newest checkpoint; None when the run died before its first."""
         if self.folder is None:
             raise CheckpointError("there is nothing to resume without a folder", remedy="give out=")
-        path = checkpoint.newest(self.folder.path / "checkpoint")
+        path = checkpoint.newest(self.folder.checkpoint)
         if path is None:
             self.folder.truncate(0)
             return None
@@ -367,8 +389,8 @@ class _Session:
 
     def _write(self, progress: Progress) -> None:
         if self.folder is not None and self.saved != progress.rounds:
-            path = self.folder.path / "checkpoint"
-            checkpoint.write(path, progress, self.job.hash(), self._notes())
+            self.folder.sync()
+            checkpoint.write(self.folder.checkpoint, progress, self.job.hash(), self._notes())
             self.saved = progress.rounds
 
     def failed(self, error: AtollError) -> None:
@@ -397,7 +419,7 @@ class _Session:
         )
         if self.folder is not None:
             _write_results(self.folder, run)
-            write_report(self.folder.path)
+            write_report(self.folder)
         return run
 
     def manifest(
@@ -435,9 +457,7 @@ class _Session:
 
 def _write_results(folder: RunFolder, run: Run) -> None:
     meta = {"job": str(run.manifest["job_hash"]), "layout": run.trainer.layout.to_json()}
-    folder.write_model("model.safetensors", run.parameters, meta)
+    write_model(folder.model, run.parameters, meta)
     if run.progress.best is not None:
-        folder.write_model("best.safetensors", run.best_parameters, meta)
+        write_model(folder.path / "best.safetensors", run.best_parameters, meta)
     folder.write_manifest(run.manifest)
-
-

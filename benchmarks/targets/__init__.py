@@ -1,0 +1,1 @@
+"""Published results, re-run: ``make targets``."""
