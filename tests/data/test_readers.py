@@ -1,0 +1,200 @@
+import gzip
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from atoll.core.errors import DataError, MissingExtra
+from atoll.data import readers
+from atoll.data.readers import read_examples, read_table, sites_from_column, sites_from_files
+from atoll.data.table import Table
+
+
+def test_csv_cells_become_numbers_text_and_missing(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("\ufeffage,sex,flag,kind\n63,f,TRUE,None\n,NA,FALSE,a\n", encoding="utf-8")
+    table = read_table(path)
+    assert table.names == ("age", "sex", "flag", "kind")
+    np.testing.assert_array_equal(table["age"], [63, np.nan])
+    assert table["sex"].tolist() == ["f", None]
+    assert table["flag"].tolist() == [1.0, 0.0]
+    assert table["kind"].tolist() == ["None", "a"]
+
+
+def test_a_csv_column_with_one_wrong_cell_keeps_that_cell(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("x\n1\n1O\n")
+    assert read_table(path)["x"].tolist() == ["1", "1O"]
+
+
+def test_parquet_equals_csv(tmp_path):
+    frame = pd.DataFrame({"x": [1.5, None], "g": ["a", None], "b": [True, None], "k": [1, 2]})
+    frame.to_parquet(tmp_path / "a.parquet")
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    one, two = read_table(tmp_path / "a.parquet"), read_table(tmp_path / "a.csv")
+    for name in frame.columns:
+        np.testing.assert_array_equal(one[name], two[name])
+    np.testing.assert_array_equal(one["b"], [1, np.nan])
+
+
+def test_dates_are_read_as_text(tmp_path):
+    pd.DataFrame({"d": pd.to_datetime(["2020-01-02", None])}).to_parquet(tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet")["d"].tolist() == ["2020-01-02 00:00:00", None]
+
+
+def test_numpy_files_become_columns(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.arange(4).reshape(2, 2), y=np.array([0, 1]))
+    assert read_table(tmp_path / "a.npz").names == ("x0", "x1", "y")
+    np.save(tmp_path / "b.npy", np.array([(1, 2.5)], dtype=[("k", "i4"), ("v", "f8")]))
+    assert read_table(tmp_path / "b.npy")["v"].tolist() == [2.5]
+    np.save(tmp_path / "c.npy", np.eye(2))
+    assert read_table(tmp_path / "c.npy")["x1"].tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"x", "unknown format '.txt'"),
+        ("a.csv", b"", "cannot be read"),
+        ("a.csv", b"x,x\n1,2\n", "column 'x' appears twice"),
+        ("a.csv", b"x,y\n1,2\n1,2,3,4\n", "cannot be read"),
+        ("a.csv", b"x\n\xff\xfe\n", "cannot be read"),
+        ("a.parquet", b"no parquet", "cannot be read"),
+        ("a.npz", b"no npz", "cannot be read"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_table(tmp_path / name)
+    assert message in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_object_arrays_are_never_unpickled(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([{}], object))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_table(tmp_path / "a.npy")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_table(tmp_path / "a.csv")
+
+
+def test_examples_come_from_an_npz(tmp_path):
+    np.savez(tmp_path / "a.npz", features=np.zeros((3, 1, 2, 2)), targets=np.arange(3))
+    assert len(read_examples(tmp_path / "a.npz")) == 3
+    np.savez(tmp_path / "b.npz", features=np.zeros(3), target=np.arange(3))
+    with pytest.raises(DataError, match="no array 'targets'"):
+        read_examples(tmp_path / "b.npz")
+    np.savez(tmp_path / "c.npz", features=np.zeros(3), targets=np.arange(2))
+    with pytest.raises(DataError, match="3 rows of features, 2 targets"):
+        read_examples(tmp_path / "c.npz")
+
+
+def test_each_file_of_a_folder_is_a_site(tmp_path):
+    for name in ("rome.csv", "oslo.csv"):
+        (tmp_path / name).write_text("x\n1\n")
+    (tmp_path / "readme.md").write_text("not data")
+    assert list(sites_from_files(tmp_path)) == ["oslo", "rome"]
+    assert list(sites_from_files(str(tmp_path / "r*.csv"))) == ["rome"]
+
+
+def test_broken_site_files_are_reported_together(tmp_path):
+    (tmp_path / "bern.csv").write_text("x\n1\n")
+    (tmp_path / "oslo.csv").write_text("")
+    (tmp_path / "rome.csv").write_text("x,x\n1,2\n")
+    np.savez(tmp_path / "bern.npz", x=np.arange(2))
+    with pytest.raises(DataError) as caught:
+        sites_from_files(tmp_path)
+    assert len(caught.value.faults) == 3
+    assert "a second file for site 'bern'" in str(caught.value)
+    assert "site 'oslo'" in str(caught.value)
+
+
+def test_a_pattern_without_files_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no table at"):
+        sites_from_files(tmp_path / "*.csv")
+
+
+def test_a_column_names_the_sites():
+    table = Table.of({"site": ["b", "a", "b"], "x": [1, 2, 3]})
+    sites = sites_from_column(table, "site")
+    assert list(sites) == ["a", "b"]
+    assert sites["b"]["x"].tolist() == [1, 3]
+    assert sites["b"].names == ("x",)
+    assert list(sites_from_column(Table.of({"s": [2, 10], "x": [0, 0]}), "s")) == ["10", "2"]
+
+
+def test_rows_without_a_site_are_refused():
+    with pytest.raises(DataError, match="empty in 1 rows, first in row 2"):
+        sites_from_column(Table.of({"site": ["b", None], "x": [1, 2]}), "site")
+
+
+def test_without_pandas_the_extra_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.csv").write_text("x\n1\n")
+    monkeypatch.setitem(__import__("sys").modules, "pandas", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'atoll\[tables\]'"):
+        read_table(tmp_path / "a.csv")
+
+
+def idx(values):
+    codes = {"uint8": 8, "int32": 12, "float32": 13}
+    head = bytes([0, 0, codes[values.dtype.name], values.ndim])
+    sizes = np.array(values.shape, ">u4").tobytes()
+    return head + sizes + values.astype(values.dtype.newbyteorder(">")).tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float32"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_idx_files_are_read_packed_or_not(tmp_path, dtype, pack):
+    values = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    (tmp_path / "a").write_bytes(pack(idx(values)))
+    read = readers.read_idx(tmp_path / "a")
+    assert read.dtype == values.dtype
+    np.testing.assert_array_equal(read, values)
+
+
+WHOLE = idx(np.arange(6, dtype=np.uint8).reshape(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "bad magic in an empty file"),
+        (b"PK\x03\x04", "bad magic 50 4b 03 04"),
+        (b"\0\0\x07\x01\0\0\0\0", "bad magic"),
+        (WHOLE[:9], "truncated inside the header"),
+        (WHOLE[:-1], r"only 5 bytes where (2, 3) needs 6"),
+        (WHOLE + b"x", "more bytes where (2, 3) needs 6"),
+        (gzip.compress(WHOLE)[:-9], "damaged gzip data"),
+        (b"\0\0\x08\x03" + b"\xff" * 12, "the header declares"),
+    ],
+)
+def test_a_malformed_idx_file_says_what_is_wrong(tmp_path, content, message):
+    (tmp_path / "broken").write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        readers.read_idx(tmp_path / "broken")
+    assert message in str(caught.value)
+    assert "broken" in str(caught.value)
+
+
+def test_images_are_scaled_to_the_unit_interval(tmp_path):
+    for prefix, n in (("train", 3), ("t10k", 2)):
+        images = np.full((n, 2, 2), 255, np.uint8)
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
+        labels = gzip.compress(idx(np.arange(n, dtype=np.uint8)))
+        (tmp_path / f"{prefix}-labels-idx1-ubyte.gz").write_bytes(labels)
+    train, test = readers.fashion_mnist(tmp_path)
+    assert (train.features.shape, train.features.dtype) == ((3, 1, 2, 2), np.float32)
+    assert train.features.max() == 1.0
+    assert test.targets.tolist() == [0, 1]
+    (tmp_path / "t10k-images-idx3-ubyte").write_bytes(idx(np.zeros((3, 2, 2), np.uint8)))
+    with pytest.raises(DataError, match="3 images"):
+        readers.fashion_mnist(tmp_path)
+
+
+def test_absent_images_come_with_the_way_to_get_them(tmp_path):
+    with pytest.raises(DataError, match="apt install dataset-fashion-mnist"):
+        readers.fashion_mnist(tmp_path)

@@ -1,0 +1,225 @@
+import numpy as np
+import pytest
+
+from atoll.core.errors import DataError, JobError
+from atoll.data.schema import Column, Schema, check_sites, complete_schema, infer_schema
+from atoll.data.table import Table
+
+SCHEMA = Schema(
+    (
+        Column("age", "integer", unit="years", range=(18, 99)),
+        Column("chol", "number", unit="mg/dl", missing=(0, "?")),
+        Column("smoker", "boolean"),
+        Column("cp", "category", categories=("none", "typical")),
+    ),
+    target="disease",
+    classes=("no", "yes"),
+)
+
+
+def rows(**changed):
+    table = {
+        "age": [40, 50],
+        "chol": [200, 0],
+        "smoker": ["yes", "False"],
+        "cp": ["typical", None],
+        "disease": ["no", "yes"],
+    }
+    return Table.of({**table, **changed})
+
+
+def faults_of(*sites, schema=SCHEMA):
+    with pytest.raises(DataError) as caught:
+        check_sites(schema, dict(sites))
+    return [str(fault) for fault in caught.value.faults]
+
+
+def test_cells_are_read_as_declared():
+    table = SCHEMA.read("a", rows())
+    assert table.names == ("age", "chol", "smoker", "cp", "disease")
+    np.testing.assert_array_equal(table["chol"], [200, np.nan])
+    assert table["smoker"].tolist() == [1.0, 0.0]
+    assert table["cp"].tolist() == ["typical", None]
+
+
+def test_a_missing_code_may_be_text_in_a_column_of_numbers():
+    table = SCHEMA.read("a", rows(chol=["?", " 210.5 "]))
+    np.testing.assert_array_equal(table["chol"], [np.nan, 210.5])
+
+
+def test_a_missing_code_is_not_out_of_range():
+    schema = Schema((Column("x", "number", range=(1, 9), missing=(-9,)),), "y", "regression")
+    table = schema.read("a", Table.of({"x": [-9, 5], "y": [1, 2]}))
+    np.testing.assert_array_equal(table["x"], [np.nan, 5])
+
+
+def test_categories_may_be_written_as_numbers():
+    schema = Schema((Column("cp", "category", categories=("1", "2")),), "y", "regression")
+    table = schema.read("a", Table.of({"cp": [1, None, 2.0], "y": [1, 2, 3]}))
+    assert table["cp"].tolist() == ["1", None, "2"]
+
+
+def test_reading_a_typed_table_again_changes_nothing():
+    once = SCHEMA.read("a", rows())
+    twice = SCHEMA.read("a", once)
+    for name in once.names:
+        np.testing.assert_array_equal(once[name], twice[name])
+
+
+def test_faults_of_all_sites_are_reported_together():
+    good = rows()
+    found = faults_of(
+        (
+            "oslo",
+            Table(
+                {n: v for n, v in {**good.columns, "chold": good["chol"]}.items() if n != "chol"}
+            ),
+        ),
+        ("rome", rows(age=["forty", 50.5], cp=["typcal", "none"])),
+        ("bern", rows(age=[40, 120], disease=["no", None])),
+        ("void", rows().take(np.array([], np.int64))),
+    )
+    assert found == [
+        "site 'oslo', column 'chol': is missing (did you mean 'chold'?)",
+        "site 'rome', column 'age': 'forty' is not a whole number in row 1 and 1 more"
+        " (correct it, or add it to the column's missing codes)",
+        "site 'rome', column 'cp': unknown category 'typcal' in row 1 (did you mean 'typical'?)",
+        "site 'bern', column 'age': 120 is outside [18, 99] years in row 2"
+        " (correct it, declare it missing, or widen the range)",
+        "site 'bern', column 'disease': the target is missing in row 2"
+        " (remove these rows: they can neither train nor test)",
+        "site 'void': has no rows (leave the site out or fill its file)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"smoker": ["perhaps", True]}, "'perhaps' is not true or false in row 1"),
+        ({"smoker": [1, 2]}, "2 is not true or false in row 2"),
+        ({"chol": [1, float("inf")]}, "inf is not a number in row 2"),
+        ({"chol": ["1", "1O"]}, "'1O' is not a number in row 2"),
+        ({"age": [40.5, 41]}, "40.5 is not a whole number in row 1"),
+        ({"disease": ["no", "maybe"]}, "unknown category 'maybe' in row 2"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_row(changed, expected):
+    (fault,) = faults_of(("a", rows(**changed)))
+    assert expected in fault
+
+
+def test_a_missing_target_column_is_a_fault():
+    assert faults_of(("a", rows().without("disease")))[0].startswith(
+        "site 'a', column 'disease': is missing"
+    )
+
+
+def test_no_sites_at_all_is_a_fault():
+    assert "there are none" in faults_of()[0]
+
+
+def test_a_single_class_site_is_allowed_and_noted():
+    typed, notes = check_sites(SCHEMA, {"a": rows(), "b": rows(disease=["yes", "yes"])})
+    assert list(typed) == ["a", "b"]
+    assert notes == ("site 'b': a single class, 'yes', in 2 rows",)
+
+
+def test_empty_and_undeclared_columns_are_noted():
+    _, notes = check_sites(SCHEMA, {"a": rows(chol=[None, 0], extra=[1, 2])})
+    assert notes == (
+        "site 'a': column 'chol' has no value in any of 2 rows",
+        "columns not declared and not read: extra",
+    )
+
+
+def test_contradictory_declarations_are_reported_together():
+    with pytest.raises(JobError) as caught:
+        Schema(
+            (
+                Column("a", "numbr"),
+                Column("b", "number", range=(2, 1)),
+                Column("c", "category", range=(1, 2), categories=("x", "x")),
+                Column("b", "integer"),
+                Column("d", "number", categories=("x",)),
+                Column("e", role="target"),
+            ),
+            "y",
+            "regression",
+            ("no", "yes"),
+        )
+    text = str(caught.value)
+    assert len(caught.value.faults) == 8
+    for part in (
+        "did you mean 'number'?",
+        "range [2, 1] is empty",
+        "a category has no range",
+        "twice",
+    ):
+        assert part in text
+    assert "is declared twice" in text
+    assert "a regression has no classes" in text
+
+
+def test_categories_and_classes_are_completed_from_all_sites():
+    schema = Schema((Column("g", "category", missing=("?",)), Column("x")), "y")
+    sites = {
+        "a": Table.of({"g": ["10", "?"], "x": [1, 2], "y": [0, 1]}),
+        "b": Table.of({"g": ["9", "b"], "x": [1, 2], "y": [2, 1]}),
+    }
+    full = complete_schema(schema, sites)
+    assert full.columns[0].categories == ("9", "10", "b")
+    assert full.classes == ("0", "1", "2")
+
+
+def test_a_target_with_one_class_everywhere_is_refused():
+    with pytest.raises(DataError, match="1 class over all sites"):
+        complete_schema(Schema((Column("x"),), "y"), {"a": Table.of({"x": [1], "y": [0]})})
+
+
+def test_types_are_guessed_from_all_sites_together():
+    sites = {
+        "a": Table.of(
+            {
+                "n": [1, 2],
+                "b": [0, 1],
+                "m": [1.0, 2],
+                "s": ["u", "v"],
+                "e": [None, None],
+                "y": [0, 1],
+            }
+        ),
+        "b": Table.of(
+            {"n": [3, 4], "b": [1, 1], "m": [1.5, 2], "s": ["u", 3], "e": [None, None], "y": [1, 0]}
+        ),
+    }
+    schema = infer_schema(sites, "y")
+    assert {c.name: c.type for c in schema.features} == {
+        "n": "integer",
+        "b": "boolean",
+        "m": "number",
+        "s": "category",
+    }
+    assert schema.features[3].categories == ("3", "u", "v")
+    assert (schema.task, schema.classes) == ("classification", ("false", "true"))
+    typed, _ = check_sites(schema, sites)
+    assert typed["b"]["s"].tolist() == ["u", "3"]
+
+
+def test_names_are_ignored_and_a_quantity_makes_a_regression():
+    table = Table.of(
+        {"name": [f"p{i}" for i in range(60)], "x": np.arange(60), "y": np.linspace(0, 1, 60)}
+    )
+    schema = infer_schema({"a": table}, "y")
+    assert [c.name for c in schema.features] == ["x"]
+    assert schema.task == "regression"
+
+
+def test_many_whole_target_values_make_a_regression_unless_told():
+    table = Table.of({"x": np.arange(30), "y": np.arange(30)})
+    assert infer_schema({"a": table}, "y").task == "regression"
+    assert len(infer_schema({"a": table}, "y", "classification").classes) == 30
+
+
+def test_a_misspelt_target_gets_a_suggestion():
+    with pytest.raises(DataError, match="did you mean 'disease'"):
+        infer_schema({"a": rows()}, "diseases")
