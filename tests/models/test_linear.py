@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -159,3 +163,44 @@ def test_bad_data_is_named(rows):
     assert np.isnan(trainer.evaluate(np.zeros(4), rows(0, 3, 2))["loss"].value)
     with pytest.raises(JobError, match="logistic"):
         LinearTrainer("logistics", 3)
+
+
+PROGRAM = """
+import hashlib, numpy as np
+from atoll.core.contracts import Examples
+from atoll.core.local import LocalRule, LocalWork
+from atoll.core.seeds import Seed
+from atoll.models.linear import LinearTrainer
+rng, sha = np.random.default_rng(0), hashlib.sha256()
+for kind in ("linear", "logistic", "multinomial"):
+    for n, p in ((5000, 100), (700, 784)):
+        trainer = LinearTrainer(kind, p, classes=4, dtype="float32")
+        data = Examples(rng.normal(size=(n, p)), rng.integers(2, size=n))
+        w = rng.normal(size=trainer.layout.size).astype("f4")
+        work = LocalWork(batch_size=0, clip_norm=1.0)
+        fit = trainer.fit(w, data, work=work, rule=LocalRule(), seed=Seed(0), round=0)
+        sha.update(fit.parameters.tobytes() + trainer.gradient(w, data)[0].tobytes())
+        sha.update(repr(trainer.evaluate(w, data)["loss"]).encode())
+print(sha.hexdigest())
+"""
+
+
+def test_bits_do_not_depend_on_the_number_of_blas_threads():
+    found = set()
+    for threads in ("1", "2"):
+        own = {**os.environ, "OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM], env=own, capture_output=True, text=True, check=True
+        )
+        found.add(done.stdout)
+    assert len(found) == 1
+
+
+def test_full_batches_of_many_blocks_equal_the_plain_formula(rows):
+    data = rows(6000)
+    trainer, w = LinearTrainer("linear", 4), np.arange(5.0)
+    rest = data.features @ w[:4] + w[4] - data.targets
+    slope, loss = trainer.gradient(w, data)
+    np.testing.assert_allclose(slope[:4], 2 * rest @ data.features / 6000, rtol=1e-12)
+    assert slope[4] == pytest.approx(2 * rest.mean(), rel=1e-12)
+    assert loss == pytest.approx(np.mean(rest**2), rel=1e-12)

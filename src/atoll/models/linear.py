@@ -11,7 +11,8 @@ plus ``(l2 / 2) |W|^2``; the intercept is never penalised. All start at zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -35,8 +36,9 @@ from atoll.models.scores import (
 __all__ = ["LinearTrainer"]
 
 _KINDS = ("linear", "logistic", "multinomial")
-_CHUNK = 8192
-"""Rows scored at a time: bounds the memory of full-batch work."""
+_PRODUCT = 9000
+"""Values of a matrix handed to BLAS at a time. OpenBLAS splits larger products among threads, and
+the last bits would then depend on how many there are: serial and worker processes must agree."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +135,7 @@ class LinearTrainer:
                 lr = learning_rate(work, round=round, epoch=epoch)
                 losses.append(self._slope(weights, rows[index], targets[index], slopes))
                 if work.clip_norm:
-                    norm = float(np.linalg.norm(gradient))
+                    norm = math.sqrt(float(np.sum(gradient * gradient)))
                     gradient *= min(1.0, work.clip_norm / (norm + 1e-6))
                 rule.correct(gradient[part], vector[part], anchor, shift)
                 step(vector, gradient, lr)
@@ -148,17 +150,12 @@ class LinearTrainer:
             DataError: as in :meth:`fit`.
         """
         rows, targets = self._examples(data)
-        weights = self.layout.views(parameters)
-        total, part = np.zeros(self.layout.size), np.zeros(self.layout.size, self.dtype)
-        slopes = self.layout.views(part)
-        n, loss = len(targets), 0.0
+        slope = np.zeros(self.layout.size, self.dtype)
         with np.errstate(all="ignore"):
-            for start in range(0, n, _CHUNK):
-                own = slice(start, min(start + _CHUNK, n))
-                share = (own.stop - start) / n
-                loss += share * self._slope(weights, rows[own], targets[own], slopes)
-                total += share * part
-        return total.astype(self.dtype), loss
+            loss = self._slope(
+                self.layout.views(parameters), rows, targets, self.layout.views(slope)
+            )
+        return slope, loss
 
     def evaluate(self, parameters: Array, data: Any) -> Metrics:
         """``loss``, and accuracy, confusion and auc, or mse, mae and r2."""
@@ -167,12 +164,9 @@ class LinearTrainer:
         rows, targets = self._examples(data)
         weights = self.layout.views(parameters)
         with np.errstate(all="ignore"):
-            parts = [
-                self._outputs(weights, rows[start : start + _CHUNK])
-                for start in range(0, len(targets), _CHUNK)
-            ]
+            parts = [self._outputs(weights, rows[own]) for own in self._blocks(len(targets))]
             outputs = np.concatenate(parts)
-            loss = self._residual(outputs, targets)[0]
+            loss = self._residual(outputs, targets)[0] / len(targets)
             found = (
                 regression_scores(targets, outputs)
                 if self.kind == "linear"
@@ -201,19 +195,23 @@ class LinearTrainer:
         z = rows.astype(self.dtype, copy=False) @ weights["weight"].T
         return np.asarray(z + weights["intercept"] if self.intercept else z)
 
+    def _blocks(self, rows: int) -> Iterator[slice]:
+        size = max(1, _PRODUCT // max(self.features, self.classes))
+        return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
     def _residual(self, z: Array, targets: Array) -> tuple[float, Array]:
-        """Mean loss without penalty, and its derivative by z times n, in z's shape."""
+        """Sum of the rows' losses without penalty, and its derivative by z, in z's shape."""
         if self.kind == "linear":
             rest = z - targets
-            return float(np.mean(rest * rest)), 2.0 * rest
+            return float(np.sum(rest * rest)), 2.0 * rest
         if self.kind == "logistic":
             y = targets.astype(z.dtype)
-            return float(np.mean(np.logaddexp(0, z) - y * z)), sigmoid(z) - y
+            return float(np.sum(np.logaddexp(0, z) - y * z)), sigmoid(z) - y
         each = np.arange(len(targets))
         z = z - z.max(1, keepdims=True)
         odds = np.exp(z)
         total = odds.sum(1, keepdims=True)
-        loss = float(np.mean(np.log(total[:, 0]) - z[each, targets]))
+        loss = float(np.sum(np.log(total[:, 0]) - z[each, targets]))
         rest = odds / total
         rest[each, targets] -= 1.0
         return loss, rest
@@ -222,14 +220,20 @@ class LinearTrainer:
         self, weights: dict[str, Array], rows: Array, targets: Array, into: dict[str, Array]
     ) -> float:
         """Write the gradient of the penalised mean loss into ``into``; returns that loss."""
-        rows = rows.astype(self.dtype, copy=False)
-        loss, rest = self._residual(self._outputs(weights, rows), targets)
-        rest /= len(targets)
-        w = weights["weight"]
-        np.matmul(rest.T, rows, out=into["weight"])
-        if self.intercept:
-            into["intercept"][...] = rest.sum(0)
+        n, loss, w = len(targets), 0.0, weights["weight"]
+        for own in self._blocks(n):
+            x = rows[own].astype(self.dtype, copy=False)
+            part, rest = self._residual(self._outputs(weights, x), targets[own])
+            loss += part / n
+            rest /= n
+            if own.start == 0:
+                np.matmul(rest.T, x, out=into["weight"])
+            else:
+                into["weight"] += rest.T @ x
+            if self.intercept:
+                before = into["intercept"] if own.start else 0.0
+                into["intercept"][...] = before + rest.sum(0)
         if self.l2:
-            into["weight"][...] += self.l2 * w
-            loss += 0.5 * self.l2 * float(np.vdot(w, w))
+            into["weight"] += self.l2 * w
+            loss += 0.5 * self.l2 * float(np.sum(w * w))
         return loss

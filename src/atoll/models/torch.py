@@ -49,7 +49,14 @@ try:
     from torch import Tensor, nn
     from torch.nn import functional
 
-    from atoll.models.torch_flat import Bench, layout_of, pack_module, tensor_over, unpack_module
+    from atoll.models.torch_flat import (
+        Bench,
+        layout_of,
+        on_cpu,
+        pack_module,
+        tensor_over,
+        unpack_module,
+    )
 except ImportError as missing:  # pragma: no cover - depends on the installation
     raise MissingExtra(
         "torch is not installed", remedy="pip install 'atoll[torch]', or use a linear model"
@@ -127,8 +134,8 @@ class TorchTrainer:
         augment: applied to each training batch.
         exact_auc: see :func:`atoll.models.scores.classification_scores`.
         eval_batch_size: rows at a time in :meth:`evaluate` and :meth:`gradient`.
-        channels_last: keep image batches and convolution kernels in NHWC order; often faster, equal
-            up to rounding.
+        channels_last: keep image batches and convolution kernels in NHWC order. Equal up to rounding;
+            faster for many channels, slower for few, so measure.
 
     >>> trainer = TorchTrainer(nn.Linear, {"in_features": 3, "out_features": 2})
     >>> [(e.name, e.shape) for e in trainer.layout.entries]
@@ -257,7 +264,7 @@ class TorchTrainer:
                 correct()
                 move(lr)
                 bench.push()
-                total += loss.detach() / (len(index) if self._summed else 1)
+                total += loss.detach() / len(index) if self._summed else loss.detach()
                 rates.append(lr)
             mean = total.item() / len(rates) if rates else float("nan")
             return Fit(bench.vector(), len(rates), sum(rates), len(data), mean)
@@ -327,9 +334,9 @@ class TorchTrainer:
     def _build(self, seed: Seed) -> nn.Module:
         """A fresh module on the CPU; the global generator is left as it was."""
         if isinstance(self.module, nn.Module):
-            return copy.deepcopy(self.module).cpu()
+            return on_cpu(copy.deepcopy(self.module))
         with _alone(seed):
-            return self.module(**self.arguments).cpu()
+            return on_cpu(self.module(**self.arguments))
 
     def _formatted(self, x: Tensor) -> Tensor:
         if self.channels_last and x.dim() == 4:

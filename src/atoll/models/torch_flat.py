@@ -5,6 +5,7 @@ The workbench of :mod:`atoll.models.torch`, whose notes say what becomes of odd 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from atoll.core.errors import Fault, LayoutError, raise_faults
 from atoll.core.layout import Array, Entry, Layout
 
-__all__ = ["Bench", "layout_of", "pack_module", "tensor_over", "unpack_module"]
+__all__ = ["Bench", "layout_of", "on_cpu", "pack_module", "tensor_over", "unpack_module"]
 
 
 @dataclass(eq=False)
@@ -54,6 +55,12 @@ def _tensors(module: nn.Module) -> dict[str, _Held]:
         one.names.append(name)
         one.places.append((module.get_submodule(path), key))
     return {one.names[0]: one for one in held.values()}
+
+
+def on_cpu(module: nn.Module) -> nn.Module:
+    """The module itself, moved to the CPU if some of it is on a device."""
+    places = {t.device.type for t in (*module.parameters(), *module.buffers())}
+    return module.cpu() if places - {"cpu", "meta"} else module
 
 
 def layout_of(module: nn.Module, personal: Sequence[str]) -> Layout:
@@ -142,6 +149,15 @@ def restored(view: Tensor, dtype: torch.dtype) -> Tensor:
     return view.to(dtype) if dtype.is_floating_point else view.round().to(dtype)
 
 
+def _common_dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
+    """The floating dtype that most parameters have: what the module expects its input in."""
+    counts: Counter[torch.dtype] = Counter()
+    for p in module.parameters():
+        if p.is_floating_point():
+            counts[p.dtype] += p.numel()
+    return counts.most_common(1)[0][0] if counts else otherwise
+
+
 class Bench:
     """A module bound to flat buffers, used for one client after the other.
 
@@ -165,8 +181,7 @@ class Bench:
             at = start - layout.trainable.start
             slope = self.gradient[at : at + e.size].view(e.shape) if e.trainable else None
             self._bind(held, view, slope, channels_last and len(e.shape) == 4)
-        floating = [t.value.dtype for t in tensors.values() if t.value.is_floating_point()]
-        self.compute = floating[0] if floating else dtype
+        self.compute = _common_dtype(module, dtype)
 
     def _bind(self, held: _Held, view: Tensor, slope: Tensor | None, reorder: bool) -> None:
         value = held.value
@@ -200,6 +215,8 @@ class Bench:
 
     def push(self) -> None:
         """Carry an optimiser's step to the parameters that are no views."""
+        if not self._copied:
+            return
         with torch.no_grad():
             for value, view, slope in self._copied:
                 if slope is not None:
