@@ -19,7 +19,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -61,19 +60,15 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    talk = Console(stderr=True)
     try:
-        status = root(arguments, standalone_mode=False)
-        return status if isinstance(status, int) else 0
+        root(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except AtollError as error:
+        talk = Console(stderr=True)
         talk.print(f"[bold red]error[/] [dim]{error.code}[/]  {escape(str(error))}", soft_wrap=True)
         return error.exit_status
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (KeyboardInterrupt, click.Abort):
-        talk.print("interrupted; continue with --resume")
-        return 130
+    return 0
 
 
 def app() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -44,37 +45,40 @@ def run(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-) -> int:
+) -> None:
     """Run a job as a simulation on this machine."""
     made = load_job(job, settings or ())
     folder = out or Path("runs") / made.name
-    observers: list[Any] = []
-    if tensorboard:
-        observers.append(TensorBoard(folder / "tensorboard"))
-    if not quiet:
-        observers.append(progress(made.stop.rounds, title=made.name))
-    try:
-        done = simulate(
-            made,
-            executor=executor,
-            workers=workers,
-            seed=seed,
-            out=folder,
-            resume=resume,
-            overwrite=overwrite,
-            observers=observers,
-        )
-    finally:
-        for observer in observers:
-            observer.close()
+    with ExitStack() as watching:
+        observers: list[Any] = []
+        if not quiet:
+            observers.append(watching.enter_context(progress(made.stop.rounds, title=made.name)))
+        if tensorboard:
+            observers.append(watching.enter_context(TensorBoard(folder / "tensorboard")))
+        try:
+            done = simulate(
+                made,
+                executor=executor,
+                workers=workers,
+                seed=seed,
+                out=folder,
+                resume=resume,
+                overwrite=overwrite,
+                observers=observers,
+            )
+        except KeyboardInterrupt:
+            _interrupted(job)
     if as_json:
         print(json.dumps(_result(done), indent=2))  # noqa: T201 data goes to stdout
     else:
         _show(done)
     if done.status.startswith("interrupted"):
-        Console(stderr=True).print(f"interrupted; continue with: atoll run {job} --resume")
-        return 130
-    return 0
+        _interrupted(job)
+
+
+def _interrupted(job: Path) -> NoReturn:
+    Console(stderr=True).print(f"interrupted; continue with: atoll run {job} --resume")
+    raise typer.Exit(130)
 
 
 def report(
@@ -105,11 +109,13 @@ def _show(done: Run) -> None:
         console.print(line, soft_wrap=True)
     last: Mapping[str, Any] = done.rounds[-1] if done.rounds else {}
     for kind in ("central", "federated"):
-        found = {k: v for k, v in (last.get(kind) or {}).items() if v is not None}
+        found = {
+            k: v for k, v in (last.get(kind) or {}).items() if v is not None and k != "confusion"
+        }
         if found:
             text = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
             console.print(f"{kind:<10} {text}")
     console.print(f"status     {done.status}, {done.manifest['rounds']} rounds")
-    console.print(f"model      sha256 {done.model_hash}")
+    console.print(f"model      sha256 {done.model_hash}", soft_wrap=True)
     if done.folder is not None:
         console.print(f"report     {done.folder / 'report.html'}", soft_wrap=True)
