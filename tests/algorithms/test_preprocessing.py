@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from atoll.aggregation.exact import Fold
 from atoll.algorithms.preprocessing import FitPreprocessor, fit_preprocessor
-from atoll.core.contracts import Weighting, Work
+from atoll.core.contracts import Task, Weighting, Work
 from atoll.core.errors import DataError, JobError
 from atoll.core.layout import Layout
 from atoll.core.local import LocalWork
@@ -15,6 +15,8 @@ from atoll.core.seeds import Seed
 from atoll.data.preprocessing import Plan
 from atoll.data.schema import Column, Schema
 from atoll.data.table import Table
+from atoll.runtime.client import Parts
+from atoll.runtime.serial import SerialExecutor
 
 SCHEMA = Schema(
     (
@@ -127,3 +129,28 @@ def test_a_site_without_a_typed_table_is_named():
 def test_faults_of_the_plan_are_those_of_the_algorithm():
     (fault,) = FitPreprocessor(Plan(scale="minmax"), SCHEMA).faults(Weighting(), LocalWork())
     assert fault.startswith("column 'x': minmax needs a declared range")
+
+
+def test_an_executor_runs_it_like_any_other_algorithm():
+    sites = cut(rows(40), [5, 20])
+    algorithm = FitPreprocessor(Plan(), SCHEMA)
+    state = algorithm.init(np.zeros(0, np.float32), Layout.of([]), len(sites))
+    executor = SerialExecutor(Parts(algorithm, None, sites, Seed(0)))
+    tasks = [Task(site, 0) for site in sites]
+    aggregate, outcomes, memories = executor.run(tasks, {0: algorithm.broadcast(state)}, {})
+    executor.close()
+    assert [o.status for o in outcomes] == ["contributed"] * 3
+    assert not memories
+    fitted = algorithm.result(algorithm.server(state, aggregate))
+    assert fitted == fit_preprocessor({"pooled": rows(40)}, Plan(), SCHEMA)["pooled"]
+
+
+def test_columns_without_categories_or_numbers_add_up_too():
+    for name, cells in (("x", [1.0, 3.0]), ("g", ["p", "q"])):
+        column = Column("x") if name == "x" else Column("g", "category", categories=("p", "q"))
+        schema = Schema((column,), "y", "regression")
+        table = Table.of({name: cells, "y": [0, 1]})
+        fitted = fit_preprocessor({"a": table, "b": table}, Plan(), schema)["a"]
+        assert fitted.apply(table).features.tolist() == (
+            [[-1], [1]] if name == "x" else [[1, 0], [0, 1]]
+        )
