@@ -19,7 +19,9 @@ Card = Mapping[str, Any]
 
 _MOST_CLASSES = 9
 _MOST_COLUMNS = 30
+_MOST_OPEN = 20
 OTHER = "other"
+_WORDS = "labels or target"
 
 
 def data_cards(manifest: Mapping[str, Any]) -> list[Card]:
@@ -67,7 +69,7 @@ def cards_section(cards: Sequence[Card]) -> Safe:
     if not cards:
         return Safe("")
     chosen = _sample(cards)
-    heads = ("site", "rows", "labels or target", "values missing", "fingerprint")
+    heads = ("site", "rows", _WORDS, "values missing", "fingerprint")
     rows = [
         tag(
             "tr",
@@ -83,11 +85,14 @@ def cards_section(cards: Sequence[Card]) -> Safe:
     note = ""
     if chosen is not cards:
         note = tag("p", f"{len(chosen)} of {len(cards):,} cards; all of them are in manifest.json.")
+    if len(chosen) > _MOST_OPEN:
+        table = tag("details", tag("summary", "The cards one by one"), table)
     return join(note, table, _missingness(chosen))
 
 
 def _table(heads: Sequence[str], rows: Sequence[Safe], caption: str = "") -> Safe:
-    top = tag("thead", tag("tr", *(tag("th", head, scope="col") for head in heads)))
+    titles = (tag("th", h, scope="col", class_="words" if h == _WORDS else None) for h in heads)
+    top = tag("thead", tag("tr", *titles))
     said = tag("caption", caption) if caption else ""
     return tag("div", tag("table", said, top, tag("tbody", *rows)), class_="scroll")
 

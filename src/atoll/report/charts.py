@@ -31,6 +31,9 @@ __all__ = [
     "ticks",
 ]
 
+_WIDE = 960.0
+"""Width of a chart that takes the whole column; about one unit per pixel on a desktop."""
+
 Point = tuple[float, float | None]
 """x and y; a y of None leaves a gap."""
 
@@ -80,8 +83,9 @@ def shown(value: float | None, digits: int = 4) -> str:
     """
     if value is None or not math.isfinite(value):
         return "-"
-    if abs(value) >= 10 ** (digits - 1):
-        return f"{value:,.0f}" if abs(value) < 1e12 else f"{value:.{digits}g}"
+    whole = value == round(value) or abs(value) >= 10 ** (digits - 1)
+    if whole and abs(value) < 1e12:
+        return f"{value:,.0f}"
     return f"{value:.{digits}g}"
 
 
@@ -136,7 +140,7 @@ def dot_rows(title: str, rows: Sequence[tuple[str, Sequence[Part]]], x_label: st
     if not values:
         return _nothing(title)
     marks = ticks(min(values), max(values))
-    left, width, pitch = 150.0, 720.0, 26.0
+    left, width, pitch = 160.0, _WIDE, 30.0
     bottom = len(rows) * pitch + 8
 
     def x(value: float) -> float:
@@ -158,12 +162,12 @@ def stacked_rows(
     longest = max(totals, default=0)
     if longest <= 0:
         return _nothing(title)
-    left, width, pitch = 150.0, 720.0, 22.0 if len(rows) <= 30 else 14.0
+    left, width, pitch = 160.0, _WIDE, 28.0 if len(rows) <= 30 else 15.0
     room = width - left - 70
     body: list[object] = []
     for i, ((name, parts), total) in enumerate(zip(rows, totals, strict=True)):
         top, x = i * pitch + 2, left
-        body.append(_name(name, left - 8, top + pitch / 2))
+        body.append(_name(name, left - 8, top + pitch / 2 - 2, size=pitch))
         for p in parts:
             length = room * p.value / ((total or 1) if share else longest)
             percent = f" ({100 * p.value / total:.0f} %)" if total else ""
@@ -185,7 +189,7 @@ def stacked_columns(
     highest = max((sum(p.value for p in parts) for _, parts in columns), default=0)
     if highest <= 0:
         return _nothing(title)
-    frame = _Frame((0.0, float(len(columns))), ticks(0.0, highest), 720.0, 200.0)
+    frame = _Frame((0.0, float(len(columns))), ticks(0.0, highest), _WIDE, 230.0)
     gap = 0.12 if len(columns) <= 80 else 0.0
     body: list[object] = [frame.grid()]
     for i, (name, parts) in enumerate(columns):
@@ -216,11 +220,11 @@ def cell_grid(
     title: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Cell], x_label: str
 ) -> Safe:
     """A grid of coloured cells, such as who took part in which round."""
-    left, width = 150.0, 720.0
-    pitch = 20.0 if len(rows) <= 24 else 13.0
+    left, width = 160.0, _WIDE
+    pitch = 26.0 if len(rows) <= 24 else 15.0
     across = (width - left - 12) / max(len(columns), 1)
     gap = 2.0 if across > 7 else (0.6 if across > 3 else 0.0)
-    across = min(across, 34.0)
+    across = min(across, 44.0)
     body: list[object] = [
         _name(name, left - 8, (i + 0.5) * pitch, size=pitch) for i, name in enumerate(rows)
     ]
@@ -379,9 +383,9 @@ def _label(words: str, x: float, y: float, anchor: str, kind: str | None = None)
 
 
 def _name(name: str, x: float, y: float, size: float = 20.0) -> Safe:
-    short = name if len(name) <= 20 else name[:19] + "…"
+    short = name if len(name) <= 21 else name[:20] + "…"
     hover = tag("title", name) if short != name else ""
-    kind = "name" if size >= 14 else "name small"
+    kind = "name" if size >= 16 else "name small"
     return tag("text", short, hover, x=_n(x), y=_n(y + 4), text_anchor="end", class_=kind)
 
 

@@ -121,19 +121,24 @@ def summary(rows: Sequence[ComparisonRow], metric: str) -> str:
         metric: the main metric.
     """
     sites = rows[:-1]
-    count = {kind: sum(r.outcome == kind for r in sites) for kind in _OUTCOMES}
-    parts = [f"{_OUTCOMES[kind]} at {n}" for kind, n in count.items() if n]
-    line = f"Of {len(sites)} sites, joining was {', '.join(parts)}."
+    count = {kind: sum(row.outcome == kind for row in sites) for kind in _OUTCOMES}
+    whole = f" of {len(sites)} {'site' if len(sites) == 1 else 'sites'}"
+    parts: list[str] = []
+    for kind, (one, several) in _OUTCOMES.items():
+        if count[kind]:
+            words = one if count[kind] == 1 else several
+            parts.append(f"{count[kind]}{'' if parts else whole} {words}")
+    line = ", ".join(parts) + "."
     mean = rows[-1].values[metric]
     shown = [f"{way} {mean[way]:.3f}" for way in WAYS if mean[way] is not None]
     return f"{line} Mean {metric_label(metric)}: {', '.join(shown)}." if shown else line
 
 
 _OUTCOMES = {
-    "better": "better than training alone",
-    "same": "no clear difference",
-    "worse": "worse than training alone",
-    "unknown": "not comparable",
+    "better": ("does better together than alone", "do better together than alone"),
+    "worse": ("does worse together than alone", "do worse together than alone"),
+    "same": ("shows no clear difference", "show no clear difference"),
+    "unknown": ("cannot be compared", "cannot be compared"),
 }
 
 

@@ -172,7 +172,7 @@ def timings_section(manifest: Mapping[str, Any], rounds: Sequence[Record]) -> Sa
     stale = max((number((r.get("staleness") or {}).get("max")) or 0 for r in rounds), default=0)
     if stale:
         facts.append(("largest staleness", f"{stale:.0f} versions"))
-    items = [join(tag("dt", name), tag("dd", value)) for name, value in facts]
+    items = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts]
     listed = tag("dl", *items, class_="facts")
     return join(listed, _per_round(rounds, spent) if len(spent) > 1 else "")
 

@@ -42,6 +42,9 @@ __all__ = ["render", "write_report"]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _NO_PRIVACY = "No masking, no differential privacy was on in this run."
+_SIMULATED = (
+    "It was a simulation: all rows were on one machine, so nothing had to be hidden from it."
+)
 
 
 def write_report(folder: RunFolder | str | os.PathLike[str]) -> Path:
@@ -90,12 +93,11 @@ def _sections(
     cards = data_cards(manifest)
     parts = [
         _tiles(manifest, rounds, people),
-        _notes(manifest),
+        _failure(manifest),
         _worth(manifest),
+        _notes(manifest),
         _section("How the model learned", curves_section(manifest, rounds)),
-        _section(
-            "Who took part", tag("p", sentence(manifest, people)), participation_section(people)
-        ),
+        _section("Who took part", participation_section(people)),
         _section("How the data are spread over the clients", spread_section(cards)),
         _section("Data cards", cards_section(cards)) if cards else Safe(""),
         _section("Where the time went", timings_section(manifest, rounds)),
@@ -180,17 +182,17 @@ def _result(manifest: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple
     return []
 
 
-def _notes(manifest: Mapping[str, Any]) -> Safe:
-    notes = [str(note) for note in manifest.get("notes") or []]
+def _failure(manifest: Mapping[str, Any]) -> Safe:
     status = str(manifest.get("status") or "")
-    parts: list[object] = []
-    if status.startswith("failed"):
-        words = "The run ended with an error. What was committed before is shown below."
-        parts.append(_section("This run failed", tag("p", status), tag("p", words), kind="failure"))
-    if notes:
-        listed = tag("ul", *(tag("li", note) for note in notes))
-        parts.append(_section("To keep in mind", listed, kind="notes"))
-    return join(*parts)
+    if not status.startswith("failed"):
+        return Safe("")
+    words = "The run ended with an error. What was committed before is shown below."
+    return _section("This run failed", tag("p", status), tag("p", words), kind="failure")
+
+
+def _notes(manifest: Mapping[str, Any]) -> Safe:
+    notes = [tag("li", str(note)) for note in manifest.get("notes") or []]
+    return _section("To keep in mind", tag("ul", *notes), kind="notes") if notes else Safe("")
 
 
 def _worth(manifest: Mapping[str, Any]) -> Safe:
@@ -324,7 +326,8 @@ def _other_metrics(rows: Sequence[ComparisonRow], metric: str) -> Safe:
 def _privacy(manifest: Mapping[str, Any]) -> list[str]:
     said = manifest.get("privacy")
     if not said:
-        return [_NO_PRIVACY, "In a simulation all rows are on one machine anyway."]
+        local = manifest.get("executor") not in (None, "remote")
+        return [_NO_PRIVACY, *([_SIMULATED] if local else [])]
     if isinstance(said, Mapping):
         return [f"{key}: {value}" for key, value in said.items()]
     return [said] if isinstance(said, str) else [str(line) for line in said]
@@ -340,7 +343,7 @@ def _manifest(manifest: Mapping[str, Any]) -> Safe:
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
     items = [
-        join(tag("dt", name), tag("dd", tag("code", value)))
+        tag("div", tag("dt", name), tag("dd", tag("code", value)))
         for name, value in facts
         if value not in (None, "")
     ]

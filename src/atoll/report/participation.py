@@ -115,7 +115,8 @@ def sentence(manifest: Mapping[str, Any], people: Participation) -> str:
         parts.append(f"The others: {_reasons(totals)}.")
     parts.append(_fewest(people))
     if people.rejected:
-        parts.append(f"{len(people.rejected)} of {count} rounds were not committed.")
+        verb = "was" if len(people.rejected) == 1 else "were"
+        parts.append(f"{len(people.rejected)} of {count} rounds {verb} not committed.")
     return " ".join(part for part in parts if part)
 
 
@@ -273,6 +274,7 @@ def _numbers(people: Participation) -> Safe:
         )
         for client in clients
     ]
-    heads = [tag("th", name, scope="col") for name in ("client", "contributed", "tasks", "missing")]
+    heads = [tag("th", name, scope="col") for name in ("client", "contributed", "tasks")]
+    heads.append(tag("th", "missing", scope="col", class_="words"))
     table = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows))
     return tag("details", tag("summary", f"In numbers{note}"), tag("div", table, class_="scroll"))

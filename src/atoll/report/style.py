@@ -58,6 +58,7 @@ header{background:linear-gradient(135deg,#06474a,#0b7d77 55%,#3aa9a0);color:#fff
 header>div{max-width:1080px;margin:0 auto;padding:0 20px;position:relative}
 header .atoll{position:absolute;right:20px;top:-6px;width:120px;opacity:.32}
 header .atoll *{fill:none;stroke:#fff;stroke-linecap:round}
+@media(max-width:620px){header .atoll{display:none}}
 .brand{margin:0;font-size:.85rem;letter-spacing:.08em;text-transform:uppercase;opacity:.85}
 h1{margin:.1em 0 .35em;font-size:clamp(1.6rem,4vw,2.4rem);line-height:1.15;overflow-wrap:anywhere;
 max-width:85%}
@@ -86,15 +87,15 @@ p{margin:.4em 0 .9em;max-width:80ch}
 ul{margin:.3em 0;padding-left:1.2em}
 a{color:var(--info)}
 .scroll{overflow-x:auto}
-.scroll>svg{min-width:560px}
+.scroll>svg{min-width:640px}
 table{border-collapse:collapse;width:100%;margin:.4em 0 .8em;font-size:.93rem;
 font-variant-numeric:tabular-nums}
 caption{text-align:left;padding:.4em 0}
 th,td{padding:7px 10px;text-align:right;border-bottom:1px solid var(--rule);unicode-bidi:isolate}
 td.words,th:first-child,td:first-child{text-align:left}
 td.words,th.words{text-align:left;min-width:12em}
-thead th{color:var(--soft);font-weight:600;font-size:.84rem;vertical-align:bottom}
-tbody th{font-weight:600;overflow-wrap:anywhere}
+thead th{color:var(--soft);font-weight:600;font-size:.84rem;vertical-align:bottom;white-space:nowrap}
+tbody th{font-weight:600;min-width:7.5em;max-width:22em;overflow-wrap:break-word}
 tr.total>*{border-top:2px solid var(--rule);border-bottom:0;font-weight:700}
 tbody tr:hover{background:var(--wash)}
 .tint{background:color-mix(in srgb,var(--alone) var(--t,0%),transparent)}
@@ -120,12 +121,12 @@ svg .name{fill:var(--ink);font-size:13px}svg .small{font-size:10px}
 .band{fill:var(--k);fill-opacity:.16}
 .fill{fill:var(--k)}.fill:hover{stroke:var(--ink);stroke-width:1}
 .dot{fill:var(--k);stroke:var(--card);stroke-width:1.5}
-.dot.k-pooled{fill:var(--card);stroke:var(--k);stroke-width:2.6}
+.dot.k-pooled{fill:var(--card);stroke:var(--k);stroke-width:2.6;r:8px}
 .dot.edge{fill:var(--k);r:3px}
 .joined{stroke:var(--rule);stroke-width:3}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(210px,100%),1fr));
 gap:9px 24px;margin:.4em 0}
-.facts dt{color:var(--soft);font-size:.82rem;float:none}
+.facts dt{color:var(--soft);font-size:.82rem}
 .facts dd{margin:0 0 .5em;overflow-wrap:anywhere}
 details{margin:.7em 0}
 summary{cursor:pointer;color:var(--info);font-weight:600;font-size:.93rem}
