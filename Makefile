@@ -70,7 +70,7 @@ targets: $(SETUP) ## re-run the published results we compare with, write docs/re
 	$(PY) benchmarks/targets/run.py
 
 docs: $(DOCS) ## build docs/_build/html; any warning is an error
-	$(PY) -m sphinx -q -W -n --keep-going -b html docs docs/_build/html
+	$(PY) -m sphinx -q -E -W -n --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 clean: ## remove what was built; runs/ and .venv stay

@@ -85,7 +85,7 @@ class FedAsync:
         return tell(state)
 
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
-        """Process Worker: train F + rho/2 |x - x_t|^2 from x_t and send the model."""
+        """Process Worker: train ``F + rho/2 |x - x_t|^2`` from x_t and send the model."""
         rule = LocalRule(mu=self.rho, anchor=broadcast.parameters)
         done = train(broadcast, memory, work, rule)
         return done.update(work, model=done.fit.parameters[work.layout.shared]), done.memory()

@@ -76,7 +76,7 @@ class FedDyn:
         return tell(state)
 
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
-        """Lines 5 to 7: argmin L_k(theta) - <g_k, theta> + alpha/2 |theta - theta^(t-1)|^2."""
+        """Lines 5 to 7: argmin ``L_k(theta) - <g_k, theta> + alpha/2 |theta - theta^(t-1)|^2``."""
         theta = broadcast.parameters
         g_k = memory.get("gradient", np.zeros_like(theta))
         shift = -g_k if g_k.any() else None
