@@ -1,24 +1,36 @@
 """Asynchronous against synchronous rounds in virtual time.
 
 Synthetic(1, 1) spread over 100 clients by cutting each device's rows, exponential task durations with
-mean 1. The synchronous run is FedAvg with a cohort of 100 of 100 (a round lasts as long as its slowest
-client); FedBuff has K = 10 and 100 clients at work. The time is virtual seconds until the global training
-loss first reaches what FedAvg reaches after 60 rounds; three seeds.
+mean 1. FedAvg waits for the slowest client of each round, with all 100 clients or with 10 drawn uniformly;
+FedBuff has K = 10 and 100 clients at work. The time is virtual seconds until the global training loss
+first reaches what FedAvg with all clients reaches after 60 rounds; three seeds.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from atoll import Asynchronous, Clock, Delay, Job, LocalWork, Optimizer, Stop, simulate
+
+from atoll import (
+    Asynchronous,
+    Clock,
+    Cohort,
+    Delay,
+    Job,
+    LocalWork,
+    Optimizer,
+    Stop,
+    Synchronous,
+    simulate,
+)
 from atoll.algorithms import FedAvg, FedBuff
 from atoll.core.contracts import Examples
 from atoll.core.seeds import Seed
 from atoll.data.synthetic import synthetic
 from atoll.models.linear import LinearTrainer
-
 from benchmarks.targets.judge import deviation, mean
 
 SEEDS = (1, 2, 3)
@@ -59,9 +71,16 @@ def run(seed: int) -> dict[str, float]:
         "clock": Clock(Delay("exponential", 1.0)),
         "federated": False,
     }
-    waiting = Job(**common, algorithm=FedAvg(), stop=Stop(rounds=ROUNDS))
-    first = simulate(waiting, clients, central=whole, seed=seed)
+    everyone = Job(**common, algorithm=FedAvg(), stop=Stop(rounds=ROUNDS))
+    first = simulate(everyone, clients, central=whole, seed=seed)
     goal = first.rounds[-1]["central"]["loss"]
+    few = Job(
+        **common,
+        algorithm=FedAvg(),
+        schedule=Synchronous(Cohort("uniform", 10)),
+        stop=Stop(rounds=20 * ROUNDS, metric="central.loss", target=goal),
+    )
+    drawn = simulate(few, clients, central=whole, seed=seed)
     buffered = Job(
         **common,
         algorithm=FedBuff(),
@@ -69,16 +88,21 @@ def run(seed: int) -> dict[str, float]:
         stop=Stop(rounds=20 * ROUNDS, metric="central.loss", target=goal),
     )
     second = simulate(buffered, clients, central=whole, seed=seed)
-    reached = [r for r in second.rounds if r["central"]["loss"] <= goal]
-    at = reached[0]["clock"] if reached else math.inf
-    slow = next(r["clock"] for r in first.rounds if r["central"]["loss"] <= goal)
+    slow, sampled, fast = (_reached(r.rounds, goal) for r in (first, drawn, second))
     return {
         "loss": goal,
         "synchronous": slow,
-        "asynchronous": at,
-        "ratio": slow / at,
+        "sampled": sampled,
+        "asynchronous": fast,
+        "ratio": slow / fast,
+        "ratio_sampled": sampled / fast,
         "staleness": mean([r["staleness"]["mean"] for r in second.rounds]),
     }
+
+
+def _reached(rounds: Sequence[Mapping[str, Any]], goal: float) -> float:
+    """Virtual time at which the loss first was at most ``goal``."""
+    return next((float(r["clock"]) for r in rounds if r["central"]["loss"] <= goal), math.inf)
 
 
 def table(results: dict[str, dict[str, float]]) -> list[str]:
@@ -88,22 +112,25 @@ def table(results: dict[str, dict[str, float]]) -> list[str]:
         "",
         (__doc__ or "").strip().split("\n\n")[1].replace("\n", " "),
         "",
-        "| seed | loss reached | FedAvg, virtual seconds | FedBuff (K = 10), virtual seconds | ratio | "
-        "mean staleness |",
-        "|---|---|---|---|---|---|",
+        "| seed | loss reached | FedAvg, 100 clients | FedAvg, 10 of 100 | FedBuff, K = 10 | "
+        "ratio | ratio to 10 of 100 | mean staleness |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     found = [(s, results[f"ASYNC/{s}"]) for s in SEEDS if f"ASYNC/{s}" in results]
     lines += [
-        f"| {s} | {r['loss']:.4f} | {r['synchronous']:.1f} | {r['asynchronous']:.1f} | "
-        f"{r['ratio']:.2f} | {r['staleness']:.1f} |"
+        f"| {s} | {r['loss']:.4f} | {r['synchronous']:.1f} | {r['sampled']:.1f} | "
+        f"{r['asynchronous']:.1f} | {r['ratio']:.2f} | {r['ratio_sampled']:.2f} | "
+        f"{r['staleness']:.1f} |"
         for s, r in found
     ]
-    ratios = [r["ratio"] for _, r in found]
-    if ratios:
+    if found:
+        ratios = [r["ratio"] for _, r in found]
+        sampled = [r["ratio_sampled"] for _, r in found]
         lines += [
             "",
-            f"FedBuff reaches the same loss {mean(ratios):.2f} ± {deviation(ratios):.2f} times sooner. "
-            "Updates arrive 5.19 times as fast as in synchronous rounds (identity 8); the rest is "
-            "what staleness costs.",
+            f"In virtual time FedBuff is {mean(ratios):.2f} ± {deviation(ratios):.2f} times as fast as "
+            f"FedAvg over all clients, and {mean(sampled):.2f} ± {deviation(sampled):.2f} times as fast "
+            "as FedAvg with ten. Two things make it so: updates arrive 5.19 times as fast (identity "
+            "8), and a server step is made of 10 of them, not of 100.",
         ]
     return [*lines, ""]

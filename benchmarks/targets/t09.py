@@ -13,11 +13,14 @@ from atoll.algorithms import FedProx
 from atoll.core.seeds import Seed
 from atoll.data.synthetic import synthetic
 from atoll.models.linear import LinearTrainer
-
 from benchmarks.targets.judge import Published, deviation, mean, verdict
 
-SETS = {"IID": (0.0, 0.0, True), "(0,0)": (0.0, 0.0, False), "(.5,.5)": (0.5, 0.5, False),
-        "(1,1)": (1.0, 1.0, False)}
+SETS = {
+    "IID": (0.0, 0.0, True),
+    "(0,0)": (0.0, 0.0, False),
+    "(.5,.5)": (0.5, 0.5, False),
+    "(1,1)": (1.0, 1.0, False),
+}
 PUBLISHED = {
     ("IID", 0): (Published(0.919, 0.024, 5), Published(0.276, 0.074, 5)),
     ("IID", 1): (Published(0.728, 0.054, 5), Published(0.841, 0.134, 5)),

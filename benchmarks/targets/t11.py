@@ -14,7 +14,6 @@ from atoll.core.contracts import Examples
 from atoll.core.seeds import Seed
 from atoll.data.idx import fashion_mnist
 from atoll.data.partition import deal, dirichlet, iid, split_clients
-
 from benchmarks.targets.judge import Published, deviation, mean, verdict
 
 MEAN, SD = 0.1307, 0.3081
@@ -75,7 +74,7 @@ def run(setting: str, method: str, seed: int) -> dict[str, float]:
 
 
 def _normalised(examples: Examples) -> Examples:
-    pixels = (examples.features.astype("float32") / 255 - MEAN) / SD
+    pixels = (examples.features - MEAN) / SD
     return Examples(pixels.astype("float32"), examples.targets.astype("int64"))
 
 
@@ -86,7 +85,8 @@ def table(results: dict[str, dict[str, float]]) -> list[str]:
         "",
         (__doc__ or "").strip().split("\n\n")[1].replace("\n", " "),
         "",
-        "| setting | method | ours, mean ± sd (n) | published, mean ± sd (15) | difference | allowed | verdict |",
+        "| setting | method | ours, mean ± sd (n) | published, mean ± sd (15) | difference | allowed | "
+        "verdict |",
         "|---|---|---|---|---|---|---|",
     ]
     own: dict[tuple[str, str], list[float]] = {}
@@ -109,6 +109,8 @@ def table(results: dict[str, dict[str, float]]) -> list[str]:
         pairs = [a - b for a, b in zip(own["Dir .1", method], base, strict=False)]
         if method != "FedAvg" and pairs:
             shown = ", ".join(f"{p:+.4f}" for p in pairs)
-            lines.append(f"- {method}: {shown} (published mean: "
-                         f"{PUBLISHED['Dir .1', method].mean - 0.815:+.3f})")
+            lines.append(
+                f"- {method}: {shown} (published mean: "
+                f"{PUBLISHED['Dir .1', method].mean - 0.815:+.3f})"
+            )
     return [*lines, ""]

@@ -12,7 +12,6 @@ from atoll import Job, LocalWork, Optimizer, Stop, simulate
 from atoll.algorithms import FedAvg, FedNova, FedProx, Scaffold
 from atoll.core.seeds import Seed
 from atoll.data.synthetic import fcube
-
 from benchmarks.targets.judge import Published, deviation, mean, verdict
 
 METHODS: dict[str, Any] = {
@@ -66,7 +65,9 @@ def table(results: dict[str, dict[str, float]]) -> list[str]:
     ]
     for method, (theirs, source) in PUBLISHED.items():
         values = [
-            results[f"T24/{method}/{s}"]["accuracy"] for s in SEEDS if f"T24/{method}/{s}" in results
+            results[f"T24/{method}/{s}"]["accuracy"]
+            for s in SEEDS
+            if f"T24/{method}/{s}" in results
         ]
         if not values:
             lines.append(f"| {method} | not run | {theirs.mean:.4f} ({source}) | | | |")
