@@ -80,6 +80,22 @@ def test_what_is_undefined_is_said_and_not_judged(
     assert words in row.verdict
 
 
+def test_a_site_with_few_rows_of_a_class_gets_a_caution(manifest: dict[str, Any]) -> None:
+    north, south, _, mean = comparison_table(manifest)
+    assert (north.caution, mean.caution) == ("", "")
+    assert south.caution == "The site has only 15 rows of class '0', so this can be chance."
+    manifest["cards"] = [{"site": "north", "rows": 19, "target": {"mean": 1.0}}]
+    assert comparison_table(manifest)[0].caution == (
+        "The site has only 19 rows, so this can be chance."
+    )
+
+
+def test_the_same_number_under_two_names_is_shown_once() -> None:
+    sites = {"a": {"alone": {"confusion": 0.5, "accuracy": 0.5}, "federated": {"accuracy": 0.6}}}
+    row = comparison_table({"comparison": {"metric": "accuracy", "sites": sites}})[0]
+    assert list(row.values) == ["accuracy"]
+
+
 def test_no_comparison_no_rows() -> None:
     assert comparison_table({}) == []
     assert comparison_table({"comparison": None}) == []
@@ -122,6 +138,7 @@ def test_the_plain_table_is_aligned_with_the_mean_last(manifest: dict[str, Any])
         "better",
     ]
     assert lines[4].split()[3] == "-"
+    assert lines[4].endswith("  worse (few rows)")
     assert lines[-1].startswith("mean ")
     assert lines[1] == lines[-2]
     starts = {line.rindex("  ") for line in lines}

@@ -26,6 +26,14 @@ def test_a_new_folder_is_made_with_its_parents_and_left_empty(tmp_path: Path) ->
     assert names(run.path) == []
 
 
+def test_events_alone_are_no_earlier_run(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").mkdir()
+    run = RunFolder(tmp_path)
+    assert not run.used
+    run.append({"round": 1})
+    assert run.used
+
+
 def test_an_earlier_run_is_accepted_and_told(tmp_path: Path) -> None:
     RunFolder(tmp_path).write_manifest({"atoll": "0.1.0"})
     (tmp_path / "my notes.txt").write_text("kept")

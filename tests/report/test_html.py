@@ -269,6 +269,35 @@ def test_virtual_time_is_shown_only_when_it_tells_something(
     assert "Loss over virtual time" in render(manifest, rounds)
 
 
+def test_the_best_value_is_named_by_its_own_metric(manifest: dict[str, Any]) -> None:
+    manifest["best"] = {"round": 4, "metric": "federated.loss", "value": 0.47}
+    assert "<b>0.47</b><span>best Loss, round 4</span>" in render(manifest, [])
+
+
+def test_training_metrics_are_drawn_beside_those_of_the_same_name(
+    manifest: dict[str, Any], rounds: list[dict[str, Any]]
+) -> None:
+    for record in rounds:
+        record["train"] = {"train_loss": 0.75}
+        record["central"]["confusion"] = 0.5
+    page = render(manifest, rounds)
+    assert "training: 0.75 at 1" in page
+    assert "onfusion" not in page.replace("manifest", "")
+
+
+def test_the_columns_of_each_site_are_told(manifest: dict[str, Any]) -> None:
+    age = {"type": "number", "unit": "years", "missing": 0, "mean": 54.44, "sd": 9.02}
+    sex = {"type": "category", "missing": 2, "counts": {"f": 3, "m": 5, "x": 1, "y": 1}}
+    manifest["cards"] = [
+        {"site": "a", "rows": 10, "missing": {"sex": 2}, "columns": {"age": age, "sex": sex}},
+        {"site": "b", "rows": 10, "missing": {}, "columns": {"sex": {**sex, "missing": 0}}},
+    ]
+    text = Page(render(manifest, [])).text
+    assert "54.4 (sd 9.02) years" in text
+    assert "m 5, f 3, x 1, ..." in text
+    assert "a 20 % b 0 %" in text
+
+
 def test_privacy_is_what_the_manifest_says(manifest: dict[str, Any]) -> None:
     text = Page(render({**manifest, "privacy": "Masked aggregation was on."}, [])).text
     assert "Masked aggregation was on." in text

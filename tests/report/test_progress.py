@@ -70,6 +70,24 @@ def test_lines_come_first_last_when_bad_and_else_at_intervals(make_record: Maker
     assert shown == [1, 3, 7, 10]
 
 
+def test_the_time_before_the_first_round_does_not_count(make_record: Maker) -> None:
+    stream, clock = io.StringIO(), Clock()
+    watch = ProgressLines(4, stream, interval=0.0, clock=clock)
+    clock.now = 100.25
+    watch(make_record(1))
+    clock.now = 100.5
+    watch(make_record(2))
+    first, second = stream.getvalue().splitlines()
+    assert "4.0 rounds/s  750 ms left" in first
+    assert "4.0 rounds/s  500 ms left" in second
+
+
+def test_the_last_line_tells_how_long_it_took(make_record: Maker) -> None:
+    assert progress_line(make_record(2), 2, seen=2, elapsed=90.0).endswith(
+        "45.0 s/round  1 min 30 s"
+    )
+
+
 def test_a_log_gets_lines_and_a_terminal_a_bar() -> None:
     assert isinstance(progress(3, io.StringIO()), ProgressLines)
     assert isinstance(progress(3, Terminal()), ProgressBar)

@@ -20,6 +20,7 @@ Card = Mapping[str, Any]
 _MOST_CLASSES = 9
 _MOST_COLUMNS = 30
 _MOST_OPEN = 20
+_MOST_SITES = 12
 OTHER = "other"
 _WORDS = "labels or target"
 
@@ -87,7 +88,7 @@ def cards_section(cards: Sequence[Card]) -> Safe:
         note = tag("p", f"{len(chosen)} of {len(cards):,} cards; all of them are in manifest.json.")
     if len(chosen) > _MOST_OPEN:
         table = tag("details", tag("summary", "The cards one by one"), table)
-    return join(note, table, _missingness(chosen))
+    return join(note, table, _missingness(chosen), _columns(chosen))
 
 
 def _table(heads: Sequence[str], rows: Sequence[Safe], caption: str = "") -> Safe:
@@ -197,6 +198,40 @@ def _histogram(cards: Sequence[Card]) -> Safe:
     return figure(chart, f"How many of the {len(cards):,} clients have how many rows.", wide=True)
 
 
+def _columns(cards: Sequence[Card]) -> Safe:
+    """What each column looks like at each site; a shift between sites shows here first."""
+    known = [card for card in cards if isinstance(card.get("columns"), Mapping)]
+    names = list(dict.fromkeys(name for card in known for name in card["columns"]))
+    if not names or len(known) > _MOST_SITES:
+        return Safe("")
+    rows = [
+        tag(
+            "tr",
+            tag("th", name, scope="row"),
+            *(tag("td", _column(card["columns"].get(name)), class_="words") for card in known),
+        )
+        for name in names[: 2 * _MOST_COLUMNS]
+    ]
+    words = "Mean and standard deviation of numbers, the most frequent values of categories."
+    table = _table(("column", *map(_site, known)), rows, words)
+    return tag("details", tag("summary", "The columns at each site"), table)
+
+
+def _column(column: Any) -> str:
+    if not isinstance(column, Mapping):
+        return "-"
+    counts = column.get("counts")
+    if isinstance(counts, Mapping) and counts:
+        frequent = sorted(counts.items(), key=lambda item: -(number(item[1]) or 0))
+        told = ", ".join(f"{name} {shown(number(n), 6)}" for name, n in frequent[:3])
+        return told + (", ..." if len(frequent) > 3 else "")
+    if number(column.get("mean")) is None:
+        return "-"
+    unit = str(column.get("unit") or "")
+    spread = f"{shown(number(column['mean']), 3)} (sd {shown(number(column.get('sd')), 3)})"
+    return f"{spread} {unit}".rstrip()
+
+
 def _missingness(cards: Sequence[Card]) -> Safe:
     worst: Counter[str] = Counter()
     for card in cards:
@@ -219,10 +254,13 @@ def _missingness(cards: Sequence[Card]) -> Safe:
 
 
 def _share(card: Card, column: str) -> Safe:
-    missing = _missing(card)
-    if column not in missing:
+    count = _missing(card).get(column)
+    if count is None:
+        known = (card.get("columns") or {}).get(column) or {}
+        count = number(known.get("missing"))
+    if count is None:
         return tag("td", "-")
-    share = min(missing[column] / max(_rows(card), 1), 1.0)
+    share = min(count / max(_rows(card), 1), 1.0)
     told = f"{100 * share:.0f} %" if share in (0, 1) or share >= 0.01 else "<1 %"
     # The tint only underlines the number, so colour alone never carries the meaning.
     return tag("td", told, class_="tint", style=f"--t:{100 * share * 0.6:.0f}%" if share else None)

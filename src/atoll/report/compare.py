@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "main_metric",
     "metric_label",
     "number",
+    "scores",
     "summary",
 ]
 
@@ -34,6 +35,13 @@ _LABELS = {"auc": "AUC", "rmse": "RMSE", "mse": "MSE", "mae": "MAE", "r2": "R²"
 _CLEAR = 0.01
 """Smallest difference that counts as one: absolute for scores, relative for losses."""
 
+_FEW = 20
+"""Rows of a site's rarest class (of the site, without classes) below which a verdict needs a caution.
+
+With 20 rows of one class, however many of the other, an AUC of 0.8 has a standard error of 0.04 to 0.07
+(Hanley and McNeil 1982, eq. 2): larger than most differences in the table.
+"""
+
 
 @dataclass(frozen=True)
 class ComparisonRow:
@@ -46,6 +54,7 @@ class ComparisonRow:
             for a loss); None where undefined.
         verdict: the same in plain words.
         outcome: ``better``, ``same``, ``worse`` or ``unknown``.
+        caution: why the verdict rests on little; empty when nothing is known against it.
     """
 
     site: str
@@ -53,6 +62,7 @@ class ComparisonRow:
     gain: float | None
     verdict: str
     outcome: str
+    caution: str = ""
 
 
 def number(value: Any) -> float | None:
@@ -60,6 +70,19 @@ def number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if math.isfinite(value) else None
+
+
+def scores(metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The metrics worth showing: by their plain names, without the same thing twice.
+
+    Training metrics are called ``train_loss`` and the like, and the number of a confusion matrix is
+    the accuracy, which has its own name.
+
+    >>> scores({"train_loss": 0.5, "confusion": 0.9, "accuracy": 0.9})
+    {'loss': 0.5, 'accuracy': 0.9}
+    """
+    found = (metrics or {}).items()
+    return {str(k).removeprefix("train_"): value for k, value in found if k != "confusion"}
 
 
 def higher_is_better(metric: str) -> bool:
@@ -99,9 +122,29 @@ def comparison_table(manifest: Mapping[str, Any]) -> list[ComparisonRow]:
     main = main_metric(manifest)
     metrics = _metrics(main, sites)
     values = {site: {m: _ways(by_way, m) for m in metrics} for site, by_way in sites.items()}
-    rows = [_row(str(site), main, by_metric) for site, by_metric in values.items()]
+    few = _few(manifest)
+    rows = [
+        replace(_row(str(site), main, by_metric), caution=few.get(str(site), ""))
+        for site, by_metric in values.items()
+    ]
     means = {m: _mean([by_metric[m] for by_metric in values.values()]) for m in metrics}
     return [*rows, _row(MEAN, main, means)]
+
+
+def _few(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The sites whose numbers rest on few rows, as their data cards tell."""
+    told = {}
+    for card in manifest.get("cards") or ():
+        labels = card.get("labels") or {}
+        counts = {str(label): number(n) or 0.0 for label, n in labels.items()}
+        rarest = min(counts, key=counts.__getitem__, default="")
+        fewest = counts[rarest] if counts else number(card.get("rows"))
+        if fewest is not None and fewest < _FEW:
+            of_class = f" of class {rarest!r}" if counts else ""
+            told[str(card.get("site"))] = (
+                f"The site has only {fewest:.0f} rows{of_class}, so this can be chance."
+            )
+    return told
 
 
 def main_metric(manifest: Mapping[str, Any]) -> str:
@@ -150,13 +193,17 @@ def comparison_lines(manifest: Mapping[str, Any], limit: int = 2) -> list[str]:
     metrics = list(rows[0].values)[:limit]
     head = ["site", *(f"{m} {way}" for m in metrics for way in WAYS), "joining"]
     body = [
-        [row.site, *(_digits(row.values[m][way]) for m in metrics for way in WAYS), row.outcome]
+        [row.site, *(_digits(row.values[m][way]) for m in metrics for way in WAYS), _remark(row)]
         for row in rows
     ]
     widths = [max(len(line[i]) for line in (head, *body)) for i in range(len(head))]
     rule = ["-" * width for width in widths]
     table = [head, rule, *body[:-1], rule, body[-1]]
     return [_line(cells, widths) for cells in table]
+
+
+def _remark(row: ComparisonRow) -> str:
+    return f"{row.outcome} (few rows)" if row.caution else row.outcome
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
@@ -173,7 +220,7 @@ def _metrics(main: str, sites: Mapping[str, Any]) -> list[str]:
     seen = dict.fromkeys([main])
     for by_way in sites.values():
         for way in WAYS:
-            seen |= dict.fromkeys((by_way or {}).get(way) or {})
+            seen |= dict.fromkeys(scores((by_way or {}).get(way)))
     usual = [m for m in ("auc", "accuracy") if m in seen and m != main]
     return [main, *usual, *(m for m in seen if m not in (main, *usual))]
 

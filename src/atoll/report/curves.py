@@ -16,7 +16,7 @@ from atoll.report.charts import (
     shown,
     stacked_columns,
 )
-from atoll.report.compare import main_metric, metric_label, number
+from atoll.report.compare import main_metric, metric_label, number, scores
 from atoll.report.markup import Safe, join, tag
 from atoll.report.participation import Record
 
@@ -36,7 +36,7 @@ _X = Callable[[Record], float]
 
 def last_value(rounds: Sequence[Record], source: str, metric: str) -> float | None:
     """The last value of ``metric`` that ``source`` (``central``, ``federated``, ``train``) reported."""
-    found = (number((r.get(source) or {}).get(metric)) for r in reversed(rounds))
+    found = (number(scores(r.get(source)).get(metric)) for r in reversed(rounds))
     return next((value for value in found if value is not None), None)
 
 
@@ -61,7 +61,7 @@ def _metrics(rounds: Sequence[Record], main: str) -> list[str]:
     for source in _SOURCES:
         for record in rounds:
             seen |= dict.fromkeys(
-                str(m) for m, v in (record.get(source) or {}).items() if number(v) is not None
+                str(m) for m, v in scores(record.get(source)).items() if number(v) is not None
             )
     first = [metric for metric in dict.fromkeys((main, "loss")) if metric in seen]
     return [*first, *(metric for metric in seen if metric not in first)][:_MOST_METRICS]
@@ -90,7 +90,9 @@ def _chart(rounds: Sequence[Record], metric: str, x_label: str, x: _X) -> Safe:
     for source, name in _SOURCES.items():
         # A round without evaluation is no point; an evaluation without a number is a gap.
         points = [
-            (x(r), number(r[source][metric])) for r in rounds if metric in (r.get(source) or {})
+            (x(r), number(found[metric]))
+            for r in rounds
+            if metric in (found := scores(r.get(source)))
         ]
         if points:
             series.append(Series(name, f"k-{source}", points))
@@ -168,7 +170,8 @@ def timings_section(manifest: Mapping[str, Any], rounds: Sequence[Record]) -> Sa
     if spent:
         facts.append(("median round", duration(_quantile(sorted(spent), 0.5))))
         facts.append(("slowest round", _slowest(rounds, spent)))
-        facts.append(("virtual time", shown(_clock(rounds[-1]))))
+        if _clock(rounds[-1]) > 0:
+            facts.append(("virtual time", shown(_clock(rounds[-1]))))
     stale = max((number((r.get("staleness") or {}).get("max")) or 0 for r in rounds), default=0)
     if stale:
         facts.append(("largest staleness", f"{stale:.0f} versions"))

@@ -103,8 +103,11 @@ class RunFolder:
 
     @property
     def used(self) -> bool:
-        """Whether a run has already left something here."""
-        return any(self.path.iterdir())
+        """Whether a run has already left rounds, a manifest, a model or a checkpoint here.
+
+        TensorBoard events alone do not count: their writer opens before the run begins.
+        """
+        return any(p.exists() for p in (self.manifest, self.metrics, self.model, self.checkpoint))
 
     def write_manifest(self, manifest: Mapping[str, Any]) -> Path:
         """Replace the manifest; numbers that are not finite become null."""

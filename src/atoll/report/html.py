@@ -173,7 +173,8 @@ def _result(manifest: Mapping[str, Any], rounds: Sequence[Record]) -> list[tuple
     best, metric = manifest.get("best") or {}, main_metric(manifest)
     value = number(best.get("value"))
     if value is not None:
-        where = f"best {metric_label(metric)}, round {best.get('round', '-')}"
+        named = str(best.get("metric") or metric).rpartition(".")[2]
+        where = f"best {metric_label(named)}, round {best.get('round', '-')}"
         return [(shown(value), where)]
     for source, words in (("central", "on the central test set"), ("federated", "at the sites")):
         last = last_value(rounds, source, metric)
@@ -285,7 +286,7 @@ def _worth_table(rows: Sequence[ComparisonRow], metric: str, note: str) -> Safe:
             tag("th", row.site, scope="row"),
             *(tag("td", _three(row.values[metric][way])) for way in WAYS),
             tag("td", "-" if row.gain is None else f"{row.gain:+.3f}", class_=row.outcome),
-            tag("td", row.verdict, class_="words"),
+            tag("td", f"{row.verdict} {row.caution}".rstrip(), class_="words"),
             class_="total" if row is rows[-1] else None,
         )
         for row in rows

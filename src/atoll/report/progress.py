@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from atoll.report.charts import shown
-from atoll.report.compare import metric_label, number
+from atoll.report.compare import metric_label, number, scores
 from atoll.report.curves import duration
 
 if TYPE_CHECKING:
@@ -66,7 +66,8 @@ def progress_line(
     parts = [f"round {done:>{width}}/{total}", *_metrics(record)]
     rate = seen / elapsed if elapsed > 0 else 0.0
     if rate > 0:
-        parts += [_rate(rate), f"{duration(max(total - done, 0) / rate)} left"]
+        ahead = max(total - done, 0)
+        parts += [_rate(rate), f"{duration(ahead / rate)} left" if ahead else duration(elapsed)]
     return _BETWEEN.join([*parts, *_remarks(record), *([note] if note else [])])
 
 
@@ -77,16 +78,16 @@ def _rate(rate: float) -> str:
 def _metrics(record: Mapping[str, Any]) -> list[str]:
     """Training loss, and the first score of the best evaluation that this round had."""
     found = []
-    train = number((record.get("train") or {}).get("loss"))
+    train = number(scores(record.get("train")).get("loss"))
     if train is not None:
         found.append(f"loss {train:.4f}")
-    evaluated = record.get("central") or record.get("federated") or {}
+    evaluated = scores(record.get("central") or record.get("federated"))
     if train is None and number(evaluated.get("loss")) is not None:
         found.append(f"loss {evaluated['loss']:.4f}")
-    scores = [name for name in ("auc", "accuracy", "r2", "rmse") if name in evaluated]
-    scores += [name for name in evaluated if name not in (*scores, "loss")]
-    if scores and number(evaluated[scores[0]]) is not None:
-        found.append(f"{metric_label(scores[0])} {shown(number(evaluated[scores[0]]))}")
+    usual = [name for name in ("auc", "accuracy", "r2", "rmse") if name in evaluated]
+    name = next(iter([*usual, *(name for name in evaluated if name != "loss")]), "")
+    if number(evaluated.get(name)) is not None:
+        found.append(f"{metric_label(name)} {shown(number(evaluated[name]))}")
     return found
 
 
@@ -105,6 +106,11 @@ def _remarks(record: Mapping[str, Any]) -> list[str]:
 def _one_line(value: object) -> str:
     # Names come from elsewhere: control characters could move the cursor or forge a line of the log.
     return "".join(c if c.isprintable() else "\ufffd" for c in str(value))
+
+
+def _start(record: Mapping[str, Any], now: float) -> float:
+    # The watch starts with the first round, not with the reading of data before it.
+    return now - (number(record.get("seconds")) or 0.0)
 
 
 class ProgressLines:
@@ -127,12 +133,15 @@ class ProgressLines:
     ) -> None:
         self._total, self._stream = total, stream if stream is not None else sys.stderr
         self._interval, self._clock = interval, clock
-        self._began, self._said, self._seen = clock(), -float("inf"), 0
+        self._began: float | None = None
+        self._said, self._seen = -float("inf"), 0
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Write the round's line if it is due."""
         self._seen += 1
         now = self._clock()
+        if self._began is None:
+            self._began = _start(record, now)
         last = int(record.get("round") or self._seen) >= self._total
         bad = record.get("committed") is False
         if last or bad or now - self._said >= self._interval:
@@ -174,7 +183,8 @@ class ProgressBar:
     ) -> None:
         self._total, self._clock, self._title = total, clock, title
         self._stream = stream if stream is not None else sys.stderr
-        self._began, self._seen = clock(), 0
+        self._began: float | None = None
+        self._seen = 0
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
 
@@ -200,7 +210,10 @@ class ProgressBar:
         self._seen += 1
         if self._bar is None or self._task is None:
             self.__enter__()
-        elapsed = self._clock() - self._began
+        now = self._clock()
+        if self._began is None:
+            self._began = _start(record, now)
+        elapsed = now - self._began
         line = progress_line(record, self._total, seen=self._seen, elapsed=elapsed)
         if self._bar is not None and self._task is not None:
             done = int(record.get("round") or self._seen)

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from atoll.core.errors import MissingExtra
-from atoll.report.compare import number
+from atoll.report.compare import number, scores
 
 __all__ = ["TensorBoard", "scalars"]
 
@@ -26,10 +26,10 @@ __all__ = ["TensorBoard", "scalars"]
 def scalars(record: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """Name and value of each finite number of a round's record, in a fixed order."""
     for source in ("train", "central", "federated", "staleness"):
-        for metric, value in (record.get(source) or {}).items():
+        for metric, value in scores(record.get(source)).items():
             yield from _finite(f"{source}/{metric}", value)
     for site, metrics in (record.get("sites") or {}).items():
-        for metric, value in (metrics or {}).items():
+        for metric, value in scores(metrics).items():
             yield from _finite(f"sites/{metric}/{site}", value)
     yield "participation/contributed", float(len(record.get("contributed") or ()))
     yield "participation/missing", float(len(record.get("missing") or ()))
