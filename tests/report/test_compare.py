@@ -56,7 +56,7 @@ def test_without_pooled_anywhere_the_mean_is_over_the_others() -> None:
 def test_for_a_loss_less_is_better() -> None:
     row = comparison_table(compared("log_loss", a=(0.50, 0.40, 0.45)))[0]
     assert row.gain == pytest.approx(0.10)
-    assert row.verdict == "Yes: better by 0.100, and better than pooling the rows."
+    assert row.verdict == "Yes: better by 0.100; pooling the rows would be worse."
 
 
 def test_a_loss_is_compared_relatively() -> None:

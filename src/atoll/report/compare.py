@@ -113,7 +113,7 @@ def comparison_table(manifest: Mapping[str, Any]) -> list[ComparisonRow]:
     >>> rows = comparison_table({"comparison": {"metric": "auc", "sites": {
     ...     "a": {"alone": {"auc": 0.70}, "federated": {"auc": 0.80}, "pooled": {"auc": 0.805}}}}})
     >>> rows[0].verdict
-    'Yes: better by 0.100, and as good as pooling the rows.'
+    'Yes: better by 0.100; pooling the rows would not be clearly better.'
     """
     comparison = manifest.get("comparison") or {}
     sites: Mapping[str, Any] = comparison.get("sites") or {}
@@ -278,7 +278,7 @@ def _beside_pooled(federated: float, pooled: float | None, sign: float) -> str:
     short = sign * (pooled - federated)
     outcome = _outcome(short, pooled, sign)
     if outcome == "same":
-        return ", and as good as pooling the rows."
+        return "; pooling the rows would not be clearly better."
     if short < 0:
-        return ", and better than pooling the rows."
+        return "; pooling the rows would be worse."
     return f"; pooling the rows would be better by {short:.3f}."

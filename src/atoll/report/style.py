@@ -95,7 +95,7 @@ th,td{padding:7px 10px;text-align:right;border-bottom:1px solid var(--rule);unic
 td.words,th:first-child,td:first-child{text-align:left}
 td.words,th.words{text-align:left;min-width:12em}
 thead th{color:var(--soft);font-weight:600;font-size:.84rem;vertical-align:bottom;white-space:nowrap}
-tbody th{font-weight:600;min-width:7.5em;max-width:22em;overflow-wrap:break-word}
+tbody th{font-weight:600;min-width:8.5em;max-width:22em;overflow-wrap:break-word}
 tr.total>*{border-top:2px solid var(--rule);border-bottom:0;font-weight:700}
 tbody tr:hover{background:var(--wash)}
 .tint{background:color-mix(in srgb,var(--alone) var(--t,0%),transparent)}
