@@ -166,7 +166,7 @@ class LinearTrainer:
         with np.errstate(all="ignore"):
             parts = [self._outputs(weights, rows[own]) for own in self._blocks(len(targets))]
             outputs = np.concatenate(parts)
-            loss = self._residual(outputs, targets)[0] / len(targets)
+            loss = self._residual(outputs.copy(), targets)[0] / len(targets)
             found = (
                 regression_scores(targets, outputs)
                 if self.kind == "linear"
@@ -192,29 +192,32 @@ class LinearTrainer:
         return flat, targets.astype(np.int64, copy=False)
 
     def _outputs(self, weights: dict[str, Array], rows: Array) -> Array:
-        z = rows.astype(self.dtype, copy=False) @ weights["weight"].T
-        return np.asarray(z + weights["intercept"] if self.intercept else z)
+        z: Array = np.asarray(rows.astype(self.dtype, copy=False) @ weights["weight"].T)
+        if self.intercept:
+            z += weights["intercept"]
+        return z
 
     def _blocks(self, rows: int) -> Iterator[slice]:
         size = max(1, _PRODUCT // max(self.features, self.classes))
         return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
     def _residual(self, z: Array, targets: Array) -> tuple[float, Array]:
-        """Sum of the rows' losses without penalty, and its derivative by z, in z's shape."""
+        """Sum of the rows' losses without penalty, and its derivative by z; may overwrite ``z``."""
         if self.kind == "linear":
             rest = z - targets
             return float(np.sum(rest * rest)), 2.0 * rest
         if self.kind == "logistic":
             y = targets.astype(z.dtype)
             return float(np.sum(np.logaddexp(0, z) - y * z)), sigmoid(z) - y
+        # Ufunc reductions called directly and in place: at ten rows the calls are the cost.
         each = np.arange(len(targets))
-        z = z - z.max(1, keepdims=True)
-        odds = np.exp(z)
-        total = odds.sum(1, keepdims=True)
-        loss = float(np.sum(np.log(total[:, 0]) - z[each, targets]))
-        rest = odds / total
-        rest[each, targets] -= 1.0
-        return loss, rest
+        z -= np.maximum.reduce(z, axis=1, keepdims=True)
+        own = z[each, targets]
+        odds = np.exp(z, out=z)
+        total = np.add.reduce(odds, axis=1, keepdims=True)
+        odds /= total
+        odds[each, targets] -= 1.0
+        return float(np.add.reduce(np.log(total[:, 0]) - own)), odds
 
     def _slope(
         self, weights: dict[str, Array], rows: Array, targets: Array, into: dict[str, Array]
@@ -232,7 +235,7 @@ class LinearTrainer:
                 into["weight"] += rest.T @ x
             if self.intercept:
                 before = into["intercept"] if own.start else 0.0
-                into["intercept"][...] = before + rest.sum(0)
+                into["intercept"][...] = before + np.add.reduce(rest, axis=0)
         if self.l2:
             into["weight"] += self.l2 * w
             loss += 0.5 * self.l2 * float(np.sum(w * w))
