@@ -153,7 +153,9 @@ def test_traces_come_from_files(tmp_path):
     assert second.clock == 5.0
 
 
-@pytest.mark.parametrize("text", ["client\nx\n", "client,seconds\nx,soon\n", "client,seconds\nx,-1\n"])
+@pytest.mark.parametrize(
+    "text", ["client\nx\n", "client,seconds\nx,soon\n", "client,seconds\nx,-1\n"]
+)
 def test_a_broken_trace_names_its_line(tmp_path, text):
     path = tmp_path / "t.csv"
     path.write_text(text)
