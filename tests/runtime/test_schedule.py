@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+
 from atoll.core.errors import DataError, JobError
 from atoll.core.seeds import Seed
 from atoll.runtime.clock import Availability, Clock, Delay, read_intervals, read_seconds

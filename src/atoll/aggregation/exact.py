@@ -197,9 +197,14 @@ class Fold:
     """Folds updates one by one into an :class:`~atoll.core.values.Aggregate`; memory O(model).
 
     An update is validated whole before any of it is added, so a refused one leaves no trace.
+
+    Args:
+        updates: how many may come. Each gets an equal share of the exact range, so that whether one
+            is refused as too large does not depend on the others, nor on their order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, updates: int = 1) -> None:
+        self._updates = updates
         self.sums: dict[str, ExactSum] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._weight = Fraction(0)
@@ -226,6 +231,9 @@ class Fold:
             vector = v.ravel()
             try:
                 reach = into.check(vector, factor)
+                if reach * self._updates >= into.limit:
+                    share = into.limit // self._updates
+                    raise UpdateRefused(f"a value of {reach:.3g} is beyond its share {share:.3g}")
                 into.spare(reach)
             except UpdateRefused as error:
                 raise UpdateRefused(f"{name!r}: {error.message}", remedy=error.remedy) from error

@@ -6,6 +6,7 @@ file in the folder is whole; the two newest are kept. Its hash is checked when i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -75,9 +76,10 @@ def _arrays(progress: Progress) -> dict[str, Array]:
     arrays: dict[str, Array] = {"state": progress.state.parameters}
     for name, slot in progress.state.slots.items():
         arrays[f"slot/{name}"] = slot
-    for client, memory in progress.memories.items():
+    for index, memory in enumerate(progress.memories.values()):
+        # By number: a client's id may be a file name that no UTF-8 string can hold.
         for name, value in memory.items():
-            arrays[f"memory/{name}/{client}"] = value
+            arrays[f"memory/{index}/{name}"] = value
     for version, broadcast in progress.broadcasts.items():
         for name, vector in broadcast.vectors.items():
             arrays[f"broadcast/{version}/{name}"] = vector
@@ -89,8 +91,9 @@ def _arrays(progress: Progress) -> dict[str, Array]:
 def _digest(arrays: Mapping[str, Array], record: str) -> str:
     sha = hashlib.sha256(record.encode())
     for name in sorted(arrays):
-        sha.update(name.encode())
-        sha.update(arrays[name].data if arrays[name].size else b"")
+        array = arrays[name]
+        sha.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha.update(array.data if array.size else b"")
     return sha.hexdigest()
 
 
@@ -115,6 +118,7 @@ def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, A
             "state": [state.round, state.trained.start, state.trained.stop, state.population],
             "pace": progress.pace.to_plain(),
             "rounds": progress.rounds,
+            "clients": list(progress.memories),
             "best": None if best is None else [best.round, best.value],
             "waiting": progress.waiting,
             "aborted": progress.aborted,
@@ -133,10 +137,11 @@ def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, A
             os.fsync(file.fileno())
         partial.rename(path)
         _sync_folder(folder)
-        for old in sorted(folder.glob("round-*.safetensors"))[:-2]:
+        for old in (*sorted(folder.glob("round-*.safetensors"))[:-2], *folder.glob("*.partial")):
             old.unlink()
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise StorageError(
             f"the checkpoint {path} cannot be written: {error.strerror}",
             remedy="free space or choose another folder with --out; the run can be resumed",
@@ -187,7 +192,7 @@ def read(path: Path, job_hash: str) -> tuple[Progress, dict[str, Any]]:
 
 def _progress(raw: Mapping[str, Any], arrays: Mapping[str, Array]) -> Progress:
     slots: dict[str, Array] = {}
-    memories: dict[ClientId, dict[str, Array]] = {}
+    memories: dict[ClientId, dict[str, Array]] = {client: {} for client in raw["clients"]}
     vectors: dict[int, dict[str, Array]] = {}
     for key, value in arrays.items():
         kind, _, rest = key.partition("/")
@@ -195,7 +200,7 @@ def _progress(raw: Mapping[str, Any], arrays: Mapping[str, Array]) -> Progress:
         if kind == "slot":
             slots[rest] = freeze(value)
         elif kind == "memory":
-            memories.setdefault(last, {})[name] = freeze(value)
+            memories[raw["clients"][int(name)]][last] = freeze(value)
         elif kind == "broadcast":
             vectors.setdefault(int(name), {})[last] = freeze(value)
     number, start, stop, population = raw["state"]

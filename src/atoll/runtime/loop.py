@@ -72,8 +72,18 @@ class Stop:
             return False
         if math.isnan(than):
             return True
-        lower = self.metric.rpartition(".")[2] in _LOWER_IS_BETTER
-        return value < than - self.min_delta if lower else value > than + self.min_delta
+        gain = than - value if self._lower else value - than
+        return gain > self.min_delta
+
+    def reached(self, value: float) -> bool:
+        """Whether ``value`` is at least as good as the target."""
+        if self.target is None:
+            return False
+        return value <= self.target if self._lower else value >= self.target
+
+    @property
+    def _lower(self) -> bool:
+        return self.metric.rpartition(".")[2] in _LOWER_IS_BETTER
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +137,8 @@ class Loop:
 
         Raises:
             QuorumError: ``stop.max_aborts`` rounds in a row could not commit.
-            ClientError: every client of a round failed with an error of its own.
+            ClientError: every client of a round failed with an error of its own (a single one among
+                many ends an asynchronous step, not the run).
         """
         check_schedule(self.schedule, len(self.parts.clients))
         progress = progress or self.start()
@@ -159,10 +170,7 @@ class Loop:
             return f"stopped early: {stop.seconds:g} of virtual time are over"
         if stop.patience and progress.waiting >= stop.patience:
             return f"stopped early: {stop.metric} has not improved for {stop.patience} evaluations"
-        reached = stop.target is not None and best is not None
-        if reached and not stop.better(
-            float(stop.target or 0.0), than=float(best.value if best else 0)
-        ):
+        if best is not None and stop.reached(best.value):
             return f"stopped early: {stop.metric} reached {stop.target:g}"
         return ""
 
@@ -193,7 +201,8 @@ class Loop:
             aborted=progress.aborted + 1 if reason else 0,
         )
         shown = self._evaluate(progress)
-        progress = self._watch(progress, shown)
+        if not reason:  # an aborted round left the model as it was: no news for the watched metric
+            progress = self._watch(progress, shown)
         seconds = time.perf_counter() - began
         progress = replace(progress, seconds=progress.seconds + seconds)
         record = _record(progress, plan, outcomes, reason, seconds)
@@ -204,7 +213,10 @@ class Loop:
     def _why_not(self, plan: Plan, aggregate: Aggregate, outcomes: Sequence[Outcome]) -> str:
         """Why the round cannot commit; empty when it can."""
         failed = [o for o in outcomes if o.status == "failed"]
-        if failed and len(failed) == len(outcomes):
+        everybody = bool(failed) and len(failed) == len(outcomes)
+        if everybody and len(failed) < min(2, len(self.parts.clients)):
+            return f"{failed[0].client} failed: {failed[0].reason}"
+        if everybody:
             raise ClientError(
                 f"all {len(failed)} clients of the round failed; the first: {failed[0].reason}",
                 site=failed[0].client,
@@ -217,9 +229,10 @@ class Loop:
     def _evaluate(self, progress: Progress) -> dict[str, Any]:
         every, number = self.evaluation.every, progress.rounds
         shown: dict[str, Any] = {"central": None, "federated": None, "sites": None}
-        if not every or (number % every and number < self.stop.rounds):
+        state, stop = progress.state, self.stop
+        last = number >= stop.rounds or progress.pace.clock >= stop.seconds
+        if not every or (number % every and not last):
             return shown
-        state = progress.state
         if self.evaluation.central is not None:
             with threadpool_limits(1):
                 found = self.parts.trainer.evaluate(state.parameters, self.evaluation.central)
@@ -239,7 +252,7 @@ class Loop:
             return progress
         value = float(found.get(name, math.nan))
         best = progress.best
-        if best is None or self.stop.better(value, best.value):
+        if best is None or self.stop.better(value, best.value) or self.stop.reached(value):
             kept = Best(progress.rounds, value, progress.state.parameters)
             return replace(progress, best=kept, waiting=0)
         return replace(progress, waiting=progress.waiting + 1)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -31,6 +32,9 @@ __all__ = ["ProcessExecutor"]
 
 _SLOTS = 4
 """Model versions that workers can see at once; more are worked through in turn."""
+
+_GRACE = 5.0
+"""Seconds that workers get to end by themselves."""
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -75,22 +79,35 @@ class ProcessExecutor:
                     process.start()
                     theirs.close()
                     self._workers.append((process, ours))
-        except (AttributeError, TypeError, ImportError) as error:
-            self.close()
-            raise JobError(
-                f"this job cannot be sent to worker processes: {error}",
-                remedy="define models and functions at the top level of a module, or run with "
-                "executor = 'serial'",
-            ) from error
         except Exception as error:
             self.close()
-            if type(error).__name__ == "PicklingError":
+            # PicklingError by name: nothing here imports pickle.
+            sent = isinstance(error, (AttributeError, TypeError, ImportError))
+            if sent or type(error).__name__ == "PicklingError":
                 raise JobError(
                     f"this job cannot be sent to worker processes: {error}",
-                    remedy="define models and functions at the top level of a module, or run "
-                    "with executor = 'serial'",
+                    remedy="define models and functions at the top level of a module, or run with "
+                    "executor = 'serial'",
                 ) from error
             raise
+        self._meet()
+
+    def _meet(self) -> None:
+        """Wait until every worker has read the job; one that cannot says why on its stderr."""
+        for process, connection in self._workers:
+            try:
+                connection.recv()
+            except (EOFError, OSError) as error:
+                process.join(timeout=_GRACE)
+                code = process.exitcode
+                self.close()
+                raise JobError(
+                    f"a worker process ended with exit code {code} before it could "
+                    "start; its own message is above",
+                    remedy="keep a script's calls below `if __name__ == '__main__':`, define models "
+                    "and functions in a module that can be imported, or run with "
+                    "executor = 'serial'",
+                ) from error
 
     def run(
         self,
@@ -112,7 +129,7 @@ class ProcessExecutor:
                 for task in sorted(tasks, key=self._parts.cost, reverse=True)
                 if task.version in slots
             ]
-            for done, kept in self._deal("tasks", items):
+            for done, kept in self._deal("tasks", items, len(tasks)):
                 outcomes[done.client] = done
                 if kept is not None:
                     changed[done.client] = kept
@@ -129,10 +146,13 @@ class ProcessExecutor:
         """See :class:`~atoll.core.contracts.Executor`."""
         self._board.pin(0, parameters)
         rows = sorted(clients, key=lambda c: len(self._parts.held_out[c]), reverse=True)
-        found = dict(self._deal("evaluate", [(c, memories.get(c, {})) for c in rows]))
+        found = dict(self._deal("evaluate", [(c, memories.get(c, {})) for c in rows], len(rows)))
+        for client in clients:  # every answer is in: the first error is the serial executor's
+            if isinstance(found[client], AtollError):
+                raise found[client]
         return {client: found[client] for client in clients}
 
-    def _deal(self, verb: str, items: Sequence[Any]) -> Iterator[Any]:
+    def _deal(self, verb: str, items: Sequence[Any], total: int) -> Iterator[Any]:
         """Deal items in shrinking chunks to whoever is free; yield the answers as they come."""
         queue = deque(items)
         busy: dict[Connection, Any] = {}
@@ -142,7 +162,7 @@ class ProcessExecutor:
                 size = max(1, len(queue) // (2 * len(self._workers)))
                 chunk = [queue.popleft() for _ in range(min(size, len(queue)))]
                 busy[connection] = (process, chunk)
-                self._send(connection, process, (verb, chunk))
+                self._send(connection, process, (verb, (total, chunk)), chunk)
 
         for process, connection in self._workers:
             hand(connection, process)
@@ -156,27 +176,26 @@ class ProcessExecutor:
 
     def _folds(self) -> Iterator[Fold]:
         for process, connection in self._workers:
-            self._send(connection, process, ("fold", None))
+            self._send(connection, process, ("fold", None), [])
         for process, connection in self._workers:
             yield self._receive(connection, process, [])
 
-    def _send(self, connection: Connection, process: Any, message: Any) -> None:
+    def _send(
+        self, connection: Connection, process: Any, message: Any, chunk: Sequence[Any]
+    ) -> None:
         try:
             connection.send(message)
         except OSError as error:
-            raise self._lost(process, []) from error
+            raise self._lost(process, chunk) from error
 
     def _receive(self, connection: Connection, process: Any, chunk: Sequence[Any]) -> Any:
         try:
-            kind, payload = connection.recv()
+            return connection.recv()
         except (EOFError, OSError) as error:
             raise self._lost(process, chunk) from error
-        if kind == "error":
-            raise payload
-        return payload
 
     def _lost(self, process: Any, chunk: Sequence[Any]) -> ClientError:
-        process.join(timeout=5)
+        process.join(timeout=_GRACE)
         names = ", ".join(sorted(_name(item) for item in chunk)[:5]) or "no task"
         return ClientError(
             f"a worker process ended with exit code {process.exitcode} while it ran: {names}",
@@ -184,18 +203,16 @@ class ProcessExecutor:
         )
 
     def close(self) -> None:
-        """End the workers; safe to call twice."""
+        """End the workers, by force what is still at work after a while; safe to call twice."""
         for _, connection in self._workers:
-            try:
-                connection.send(("stop", None))
-            except OSError:
-                continue  # it ended before us
-        for process, connection in self._workers:
-            process.join(timeout=5)
+            connection.close()  # a worker that reads or writes now sees the end of its pipe
+        until = time.monotonic() + _GRACE
+        for process, _ in self._workers:
+            process.join(timeout=max(0.0, until - time.monotonic()))
             if process.is_alive():
-                process.terminate()
-                process.join(timeout=5)
-            connection.close()
+                process.kill()  # SIGTERM is ignored, see _work
+                process.join()
+            process.close()
         self._workers = []
 
 
@@ -221,38 +238,43 @@ def _one_thread() -> Iterator[None]:
 
 def _work(connection: Connection, parts: Parts, board: Board) -> None:
     """A worker's life: read a message, answer it, until told to stop or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the round, not the worker
-    fold = Fold()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the parent ends the round
+    fold: Fold | None = None
 
-    def tasks(items: Sequence[Item]) -> list[tuple[Outcome, Memory | None]]:
+    def tasks(given: tuple[int, Sequence[Item]]) -> list[tuple[Outcome, Memory | None]]:
+        nonlocal fold
+        total, items = given
+        fold = fold or Fold(total)
         return [
             fold_task(parts, task, board.read(slot, task.version), memory, fold)
             for task, slot, memory in items
         ]
 
-    def evaluate(items: Sequence[tuple[ClientId, Memory]]) -> list[tuple[ClientId, Metrics]]:
-        model = board.read(0, 0).parameters
-        return [(c, evaluate_client(parts, model, c, memory)) for c, memory in items]
+    def score(client: ClientId, memory: Memory) -> Metrics | AtollError:
+        try:
+            return evaluate_client(parts, board.read(0, 0).parameters, client, memory)
+        except AtollError as error:
+            return error
+
+    def evaluate(
+        given: tuple[int, Sequence[tuple[ClientId, Memory]]],
+    ) -> list[tuple[ClientId, Metrics | AtollError]]:
+        return [(client, score(client, memory)) for client, memory in given[1]]
 
     def hand_over(_: None) -> Fold:
         nonlocal fold
-        full, fold = fold, Fold()
-        return full
+        full, fold = fold, None
+        return full or Fold()
 
     verbs: dict[str, Callable[[Any], Any]] = {
         "tasks": tasks,
         "evaluate": evaluate,
         "fold": hand_over,
     }
-    with threadpool_limits(1):
+    # A broken pipe means that the parent is gone or has closed the run: nobody is left to tell.
+    with threadpool_limits(1), suppress(EOFError, OSError):
+        connection.send("ready")
         while True:
-            try:
-                verb, payload = connection.recv()
-            except EOFError:
-                return
-            if verb == "stop":
-                return
-            try:
-                connection.send(("answer", verbs[verb](payload)))
-            except AtollError as error:
-                connection.send(("error", error))
+            verb, payload = connection.recv()
+            connection.send(verbs[verb](payload))

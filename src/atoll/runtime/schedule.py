@@ -315,7 +315,7 @@ class _Flight:
         self.events = list(pace.events)
         heapq.heapify(self.events)
         self.starts, self.started = dict(pace.starts), dict(pace.started)
-        self.asked: list[ClientId] = [e[2] for e in sorted(self.events)]
+        self.asked: dict[ClientId, None] = dict.fromkeys(e[2] for e in sorted(self.events))
         self.missing: dict[ClientId, tuple[str, str]] = {}
         self.held: set[ClientId] = set()
 
@@ -361,8 +361,7 @@ class _Flight:
         clock, seed = self.people.clock, self.people.seed / "clock"
         number = self.starts.get(client, 0)
         self.starts[client] = number + 1
-        if client not in self.asked:
-            self.asked.append(client)
+        self.asked[client] = None
         if not clock.availability.reachable(seed, client, number, self.now):
             self.missing[client] = ("unavailable", "not reachable when invited")
             return

@@ -36,7 +36,7 @@ class SerialExecutor:
         memories: Mapping[ClientId, Memory],
     ) -> tuple[Aggregate, Sequence[Outcome], Mapping[ClientId, Memory]]:
         """See :class:`~atoll.core.contracts.Executor`."""
-        fold = Fold()
+        fold = Fold(len(tasks))
         outcomes: list[Outcome] = []
         changed: dict[ClientId, Memory] = {}
         with self._threads.limit(limits=1):
