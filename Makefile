@@ -16,6 +16,7 @@ TORCH ?= torch==2.13.0
 # Tests share the cores between processes; more than one thread in each only makes them wait.
 WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 export OMP_NUM_THREADS ?= 1
 
 VENV := .venv
@@ -63,11 +64,11 @@ format: $(SETUP) ## put the code in format and fix what ruff can fix
 	$(BIN)/ruff format $(CODE)
 	$(BIN)/ruff check --fix $(CODE)
 
-bench: $(SETUP) ## measure speed and memory
-	$(PY) benchmarks/run.py
+bench: $(SETUP) ## measure speed and memory, write docs/performance.md (BENCH_ARGS=--quick for a look)
+	$(PY) -m benchmarks.run $(BENCH_ARGS)
 
 targets: $(SETUP) ## re-run the published results we compare with, write docs/results.md (long)
-	$(PY) benchmarks/targets/run.py
+	$(PY) -m benchmarks.targets.run
 
 docs: $(DOCS) ## build docs/_build/html; any warning is an error
 	$(PY) -m sphinx -q -E -W -n --keep-going -b html docs docs/_build/html

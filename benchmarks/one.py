@@ -1,0 +1,74 @@
+"""One measured run in a process of its own: ``python -m benchmarks.one CONTESTANT WORKLOAD``.
+
+Prints one line, ``RESULT`` and JSON. ``BENCH_START`` in the environment is the moment the process was
+asked for, so that the time to the end of the first round holds the imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+
+CONTESTANTS = ("atoll", "atoll-numpy", "plain", "central")
+
+
+def _atoll(name: str, rounds: int, workers: int, kind: str) -> dict[str, Any]:
+    from atoll import simulate
+    from benchmarks.machine import memory
+    from benchmarks.workloads import job
+
+    made, clients = job(name, rounds, kind)
+    ends, held = [time.time()], list[float]()
+
+    def watch(record: Mapping[str, Any]) -> None:
+        ends.append(time.time())
+        if record["round"] == rounds:
+            held.append(memory(os.getpid()))
+
+    executor = "serial" if workers == 1 else "processes"
+    done = simulate(made, clients, executor=executor, workers=workers, observers=[watch])
+    from benchmarks.plain import loss_and_accuracy, network
+
+    model = done.model
+    if kind == "numpy":
+        import torch
+
+        model = network(name)
+        given = {"weight": done.parameters["weight"], "bias": done.parameters["intercept"]}
+        model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in given.items()})
+    loss, accuracy = loss_and_accuracy(name, model)
+    return {"ends": ends, "loss": loss, "accuracy": accuracy, "held": held[0]}
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("contestant", choices=CONTESTANTS)
+    parser.add_argument("workload")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, required=True)
+    given = parser.parse_args()
+    asked = float(os.environ.get("BENCH_START", time.time()))
+    if given.contestant.startswith("atoll"):
+        kind = "numpy" if given.contestant == "atoll-numpy" else "torch"
+        found = _atoll(given.workload, given.rounds, given.workers, kind)
+    else:
+        from benchmarks.plain import run
+
+        federated = given.contestant == "plain"
+        found = vars(run(given.workload, given.rounds, given.workers, federated))
+    from benchmarks.plain import settle
+
+    ends = found.pop("ends")
+    result = {**vars(given), **found, "first": ends[1] - asked, "round": settle(ends)}
+    print("RESULT " + json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
