@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from atoll.algorithms import ALGORITHMS
-from atoll.job.load import load_job, read_spec
+from atoll.cli.output import data_line, table_of
+
+if TYPE_CHECKING:
+    from atoll.job import Job
+    from atoll.job.datasets import Islands
 
 __all__ = ["check", "methods"]
 
@@ -27,29 +27,48 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the canonical form.")] = False,
 ) -> None:
     """Check a job file, and its data, without training."""
-    spec = read_spec(job, settings or ())
+    from atoll.job import load_job
+
     made = load_job(job, settings or ())
+    islands = _checked_data(made) if data else None
+    notes = list(islands.notes) if islands else []
+    rows = {c: len(d) for c, d in islands.train.items()} if islands else {}
     if as_json:
-        print(json.dumps({"hash": spec.hash(), "job": spec.definition()}, indent=2))  # noqa: T201
+        found = {
+            "hash": made.hash(),
+            "job": made.describe(),
+            "clients": rows if islands else None,
+            "notes": notes,
+        }
+        data_line(json.dumps(found, indent=2))
         return
-    console = Console(file=sys.stdout, highlight=False)
-    console.print(f"job        {spec.name}\nhash       {spec.hash()}")
-    if data and made.islands is not None:
-        islands = made.islands(made.seed)
-        rows = sum(len(d) for d in islands.train.values())
-        console.print(f"clients    {len(islands.train)} with {rows} training rows")
-        for note in islands.notes:
-            console.print(f"note       {note}", soft_wrap=True)
-    console.print("no faults found")
+    data_line(f"job        {made.name}\nhash       {made.hash()}")
+    if islands:
+        data_line(f"clients    {len(rows)} with {sum(rows.values())} training rows")
+    for note in notes:
+        data_line(f"note       {note}")
+    data_line("no faults found" if islands else "no faults found; the data were not read")
+
+
+def _checked_data(job: Job) -> Islands | None:
+    """The job's data, which the job can run on."""
+    from atoll.core.errors import JobConflict, raise_faults
+
+    if job.islands is None:
+        return None
+    islands = job.islands(job.seed)
+    trainer = job.trainer(islands) if callable(job.trainer) else job.trainer
+    faults = job.faults(trainer, islands.train, islands.held_out)
+    raise_faults(JobConflict, "this job cannot run on this federation", faults)
+    return islands
 
 
 def methods() -> None:
     """List the algorithms and their options."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column("name")
-    table.add_column("options and defaults")
-    for name, kind in ALGORITHMS.items():
+    from atoll.job.registry import algorithms
+
+    rows = []
+    for name, kind in algorithms().items():
         fields: tuple[Any, ...] = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
-        options = ", ".join(f"{f.name}={f.default!r}" for f in fields)
-        table.add_row(name, options or "-")
-    Console(file=sys.stdout, highlight=False).print(table)
+        rows.append((name, ", ".join(f"{f.name}={f.default!r}" for f in fields) or "-"))
+    data_line(table_of(("name", "options and defaults"), rows))

@@ -20,11 +20,10 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 import atoll
 from atoll.cli import job, run
+from atoll.cli.output import talk, talk_error
 from atoll.core.errors import AtollError
 
 __all__ = ["app", "main"]
@@ -64,9 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
         root(arguments)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except KeyboardInterrupt:
+        talk("interrupted")
+        return 130
     except AtollError as error:
-        talk = Console(stderr=True)
-        talk.print(f"[bold red]error[/] [dim]{error.code}[/]  {escape(str(error))}", soft_wrap=True)
+        talk_error(error)
         return error.exit_status
     return 0
 

@@ -1,4 +1,4 @@
-"""From a checked job file to objects, reporting every conflict at once."""
+"""A job as objects, from a checked job file or built in Python."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any
 
 from atoll.algorithms import FedAvg
 from atoll.core.contracts import Algorithm, Trainer, Weighting
-from atoll.core.errors import AtollError, Fault, JobConflict, JobError, raise_faults
-from atoll.core.local import LocalWork, Optimizer
-from atoll.core.local import Schedule as RateSchedule
-from atoll.job.datasets import Islands, load_islands
-from atoll.job.registry import algorithm_named, check_model, trainer_for
+from atoll.core.errors import Fault
+from atoll.core.local import LocalWork
+from atoll.core.values import ClientId
+from atoll.job.check import federation_faults
+from atoll.job.datasets import load_islands
+from atoll.job.islands import Islands
+from atoll.job.registry import algorithm_named, trainer_for
 from atoll.job.schema import JobSpec, definition_hash
-from atoll.runtime.clock import Availability, Clock, Delay, read_intervals, read_seconds
-from atoll.runtime.cohort import Cohort
+from atoll.job.tables import clock_of, local_work, schedule_of, stop_of, weighting_of
+from atoll.runtime.clock import Clock
 from atoll.runtime.loop import Stop
-from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
+from atoll.runtime.schedule import Schedule, Synchronous
 
 __all__ = ["Job", "job_from_spec"]
 
@@ -87,8 +89,19 @@ class Job:
         """SHA-256 of the canonical form."""
         return definition_hash(self.describe())
 
-    def faults(self, trainer: Trainer) -> list[Fault]:
-        """Conflicts between the parts of this job."""
+    def faults(
+        self,
+        trainer: Trainer,
+        clients: Mapping[ClientId, Any] | None = None,
+        held_out: Mapping[ClientId, Any] | None = None,
+    ) -> list[Fault]:
+        """Conflicts between the parts of this job and, where it is given, with its federation.
+
+        Args:
+            trainer: the local trainer.
+            clients: training rows by client; None leaves the federation out.
+            held_out: test rows by client.
+        """
         found = [
             Fault("algorithm", reason)
             for reason in self.algorithm.faults(self.weighting, self.local)
@@ -102,6 +115,17 @@ class Job:
                     "let fit apply context.rule and say so, or use fedavg",
                 )
             )
+        if clients is not None:
+            found += federation_faults(self.schedule, self.weighting, self.clock, clients)
+            found += [
+                Fault("data", f"client {c!r} has no rows", "leave it out or mend its file")
+                for c, rows in clients.items()
+                if len(rows) == 0
+            ]
+            watched = self.stop.metric.startswith("federated")
+            if watched and not held_out:
+                reason = f"{self.stop.metric} needs held-out rows at the clients"
+                found.append(Fault("stop.metric", reason, "set data.test_fraction above 0"))
         return found
 
 
@@ -121,53 +145,24 @@ def _plain(value: Any) -> Any:
 
 
 def job_from_spec(spec: JobSpec, folder: Path) -> Job:
-    """Build the objects of a validated job file; its data are read when it runs.
+    """Build the objects of a checked job file; its data are read when it runs.
 
     Args:
-        spec: the validated file.
+        spec: the checked file.
         folder: relative paths are relative to it.
 
     Raises:
-        JobError: with every conflict found.
+        AtollError: what :func:`atoll.job.check.check_job` would have found.
     """
-    faults: list[Fault] = []
-
-    def attempt(place: str, make: Callable[[], Any]) -> Any:
-        try:
-            return make()
-        except AtollError as error:
-            faults.extend(error.faults or [Fault(place, error.message, error.remedy)])
-            return None
-
-    local = _local(spec)
-    algorithm = attempt("algorithm", lambda: algorithm_named(spec.algorithm))
-    clock = attempt("clock", lambda: _clock(spec, folder))
-    schedule = _schedule(spec)
-    weights = spec.algorithm.weights
-    weighting = Weighting(weights) if isinstance(weights, str) else Weighting("given", weights)
-    if algorithm is not None:
-        faults += [Fault("algorithm", f) for f in algorithm.faults(weighting, local)]
-    faults += check_model(spec, folder)
-    faults += _conflicts(spec)
-    raise_faults(
-        JobConflict if _only_conflicts(faults) else JobError, "this job cannot run", faults
-    )
+    schedule, weighting, clock = schedule_of(spec), weighting_of(spec), clock_of(spec, folder)
     return Job(
         trainer=lambda islands: trainer_for(spec, islands, folder),
-        algorithm=algorithm,
-        local=local,
+        algorithm=algorithm_named(spec.algorithm),
+        local=local_work(spec),
         weighting=weighting,
         schedule=schedule,
         clock=clock,
-        stop=Stop(
-            rounds=spec.rounds.count,
-            metric=spec.stop.metric,
-            patience=spec.stop.patience,
-            min_delta=spec.stop.min_delta,
-            target=spec.stop.target,
-            seconds=spec.stop.virtual_seconds or math.inf,
-            max_aborts=spec.rounds.max_aborts,
-        ),
+        stop=stop_of(spec),
         evaluate_every=spec.evaluation.every,
         central=spec.evaluation.central,
         federated=spec.evaluation.federated,
@@ -175,99 +170,9 @@ def job_from_spec(spec: JobSpec, folder: Path) -> Job:
         checkpoint_every=spec.checkpoint.every,
         name=spec.name,
         seed=spec.seed,
-        islands=lambda seed: load_islands(spec, folder, seed),
+        islands=lambda seed: load_islands(
+            spec, folder, seed, lambda names: federation_faults(schedule, weighting, clock, names)
+        ),
         definition=spec.definition(),
         executor=(spec.executor.name, spec.executor.workers, spec.executor.method),
     )
-
-
-def _only_conflicts(faults: list[Fault]) -> bool:
-    return all(f.place.startswith(("rounds", "stop", "evaluation")) for f in faults)
-
-
-def _conflicts(spec: JobSpec) -> list[Fault]:
-    """Choices that are valid alone and exclude each other."""
-    found: list[Fault] = []
-    rounds, watched = spec.rounds, spec.stop.metric
-    if rounds.mode == "async":
-        found += [
-            Fault(f"rounds.{key}", "has no meaning in an asynchronous run", "remove it")
-            for key in ("deadline", "over_selection", "size")
-            if getattr(rounds, key)
-        ]
-        if rounds.cohort != "all":
-            found.append(
-                Fault("rounds.cohort", "has no meaning in an asynchronous run", "remove it")
-            )
-    elif rounds.buffer != 1 or rounds.concurrency or rounds.max_staleness is not None:
-        found.append(
-            Fault("rounds.mode", "buffer, concurrency and max_staleness need mode = 'async'")
-        )
-    if rounds.cohort in ("uniform", "weighted") and not rounds.size:
-        found.append(
-            Fault("rounds.size", f"a {rounds.cohort} cohort needs a size", "set rounds.size")
-        )
-    if rounds.cohort == "weighted" and not rounds.cohort_weights:
-        found.append(Fault("rounds.cohort_weights", "a weighted cohort needs weights by client"))
-    if (spec.stop.patience or spec.stop.target is not None) and not watched:
-        found.append(Fault("stop.metric", "patience and target need a metric to watch"))
-    found += [
-        Fault("stop.metric", f"{watched} is watched, but evaluation.{kind} is off")
-        for kind in ("central", "federated")
-        if watched.startswith(kind) and not getattr(spec.evaluation, kind)
-    ]
-    if watched and not spec.evaluation.every:
-        found.append(Fault("evaluation.every", "is 0, so the watched metric is never computed"))
-    return found
-
-
-def _local(spec: JobSpec) -> LocalWork:
-    given = spec.local
-    return LocalWork(
-        epochs=given.epochs,
-        steps=given.steps,
-        batch_size=given.batch_size,
-        optimizer=Optimizer(
-            name=given.optimizer,
-            lr=given.lr,
-            momentum=given.momentum,
-            nesterov=given.nesterov,
-            weight_decay=given.weight_decay,
-            betas=given.betas,
-            eps=given.eps,
-        ),
-        schedule=RateSchedule(**given.schedule.model_dump()),
-        clip_norm=given.clip_norm,
-        drop_last=given.drop_last,
-    )
-
-
-def _clock(spec: JobSpec, folder: Path) -> Clock:
-    given, delay = spec.clock, spec.clock.delay
-    if delay.kind == "trace" and not delay.trace:
-        raise JobError("", faults=[Fault("clock.delay.trace", "a trace needs a file")])
-    spans = given.availability_trace
-    return Clock(
-        delay=Delay(
-            kind=delay.kind,
-            scale=delay.scale,
-            sigma=delay.sigma,
-            per=delay.per,
-            per_example=delay.per_example,
-            trace=read_seconds(folder / delay.trace) if delay.kind == "trace" else {},
-        ),
-        availability=Availability(
-            given.availability, read_intervals(folder / spans) if spans else None
-        ),
-        dropout=given.dropout,
-        partial=given.partial,
-        partial_low=given.partial_low,
-    )
-
-
-def _schedule(spec: JobSpec) -> Schedule:
-    given = spec.rounds
-    if given.mode == "async":
-        return Asynchronous(given.buffer, given.concurrency, given.max_staleness)
-    cohort = Cohort(given.cohort, given.size, given.rate, given.cohort_weights)
-    return Synchronous(cohort, given.over_selection, given.deadline or math.inf, given.quorum)

@@ -8,33 +8,37 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import inspect
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from atoll.algorithms import ALGORITHMS
 from atoll.core.contracts import Algorithm, Trainer
 from atoll.core.errors import AtollError, Fault, JobError, raise_faults, suggest
-from atoll.job.datasets import Islands
-from atoll.job.schema import AlgorithmSpec, JobSpec
+from atoll.job.islands import Islands
+from atoll.job.options import checked_options
+from atoll.job.schema import AlgorithmSpec, JobSpec, ModelSpec
 from atoll.models.function import FunctionTrainer
 from atoll.models.linear import LinearTrainer
 
-__all__ = ["algorithm_named", "check_model", "trainer_for"]
+__all__ = ["algorithm_named", "algorithms", "model_faults", "trainer_for"]
 
 LINEAR = ("linear", "logistic", "multinomial")
 
 
-def _algorithms() -> dict[str, Callable[..., Algorithm]]:
-    found = {p.name: p.load() for p in entry_points(group="atoll.algorithms")}
-    return {**found, **ALGORITHMS}
+def algorithms() -> dict[str, Callable[..., Algorithm]]:
+    """All algorithms by name: Atoll's own, and those of installed packages."""
+    found = dict(ALGORITHMS)
+    for point in entry_points(group="atoll.algorithms"):
+        if point.name not in found:  # a package adds methods; it does not replace ours
+            found[point.name] = point.load()
+    return found
 
 
 def algorithm_named(spec: AlgorithmSpec) -> Algorithm:
@@ -43,37 +47,25 @@ def algorithm_named(spec: AlgorithmSpec) -> Algorithm:
     Raises:
         JobError: an unknown name or option, or a value of the wrong type or range; all at once.
     """
-    known = _algorithms()
+    known = algorithms()
     if spec.name not in known:
         fault = Fault("algorithm.name", f"unknown {spec.name!r}", suggest(spec.name, known))
         raise JobError("unknown algorithm", faults=[fault])
     make: typing.Any = known[spec.name]
-    options = dict(spec.model_extra or {})
-    fields: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
     if dataclasses.is_dataclass(make):
         hints = _hints(make)
-        fields = {f.name: hints[f.name] for f in dataclasses.fields(make)}
-    faults = [
-        Fault(f"algorithm.{key}", f"{spec.name} has no such option", suggest(key, fields))
-        for key in options
-        if key not in fields
-    ]
-    checked: dict[str, Any] = {}
-    for key, value in options.items():
-        if key not in fields:
-            continue
-        try:
-            adapter = TypeAdapter(fields[key], config=ConfigDict(strict=False))
-            checked[key] = adapter.validate_python(value)
-        except ValidationError as error:
-            faults.append(Fault(f"algorithm.{key}", f"{error.errors()[0]['msg']}; got {value!r}"))
-    raise_faults(JobError, f"algorithm {spec.name!r}", faults)
+        kinds = {f.name: hints[f.name] for f in dataclasses.fields(make) if f.init}
+    options = dict(spec.model_extra or {})
+    # ``weights`` is read already; it is listed so that a misspelling of it is recognised.
+    checked, faults = checked_options(options, kinds | {"weights": Any}, "algorithm", spec.name)
     try:
         made: Algorithm = make(**checked)
-        return made
     except JobError as error:
         own = error.faults or [Fault("algorithm", error.message, error.remedy)]
-        raise JobError(error.message, faults=[_below("algorithm", f) for f in own]) from error
+        raise_faults(JobError, error.message, [*faults, *(_below("algorithm", f) for f in own)])
+    raise_faults(JobError, f"algorithm {spec.name!r}", faults)
+    return made
 
 
 def _below(table: str, fault: Fault) -> Fault:
@@ -86,56 +78,114 @@ def _hints(kind: Any) -> Mapping[str, Any]:
     return typing.get_type_hints(kind, vars(module))
 
 
-def check_model(spec: JobSpec, folder: Path) -> list[Fault]:
-    """Faults of ``[model]`` that can be seen without the data."""
-    model, found = spec.model, []
-    if model.kind in (*LINEAR, "torch", "function"):
-        need = {"torch": ("factory",), "function": ("fit", "evaluate", "initial")}.get(
-            model.kind, ()
-        )
-        for key in need:
-            value = getattr(model, key)
-            if not value:
-                found.append(
-                    Fault(f"model.{key}", f"kind {model.kind!r} needs it", "give 'file.py:name'")
-                )
-                continue
-            try:
-                import_name(value, folder, f"model.{key}")
-            except AtollError as error:
-                found += error.faults
+def model_faults(spec: JobSpec, folder: Path) -> list[Fault]:
+    """Faults of ``[model]`` that can be seen without the data.
+
+    Raises:
+        MissingExtra: the model needs a library that is not installed.
+    """
+    kind = spec.model.kind
+    if kind not in (*LINEAR, "torch", "function") and kind not in _networks().NETWORKS:
+        known = ("torch", "function", *LINEAR, *_networks().NETWORKS)
+        return [Fault("model.kind", f"unknown {kind!r}", suggest(kind, known))]
+    found = [*_idle_keys(spec.model)]
+    if kind in LINEAR:
+        found += _linear_faults(spec)
+    elif kind == "function":
+        for key in ("fit", "evaluate", "initial"):
+            found += _import_faults(spec.model, key, folder)
+        found += checked_options(spec.model.options, _FUNCTION, "model.options", "function")[1]
+        if "gradient" in spec.model.options and not found:
+            gradient = str(spec.model.options["gradient"])
+            found += _name_faults(gradient, folder, "model.options.gradient")
     else:
-        try:
-            _networks().network(model.kind)
-        except AtollError as error:
-            known = ("torch", "function", *LINEAR, *_names())
-            remedy = suggest(model.kind, known) if isinstance(error, JobError) else error.remedy
-            found.append(Fault("model.kind", error.message, remedy))
-    task = spec.data.task
-    if (model.kind == "linear" and task == "classification") or (
-        model.kind in ("logistic", "multinomial") and task == "regression"
-    ):
-        remedy = "use kind 'logistic'" if model.kind == "linear" else "use kind 'linear'"
-        found.append(Fault("model.kind", f"{model.kind!r} does not fit data.task {task!r}", remedy))
-    if model.kind in LINEAR and spec.local.optimizer not in ("sgd", "adam", "adamw"):
-        found.append(
-            Fault(
-                "local.optimizer",
-                f"linear models offer sgd, adam and adamw, not {spec.local.optimizer!r}",
-            )
-        )
+        found += _torch_faults(spec, folder)
     return found
+
+
+_LINEAR_OPTIONS = {"intercept": bool, "exact_auc": bool}
+_FUNCTION = {"gradient": str, "corrects": bool}
+_ONLY_FOR = {
+    "factory": ("torch",),
+    "fit": ("function",),
+    "evaluate": ("function",),
+    "initial": ("function",),
+    "l2": LINEAR,
+    "dtype": LINEAR,
+}
+
+
+def _idle_keys(model: ModelSpec) -> Iterator[Fault]:
+    """Keys that this kind of model would silently ignore."""
+    only = dict(_ONLY_FOR)
+    if model.kind in (*LINEAR, "function"):
+        only |= {"loss": ("torch networks",), "augment": ("torch networks",)}
+    for key, kinds in only.items():
+        if key in model.model_fields_set and model.kind not in kinds:
+            reason = f"has no meaning for kind {model.kind!r}"
+            yield Fault(f"model.{key}", reason, f"remove it; it is for {', '.join(kinds)}")
+
+
+def _linear_faults(spec: JobSpec) -> Iterator[Fault]:
+    kind, task = spec.model.kind, spec.data.task
+    yield from checked_options(spec.model.options, _LINEAR_OPTIONS, "model.options", kind)[1]
+    if (kind == "linear") != (task == "regression"):
+        remedy = "use kind 'logistic'" if kind == "linear" else "use kind 'linear'"
+        yield Fault("model.kind", f"{kind!r} does not fit data.task {task!r}", remedy)
+    if spec.local.optimizer not in _LINEAR_OPTIMIZERS:
+        yield Fault(
+            "local.optimizer",
+            f"linear models offer {', '.join(_LINEAR_OPTIMIZERS)}, not {spec.local.optimizer!r}",
+            suggest(spec.local.optimizer, _LINEAR_OPTIMIZERS),
+        )
+
+
+_LINEAR_OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+def _torch_faults(spec: JobSpec, folder: Path) -> list[Fault]:
+    model = spec.model
+    losses = import_module("atoll.models.torch").LOSSES
+    found: list[Fault] = []
+    if model.loss and model.loss not in losses:
+        found.append(Fault("model.loss", f"unknown {model.loss!r}", suggest(model.loss, losses)))
+    elif model.loss and (model.loss in ("mse", "l1")) != (spec.data.task == "regression"):
+        reason = f"{model.loss!r} does not fit data.task {spec.data.task!r}"
+        found.append(Fault("model.loss", reason, "leave it out, or choose another"))
+    if model.kind == "torch":
+        wrong = _import_faults(model, "factory", folder)
+        if wrong:
+            return [*found, *wrong]
+        factory = import_name(model.factory, folder, "model.factory")
+    else:
+        factory = _networks().network(model.kind)
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # no signature to be had: building it will tell
+        return found
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        kinds = dict.fromkeys(parameters, Any)
+        found += checked_options(model.options, kinds, "model.options", model.kind)[1]
+    return found
+
+
+def _import_faults(model: ModelSpec, key: str, folder: Path) -> list[Fault]:
+    text = getattr(model, key)
+    if not text:
+        return [Fault(f"model.{key}", f"kind {model.kind!r} needs it", "give 'file.py:name'")]
+    return _name_faults(text, folder, f"model.{key}")
+
+
+def _name_faults(text: str, folder: Path, place: str) -> list[Fault]:
+    try:
+        import_name(text, folder, place)
+    except JobError as error:
+        return list(error.faults)
+    return []
 
 
 def _networks() -> ModuleType:
     return import_module("atoll.models.networks")
-
-
-def _names() -> list[str]:
-    try:
-        return list(_networks().NETWORKS)
-    except AtollError:
-        return []
 
 
 def trainer_for(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
@@ -158,14 +208,20 @@ def trainer_for(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
             l2=model.l2,
             dtype=model.dtype,
             personal=model.personal,
-            **model.options,
+            **checked_options(model.options, _LINEAR_OPTIONS, "model.options", model.kind)[0],
         )
     if model.kind == "function":
         start, train, score = (
             import_name(getattr(model, key), folder, f"model.{key}")
             for key in ("initial", "fit", "evaluate")
         )
-        return FunctionTrainer(start, train, score, personal=model.personal, **model.options)
+        options = dict(model.options)
+        if "gradient" in options:
+            options["gradient"] = import_name(options["gradient"], folder, "model.options.gradient")
+        return _built(
+            lambda: FunctionTrainer(start, train, score, personal=model.personal, **options),
+            "model.initial",
+        )
     return _torch_trainer(spec, islands, folder)
 
 
@@ -182,18 +238,28 @@ def _torch_trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
         if model.kind in ("mlp", "logistic"):
             arguments.setdefault("inputs", islands.features)
     augment = _networks().CropFlip(fill=islands.black) if model.augment else None
-    try:
-        made: Trainer = trainer(
+    return _built(
+        lambda: trainer(
             factory,
             arguments,
             loss=model.loss or ("mse" if regression else "cross_entropy"),
             classes=None if regression else islands.classes,
             personal=model.personal,
             augment=augment,
-        )
+        ),
+        "model.factory" if model.kind == "torch" else "model.options",
+    )
+
+
+def _built(make: Callable[[], Trainer], place: str) -> Trainer:
+    """A trainer and its layout, for which code of the user's own may run."""
+    try:
+        made = make()
         _ = made.layout
-    except (TypeError, ValueError) as error:
-        fault = Fault("model.options", str(error), "check the factory's arguments")
+    except AtollError:
+        raise
+    except Exception as error:  # a user's code may raise anything
+        fault = Fault(place, f"{type(error).__name__}: {error}", "mend it, or check model.options")
         raise JobError("the model cannot be built", faults=[fault]) from error
     return made
 
@@ -210,13 +276,14 @@ def import_name(text: str, folder: Path, place: str) -> Any:
         return JobError(message, faults=[Fault(place, message, remedy)])
 
     if not colon or not name:
-        raise wrong(f"{text!r} is not 'file.py:name' or 'package.module:name'")
+        raise wrong(f"{text!r} names no function", "give 'file.py:name' or 'package.module:name'")
     try:
         module = _load(folder / where) if where.endswith(".py") else import_module(where)
     except FileNotFoundError as error:
         raise wrong(f"no file {folder / where}", "paths are relative to the job file") from error
     except Exception as error:  # a user's module may raise anything at import
-        raise wrong(f"{where} cannot be imported: {type(error).__name__}: {error}") from error
+        reason = f"{where} cannot be imported: {type(error).__name__}: {error}"
+        raise wrong(reason, "mend it; it runs when the job is read") from error
     if not hasattr(module, name):
         names = [n for n in vars(module) if not n.startswith("_")]
         raise wrong(f"{where} has no {name!r}", suggest(name, names))

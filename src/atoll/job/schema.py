@@ -22,9 +22,9 @@ Seeded = Annotated[int, Field(ge=0)]
 
 
 class Section(BaseModel):
-    """A table of the job file: closed (unknown keys are errors) and frozen."""
+    """A table of the job file: closed (unknown keys are errors), strict about types, and frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ColumnSpec(Section):
@@ -126,7 +126,7 @@ class LocalSpec(Section):
 class AlgorithmSpec(BaseModel):
     """``[algorithm]``: a name, the rule for weights, and the method's own options."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
 
     name: str = "fedavg"
     weights: Literal["examples", "uniform"] | dict[str, NotNegative] = "examples"

@@ -6,6 +6,7 @@ import contextlib
 import platform
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,6 @@ from atoll.core.contracts import Executor, Trainer
 from atoll.core.errors import (
     AtollError,
     CheckpointError,
-    Fault,
     JobConflict,
     JobError,
     MissingExtra,
@@ -127,8 +127,12 @@ class Run:
         return pd.DataFrame(rows).set_index("round") if rows else pd.DataFrame()
 
     def report(self, folder: str | Path) -> Path:
-        """Write the run's folder and its offline HTML report; returns the report's path."""
+        """Write the run's folder and its offline HTML report; returns the report's path.
+
+        Records and results of an earlier run in ``folder`` are replaced.
+        """
         target = RunFolder(Path(folder))
+        target.truncate(0)
         for record in self.rounds:
             target.append(record)
         _write_results(target, self)
@@ -180,6 +184,8 @@ def simulate(
     if seed is not None:
         changed = {**job.definition, "seed": seed} if job.definition else {}
         job = replace(job, seed=seed, definition=changed)
+    if isinstance(executor, str):
+        job = replace(job, executor=(executor, *job.executor[1:]))
     islands = _islands(job, clients, held_out, central)
     trainer = _trainer(job, islands)
     parts = Parts(
@@ -260,34 +266,7 @@ def _trainer(job: Job, islands: Islands) -> Trainer:
 
 def _check(job: Job, parts: Parts) -> None:
     """All faults between the job and its federation, at once, before anything is written."""
-    population = len(parts.clients)
-    faults = job.faults(parts.trainer)
-    faults += [Fault("rounds", f) for f in job.schedule.faults(population)]
-    faults += [
-        Fault("data", f"client {client!r} has no rows", "leave it out or mend its file")
-        for client, data in parts.clients.items()
-        if len(data) == 0
-    ]
-    if not population:
-        faults.append(Fault("data", "the federation has no clients"))
-    if job.weighting.kind == "given":
-        given = job.weighting.given
-        faults += [
-            Fault(
-                "algorithm.weights", f"no weight for client {c!r}", "give lambda_i for every client"
-            )
-            for c in parts.clients
-            if c not in given
-        ]
-        faults += [
-            Fault("algorithm.weights", f"{c!r} is not a client", suggest(c, parts.clients))
-            for c in given
-            if c not in parts.clients
-        ]
-        if not sum(given.values()) > 0:
-            faults.append(Fault("algorithm.weights", "all weights are 0"))
-    if job.central and job.stop.metric.startswith("federated") and not parts.held_out:
-        faults.append(Fault("stop.metric", f"{job.stop.metric} needs held-out rows at the clients"))
+    faults = job.faults(parts.trainer, parts.clients, parts.held_out)
     raise_faults(JobConflict, "this job cannot run on this federation", faults)
 
 
@@ -396,7 +375,8 @@ class _Session:
     def failed(self, error: AtollError) -> None:
         """Leave an honest manifest behind a run that could not end."""
         if self.folder is not None:
-            self.folder.write_manifest(self.manifest(f"failed: {error.message}", None, None))
+            with contextlib.suppress(StorageError):  # a full disk must not hide the first error
+                self.folder.write_manifest(self.manifest(f"failed: {error.message}", None, None))
 
     def finish(self, finished: Finished) -> Run:
         """The last checkpoint, the comparison, the manifest, the model and the report."""
@@ -427,6 +407,7 @@ class _Session:
     ) -> dict[str, Any]:
         """What ran on what, and how it ended."""
         best = progress.best if progress else None
+        prints = self._notes()["data"]
         return {
             "name": self.job.name,
             "atoll": atoll.__version__,
@@ -439,11 +420,11 @@ class _Session:
             "status": status,
             "rounds": progress.rounds if progress else len(self.rounds),
             "data": {
-                c: {"rows": len(d), "fingerprint": self._notes()["data"].get(c, "")}
+                c: {"rows": len(d), "fingerprint": prints.get(c, "")}
                 for c, d in self.parts.clients.items()
             },
             "cards": list(self.islands.cards),
-            "versions": {"python": platform.python_version(), "numpy": np.__version__},
+            "versions": _versions(),
             "executor": self.job.executor[0],
             "model_hash": model_hash(progress.state.parameters) if progress else "",
             "parameters": self.parts.trainer.layout.size,
@@ -451,8 +432,24 @@ class _Session:
             if best is None
             else {"round": best.round, "metric": self.job.stop.metric, "value": best.value},
             "comparison": comparison,
-            "notes": list(self.islands.notes),
+            "notes": [*self.islands.notes, *_unjudged(self.parts)],
         }
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what computes: torch among them where the run's trainer has loaded it."""
+    found = {"python": platform.python_version(), "numpy": np.__version__}
+    torch = sys.modules.get("torch")
+    return found if torch is None else {**found, "torch": str(torch.__version__)}
+
+
+def _unjudged(parts: Parts) -> list[str]:
+    """The sites that no evaluation speaks of, where others are evaluated on rows of their own."""
+    bare = [c for c in parts.clients if c not in parts.held_out] if parts.held_out else []
+    counts = {c: len(parts.clients[c]) for c in bare[:5]}
+    named = ", ".join(f"{c} ({n} row{'s' if n > 1 else ''})" for c, n in counts.items())
+    more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
+    return [f"trained on, but without rows to test on: {named}{more}"] if bare else []
 
 
 def _write_results(folder: RunFolder, run: Run) -> None:

@@ -1,0 +1,261 @@
+"""Everything that can be wrong with a job before it runs, found together.
+
+Each check reads some tables of the job. A table that is itself faulty would only produce echoes of its
+fault, so a check runs when all tables it reads are whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll.core.contracts import Weighting
+from atoll.core.errors import Fault, JobConflict, JobError, raise_faults, suggest
+from atoll.core.values import ClientId
+from atoll.job.datasets import BUILT_IN, load_islands
+from atoll.job.faults import Gathering
+from atoll.job.registry import algorithm_named, model_faults
+from atoll.job.schema import JobSpec
+from atoll.job.tables import clock_of, local_work, schedule_of, weighting_of
+from atoll.runtime.clock import Clock
+from atoll.runtime.schedule import Schedule, Synchronous
+
+__all__ = ["check_job", "federation_faults"]
+
+
+def check_job(spec: JobSpec, folder: Path, found: Gathering, broken: Collection[str] = ()) -> None:
+    """Add to ``found`` what is wrong across and behind the tables of a job.
+
+    The data are read only when there is a fault already: else whoever runs the job reads them, once.
+
+    Args:
+        spec: the job, valid by itself but for the tables in ``broken``.
+        folder: relative paths are relative to it.
+        found: where faults go.
+        broken: tables with faults of their own; checks that read them are left out.
+    """
+    for check in _CHECKS:
+        if not set(check.reads) & set(broken):
+            with found.attempt(check.reads[0]):
+                check.run(spec, folder)
+    if found.faults and not {"data", "preprocessing"} & set(broken):
+        with found.attempt("data"):
+            load_islands(spec, folder, spec.seed, _known_parts(spec, folder, broken))
+
+
+def federation_faults(
+    schedule: Schedule, weighting: Weighting, clock: Clock, clients: Collection[ClientId]
+) -> list[Fault]:
+    """What a job asks for that a federation of these clients cannot give."""
+    found = [
+        Fault("rounds", reason, "change [rounds]") for reason in _impossible(schedule, clients)
+    ]
+    if not clients:
+        found.append(Fault("data", "the federation has no clients", "check data.source"))
+    if weighting.kind == "given":
+        found += _unmatched("algorithm.weights", weighting.given, clients)
+        remedy = "give lambda_i for every client"
+        found += [
+            Fault("algorithm.weights", f"no weight for client {c!r}", remedy)
+            for c in clients
+            if c not in weighting.given
+        ]
+        if not sum(weighting.given.values()) > 0:
+            found.append(Fault("algorithm.weights", "all weights are 0", "give one above 0"))
+    if isinstance(schedule, Synchronous):
+        found += _unmatched("rounds.cohort_weights", schedule.cohort.weights, clients)
+    if clock.delay.kind == "trace":
+        found += [
+            Fault("clock.delay.trace", f"no row for client {c!r}", "add one to the trace file")
+            for c in clients
+            if c not in clock.delay.trace
+        ]
+    return found
+
+
+def _impossible(schedule: Schedule, clients: Collection[ClientId]) -> list[str]:
+    return schedule.faults(len(clients)) if clients else []
+
+
+def _unmatched(
+    place: str, named: Collection[ClientId], clients: Collection[ClientId]
+) -> Iterator[Fault]:
+    for client in named:
+        if client not in clients:
+            yield Fault(place, f"{client!r} is not a client", suggest(client, clients))
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A check and the tables it reads; the first is where its faults are."""
+
+    reads: tuple[str, ...]
+    run: Callable[[JobSpec, Path], None]
+
+
+def _known_parts(
+    spec: JobSpec, folder: Path, broken: Collection[str]
+) -> Callable[[Collection[ClientId]], list[Fault]]:
+    """Faults with the federation, as far as the job's tables allow to say."""
+    schedule = Synchronous() if "rounds" in broken else schedule_of(spec)
+    weighting = Weighting() if "algorithm" in broken else weighting_of(spec)
+    return lambda names: federation_faults(schedule, weighting, Clock(), names)
+
+
+def _algorithm(spec: JobSpec, folder: Path) -> None:
+    algorithm_named(spec.algorithm)
+
+
+def _method(spec: JobSpec, folder: Path) -> None:
+    """The algorithm against weights, local work and model; an unknown one is told by _algorithm."""
+    try:
+        algorithm = algorithm_named(spec.algorithm)
+    except JobError:
+        return
+    found = [Fault("algorithm", f) for f in algorithm.faults(weighting_of(spec), local_work(spec))]
+    foreign = spec.model.kind == "function" and not spec.model.options.get("corrects")
+    if foreign and algorithm.needs_correction:
+        reason = (
+            f"{spec.algorithm.name} corrects the gradient of local training, "
+            "which a fit function of your own does not do"
+        )
+        remedy = "apply context.rule in fit and set model.options.corrects = true, or use fedavg"
+        found.append(Fault("model.fit", reason, remedy))
+    raise_faults(JobConflict, "algorithm", found)
+
+
+def _model(spec: JobSpec, folder: Path) -> None:
+    raise_faults(JobError, "model", model_faults(spec, folder))
+
+
+def _clock(spec: JobSpec, folder: Path) -> None:
+    clock_of(spec, folder)
+
+
+def _rounds(spec: JobSpec, folder: Path) -> None:
+    raise_faults(JobConflict, "rounds", list(_pacing(spec)))
+
+
+def _pacing(spec: JobSpec) -> Iterator[Fault]:
+    rounds = spec.rounds
+    if rounds.mode == "async":
+        for key in ("cohort", "size", "rate", "cohort_weights", "over_selection", "deadline"):
+            if key in rounds.model_fields_set:
+                yield Fault(f"rounds.{key}", "has no meaning in an asynchronous run", "remove it")
+        return
+    for key in ("buffer", "concurrency", "max_staleness"):
+        if key in rounds.model_fields_set:
+            yield Fault(
+                f"rounds.{key}", "has no meaning in a synchronous run", "set rounds.mode = 'async'"
+            )
+    if rounds.cohort in ("uniform", "weighted") and not rounds.size:
+        yield Fault("rounds.size", f"a {rounds.cohort} cohort needs a size", "set rounds.size")
+    if rounds.cohort == "weighted" and not rounds.cohort_weights:
+        yield Fault(
+            "rounds.cohort_weights",
+            "a weighted cohort needs weights",
+            "give them by client: { site = number }",
+        )
+
+
+def _watched(spec: JobSpec, folder: Path) -> None:
+    raise_faults(JobConflict, "stop", list(_never_computed(spec)))
+
+
+def _never_computed(spec: JobSpec) -> Iterator[Fault]:
+    stop, evaluation = spec.stop, spec.evaluation
+    if (stop.patience or stop.target is not None) and not stop.metric:
+        yield Fault(
+            "stop.metric",
+            "patience and target need a metric to watch",
+            "set stop.metric, such as 'federated.loss'",
+        )
+    for kind in ("central", "federated"):
+        if stop.metric.startswith(f"{kind}.") and not getattr(evaluation, kind):
+            yield Fault(
+                "stop.metric",
+                f"{stop.metric!r} is watched, but evaluation.{kind} is off",
+                f"set evaluation.{kind} = true",
+            )
+    if stop.metric and not evaluation.every:
+        yield Fault(
+            "evaluation.every",
+            f"is 0, so {stop.metric!r} is never computed",
+            "set it to 1 or more",
+        )
+
+
+def _metric(spec: JobSpec, folder: Path) -> None:
+    """A misspelt metric would be watched for ever; foreign fit functions name their own."""
+    where, _, name = spec.stop.metric.partition(".")
+    if not name or spec.model.kind == "function":
+        return
+    known = _METRICS[spec.data.task]
+    if name not in known:
+        remedy = suggest(spec.stop.metric, [f"{where}.{other}" for other in known])
+        fault = Fault("stop.metric", f"a {spec.data.task} has no metric {name!r}", remedy)
+        raise JobError("stop", faults=[fault])
+
+
+def _central(spec: JobSpec, folder: Path) -> None:
+    """A central metric needs a central test set, which only some sources have."""
+    data = spec.data
+    own = data.source in BUILT_IN or (data.central_test and data.test_fraction > 0)
+    if spec.stop.metric.startswith("central.") and not own:
+        reason = f"{spec.stop.metric!r} is watched, but there is no central test set"
+        fault = Fault("stop.metric", reason, "set data.central_test = true, or watch federated")
+        raise JobConflict("stop", faults=[fault])
+
+
+def _data(spec: JobSpec, folder: Path) -> None:
+    raise_faults(JobConflict, "data", list(_misplaced(spec)))
+
+
+def _misplaced(spec: JobSpec) -> Iterator[Fault]:
+    """Keys of ``[data]`` that this source would silently ignore."""
+    data, given = spec.data, spec.data.model_fields_set
+    images = data.source.endswith(".npz") and not data.target
+    if data.source in BUILT_IN or images:
+        for key in ("target", "site_column", "features", "drop", "columns", "classes"):
+            if key in given:
+                yield Fault(
+                    f"data.{key}", f"has no meaning for the source {data.source!r}", "remove it"
+                )
+    elif "target" not in given:
+        yield Fault("data.target", "this key is required for tables", "name the column to predict")
+    if data.source in ("synthetic", "fcube") and data.partition is not None:
+        yield Fault("data.partition", f"{data.source!r} has its own clients", "remove it")
+    if data.source not in BUILT_IN and data.options:
+        yield Fault("data.options", "files have no options", "remove them")
+    if data.site_column and data.partition is not None:
+        yield Fault(
+            "data.partition", "the data already have sites, by data.site_column", "remove one"
+        )
+    named = {"target": data.target, "site_column": data.site_column}
+    for key, column in named.items():
+        for other in ("features", "drop"):
+            if column and column in getattr(data, other):
+                yield Fault(f"data.{other}", f"{column!r} is the {key}", "remove it from the list")
+    if data.target and data.target == data.site_column:
+        yield Fault("data.target", f"{data.target!r} is also the site_column", "name another")
+    for column in sorted(set(data.drop) & (set(data.columns) | set(data.features))):
+        yield Fault("data.drop", f"{column!r} is also declared or listed", "remove one of the two")
+
+
+_METRICS = {
+    "classification": ("loss", "accuracy", "auc"),
+    "regression": ("loss", "mse", "rmse", "mae", "r2"),
+}
+
+_CHECKS = (
+    _Check(("data",), _data),
+    _Check(("model", "data", "local"), _model),
+    _Check(("algorithm",), _algorithm),
+    _Check(("algorithm", "local", "model"), _method),
+    _Check(("rounds",), _rounds),
+    _Check(("clock",), _clock),
+    _Check(("stop", "evaluation"), _watched),
+    _Check(("stop", "model", "data"), _metric),
+    _Check(("stop", "data"), _central),
+)

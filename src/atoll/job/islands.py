@@ -1,0 +1,74 @@
+"""A federation ready to train on, and its data cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from atoll.core.contracts import Examples
+from atoll.core.errors import DataError, Fault, raise_faults, suggest
+from atoll.core.values import ClientId
+from atoll.data.card import examples_card
+
+__all__ = ["MOST_CARDS", "Islands", "card", "islands_of"]
+
+MOST_CARDS = 200
+"""Data cards are made for at most so many clients; a simulation of thousands needs none."""
+
+
+@dataclass(frozen=True, eq=False)
+class Islands:
+    """A federation ready to train on.
+
+    Args:
+        train: training rows by client.
+        held_out: test rows by client.
+        central: test rows of the coordinator; None for none.
+        features: values per row.
+        classes: number of classes; 1 for a regression.
+        cards: one data card per site.
+        notes: what is allowed but worth knowing.
+        black: value of a black pixel after scaling, for image augmentation.
+    """
+
+    train: Mapping[ClientId, Any]
+    held_out: Mapping[ClientId, Any] = field(default_factory=dict)
+    central: Any = None
+    features: int = 0
+    classes: int = 0
+    cards: Sequence[Mapping[str, Any]] = ()
+    notes: Sequence[str] = ()
+    black: float = 0.0
+
+
+def islands_of(
+    clients: Mapping[ClientId, Any], held_out: Mapping[ClientId, Any], central: Any
+) -> Islands:
+    """A federation handed over in Python.
+
+    Raises:
+        DataError: rows and targets of different lengths, or held-out rows of an unknown client.
+    """
+    faults = [
+        Fault(f"client {client!r}", f"{len(e.features)} rows but {len(e.targets)} targets")
+        for client, e in clients.items()
+        if isinstance(e, Examples) and len(e.features) != len(e.targets)
+    ]
+    faults += [
+        Fault("held_out", f"{client!r} is not a client", suggest(client, clients))
+        for client in held_out
+        if client not in clients
+    ]
+    raise_faults(DataError, "the clients' data", faults)
+    cards: list[Mapping[str, Any]] = []
+    if len(clients) <= MOST_CARDS:
+        cards = [card(c, examples_card(e)) for c, e in clients.items() if isinstance(e, Examples)]
+    return Islands(clients, held_out, central, cards=cards)
+
+
+def card(site: ClientId, found: Mapping[str, Any]) -> dict[str, Any]:
+    """A data card as the report shows it: with its site, missing counts and label balance."""
+    columns = found.get("columns", {})
+    missing = {name: c["missing"] for name, c in columns.items() if c.get("missing")}
+    return {"site": site, **found, "missing": missing, "labels": found.get("classes")}
