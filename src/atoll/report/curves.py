@@ -164,8 +164,7 @@ def timings_section(manifest: Mapping[str, Any], rounds: Sequence[Record]) -> Sa
     facts = [
         ("started", manifest.get("started") or "-"),
         ("finished", manifest.get("finished") or "-"),
-        ("whole run", duration(total if total is not None else math.fsum(spent))),
-        ("in rounds", duration(math.fsum(spent))),
+        ("in the rounds", duration(math.fsum(spent) if spent else total)),
     ]
     if spent:
         facts.append(("median round", duration(_quantile(sorted(spent), 0.5))))

@@ -158,7 +158,7 @@ def _tiles(manifest: Mapping[str, Any], rounds: Sequence[Record], people: Partic
         (f"{rows:,.0f}" if rows else "-", "rows at the clients"),
         (f"{done:,}", "rounds"),
         *_result(manifest, rounds),
-        (duration(spent), "whole run"),
+        (duration(spent), "in the rounds"),
     ]
     parameters = number(manifest.get("parameters"))
     if parameters is not None:

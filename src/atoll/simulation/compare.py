@@ -14,7 +14,8 @@ import numpy as np
 from atoll.algorithms import FedAvg
 from atoll.core.contracts import Examples, Weighting
 from atoll.core.metrics import values
-from atoll.core.values import ClientId, State
+from atoll.core.values import ClientId
+from atoll.runtime.checkpoint import Progress
 from atoll.runtime.client import Parts, evaluate_client
 from atoll.runtime.loop import Evaluation, Loop, Stop
 from atoll.runtime.serial import SerialExecutor
@@ -57,14 +58,14 @@ def compare(
     for site in sites:
         alone = _train(parts, {site: parts.clients[site]}, rounds)
         found[site] = {
-            "alone": _on(parts, alone, site),
+            "alone": _on(parts, alone, site, site),
             "federated": dict(federated[site]),
-            "pooled": None if whole is None else _on(parts, whole, site),
+            "pooled": None if whole is None else _on(parts, whole, site, "pooled"),
         }
     return {"metric": _headline(list(federated.values())), "sites": found}
 
 
-def _train(parts: Parts, clients: Mapping[ClientId, Any], rounds: int) -> State:
+def _train(parts: Parts, clients: Mapping[ClientId, Any], rounds: int) -> Progress:
     single = replace(
         parts,
         algorithm=FedAvg(),
@@ -75,11 +76,13 @@ def _train(parts: Parts, clients: Mapping[ClientId, Any], rounds: int) -> State:
     loop = Loop(
         single, SerialExecutor(single), evaluation=Evaluation(every=0), stop=Stop(rounds=rounds)
     )
-    return loop.run().progress.state
+    return loop.run().progress
 
 
-def _on(parts: Parts, state: State, site: ClientId) -> dict[str, float]:
-    return values(evaluate_client(parts, state.parameters, site, {}))
+def _on(parts: Parts, progress: Progress, site: ClientId, trained: ClientId) -> dict[str, float]:
+    """Metrics on the site's rows, with the personal entries of the client that was ``trained``."""
+    own = progress.memories.get(trained, {})
+    return values(evaluate_client(parts, progress.state.parameters, site, own))
 
 
 def _headline(sites: Sequence[Mapping[str, float]]) -> str:

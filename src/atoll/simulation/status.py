@@ -12,8 +12,8 @@ def participation_status(status: str, rounds: Sequence[Mapping[str, Any]]) -> st
     """``status``, with the sites named that were asked to the end and did not contribute.
 
     A site counts as lost from the round after its last contribution when it was invited to, and
-    missing from, every committed round since. Clients that a cohort merely did not draw, or that
-    came after enough others, are not lost.
+    missing from, every committed round since. Clients that a cohort merely did not draw, that came
+    after enough others, or that are still at work (in an asynchronous run) are not lost.
 
     >>> ends = [{"round": 1, "committed": True, "invited": ["a", "b"], "contributed": {"a": 1, "b": 1},
     ...          "missing": {}},
@@ -31,7 +31,8 @@ def participation_status(status: str, rounds: Sequence[Mapping[str, Any]]) -> st
         return status  # a sampled cohort: absence in one round says nothing
     lost: list[tuple[str, int]] = []
     for client in last["invited"]:
-        if client in last["contributed"] or last["missing"].get(client, "").startswith("surplus"):
+        why = last["missing"].get(client, "surplus")
+        if client in last["contributed"] or why.startswith("surplus"):
             continue
         seen = [r["round"] for r in committed if client in r["contributed"]]
         lost.append((client, seen[-1] + 1 if seen else committed[0]["round"]))
