@@ -13,10 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from atoll.core.contracts import Executor, Observer, Outcome
 from atoll.core.errors import ClientError, QuorumError
+from atoll.core.layout import Array
 from atoll.core.metrics import Metrics, merge_all, values
 from atoll.core.values import Aggregate, Broadcast, ClientId
 from atoll.runtime.checkpoint import Best, Progress, model_hash
@@ -235,7 +237,8 @@ class Loop:
             return shown
         if self.evaluation.central is not None:
             with threadpool_limits(1):
-                found = self.parts.trainer.evaluate(state.parameters, self.evaluation.central)
+                whole = self._whole(state.parameters)
+                found = self.parts.trainer.evaluate(whole, self.evaluation.central)
             shown["central"] = values(found)
         if self.evaluation.federated:
             names = list(self.parts.held_out)
@@ -244,6 +247,14 @@ class Loop:
             shown["federated"] = values(merge_all(sites.values()))
             shown["sites"] = {c: values(m) for c, m in sites.items()}
         return shown
+
+    def _whole(self, shared: Array) -> Array:
+        """The coordinator has no personal part of its own: its initial values."""
+        trainer = self.parts.trainer
+        if trainer.layout.shared.stop == trainer.layout.size:
+            return shared
+        initial = trainer.initial(self.parts.seed / "initial")
+        return np.concatenate([shared, initial[trainer.layout.personal]])
 
     def _watch(self, progress: Progress, shown: Mapping[str, Any]) -> Progress:
         where, _, name = self.stop.metric.partition(".")

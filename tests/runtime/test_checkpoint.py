@@ -1,0 +1,144 @@
+"""A checkpoint is whole or refused; what is read is what was written, to the bit."""
+
+import errno
+import os
+
+import numpy as np
+import pytest
+
+from atoll.core.errors import CheckpointError, StorageError
+from atoll.core.values import Broadcast, State
+from atoll.runtime import checkpoint
+from atoll.runtime.checkpoint import Best, Progress
+from atoll.runtime.schedule import Pace
+
+JOB = "ab" * 32
+ODD_NAMES = ["plain", "with/slash", "a/b/c", "Zürich 病院", "not utf-8 \udcff", ""]
+
+
+def progress(rounds: int = 7) -> Progress:
+    w = np.arange(3, dtype=np.float32) + rounds
+    return Progress(
+        state=State(rounds, w, slice(1, 3), 5, {"control": w * 0.1, "h": -w}),
+        pace=Pace(
+            2.5, 9, 1, ((3.25, 4, "plain", 6, 0, -1.0),), 5, {"plain": 2}, {"plain": (6, 1)}, 2
+        ),
+        rounds=rounds,
+        memories={
+            c: {"control": np.full(3, i, np.float32), "personal": np.full(2, i / 7)}
+            for i, c in enumerate(ODD_NAMES)
+        },
+        broadcasts={6: Broadcast(6, {"parameters": w - 1, "control": w * 2})},
+        best=Best(4, 0.1 + 0.2, w * 3),
+        waiting=3,
+        aborted=1,
+        seconds=12.5,
+    )
+
+
+def flat(p: Progress) -> tuple:
+    def bits(named):
+        return {n: (v.dtype.str, v.shape, v.tobytes()) for n, v in named.items()}
+
+    best = p.best and (p.best.round, repr(p.best.value), p.best.parameters.tobytes())
+    return (
+        (p.state.round, p.state.trained, p.state.population),
+        bits({"w": p.state.parameters, **p.state.slots}),
+        p.pace,
+        (p.rounds, p.waiting, p.aborted, p.seconds),
+        [(c, bits(m)) for c, m in p.memories.items()],
+        {v: (b.version, bits(b.vectors)) for v, b in p.broadcasts.items()},
+        best,
+    )
+
+
+def test_what_is_read_is_what_was_written(tmp_path):
+    path = checkpoint.write(tmp_path, progress(), JOB, {"data": {"a": "x"}})
+    found, notes = checkpoint.read(path, JOB)
+    assert flat(found) == flat(progress())
+    assert notes == {"data": {"a": "x"}}
+    with pytest.raises(ValueError, match="read-only"):
+        found.state.parameters[0] = 1
+
+
+def test_a_watched_metric_that_is_not_a_number_survives(tmp_path):
+    p = Progress(progress().state, best=Best(1, float("nan"), np.zeros(3)))
+    found, _ = checkpoint.read(checkpoint.write(tmp_path, p, JOB, {}), JOB)
+    assert flat(found) == flat(p)
+
+
+def test_a_changed_byte_is_noticed_wherever_it_is(tmp_path):
+    path = checkpoint.write(tmp_path, progress(), JOB, {})
+    whole = path.read_bytes()
+    unnoticed = []
+    for at in range(0, len(whole), 5):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ (1 << at % 8)]) + whole[at + 1 :])
+        try:
+            found, _ = checkpoint.read(path, JOB)
+        except CheckpointError:
+            continue
+        if flat(found) != flat(progress()):  # blanks between header and data mean nothing
+            unnoticed.append(at)
+    assert not unnoticed
+
+
+def test_a_file_cut_anywhere_is_refused(tmp_path):
+    path = checkpoint.write(tmp_path, progress(), JOB, {})
+    whole = path.read_bytes()
+    for length in [*range(0, len(whole), 37), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(CheckpointError, match=path.name):
+            checkpoint.read(path, JOB)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        checkpoint.read(path, JOB)
+
+
+def test_another_job_and_another_format_are_refused_by_name(tmp_path, monkeypatch):
+    path = checkpoint.write(tmp_path, progress(), JOB, {})
+    with pytest.raises(CheckpointError, match=r"another job \(abababababab, not 000000000000\)"):
+        checkpoint.read(path, "0" * 64)
+    monkeypatch.setattr(checkpoint, "_FORMAT", "2")
+    with pytest.raises(CheckpointError, match="has format 1, this version reads 2"):
+        checkpoint.read(path, JOB)
+
+
+def test_the_two_newest_are_kept_and_what_a_crash_left_is_removed(tmp_path):
+    tmp_path.joinpath("round-00000002.partial").write_bytes(b"half")
+    assert checkpoint.newest(tmp_path) is None
+    for rounds in (3, 9, 10, 11):
+        checkpoint.write(tmp_path, progress(rounds), JOB, {})
+    names = [p.name for p in sorted(tmp_path.iterdir())]
+    assert names == ["round-00000010.safetensors", "round-00000011.safetensors"]
+    assert checkpoint.newest(tmp_path).name == names[-1]
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename", "open"])
+def test_a_disk_error_leaves_the_earlier_checkpoint_whole(tmp_path, monkeypatch, call):
+    before = checkpoint.write(tmp_path, progress(1), JOB, {})
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os if call == "fsync" else checkpoint.Path, call, full)
+    with pytest.raises(StorageError, match="No space left") as caught:
+        checkpoint.write(tmp_path, progress(2), JOB, {})
+    assert "can be resumed" in caught.value.remedy
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == [before.name]
+    assert flat(checkpoint.read(before, JOB)[0]) == flat(progress(1))
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    tmp_path.joinpath("file").write_text("in the way")
+    with pytest.raises(StorageError, match="file/deeper"):
+        checkpoint.write(tmp_path / "file" / "deeper", progress(), JOB, {})
+
+
+def test_the_model_hash_is_of_bytes_and_dtype():
+    # echo -n 'float32' and eight zero bytes through sha256sum.
+    zeros = np.zeros(2, np.float32)
+    assert checkpoint.model_hash(zeros).startswith("8a66f2e3")
+    assert checkpoint.model_hash(zeros) == checkpoint.model_hash(np.zeros(4, np.float32)[::2])
+    hashes = {checkpoint.model_hash(v) for v in (zeros, np.zeros(1), -zeros, np.zeros(2))}
+    assert len(hashes) == 4
