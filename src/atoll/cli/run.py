@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from atoll.job.load import load_job
-from atoll.report.compare import comparison_lines
-from atoll.report.folder import plain
-from atoll.report.html import write_report
-from atoll.report.progress import progress
-from atoll.report.tensorboard import TensorBoard
-from atoll.simulation import Run, simulate
+from atoll.cli.output import data_line, talk
+
+if TYPE_CHECKING:
+    from atoll.job import Job
+    from atoll.report.tensorboard import TensorBoard
+    from atoll.simulation import Run
 
 __all__ = ["report", "run"]
 
@@ -39,8 +37,10 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as local.lr=0.1."),
     ] = None,
     executor: Annotated[str | None, typer.Option(help="serial or processes.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes; 0: one per core.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Replace the job's seed.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Worker processes; 0: one per core.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Replace the job's seed.")] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")
     ] = False,
@@ -48,75 +48,125 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a job as a simulation on this machine."""
-    made = load_job(job, settings or ())
+    from atoll.job import load_job
+
+    if resume and overwrite:
+        raise typer.BadParameter("--resume and --overwrite exclude each other")
+    # Options are overrides like any other, so the same checks speak about them.
+    options = {"executor.name": executor, "executor.workers": workers, "seed": seed}
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    made = load_job(job, [*(settings or ()), *given])
     folder = out or Path("runs") / made.name
-    with ExitStack() as watching:
-        observers: list[Any] = []
-        if not quiet:
-            observers.append(watching.enter_context(progress(made.stop.rounds, title=made.name)))
-        if tensorboard:
-            observers.append(watching.enter_context(TensorBoard(folder / "tensorboard")))
-        try:
-            done = simulate(
-                made,
-                executor=executor,
-                workers=workers,
-                seed=seed,
-                out=folder,
-                resume=resume,
-                overwrite=overwrite,
-                observers=observers,
-            )
-        except KeyboardInterrupt:
-            _interrupted(job)
-    if as_json:
-        print(json.dumps(plain(_result(done)), indent=2, allow_nan=False))  # noqa: T201 data goes to stdout
+    ended = _ended(made, folder) if resume else None
+    if ended is not None:
+        talk(f"this run has already ended ({ended[0]['status']}); nothing was changed")
+        manifest, last = ended
     else:
-        _show(done)
-    if done.status.startswith("interrupted"):
-        _interrupted(job)
-
-
-def _interrupted(job: Path) -> NoReturn:
-    Console(stderr=True).print(f"interrupted; continue with: atoll run {job} --resume")
-    raise typer.Exit(130)
+        done = _simulated(made, folder, resume, overwrite, tensorboard, quiet)
+        manifest, last = done.manifest, done.rounds[-1] if done.rounds else {}
+    show = _as_json if as_json else _as_text
+    data_line(show(manifest, last, folder))
+    if manifest["status"].startswith("interrupted"):
+        talk("interrupted; continue with the same command and --resume")
+        raise typer.Exit(130)
 
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a run.")],
 ) -> None:
     """Write the report of a finished run again."""
-    typer.echo(write_report(folder))
+    from atoll.report.html import write_report
+
+    data_line(str(write_report(folder)))
 
 
-def _result(done: Run) -> dict[str, Any]:
-    last = done.rounds[-1] if done.rounds else {}
-    return {
-        "name": done.manifest["name"],
-        "status": done.status,
-        "rounds": done.manifest["rounds"],
-        "model_hash": done.model_hash,
-        "central": last.get("central"),
-        "federated": last.get("federated"),
-        "comparison": done.manifest["comparison"],
-        "folder": str(done.folder),
-        "report": str(done.folder / "report.html") if done.folder else None,
+def _simulated(
+    job: Job, folder: Path, resume: bool, overwrite: bool, tensorboard: bool, quiet: bool
+) -> Run:
+    from atoll.report.progress import progress
+    from atoll.simulation import simulate
+
+    with ExitStack() as watching:
+        observers: list[Any] = []
+        if not quiet:
+            observers.append(watching.enter_context(progress(job.stop.rounds, title=job.name)))
+        if tensorboard:
+            observers.append(_Events(folder / "tensorboard", resume, watching))
+        try:
+            return simulate(
+                job, out=folder, resume=resume, overwrite=overwrite, observers=observers
+            )
+        except KeyboardInterrupt:
+            talk("interrupted at once; continue with the same command and --resume")
+            raise typer.Exit(130) from None
+
+
+class _Events:
+    """TensorBoard's files, begun with the first round, when the run's folder is the run's."""
+
+    def __init__(self, folder: Path, resume: bool, watching: ExitStack) -> None:
+        from atoll.core.errors import MissingExtra
+
+        if importlib.util.find_spec("tensorboardX") is None:  # known before training, not after
+            raise MissingExtra(
+                "TensorBoard events need tensorboardX", remedy="pip install 'atoll[tracking]'"
+            )
+        self._folder, self._resume, self._watching = folder, resume, watching
+        self._writer: TensorBoard | None = None
+
+    def __call__(self, record: Mapping[str, Any]) -> None:
+        from atoll.report.tensorboard import TensorBoard
+
+        if self._writer is None:
+            last = int(record["round"]) - 1 if self._resume else None
+            self._writer = self._watching.enter_context(TensorBoard(self._folder, resumed_at=last))
+        self._writer(record)
+
+
+def _ended(job: Job, folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """Manifest and last record of this very job when it has run to its end in ``folder``."""
+    from atoll.report.folder import RunFolder
+
+    if not (folder / "manifest.json").is_file():
+        return None
+    found = RunFolder.open(folder)
+    manifest = found.read_manifest()
+    over = str(manifest.get("status", "")).startswith(("completed", "stopped early"))
+    if not over or manifest.get("job_hash") != job.hash() or not found.report.is_file():
+        return None
+    rounds: Sequence[Mapping[str, Any]] = found.read_rounds()
+    return manifest, rounds[-1] if rounds else {}
+
+
+def _as_json(manifest: Mapping[str, Any], last: Mapping[str, Any], folder: Path) -> str:
+    from atoll.report.folder import plain
+
+    result = {key: manifest[key] for key in ("name", "status", "rounds", "model_hash")}
+    result |= {kind: last.get(kind) for kind in ("central", "federated")}
+    result |= {
+        "comparison": manifest["comparison"],
+        "folder": str(folder),
+        "report": str(folder / "report.html"),
     }
+    return json.dumps(plain(result), indent=2, allow_nan=False)
 
 
-def _show(done: Run) -> None:
-    console = Console(file=sys.stdout, highlight=False)
-    for line in comparison_lines(done.manifest):
-        console.print(line, soft_wrap=True)
-    last: Mapping[str, Any] = done.rounds[-1] if done.rounds else {}
+def _as_text(manifest: Mapping[str, Any], last: Mapping[str, Any], folder: Path) -> str:
+    from atoll.report.compare import comparison_lines
+
+    lines = list(comparison_lines(manifest))
     for kind in ("central", "federated"):
         found = {
-            k: v for k, v in (last.get(kind) or {}).items() if v is not None and k != "confusion"
+            name: value
+            for name, value in (last.get(kind) or {}).items()
+            if value is not None and name != "confusion"
         }
         if found:
             text = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-            console.print(f"{kind:<10} {text}")
-    console.print(f"status     {done.status}, {done.manifest['rounds']} rounds")
-    console.print(f"model      sha256 {done.model_hash}", soft_wrap=True)
-    if done.folder is not None:
-        console.print(f"report     {done.folder / 'report.html'}", soft_wrap=True)
+            lines.append(f"{kind:<10} {text}")
+    lines += [
+        f"status     {manifest['status']}, {manifest['rounds']} rounds",
+        f"model      sha256 {manifest['model_hash']}",
+        f"report     {folder / 'report.html'}",
+    ]
+    return "\n".join(lines)

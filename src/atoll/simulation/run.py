@@ -22,7 +22,6 @@ from atoll.core.contracts import Executor, Trainer
 from atoll.core.errors import (
     AtollError,
     CheckpointError,
-    Fault,
     JobConflict,
     JobError,
     MissingExtra,
@@ -267,34 +266,7 @@ def _trainer(job: Job, islands: Islands) -> Trainer:
 
 def _check(job: Job, parts: Parts) -> None:
     """All faults between the job and its federation, at once, before anything is written."""
-    population = len(parts.clients)
-    faults = job.faults(parts.trainer)
-    faults += [Fault("rounds", f) for f in job.schedule.faults(population)]
-    faults += [
-        Fault("data", f"client {client!r} has no rows", "leave it out or mend its file")
-        for client, data in parts.clients.items()
-        if len(data) == 0
-    ]
-    if not population:
-        faults.append(Fault("data", "the federation has no clients"))
-    if job.weighting.kind == "given":
-        given = job.weighting.given
-        faults += [
-            Fault(
-                "algorithm.weights", f"no weight for client {c!r}", "give lambda_i for every client"
-            )
-            for c in parts.clients
-            if c not in given
-        ]
-        faults += [
-            Fault("algorithm.weights", f"{c!r} is not a client", suggest(c, parts.clients))
-            for c in given
-            if c not in parts.clients
-        ]
-        if not sum(given.values()) > 0:
-            faults.append(Fault("algorithm.weights", "all weights are 0"))
-    if job.central and job.stop.metric.startswith("federated") and not parts.held_out:
-        faults.append(Fault("stop.metric", f"{job.stop.metric} needs held-out rows at the clients"))
+    faults = job.faults(parts.trainer, parts.clients, parts.held_out)
     raise_faults(JobConflict, "this job cannot run on this federation", faults)
 
 
@@ -403,7 +375,8 @@ class _Session:
     def failed(self, error: AtollError) -> None:
         """Leave an honest manifest behind a run that could not end."""
         if self.folder is not None:
-            self.folder.write_manifest(self.manifest(f"failed: {error.message}", None, None))
+            with contextlib.suppress(StorageError):  # a full disk must not hide the first error
+                self.folder.write_manifest(self.manifest(f"failed: {error.message}", None, None))
 
     def finish(self, finished: Finished) -> Run:
         """The last checkpoint, the comparison, the manifest, the model and the report."""
@@ -434,6 +407,7 @@ class _Session:
     ) -> dict[str, Any]:
         """What ran on what, and how it ended."""
         best = progress.best if progress else None
+        prints = self._notes()["data"]
         return {
             "name": self.job.name,
             "atoll": atoll.__version__,
@@ -446,7 +420,7 @@ class _Session:
             "status": status,
             "rounds": progress.rounds if progress else len(self.rounds),
             "data": {
-                c: {"rows": len(d), "fingerprint": self._notes()["data"].get(c, "")}
+                c: {"rows": len(d), "fingerprint": prints.get(c, "")}
                 for c, d in self.parts.clients.items()
             },
             "cards": list(self.islands.cards),
