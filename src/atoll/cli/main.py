@@ -60,7 +60,7 @@ def _root(
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     try:
-        root(arguments)
+        root(arguments, prog_name="atoll")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:

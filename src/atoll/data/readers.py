@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ __all__ = [
 NOT_KNOWN = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")
 """Texts that mean "missing" in any CSV file; declare others as a column's missing codes."""
 
+_UNREADABLE = (OSError, ValueError, EOFError, csv.Error, zipfile.BadZipFile)
+"""What readers raise on damaged files; pandas' and pyarrow's own errors derive from these."""
+
 
 def read_table(path: str | Path) -> Table:
     """The table in a ``.csv``, ``.parquet``, ``.npz`` or ``.npy`` file.
@@ -50,7 +54,7 @@ def read_table(path: str | Path) -> Table:
         raise DataError(f"{path}: no such file", remedy="check the path")
     try:
         return reader(path)
-    except (OSError, ValueError) as error:  # pandas' and pyarrow's own errors derive from these
+    except _UNREADABLE as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{path}: cannot be read ({first})", remedy="check the file") from error
 
@@ -63,7 +67,7 @@ def read_examples(path: str | Path) -> Examples:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise DataError(
                     f"{path}: holds one array", remedy="save features and targets, .npz"
@@ -73,7 +77,7 @@ def read_examples(path: str | Path) -> Examples:
                 known = ", ".join(stored.files)
                 raise DataError(f"{path}: no array {absent[0]!r}", remedy=f"it holds: {known}")
             examples = Examples(stored["features"], stored["targets"])
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({error})", remedy="check the file") from error
     if len(examples.features) != len(examples.targets):
         raise DataError(
@@ -188,7 +192,7 @@ def _from_frame(frame: Any) -> Table:
 
 
 def _read_npz(path: Path) -> Table:
-    with np.load(path, allow_pickle=False) as stored:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         return Table.of(_spread({name: stored[name] for name in stored.files}))
 
 
