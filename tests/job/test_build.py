@@ -1,0 +1,146 @@
+"""Tables of a job become objects, and its parts are held against its federation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from atoll import Availability, Clock, Cohort, Delay, Job, LocalWork, Optimizer, Stop, Weighting
+from atoll.algorithms import FedAvg, FedProx
+from atoll.core.contracts import Examples
+from atoll.core.local import Schedule as RateSchedule
+from atoll.job import load_job
+from atoll.models.linear import LinearTrainer
+from atoll.runtime.schedule import Asynchronous, Synchronous
+
+
+def places(faults):
+    return [fault.place for fault in faults]
+
+
+def test_tables_become_objects(job_file):
+    job = load_job(
+        job_file("""
+[local]
+epochs = 2.5
+batch_size = 4
+optimizer = "adam"
+lr = 0.2
+betas = [0.8, 0.9]
+[local.schedule]
+kind = "cosine"
+every = 5
+[algorithm]
+weights = { east = 1, north = 2, south = 3.5 }
+[rounds]
+count = 7
+cohort = "uniform"
+size = 2
+over_selection = 0.5
+deadline = 9
+quorum = 0.5
+[stop]
+metric = "federated.auc"
+patience = 3
+[evaluation]
+every = 2
+compare = false
+[checkpoint]
+every = 4
+[executor]
+name = "processes"
+workers = 2
+""")
+    )
+    assert job.local == LocalWork(
+        epochs=2.5, batch_size=4, optimizer=Optimizer("adam", lr=0.2, betas=(0.8, 0.9)),
+        schedule=RateSchedule(kind="cosine", every=5),
+    )  # fmt: skip
+    assert job.weighting == Weighting("given", {"east": 1.0, "north": 2.0, "south": 3.5})
+    assert job.schedule == Synchronous(Cohort("uniform", 2), 0.5, 9.0, 0.5)
+    assert job.stop == Stop(rounds=7, metric="federated.auc", patience=3)
+    assert (job.evaluate_every, job.compare, job.checkpoint_every) == (2, False, 4)
+    assert job.executor == ("processes", 2, "forkserver")
+
+
+def test_asynchronous_rounds(job_file):
+    job = load_job(job_file("[rounds]\nmode = 'async'\nbuffer = 3\nmax_staleness = 4\n"))
+    assert job.schedule == Asynchronous(3, 0, 4)
+
+
+def test_no_deadline_is_for_ever(job_file):
+    job = load_job(job_file())
+    assert job.schedule == Synchronous()
+    assert job.stop.seconds == math.inf
+
+
+def test_clock_with_traces(folder, job_file):
+    (folder / "times.csv").write_text("client,seconds\neast,1\nnorth,2\nsouth,3\neast,4\n")
+    (folder / "spans.csv").write_text("client,start,end\neast,0,5\n")
+    job = load_job(
+        job_file("""
+[clock]
+availability = 0.9
+availability_trace = "spans.csv"
+dropout = 0.1
+partial = 0.2
+partial_low = 0.3
+[clock.delay]
+kind = "trace"
+trace = "times.csv"
+""")
+    )
+    trace = {"east": (1.0, 4.0), "north": (2.0,), "south": (3.0,)}
+    assert job.clock == Clock(
+        Delay("trace", trace=trace), Availability(0.9, {"east": ((0.0, 5.0),)}), 0.1, 0.2, 0.3
+    )
+
+
+@pytest.mark.parametrize("kind", ["constant", "exponential", "half_normal", "log_normal"])
+def test_drawn_delays(job_file, kind):
+    job = load_job(job_file(f"[clock.delay]\nkind = '{kind}'\nscale = 2\nper = 'client'\n"))
+    assert job.clock == Clock(Delay(kind, 2.0, per="client"))
+
+
+def rows(n):
+    return Examples(np.zeros((n, 1)), np.zeros(n))
+
+
+TRAINER = LinearTrainer("linear", 1)
+
+
+def test_federation_that_fits_has_no_faults():
+    job = Job(TRAINER, weighting=Weighting("given", {"a": 1.0, "b": 0.0}))
+    assert job.faults(TRAINER, {"a": rows(2), "b": rows(1)}, {}) == []
+
+
+def test_all_conflicts_with_a_federation_come_together():
+    job = Job(
+        TRAINER,
+        weighting=Weighting("given", {"a": 1.0, "stranger": 1.0}),
+        schedule=Synchronous(Cohort("weighted", 5, weights={"c": 1.0})),
+        clock=Clock(Delay("trace", trace={"a": (1.0,)})),
+        stop=Stop(metric="federated.loss"),
+    )
+    found = places(job.faults(TRAINER, {"a": rows(2), "b": rows(0)}, {}))
+    assert sorted(set(found)) == [
+        "algorithm.weights", "clock.delay.trace", "data", "rounds", "rounds.cohort_weights",
+        "stop.metric"]  # fmt: skip
+    assert found.count("algorithm.weights") == 2
+
+
+def test_weights_that_are_all_zero_and_a_federation_of_nobody():
+    job = Job(TRAINER, weighting=Weighting("given", {"a": 0.0}))
+    assert places(job.faults(TRAINER, {"a": rows(1)})) == ["algorithm.weights"]
+    assert places(Job(TRAINER).faults(TRAINER, {})) == ["data"]
+
+
+def test_python_job_has_a_canonical_form_of_its_own():
+    one, same = Job(TRAINER, FedProx(mu=0.5)), Job(TRAINER, FedProx(mu=0.5))
+    assert one.hash() == same.hash()
+    assert one.hash() != Job(TRAINER, FedProx(mu=0.6)).hash()
+    assert one.hash() != Job(TRAINER, FedAvg()).hash()
+    assert one.hash() == Job(TRAINER, FedProx(mu=0.5), executor=("processes", 3, "spawn")).hash()
+    assert one.describe()["stop"]["seconds"] == "inf"
