@@ -24,10 +24,11 @@ def _atoll(name: str, rounds: int, workers: int, kind: str) -> dict[str, Any]:
     from benchmarks.workloads import job
 
     made, clients = job(name, rounds, kind)
-    ends, held = [time.time()], list[float]()
+    ends, cpu, held = [time.time()], [time.process_time()], list[float]()
 
     def watch(record: Mapping[str, Any]) -> None:
         ends.append(time.time())
+        cpu.append(time.process_time())
         if record["round"] == rounds:
             held.append(memory(os.getpid()))
 
@@ -43,7 +44,7 @@ def _atoll(name: str, rounds: int, workers: int, kind: str) -> dict[str, Any]:
         given = {"weight": done.parameters["weight"], "bias": done.parameters["intercept"]}
         model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in given.items()})
     loss, accuracy = loss_and_accuracy(name, model)
-    return {"ends": ends, "loss": loss, "accuracy": accuracy, "held": held[0]}
+    return {"ends": ends, "cpu": cpu, "loss": loss, "accuracy": accuracy, "held": held[0]}
 
 
 def main() -> None:
@@ -66,7 +67,8 @@ def main() -> None:
     from benchmarks.plain import settle
 
     ends = found.pop("ends")
-    result = {**vars(given), **found, "first": ends[1] - asked, "round": settle(ends)}
+    times = {"first": ends[1] - asked, "round": settle(ends), "cpu": settle(found.pop("cpu"))}
+    result = {**vars(given), **found, **times}
     print("RESULT " + json.dumps(result))
 
 

@@ -28,7 +28,7 @@ from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Examples
 from atoll.core.layout import Array, Entry, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
-from atoll.core.metrics import Mean, Metrics
+from atoll.core.metrics import BinnedAUC, Mean, Metrics, RankedScores, merge_all
 from atoll.core.seeds import Seed
 from atoll.core.values import State, Update
 from atoll.data.partition import Partition
@@ -139,6 +139,16 @@ def loop(rounds: int) -> list[Row]:
     return found
 
 
+def hand_over(size: int) -> list[Row]:
+    """A round of four idle tasks with a large model: what moving sums between processes costs."""
+    found = []
+    for executor, workers in (("serial", 1), ("processes", 1), ("processes", 2)):
+        name = executor if executor == "serial" else f"{workers} worker{'s' * (workers > 1)}"
+        spent = _rounds(Still(size), 4, 12, executor=executor, workers=workers)
+        found.append({"part": f"round of 4 tasks, {size:,} values, {name}", "ms": spent})
+    return found
+
+
 def folder(rounds: int) -> list[Row]:
     """What writing a run's folder adds to a round of 200 tasks."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -198,6 +208,17 @@ def evaluation(rounds: int) -> list[Row]:
     return found
 
 
+def merging(clients: int = 1000) -> list[Row]:
+    """Merging all clients' metrics of one evaluation, 60 rows each."""
+    rng = np.random.default_rng(0)
+    found = []
+    for name, kind in (("exact AUC", RankedScores), ("binned AUC", BinnedAUC)):
+        many = [{"auc": kind.of(np.arange(60) % 2, rng.random(60))} for _ in range(clients)]
+        spent = shortest(lambda m=many: merge_all(m), 0.5)
+        found.append({"part": f"merging the {name} of {clients:,} clients", "ms": spent})
+    return found
+
+
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -207,10 +228,12 @@ def main() -> None:
     sizes = (1_000, 159_010) if given.quick else (1_000, 159_010, 1_663_370, 25_000_000)
     found = [
         *loop(rounds),
+        *hand_over(159_010 if given.quick else 1_663_370),
         *folder(rounds),
         *sums(),
         *by_size(sizes),
         *evaluation(6 if given.quick else 12),
+        *merging(),
     ]
     for row in found:
         print(f"{row['part']:60} {row['ms']:10.4f} ms")

@@ -36,10 +36,12 @@ class Measured:
     Args:
         ends: clock at the start and at the end of each round, in seconds of the epoch.
         loss, accuracy: of the final model on the test rows.
+        cpu: processor seconds of this process at the same moments.
         held: memory of the process tree after the last round, see :func:`benchmarks.machine.memory`.
     """
 
     ends: Sequence[float]
+    cpu: Sequence[float]
     loss: float
     accuracy: float
     held: float
@@ -149,7 +151,7 @@ def run(name: str, rounds: int, workers: int, federated: bool) -> Measured:
         pipes.append(ours)
     for pipe in pipes:
         pipe.recv()
-    ends = [time.time()]
+    ends, cpu = [time.time()], [time.process_time()]
     for drawn in draws:
         for number, pipe in enumerate(pipes):
             pipe.send(drawn[number::workers])
@@ -159,24 +161,26 @@ def run(name: str, rounds: int, workers: int, federated: bool) -> Measured:
             for value, *parts in zip(weights, *sums, strict=True):
                 value.copy_(torch.stack(parts).sum(0))
         ends.append(time.time())
+        cpu.append(time.process_time())
     held = memory(os.getpid())
     for pipe in pipes:
         pipe.send(None)
-    return Measured(ends, *_scores(name, model, weights), held)
+    return Measured(ends, cpu, *_scores(name, model, weights), held)
 
 
 def _alone(name: str, draws: Sequence[Draws], model: nn.Module, federated: bool) -> Measured:
     part = _Part(name, rows(name), federated)
     weights = [p.detach().clone() for p in model.parameters()]
-    ends = [time.time()]
+    ends, cpu = [time.time()], [time.process_time()]
     for drawn in draws:
         part.round(weights, drawn)
         if federated:
             weights = [total.clone() for total in part.sums]
         ends.append(time.time())
+        cpu.append(time.process_time())
     held = memory(os.getpid())
     final = weights if federated else [p.detach() for p in part.model.parameters()]
-    return Measured(ends, *_scores(name, model, final), held)
+    return Measured(ends, cpu, *_scores(name, model, final), held)
 
 
 def _scores(name: str, model: nn.Module, weights: Sequence[Tensor]) -> tuple[float, float]:

@@ -67,9 +67,9 @@ def contestants(name: str) -> Iterator[tuple[str, int]]:
 def speed(names: list[str], repeats: int, quick: bool) -> Lines:
     """All contestants of all workloads, in turns."""
     lines = [
-        "| workload | workers | centralised | plain loop | Atoll | Atoll / plain | final loss, plain | "
-        "Atoll | round 1 done, plain / Atoll | memory, plain / Atoll |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| workload | workers | centralised | plain loop | Atoll | Atoll / plain | processor time | "
+        "final loss, plain | Atoll | round 1 done, plain / Atoll | memory, plain / Atoll |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name in names:
         prepare(name)
@@ -102,13 +102,17 @@ def _rows(name: str, turns: list[dict[tuple[str, int], Result]]) -> Lines:
             values = [turn[whom, workers][what] for turn in turns if (whom, workers) in turn]
             return median(values) if values else float("nan")
 
-        ratios = [turn[who, workers]["round"] / turn["plain", workers]["round"] for turn in turns]
+        ratios, cpu = (
+            [turn[who, workers][what] / turn["plain", workers][what] for turn in turns]
+            for what in ("round", "cpu")
+        )
         title = f"{name}, without torch" if who == "atoll-numpy" else name
         cells = [
             title,
             str(workers),
             *(milliseconds(middle(whom, "round")) for whom in ("central", "plain", who)),
             f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            f"{median(cpu):.2f}" if workers == 1 else "-",
             *(f"{middle(whom, 'loss'):.6f}" for whom in ("plain", who)),
             " / ".join(f"{middle(whom, 'first'):.1f} s" for whom in ("plain", who)),
             " / ".join(f"{middle(whom, 'held'):.0f} MB" for whom in ("plain", who)),
