@@ -253,7 +253,7 @@ def test_a_record_holds_what_the_reference_says():
         assert not set(row["contributed"]) & set(row["missing"])
         assert row["model_hash"] == model_hash(progress.state.parameters)
         assert row["seconds"] > 0
-        assert row["train"]["train_loss"] > 0
+        assert row["train"]["loss"] > 0
         assert (row["central"] is None) == bool(number % 2)
     assert rows[-1]["clock"] == saved[-1].pace.clock == 8.0
     assert saved[-1].seconds == pytest.approx(sum(r["seconds"] for r in rows))

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from atoll.core.contracts import Executor, Observer, Outcome
 from atoll.core.errors import ClientError, QuorumError
 from atoll.core.layout import Array
-from atoll.core.metrics import Metrics, merge_all, values
+from atoll.core.metrics import Confusion, Metrics, merge_all, values
 from atoll.core.values import Aggregate, Broadcast, ClientId
 from atoll.runtime.checkpoint import Best, Progress, model_hash
 from atoll.runtime.client import Parts
@@ -28,6 +28,9 @@ from atoll.runtime.schedule import Plan, Population, Schedule, Synchronous, chec
 
 __all__ = ["Evaluation", "Finished", "Loop", "Stop"]
 
+_WAYS_OUT = (
+    "lower the quorum, lengthen the deadline, or see metrics.jsonl for who is missing and why"
+)
 _LOWER_IS_BETTER = ("loss", "mse", "mae", "rmse")
 
 
@@ -138,7 +141,7 @@ class Loop:
         """Run from ``progress`` (or from the start) to the end.
 
         Raises:
-            QuorumError: ``stop.max_aborts`` rounds in a row could not commit.
+            QuorumError: ``stop.max_aborts`` rounds in a row could not commit, or none at all could.
             ClientError: every client of a round failed with an error of its own (a single one among
                 many ends an asynchronous step, not the run).
         """
@@ -164,9 +167,13 @@ class Loop:
         if progress.aborted >= stop.max_aborts:
             raise QuorumError(
                 f"{progress.aborted} rounds in a row could not commit",
-                remedy="lower the quorum, lengthen the deadline, or see metrics.jsonl for who is missing",
+                remedy=_WAYS_OUT,
             )
         if progress.rounds >= stop.rounds:
+            if progress.state.round == 0:
+                raise QuorumError(
+                    f"none of the {progress.rounds} rounds could commit", remedy=_WAYS_OUT
+                )
             return "completed"
         if progress.pace.clock >= stop.seconds:
             return f"stopped early: {stop.seconds:g} of virtual time are over"
@@ -208,7 +215,7 @@ class Loop:
         seconds = time.perf_counter() - began
         progress = replace(progress, seconds=progress.seconds + seconds)
         record = _record(progress, plan, outcomes, reason, seconds)
-        record["train"] = values(train)
+        record["train"] = _shown(train)
         record.update(shown)
         return progress, record
 
@@ -239,13 +246,13 @@ class Loop:
             with threadpool_limits(1):
                 whole = self._whole(state.parameters)
                 found = self.parts.trainer.evaluate(whole, self.evaluation.central)
-            shown["central"] = values(found)
+            shown["central"] = _shown(found)
         if self.evaluation.federated:
             names = list(self.parts.held_out)
             model = Broadcast(state.round, {**self.parts.algorithm.broadcast(state).vectors})
             sites = self.executor.evaluate(model, names, progress.memories)
-            shown["federated"] = values(merge_all(sites.values()))
-            shown["sites"] = {c: values(m) for c, m in sites.items()}
+            shown["federated"] = _shown(merge_all(sites.values()))
+            shown["sites"] = {c: _shown(m) for c, m in sites.items()}
         return shown
 
     def _whole(self, shared: Array) -> Array:
@@ -270,6 +277,12 @@ class Loop:
 
 
 _NONE: Metrics = {}
+
+
+def _shown(metrics: Metrics) -> dict[str, float]:
+    """Numbers for the record: training metrics by their plain names, no number for a whole table."""
+    numbers = values({n: m for n, m in metrics.items() if not isinstance(m, Confusion)})
+    return {name.removeprefix("train_"): value for name, value in numbers.items()}
 
 
 def _record(

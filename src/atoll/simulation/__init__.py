@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from atoll.simulation.run import Run, simulate
+from atoll.simulation.result import Run
+from atoll.simulation.run import simulate
 
 __all__ = ["Run", "simulate"]

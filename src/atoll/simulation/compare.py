@@ -13,6 +13,7 @@ import numpy as np
 
 from atoll.algorithms import FedAvg
 from atoll.core.contracts import Examples, Weighting
+from atoll.core.errors import ClientError, QuorumError
 from atoll.core.metrics import values
 from atoll.core.values import ClientId
 from atoll.runtime.checkpoint import Progress
@@ -50,33 +51,41 @@ def compare(
         together: all training rows; None when they cannot be pooled.
 
     Returns:
-        ``{"metric": name, "sites": {site: {"alone": …, "federated": …, "pooled": …}}}``.
+        ``{"metric": name, "sites": {site: {"alone": …, "federated": …, "pooled": …}}, "failed":
+        {name: reason}}``; None for a model that could not be trained, with the reason in ``failed``.
     """
-    sites = list(parts.held_out)
-    whole = None if together is None else _train(parts, {"pooled": together}, rounds)
+    failed: dict[str, str] = {}
+    whole = None if together is None else _train(parts, "pooled", together, rounds, failed)
     found: dict[ClientId, dict[str, Any]] = {}
-    for site in sites:
-        alone = _train(parts, {site: parts.clients[site]}, rounds)
+    for site in parts.held_out:
+        alone = _train(parts, site, parts.clients[site], rounds, failed)
         found[site] = {
-            "alone": _on(parts, alone, site, site),
+            "alone": None if alone is None else _on(parts, alone, site, site),
             "federated": dict(federated[site]),
             "pooled": None if whole is None else _on(parts, whole, site, "pooled"),
         }
-    return {"metric": _headline(list(federated.values())), "sites": found}
+    return {"metric": _headline(list(federated.values())), "sites": found, "failed": failed}
 
 
-def _train(parts: Parts, clients: Mapping[ClientId, Any], rounds: int) -> Progress:
+def _train(
+    parts: Parts, name: ClientId, rows: Any, rounds: int, failed: dict[str, str]
+) -> Progress | None:
+    """One client's training; a site that fails alone must not cost the federation its result."""
     single = replace(
         parts,
         algorithm=FedAvg(),
-        clients=clients,
+        clients={name: rows},
         held_out={},
         weighting=Weighting("uniform"),
     )
     loop = Loop(
         single, SerialExecutor(single), evaluation=Evaluation(every=0), stop=Stop(rounds=rounds)
     )
-    return loop.run().progress
+    try:
+        return loop.run().progress
+    except (ClientError, QuorumError) as error:
+        failed[name] = error.message
+        return None
 
 
 def _on(parts: Parts, progress: Progress, site: ClientId, trained: ClientId) -> dict[str, float]:

@@ -1,0 +1,124 @@
+"""What a run leaves behind: its model, metrics, manifest and report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atoll.core.contracts import Trainer
+from atoll.core.errors import MissingExtra
+from atoll.core.layout import Array
+from atoll.core.seeds import Seed
+from atoll.job.build import Job
+from atoll.report.folder import RunFolder, write_model
+from atoll.report.html import write_report
+from atoll.runtime.checkpoint import Progress, model_hash
+
+__all__ = ["Run", "write_results"]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One execution of a job.
+
+    Args:
+        job: what ran.
+        trainer: the trainer it ran with.
+        progress: the final record.
+        rounds: one record per round (see the reference of ``metrics.jsonl``).
+        manifest: what ran on what, and how it ended.
+        folder: where it was written; None when it was not.
+    """
+
+    job: Job
+    trainer: Trainer
+    progress: Progress
+    rounds: Sequence[Mapping[str, Any]]
+    manifest: Mapping[str, Any]
+    folder: Path | None = None
+
+    @property
+    def status(self) -> str:
+        """How it ended, with the sites that were lost."""
+        return str(self.manifest["status"])
+
+    @property
+    def vector(self) -> Array:
+        """The final shared parameters as one flat vector, ``(d,)``."""
+        return self.progress.state.parameters
+
+    @property
+    def model_hash(self) -> str:
+        """SHA-256 of the final shared parameters."""
+        return model_hash(self.vector)
+
+    @property
+    def parameters(self) -> dict[str, Array]:
+        """The final model as named arrays; personal entries hold their initial values."""
+        return self.trainer.layout.unpack(self._whole(self.vector))
+
+    @property
+    def best_parameters(self) -> dict[str, Array]:
+        """The best model by the watched metric; the final one when none was watched."""
+        best = self.progress.best
+        return self.trainer.layout.unpack(self._whole(best.parameters if best else self.vector))
+
+    @property
+    def model(self) -> Any:
+        """The final model in its own framework; named arrays where there is none."""
+        make = getattr(self.trainer, "module_with", None)
+        return make(self._whole(self.vector)) if make else self.parameters
+
+    @property
+    def metrics(self) -> Any:
+        """A pandas DataFrame, one row per round, columns such as ``central.accuracy``.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise MissingExtra(
+                "run.metrics is a pandas table", remedy="pip install 'atoll[tables]'"
+            ) from error
+        rows = []
+        for record in self.rounds:
+            row: dict[str, Any] = {k: record[k] for k in ("round", "clock", "seconds", "committed")}
+            row["contributed"] = len(record["contributed"])
+            for kind in ("train", "central", "federated"):
+                row |= {f"{kind}.{n}": v for n, v in (record[kind] or {}).items()}
+            rows.append(row)
+        return pd.DataFrame(rows).set_index("round") if rows else pd.DataFrame()
+
+    def report(self, folder: str | Path) -> Path:
+        """Write the run's folder and its offline HTML report; returns the report's path.
+
+        Records and results of an earlier run in ``folder`` are replaced.
+        """
+        target = RunFolder(Path(folder))
+        target.truncate(0)
+        for record in self.rounds:
+            target.append(record)
+        write_results(target, self)
+        return write_report(target)
+
+    def _whole(self, shared: Array) -> Array:
+        layout = self.trainer.layout
+        if layout.shared.stop == layout.size:
+            return shared
+        start = self.trainer.initial(Seed(self.job.seed) / "initial")
+        return np.concatenate([shared, start[layout.personal]])
+
+
+def write_results(folder: RunFolder, run: Run) -> None:
+    """Write the model, the best model when one was watched, and the manifest."""
+    meta = {"job": str(run.manifest["job_hash"]), "layout": run.trainer.layout.to_json()}
+    write_model(folder.model, run.parameters, meta)
+    if run.progress.best is not None:
+        write_model(folder.path / "best.safetensors", run.best_parameters, meta)
+    folder.write_manifest(run.manifest)

@@ -1,0 +1,183 @@
+"""The folder of a run while it happens: records, checkpoints, and what is written at its end."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+import atoll
+from atoll.core.contracts import Examples
+from atoll.core.errors import AtollError, CheckpointError, StorageError
+from atoll.data.card import fingerprint
+from atoll.job.build import Job
+from atoll.job.datasets import Islands
+from atoll.report.folder import RunFolder, plain
+from atoll.report.html import write_report
+from atoll.runtime import checkpoint
+from atoll.runtime.checkpoint import Progress, model_hash
+from atoll.runtime.client import Parts
+from atoll.runtime.loop import Finished
+from atoll.simulation.compare import compare, pooled
+from atoll.simulation.result import Run, write_results
+from atoll.simulation.status import participation_status
+
+__all__ = ["Session"]
+
+
+@dataclass(eq=False)
+class Session:
+    """Writes a run's folder while it happens; without a folder it only remembers the rounds."""
+
+    job: Job
+    parts: Parts
+    islands: Islands
+    folder: RunFolder | None
+    began: datetime
+    remembered: list[Mapping[str, Any]] = field(default_factory=list)
+    saved: int = -1
+    tick: float = field(default_factory=time.perf_counter)
+
+    @property
+    def rounds(self) -> Sequence[Mapping[str, Any]]:
+        """All records so far: from the folder, so that a long run does not fill memory."""
+        return self.remembered if self.folder is None else self.folder.read_rounds()
+
+    @cached_property
+    def _notes(self) -> dict[str, Any]:
+        """What a checkpoint must agree with: the data and the model's layout."""
+        prints = {c["site"]: c["fingerprint"] for c in self.islands.cards if c.get("fingerprint")}
+        if not prints:  # too many clients for a card each: one fingerprint over all of them
+            sha = hashlib.sha256()
+            for client, data in self.parts.clients.items():
+                sha.update(client.encode())
+                sha.update(fingerprint(data).encode() if isinstance(data, Examples) else b"")
+            prints = {"": sha.hexdigest()}
+        return {"data": prints, "layout": self.parts.trainer.layout.digest()}
+
+    def resumed(self) -> Progress | None:
+        """The progress of the newest checkpoint; None when the run died before its first."""
+        if self.folder is None:
+            raise CheckpointError("there is nothing to resume without a folder", remedy="give out=")
+        path = checkpoint.newest(self.folder.checkpoint)
+        if path is None:
+            self.folder.truncate(0)
+            return None
+        progress, notes = checkpoint.read(path, self.job.hash())
+        for what, mine in self._notes.items():
+            if notes[what] != mine:
+                raise CheckpointError(
+                    f"{path} was made with another {'model' if what == 'layout' else 'data set'}",
+                    remedy="resume with the unchanged files, or start anew in another folder",
+                )
+        self.folder.truncate(progress.rounds)
+        self.saved = progress.rounds
+        return progress
+
+    def record(self, record: Mapping[str, Any]) -> None:
+        """One round's record."""
+        if self.folder is not None:
+            self.folder.append(record)
+        else:
+            self.remembered.append(plain(record))
+
+    def save(self, progress: Progress) -> None:
+        """A checkpoint when it is due."""
+        every = self.job.checkpoint_every
+        if self.folder is not None and every and progress.rounds % every == 0:
+            self._write(progress)
+
+    def _write(self, progress: Progress) -> None:
+        if self.folder is not None and self.saved != progress.rounds:
+            self.folder.sync()
+            checkpoint.write(self.folder.checkpoint, progress, self.job.hash(), self._notes)
+            self.saved = progress.rounds
+
+    def failed(self, error: AtollError) -> None:
+        """Leave an honest manifest behind a run that could not end."""
+        if self.folder is not None:
+            with contextlib.suppress(StorageError):  # a full disk must not hide the first error
+                self.folder.write_manifest(self.manifest(f"failed: {error.message}", None, None))
+                write_report(self.folder)
+
+    def finish(self, finished: Finished) -> Run:
+        """The last checkpoint, the comparison, the manifest, the model and the report."""
+        progress = finished.progress
+        self._write(progress)
+        comparison, rounds = None, self.rounds
+        if self.job.compare and self.parts.held_out and finished.status != "interrupted":
+            sites = next((r["sites"] for r in reversed(rounds) if r["sites"]), None)
+            if sites is not None:
+                together = pooled(self.parts.clients)
+                comparison = compare(self.parts, progress.rounds, sites, together)
+        status = participation_status(finished.status, rounds)
+        run = Run(
+            job=self.job,
+            trainer=self.parts.trainer,
+            progress=progress,
+            rounds=rounds,
+            manifest=self.manifest(status, progress, comparison),
+            folder=None if self.folder is None else self.folder.path,
+        )
+        if self.folder is not None:
+            write_results(self.folder, run)
+            write_report(self.folder)
+        return run
+
+    def manifest(
+        self, status: str, progress: Progress | None, comparison: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """What ran on what, and how it ended."""
+        best = progress.best if progress else None
+        prints = self._notes["data"]
+        return {
+            "name": self.job.name,
+            "atoll": atoll.__version__,
+            "job": self.job.describe(),
+            "job_hash": self.job.hash(),
+            "seed": self.job.seed,
+            "started": self.began.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": progress.seconds if progress else time.perf_counter() - self.tick,
+            "status": status,
+            "rounds": progress.rounds if progress else len(self.rounds),
+            "data": {
+                c: {"rows": len(d), "fingerprint": prints.get(c, "")}
+                for c, d in self.parts.clients.items()
+            },
+            "cards": list(self.islands.cards),
+            "versions": _versions(),
+            "executor": self.job.executor[0],
+            "model_hash": model_hash(progress.state.parameters) if progress else "",
+            "parameters": self.parts.trainer.layout.size,
+            "best": None
+            if best is None
+            else {"round": best.round, "metric": self.job.stop.metric, "value": best.value},
+            "comparison": comparison,
+            "notes": [*self.islands.notes, *_unjudged(self.parts)],
+        }
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what computes: torch among them where the run's trainer has loaded it."""
+    found = {"python": platform.python_version(), "numpy": np.__version__}
+    torch = sys.modules.get("torch")
+    return found if torch is None else {**found, "torch": str(torch.__version__)}
+
+
+def _unjudged(parts: Parts) -> list[str]:
+    """The sites that no evaluation speaks of, where others are evaluated on rows of their own."""
+    bare = [c for c in parts.clients if c not in parts.held_out] if parts.held_out else []
+    counts = {c: len(parts.clients[c]) for c in bare[:5]}
+    named = ", ".join(f"{c} ({n} row{'s' if n > 1 else ''})" for c, n in counts.items())
+    more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
+    return [f"trained on, but without rows to test on: {named}{more}"] if bare else []
