@@ -121,12 +121,12 @@ def parts(
     from_round: int = 0,
     scale: float = 1.0,
     weights: str = "",
-    dtype: str = "float32",
+    personal: tuple[str, ...] = ("intercept",),
 ) -> Parts:
     """A run's fixed parts: logistic regression whose intercept stays at the client."""
     given = clients or federation(SIZES)
     uniform = type(algorithm).__name__ == "FedDyn"
-    inner = LinearTrainer("logistic", FEATURES, personal=("intercept",), dtype=dtype)
+    inner = LinearTrainer("logistic", FEATURES, personal=personal, dtype="float32")
     return Parts(
         algorithm=algorithm,
         trainer=Moody(inner, from_round, scale),

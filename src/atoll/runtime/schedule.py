@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -349,13 +349,14 @@ class _Flight:
             return
         busy = self.held.union(e[2] for e in self.events)
         free = [c for c in self.people.clients if c not in busy]
+        order: Iterable[int] = range(len(free))
         if len(free) > self.idle:
             rng = (self.people.seed / "dispatch" / self.order).generator()
-            free = [free[int(i)] for i in rng.permutation(len(free))]
-        for client in free:
+            order = rng.permutation(len(free))
+        for index in order:
             if not self.idle:
                 return
-            self._start(client)
+            self._start(free[index])
 
     def _start(self, client: ClientId) -> None:
         clock, seed = self.people.clock, self.people.seed / "clock"
