@@ -57,7 +57,7 @@ def a_job(cohort: int, rounds: int) -> Job:
 class Watch:
     """Reads the tree's memory after the rounds of ``LOOK``, and its peak between them.
 
-    The peak comes from a thread that looks every 50 ms, so it is a lower bound.
+    The peak comes from a thread that looks five times a second, so it is a lower bound.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Watch:
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def _look(self) -> None:
-        while not self._ended.wait(0.05):
+        while not self._ended.wait(0.2):
             self._top = max(self._top, memory(os.getpid()))
 
     def __call__(self, record: Mapping[str, Any]) -> None:
