@@ -41,7 +41,7 @@ class Workload:
 
     Args:
         data: name of its arrays.
-        clients, cohort: in the federation, in a round.
+        clients, each, cohort: in the federation, rows of each, clients in a round.
         rounds: of a measured run.
         batch, lr: of the local SGD, one epoch.
         shape: of one row as the network takes it.
@@ -51,6 +51,7 @@ class Workload:
 
     data: str
     clients: int
+    each: int
     cohort: int
     rounds: int
     batch: int
@@ -61,10 +62,10 @@ class Workload:
 
 
 WORKLOADS = {
-    "W1": Workload("fashion1000", 1000, 100, 20, 10, 0.05, (784,)),
-    "W2": Workload("fashion1000", 1000, 50, 10, 10, 0.05, (1, 28, 28), turns=2),
-    "W3": Workload("fashion10", 10, 10, 1, 64, 0.05, (1, 28, 28), workers=(2,), turns=1),
-    "W4": Workload("cancer5", 5, 5, 100, 32, 0.05, (30,)),
+    "W1": Workload("fashion1000", 1000, 60, 100, 20, 10, 0.05, (784,)),
+    "W2": Workload("fashion1000", 1000, 60, 50, 10, 10, 0.05, (1, 28, 28), turns=2),
+    "W3": Workload("fashion10", 10, 6000, 10, 1, 64, 0.05, (1, 28, 28), workers=(2,), turns=1),
+    "W4": Workload("cancer5", 5, 113, 5, 100, 32, 0.05, (30,)),
 }
 
 
@@ -216,7 +217,6 @@ def _cohort(w: Workload) -> Cohort:
 def job(name: str, rounds: int, kind: str = "torch") -> tuple[Job, Partition]:
     """The Atoll job of a workload (``kind`` ``numpy``: without torch, W4 only), and its clients."""
     w, data = WORKLOADS[name], rows(name)
-    each = data.y.shape[1]
     flat = Examples(data.x.reshape(-1, *w.shape), data.y.reshape(-1))
     made = Job(
         trainer=_trainer(name, kind),
@@ -230,7 +230,7 @@ def job(name: str, rounds: int, kind: str = "torch") -> tuple[Job, Partition]:
         name=name,
         seed=SEED,
     )
-    return made, Partition(flat, np.arange(w.clients + 1) * each)
+    return made, Partition(flat, np.arange(w.clients + 1) * w.each)
 
 
 def plain_draws(name: str, rounds: int) -> list[list[tuple[int, Array]]]:
@@ -239,12 +239,11 @@ def plain_draws(name: str, rounds: int) -> list[list[tuple[int, Array]]]:
     Contestants get them before their clock starts, so they pay nothing for drawing.
     """
     w, ids, seed = WORKLOADS[name], client_ids(WORKLOADS[name].clients), Seed(SEED)
-    each = {"fashion1000": 60, "fashion10": 6000, "cancer5": 113}[w.data]
     number = {client: i for i, client in enumerate(ids)}
 
     def order(client: str, version: int) -> Array:
         stream = seed / "task" / client / version / 0 / "fit" / "epoch" / 0
-        return stream.generator().permutation(each)
+        return stream.generator().permutation(w.each)
 
     return [
         [(number[c], order(c, r)) for c in _cohort(w).draw(ids, seed / "round" / r)]
