@@ -3,103 +3,35 @@ leaves nothing half-written behind."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from atoll.cli.main import main
-
-BASE = {
-    "name": '"small"',
-    "data.source": '"rows.csv"',
-    "data.site_column": '"site"',
-    "data.target": '"sick"',
-    "data.classes": '["no", "yes"]',
-    "data.columns.age.range": "[18, 110]",
-    "data.columns.age.unit": '"years"',
-    "data.columns.sex.type": '"category"',
-    "data.columns.sex.categories": '["f", "m"]',
-    "model.kind": '"logistic"',
-    "local.lr": "0.1",
-    "algorithm.name": '"fedavg"',
-    "rounds.count": "2",
-    "evaluation.compare": "false",
-}
-HEADER = ("site", "age", "dose", "sex", "sick")
 SITES = ("east", "north", "south")
 
-
-def rows() -> list[dict[str, str]]:
-    """Three sites of eight people; the first of each is row 1 at its site."""
-    return [
-        {
-            "site": site,
-            "age": str(30 + 5 * i),
-            "dose": f"{i % 3}.5",
-            "sex": "fm"[i % 2],
-            "sick": ("no", "yes")[(i // 2) % 2],
-        }
-        for site in SITES
-        for i in range(8)
-    ]
+Change = Callable[[Any], None]
+"""What is done to the small job (see ``conftest.py``) after it was written."""
 
 
-def text_of(table: Sequence[Mapping[str, str]], columns: Sequence[str] = HEADER) -> str:
-    return "\n".join([",".join(columns), *(",".join(r[c] for c in columns) for r in table)]) + "\n"
+def cell(at: str, number: int, **changes: str) -> Change:
+    return lambda small: small.cell(at, number, **changes)
 
 
-def written(folder: Path, edits: Mapping[str, str | None]) -> Path:
-    """The base job with some keys replaced (None: removed) and its table, on disk."""
-    settings = {k: v for k, v in {**BASE, **edits}.items() if v is not None}
-    tables: dict[str, list[str]] = {"": []}
-    for key, value in settings.items():
-        table, _, last = key.rpartition(".")
-        tables.setdefault(table, []).append(f"{last} = {value}")
-    lines = [
-        line for table, body in tables.items() for line in ([f"[{table}]"] if table else []) + body
-    ]
-    (folder / "rows.csv").write_text(text_of(rows()))
-    job = folder / "job.toml"
-    job.write_text("\n".join(lines) + "\n")
-    return job
+def file(name: str, content: str | bytes) -> Change:
+    return lambda small: small.file(name, content)
 
 
-def cell(at: str, number: int, **changes: str) -> Callable[[Path], None]:
-    """Change one row, counted from 1 at its site."""
-
-    def change(folder: Path) -> None:
-        table = rows()
-        table[SITES.index(at) * 8 + number - 1].update(changes)
-        (folder / "rows.csv").write_text(text_of(table))
-
-    return change
+def files(**changes: Callable[[dict[str, str]], dict[str, str] | None]) -> Change:
+    return lambda small: small.files(**changes)
 
 
-def file(name: str, content: str | bytes) -> Callable[[Path], None]:
-    def write(folder: Path) -> None:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    return write
-
-
-def files_of_sites(
-    **changes: tuple[tuple[str, ...], list[dict[str, str]]],
-) -> Callable[[Path], None]:
-    """One file per site in ``sites/``; some with other columns or rows."""
-
-    def write(folder: Path) -> None:
-        (folder / "sites").mkdir()
-        for site in SITES:
-            own = [r for r in rows() if r["site"] == site]
-            columns, table = changes.get(site, (HEADER[1:], own))
-            (folder / "sites" / f"{site}.csv").write_text(text_of(table, columns))
+def idx(content: bytes) -> Change:
+    def write(small: Any) -> None:
+        for part in ("train", "t10k"):
+            small.file(f"idx/{part}-images-idx3-ubyte", content)
+            small.file(f"idx/{part}-labels-idx1-ubyte", content)
 
     return write
 
@@ -112,7 +44,7 @@ class Broken:
     status: int
     says: Sequence[str]
     edits: Mapping[str, str | None] = field(default_factory=dict)
-    change: Callable[[Path], None] = lambda folder: None
+    change: Change = lambda small: None
     flags: Sequence[str] = ()
 
 
@@ -260,15 +192,12 @@ CONFLICTS = [
            {"model.factory": '"own.py:net"'}),
 ]
 
-HALF = [{**r, "sick": "no"} for r in rows() if r["site"] == "east"]
-
 FAULTS_OF_DATA = [
     Broken("column missing at one site", 3,
            ["site 'north'", "column 'dose'", "is missing"], {**FOLDER, "data.columns.dose.range": "[0, 9]"},
-           files_of_sites(north=(("age", "sex", "sick"), rows()[:8]))),
+           files(north=lambda r: {k: v for k, v in r.items() if k != "dose"})),
     Broken("column misspelt at one site", 3, ["site 'north'", "column 'dose'", "did you mean 'dosis'?"],
-           FOLDER, files_of_sites(
-               north=(("age", "dosis", "sex", "sick"), [{**r, "dosis": "1"} for r in rows()[:8]]))),
+           FOLDER, files(north=lambda r: {k.replace("dose", "dosis"): v for k, v in r.items()})),
     Broken("out of the declared range", 3, ["site 'south', column 'age'", "430", "[18, 110] years",
            "in row 2"], {}, cell("south", 2, age="430")),
     Broken("text for a number", 3, ["site 'east', column 'age'", "'old'", "not a number", "in row 3"], {},
@@ -282,7 +211,7 @@ FAULTS_OF_DATA = [
     Broken("target empty", 3, ["site 'south', column 'sick'", "missing in row 4"], {},
            cell("south", 4, sick="")),
     Broken("site without rows", 3, ["site 'north'", "has no rows", "leave the site out"], FOLDER,
-           files_of_sites(north=(HEADER[1:], []))),
+           files(north=lambda r: None)),
     Broken("row without a site", 3, ["site column 'site'", "row 9"], {}, cell("north", 1, site="")),
     Broken("no such target", 3, ["data.target", "'sik'", "did you mean 'sick'?"],
            {"data.target": '"sik"'}),
@@ -309,9 +238,7 @@ FAULTS_OF_DATA = [
     Broken("images that are none", 3, ["train-images-idx3-ubyte", "bad magic"],
            {**ONE, "data.source": '"fashion_mnist"', "data.options.folder": '"idx"',
             "data.partition.clients": "2", "model.kind": '"multinomial"'},
-           lambda folder: [file(f"idx/{n}", b"not an image")(folder) for n in (
-               "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte",
-               "t10k-labels-idx1-ubyte")] and None),
+           idx(b"not an image")),
     Broken("trace without its column", 3, ["times.csv", "no column seconds", "client,seconds"],
            {"clock.delay.kind": '"trace"', "clock.delay.trace": '"times.csv"'},
            file("times.csv", "client,second\neast,1\n")),
@@ -342,293 +269,26 @@ COMMAND_LINE = [
 TABLE = [*FAULTS_OF_KEYS, *FAULTS_OF_NAMES, *CONFLICTS, *FAULTS_OF_DATA, *COMMAND_LINE]
 
 
-@pytest.fixture(autouse=True)
-def _forget_own_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each job brings another ``own.py``; in life each has a process of its own."""
-    monkeypatch.delitem(sys.modules, "own", raising=False)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    yield
-    sys.modules.pop("own", None)
-
-
 @pytest.mark.parametrize("broken", TABLE, ids=lambda b: b.name.replace(" ", "-"))
 def test_broken_job_says_where_what_and_what_next(
-    broken: Broken, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    broken: Broken, small: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = written(tmp_path, broken.edits)
-    broken.change(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    status = main(["run", str(job), "--out", str(tmp_path / "out"), *broken.flags])
+    if broken.edits.get("model.kind") in ('"mlp"', '"torch"'):
+        pytest.importorskip("torch")
+    small.write(broken.edits)
+    broken.change(small)
+    before = sorted(small.folder.rglob("*"))
+    status = small.run(*broken.flags)
     out, err = capsys.readouterr()
     flat = " ".join(err.split())
     assert status == broken.status, err
     assert out == ""
     assert "Traceback" not in err
     assert [part for part in broken.says if part not in flat] == [], err
-    assert sorted(tmp_path.rglob("*")) == before
+    assert sorted(small.folder.rglob("*")) == before
 
 
 def test_table_is_long_enough_and_names_each_case_once() -> None:
     names = [b.name for b in TABLE]
     assert len(names) >= 30
     assert len(set(names)) == len(names)
-
-
-def run(job: Path, *flags: str) -> int:
-    return main(["run", str(job), "--out", str(job.parent / "out"), "--quiet", *flags])
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
-def test_base_job_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(written(tmp_path, {})) == 0
-    assert "completed, 2 rounds" in capsys.readouterr().out
-
-
-def test_faults_of_job_data_and_federation_come_together(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    edits = {
-        "locl.lr": "1.0",
-        "checkpoint.every": "-1",
-        "local.batch_size": '"all"',
-        "algorithm.name": '"fedprx"',
-        "rounds.cohort": '"uniform"',
-        "rounds.size": "9",
-        "clock.delay.kind": '"trace"',
-        "model.kind": '"logistik"',
-    }
-    job = written(tmp_path, edits)
-    table = rows()
-    table[0]["age"], table[23]["sex"] = "7", "z"
-    (tmp_path / "rows.csv").write_text(text_of(table))
-    assert run(job) == 2
-    err = capsys.readouterr().err
-    for part in (
-        "locl: unknown key",
-        "checkpoint.every",
-        "local.batch_size",
-        "'fedprx'",
-        "cohort of 9",
-        "clock.delay.trace",
-        "site 'east', column 'age': 7 is outside",
-        "site 'south', column 'sex': unknown category 'z'",
-    ):
-        assert part in err, f"{part!r} not in\n{err}"
-    assert "Traceback" not in err
-    assert not (tmp_path / "out").exists()
-
-
-def test_faults_of_all_sites_and_a_cohort_too_large_come_together(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = written(tmp_path, {"rounds.cohort": '"uniform"', "rounds.size": "9"})
-    table = rows()
-    for number in (0, 8, 16):
-        table[number]["age"] = "7"
-    (tmp_path / "rows.csv").write_text(text_of(table))
-    assert run(job) == 2
-    err = capsys.readouterr().err
-    assert "4 faults" in err
-    assert all(f"site {site!r}, column 'age': 7 is outside" in err for site in SITES)
-    assert "cohort of 9 from a federation of 3" in err
-
-
-def test_faulty_table_produces_no_echoes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # With rounds.mode unread, buffer would seem to stand in a synchronous job.
-    assert run(written(tmp_path, {"rounds.mode": '"asink"', "rounds.buffer": "2"})) == 2
-    assert "1 fault" in capsys.readouterr().err
-
-
-def test_single_class_site_is_allowed_and_noted(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = written(tmp_path, FOLDER)
-    files_of_sites(east=(HEADER[1:], HALF))(tmp_path)
-    assert run(job) == 0
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert any("site 'east': a single class, 'no'" in note for note in manifest["notes"])
-    assert "a single class" in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_toml_error_names_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = tmp_path / "job.toml"
-    job.write_text("name = 'x'\n[data\n")
-    assert run(job) == 2
-    err = capsys.readouterr().err
-    assert "job.toml is not valid TOML" in err
-    assert "line 2" in err
-
-
-def test_missing_and_unreadable_job_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(tmp_path / "gone.toml") == 2
-    assert "gone.toml cannot be read: No such file" in capsys.readouterr().err
-    (tmp_path / "latin.toml").write_bytes(b"name = '\xe4'\n")
-    assert run(tmp_path / "latin.toml") == 2
-    assert "not UTF-8" in capsys.readouterr().err
-
-
-def test_earlier_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = written(tmp_path, {})
-    assert run(job) == 0
-    before = snapshot(tmp_path / "out")
-    capsys.readouterr()
-    assert run(job) == 5
-    err = capsys.readouterr().err
-    assert "holds an earlier run" in err
-    assert "--resume" in err
-    assert "--overwrite" in err
-    assert snapshot(tmp_path / "out") == before
-    assert run(job, "--overwrite") == 0
-
-
-@pytest.mark.parametrize("flags", [[], ["--overwrite"], ["--resume"]])
-def test_foreign_folder_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
-) -> None:
-    job = written(tmp_path, {})
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.doc").write_text("do not lose me")
-    assert run(job, *flags) == 5
-    err = capsys.readouterr().err
-    assert "holds something else than a run: thesis.doc" in err
-    assert "name a new or empty folder" in err
-    assert snapshot(tmp_path / "out") == {"thesis.doc": b"do not lose me"}
-
-
-def test_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = written(tmp_path, {})
-    (tmp_path / "out").write_text("a file is in the way")
-    assert run(job) == 5
-    err = capsys.readouterr().err
-    assert str(tmp_path / "out") in err
-    assert "next:" in err
-    assert (tmp_path / "out").read_text() == "a file is in the way"
-
-
-def test_checkpoint_of_another_job_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = written(tmp_path, {})
-    assert run(job) == 0
-    before = snapshot(tmp_path / "out")
-    assert run(job, "--resume", "--set", "local.lr=0.2") == 5
-    err = capsys.readouterr().err
-    assert "checkpoint" in err
-    assert "another job" in err
-    assert snapshot(tmp_path / "out") == before
-
-
-def test_checkpoint_of_other_data_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = written(tmp_path, {"rounds.count": "2"})
-    assert run(job) == 0
-    (tmp_path / "out" / "manifest.json").unlink()
-    cell("east", 1, age="31")(tmp_path)
-    assert run(job, "--resume") == 5
-    assert "another data set" in capsys.readouterr().err
-
-
-def test_updates_that_are_not_finite_are_refused_by_name(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start = OWN_FIT.replace(
-        "return parameters, None", "return {'w': parameters['w'] + np.inf}, None"
-    )
-    job = written(tmp_path, {**FIT, "rounds.max_aborts": "2", "rounds.count": "5"})
-    file("own.py", start)(tmp_path)
-    assert main(["run", str(job), "--out", str(tmp_path / "out")]) == 4
-    err = capsys.readouterr().err
-    assert "2 rounds in a row could not commit" in err
-    assert "without east, north, south" in err
-    assert "Traceback" not in err
-    lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
-    missing = [json.loads(line)["missing"] for line in lines]
-    assert len(missing) == 2
-    for record in missing:
-        assert set(record) == set(SITES)
-        assert all(reason.startswith("refused: ") for reason in record.values())
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["status"].startswith("failed: 2 rounds in a row")
-
-
-def test_learning_rate_without_measure_ends_with_a_quorum_error(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    edits = {
-        "model.kind": '"linear"',
-        "data.task": '"regression"',
-        "data.target": '"dose"',
-        "data.classes": None,
-        "local.lr": "1e30",
-        "local.epochs": "20.0",
-        "rounds.count": "40",
-    }
-    assert run(written(tmp_path, edits)) == 4
-    err = capsys.readouterr().err
-    assert "could not commit" in err
-    assert "next:" in err
-
-
-def test_fit_that_raises_names_client_and_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    job = written(tmp_path, FIT)
-    file("own.py", OWN_FIT.replace("return parameters, None", "return 1 / 0"))(tmp_path)
-    assert run(job) == 4
-    err = capsys.readouterr().err
-    assert "at east" in err
-    assert "own.py" in err
-    assert "ZeroDivisionError" in err
-    assert "Traceback" not in err
-
-
-@pytest.mark.parametrize(
-    ("edits", "status", "part"),
-    [
-        ({"local.lrr": "1.0"}, 2, "did you mean 'lr'?"),
-        ({"data.source": '"gone.csv"'}, 3, "no such file"),
-        ({}, 0, ""),
-    ],
-    ids=["key", "data", "sound"],
-)
-def test_installed_command_gives_the_same_status(
-    tmp_path: Path, edits: Mapping[str, str], status: int, part: str
-) -> None:
-    job = written(tmp_path, edits)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "from atoll.cli.main import app; app()",
-            "run",
-            str(job),
-            "--out",
-            str(tmp_path / "out"),
-            "--quiet",
-            "--json",
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == status, done.stderr
-    assert part in done.stderr
-    assert "Traceback" not in done.stderr
-    assert (tmp_path / "out").exists() == (status == 0)
-    assert bool(done.stdout) == (status == 0)
-
-
-def test_images_need_a_partition(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    np.savez(tmp_path / "x.npz", features=np.zeros((6, 2)), targets=np.arange(6) % 2)
-    job = written(tmp_path, {**ONE, "data.source": '"x.npz"'})
-    assert run(job) == 2
-    assert "data.partition: is required" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from atoll.algorithms import ALGORITHMS, FedAvg
-from atoll.core.errors import JobError
+from atoll.core.errors import JobError, MissingExtra
 from atoll.core.seeds import Seed
 from atoll.job import load_job, registry
 from atoll.job.datasets import load_islands
@@ -204,3 +204,22 @@ def test_two_modules_of_one_name_are_refused(folder, spec_of, tmp_path):
     found = model_faults(spec.model_copy(update={"model": clash}), folder)
     assert [f.place for f in found] == ["model.fit"]
     assert "rename the file" in found[0].message
+
+
+def without_torch(monkeypatch):
+    def missing():
+        raise MissingExtra("torch is not installed", remedy="pip install 'atoll[torch]'")
+
+    monkeypatch.setattr(registry, "_networks", missing)
+
+
+def test_misspelt_linear_model_is_recognised_without_torch(monkeypatch, folder, spec_of):
+    without_torch(monkeypatch)
+    with pytest.raises(JobError, match="did you mean 'logistic'"):
+        spec_of(model={"kind": "logistc"})
+
+
+def test_network_without_torch_names_the_extra(monkeypatch, folder, spec_of):
+    without_torch(monkeypatch)
+    with pytest.raises(MissingExtra, match=r"atoll\[torch\]"):
+        spec_of(model={"kind": "paper_cnn"})

@@ -20,7 +20,7 @@ from typing import Any
 
 from atoll.algorithms import ALGORITHMS
 from atoll.core.contracts import Algorithm, Trainer
-from atoll.core.errors import AtollError, Fault, JobError, raise_faults, suggest
+from atoll.core.errors import AtollError, Fault, JobError, MissingExtra, raise_faults, suggest
 from atoll.job.islands import Islands
 from atoll.job.options import checked_options
 from atoll.job.schema import AlgorithmSpec, JobSpec, ModelSpec
@@ -30,6 +30,8 @@ from atoll.models.linear import LinearTrainer
 __all__ = ["algorithm_named", "algorithms", "model_faults", "trainer_for"]
 
 LINEAR = ("linear", "logistic", "multinomial")
+_LIGHT = (*LINEAR, "function")
+"""Kinds of models that need NumPy only."""
 
 
 def algorithms() -> dict[str, Callable[..., Algorithm]]:
@@ -85,9 +87,11 @@ def model_faults(spec: JobSpec, folder: Path) -> list[Fault]:
         MissingExtra: the model needs a library that is not installed.
     """
     kind = spec.model.kind
-    if kind not in (*LINEAR, "torch", "function") and kind not in _networks().NETWORKS:
-        known = ("torch", "function", *LINEAR, *_networks().NETWORKS)
-        return [Fault("model.kind", f"unknown {kind!r}", suggest(kind, known))]
+    if kind not in _LIGHT:
+        networks = _network_names(kind)
+        if kind not in networks:
+            remedy = suggest(kind, ("torch", *_LIGHT, *networks))
+            return [Fault("model.kind", f"unknown {kind!r}", remedy)]
     found = [*_idle_keys(spec.model)]
     if kind in LINEAR:
         found += _linear_faults(spec)
@@ -101,6 +105,16 @@ def model_faults(spec: JobSpec, folder: Path) -> list[Fault]:
     else:
         found += _torch_faults(spec, folder)
     return found
+
+
+def _network_names(kind: str) -> tuple[str, ...]:
+    """Torch networks by name; without torch none, when ``kind`` looks like something else."""
+    try:
+        return (*_networks().NETWORKS, "torch")
+    except MissingExtra:
+        if suggest(kind, _LIGHT).startswith("did you mean"):
+            return ()
+        raise
 
 
 _LINEAR_OPTIONS = {"intercept": bool, "exact_auc": bool}
