@@ -112,7 +112,7 @@ def test_defaults_make_a_runnable_job():
         ({"evaluation": {"central": "yes"}}, "evaluation.central"),
         ({"data": {"source": "x.csv", "drop": "age"}}, "data.drop"),
         ({"local": 3}, "local"),
-        ({"local": {"betas": [0.9]}}, "local.betas.1"),
+        ({"local": {"betas": [0.9]}}, "local.betas"),
     ],
 )
 def test_types_are_not_guessed(table, place):

@@ -150,13 +150,15 @@ def _fault(loc: Sequence[str], message: str, kind: str, value: Any) -> Fault:
     place = ".".join(loc)
     if kind == "extra_forbidden":
         return Fault(place, "unknown key", suggest(loc[-1], _known(loc[:-1])))
+    if kind == "missing" and loc[-1].isdigit():
+        return Fault(".".join(loc[:-1]), "has too few values", "see the reference of the job file")
     if kind == "missing":
         return Fault(place, "this key is required", f"add {loc[-1]} = …")
     remedy = ""
     if kind == "literal_error" and isinstance(value, str):
         remedy = suggest(value, re.findall(r"'([^']+)'", message))
     elif kind == "string_pattern_mismatch":
-        remedy = _PATTERNS.get(place, "")
+        return Fault(place, f"{value!r} is not of the right form", _PATTERNS.get(place, ""))
     return Fault(place, told(message, value), remedy)
 
 

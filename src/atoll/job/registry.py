@@ -20,7 +20,15 @@ from typing import Any
 
 from atoll.algorithms import ALGORITHMS
 from atoll.core.contracts import Algorithm, Trainer
-from atoll.core.errors import AtollError, Fault, JobError, MissingExtra, raise_faults, suggest
+from atoll.core.errors import (
+    AtollError,
+    Fault,
+    JobError,
+    LayoutError,
+    MissingExtra,
+    raise_faults,
+    suggest,
+)
 from atoll.job.islands import Islands
 from atoll.job.options import checked_options
 from atoll.job.schema import AlgorithmSpec, JobSpec, ModelSpec
@@ -206,8 +214,19 @@ def trainer_for(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
     """The trainer of ``[model]`` for these data.
 
     Raises:
-        JobError: options the model does not have, or code that cannot be imported.
+        JobError: options the model does not have, code that cannot be imported or run, or personal
+            patterns without an entry.
     """
+    try:
+        made = _trainer(spec, islands, folder)
+        _ = made.layout
+    except LayoutError as error:
+        fault = Fault("model", error.message, error.remedy)
+        raise JobError("the model cannot be built", faults=[fault]) from error
+    return made
+
+
+def _trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
     model = spec.model
     if model.kind in LINEAR:
         if model.kind == "logistic" and islands.classes > 2:

@@ -167,7 +167,12 @@ def _schema(data: DataSpec, raw: Mapping[ClientId, Table]) -> Schema:
         if name not in data.drop
         and (not data.features or name in data.features or name in (data.target, *declared))
     ]
-    return complete_schema(Schema(tuple(wanted), data.target, data.task, data.classes), raw)
+    try:
+        schema = Schema(tuple(wanted), data.target, data.task, data.classes)
+    except JobError as error:  # a schema does not know which table of the job it came from
+        own = [Fault(f"data, {f.place}", f.message, f.remedy) for f in error.faults]
+        raise JobError(error.message, faults=own) from error
+    return complete_schema(schema, raw)
 
 
 def _mismatch(data: DataSpec, raw: Mapping[ClientId, Table]) -> Iterator[Fault]:

@@ -154,7 +154,7 @@ class Clock:
 
 def _rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
     try:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             missing = [c for c in columns if c not in (reader.fieldnames or ())]
             if missing:
@@ -163,8 +163,11 @@ def _rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str
                     remedy=f"its header must be {','.join(columns)}",
                 )
             return list(enumerate(reader, start=2))
-    except OSError as error:
-        raise DataError(f"trace {path} cannot be read: {error.strerror}") from error
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"trace {path} cannot be read: {getattr(error, 'strerror', None) or error}",
+            remedy="check the file",
+        ) from error
 
 
 def _number(text: str, path: Path, line: int) -> float:
