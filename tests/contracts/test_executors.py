@@ -119,7 +119,7 @@ def test_every_algorithm_ends_in_the_same_bits_on_every_executor(name):
     expected = {k: records_of(parts, serial, *how) for k, how in SCHEDULES.items()}
     missing = [why for _, rows in expected.values() for r in rows for why in r["missing"].values()]
     assert {why.split(":")[0] for why in missing} >= {"refused", "failed", "dropped"}
-    for label in EXECUTORS if name in ("scaffold", "fedasync") else ["processes-2"]:
+    for label in EXECUTORS:
         with closing(EXECUTORS[label](parts)) as executor:
             for kind, how in SCHEDULES.items():
                 assert records_of(parts, executor, *how) == expected[kind], (label, kind)

@@ -62,6 +62,7 @@ class ExactSum:
         if dtype not in _GRIDS:
             raise UpdateRefused(f"vectors of dtype {dtype} do not add up exactly; use float32")
         self.dtype = dtype
+        self._kind = np.dtype(dtype)
         self.reach = 0
         """Upper bound on any total so far, as a whole number."""
         self._coarse, self._fine = _GRIDS[dtype]
@@ -87,7 +88,7 @@ class ExactSum:
                 add exactly.
         """
         size = self._limbs.shape[1]
-        if vector.shape != (size,) or vector.dtype.name != self.dtype:
+        if vector.shape != (size,) or vector.dtype != self._kind:
             raise UpdateRefused(
                 f"vector of shape {vector.shape} and dtype {vector.dtype} "
                 f"where ({size},) {self.dtype} is expected"
@@ -98,7 +99,8 @@ class ExactSum:
             raise UpdateRefused(f"{bad} of {size} values are not finite")
         if not math.isfinite(factor * 2.0**-self._fine):
             raise UpdateRefused(f"weight {factor:g} is not finite or too large")
-        reach = math.ceil(Fraction(top) * Fraction(abs(factor))) + 1
+        bound = math.nextafter(top * abs(factor), math.inf)  # at least the exact product
+        reach = self.limit if bound >= self.limit else math.ceil(bound) + 1
         if reach > self.limit // 4:
             raise UpdateRefused(f"value {top * factor:.3g} is beyond {self.limit // 4:.3g}")
         return reach
@@ -184,6 +186,15 @@ class ExactSum:
         mine[0] += mine[1] >> (self._coarse - self._fine)
         mine[1] &= (1 << (self._coarse - self._fine)) - 1
 
+    def detach(self) -> Array:
+        """The limbs in canonical form, ``(2, size)`` int64; the sum is a shell until :meth:`attach`."""
+        limbs, self._limbs = self.bins, np.zeros((2, 0), np.int64)
+        return limbs
+
+    def attach(self, limbs: Array) -> None:
+        """Take back what :meth:`detach` gave, or a copy of it."""
+        self._limbs = limbs
+
     def total(self) -> Array:
         """The sum, rounded once to float64: ``(size,)``."""
         high, low = self.bins.astype(np.float64)  # exact: both stay below 2^53
@@ -207,8 +218,8 @@ class Fold:
         self._updates = updates
         self.sums: dict[str, ExactSum] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._weight = Fraction(0)
-        self._scaled = Fraction(0)
+        self._weight: int | Fraction = 0
+        self._scaled: int | Fraction = 0
         self._count = 0
         self._examples = 0
         self._metrics: Mapping[str, Metric] = {}
@@ -242,8 +253,8 @@ class Fold:
             self.sums[name] = into
             into.take(vector, factor, reach)
         self._shapes = shapes
-        self._weight += Fraction(weight)
-        self._scaled += Fraction(factor)
+        self._weight += _whole(weight)
+        self._scaled += _whole(factor)
         self._count += 1
         self._examples += int(update.examples)
         self._metrics = metrics
@@ -295,6 +306,11 @@ class Fold:
             examples=self._examples,
             metrics=dict(sorted(self._metrics.items())),
         )
+
+
+def _whole(number: float) -> int | Fraction:
+    """The same number, as an integer where it is one: integers add several times faster."""
+    return int(number) if number.is_integer() else Fraction(number)
 
 
 def _factor(what: str, given: float) -> float:

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import reduce
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -116,8 +115,10 @@ class Mean:
     @classmethod
     def of(cls, mean: float, weight: float) -> Mean:
         """The mean of one client's rows and their weight (usually their number)."""
-        finite = math.isfinite(mean) and math.isfinite(weight)
-        return cls(_exact(mean) * _exact(weight), _exact(weight), finite)
+        if not (math.isfinite(mean) and math.isfinite(weight)):
+            return cls(_exact(mean) * _exact(weight), _exact(weight), False)
+        (m, p), (w, q) = float(mean).as_integer_ratio(), float(weight).as_integer_ratio()
+        return cls(Fraction(m * w, p * q), Fraction(w, q))
 
     def merge(self, other: Metric) -> Mean:
         """Mean over both."""
@@ -359,7 +360,11 @@ def merge_metrics(a: Metrics, b: Metrics) -> dict[str, Metric]:
 
 def merge_all(many: Iterable[Metrics]) -> dict[str, Metric]:
     """Merge any number of metric sets; the result does not depend on their order."""
-    return reduce(merge_metrics, many, dict[str, Metric]())
+    level = [dict(metrics) for metrics in many]
+    while len(level) > 1:  # by pairs: merging that copies would else take quadratic time
+        pairs = zip(level[::2], level[1::2], strict=False)
+        level = [merge_metrics(a, b) for a, b in pairs] + level[len(level) & ~1 :]
+    return level[0] if level else {}
 
 
 def values(metrics: Metrics) -> dict[str, float]:

@@ -44,6 +44,11 @@ class Seed:
             return Seed(self.root, (*self.path, f"s{name}"))
         return Seed(self.root, (*self.path, f"i{operator.index(name)}"))
 
+    def at(self, *names: str | int) -> Seed:
+        """``self / name / name ...`` in one step."""
+        tagged = tuple(f"s{n}" if isinstance(n, str) else f"i{operator.index(n)}" for n in names)
+        return Seed(self.root, self.path + tagged)
+
     def digest(self) -> bytes:
         """32 bytes that identify this path; each name is length-prefixed, so paths never collide."""
         sha = hashlib.sha256(b"atoll seed 1")

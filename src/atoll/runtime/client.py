@@ -46,7 +46,7 @@ class Parts:
     def work(self, task: Task) -> Work:
         """What the algorithm's client half gets for ``task``."""
         data = self.clients[task.client]
-        stream = self.seed / "task" / task.client / task.version / task.repeat
+        stream = self.seed.at("task", task.client, task.version, task.repeat)
         return Work(
             client=task.client,
             weight=self.weighting.of(task.client, len(data)),

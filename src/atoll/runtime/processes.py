@@ -26,7 +26,7 @@ from atoll.core.errors import AtollError, ClientError, JobError
 from atoll.core.metrics import Metrics
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
 from atoll.runtime.client import Parts, evaluate_client, fold_task
-from atoll.runtime.shared import Board, share_clients
+from atoll.runtime.shared import Board, Tray, share_clients
 
 __all__ = ["ProcessExecutor"]
 
@@ -64,6 +64,7 @@ class ProcessExecutor:
         if method == "forkserver":
             context.set_forkserver_preload([type(parts.trainer).__module__, __name__])
         self._board = Board(context, like, _SLOTS)
+        self._trays = [Tray(context, like) for _ in range(count)]
         shared = replace(
             parts,
             clients=share_clients(context, parts.clients),
@@ -71,10 +72,10 @@ class ProcessExecutor:
         )
         try:
             with _one_thread():
-                for _ in range(count):
+                for tray in self._trays:
                     ours, theirs = context.Pipe()
                     process = context.Process(
-                        target=_work, args=(theirs, shared, self._board), daemon=True
+                        target=_work, args=(theirs, shared, self._board, tray), daemon=True
                     )
                     process.start()
                     theirs.close()
@@ -177,8 +178,8 @@ class ProcessExecutor:
     def _folds(self) -> Iterator[Fold]:
         for process, connection in self._workers:
             self._send(connection, process, ("fold", None), [])
-        for process, connection in self._workers:
-            yield self._receive(connection, process, [])
+        for (process, connection), tray in zip(self._workers, self._trays, strict=True):
+            yield tray.lift(*self._receive(connection, process, []))
 
     def _send(
         self, connection: Connection, process: Any, message: Any, chunk: Sequence[Any]
@@ -236,7 +237,7 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _work(connection: Connection, parts: Parts, board: Board) -> None:
+def _work(connection: Connection, parts: Parts, board: Board, tray: Tray) -> None:
     """A worker's life: read a message, answer it, until told to stop or the parent is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the parent ends the round
@@ -262,10 +263,10 @@ def _work(connection: Connection, parts: Parts, board: Board) -> None:
     ) -> list[tuple[ClientId, Metrics | AtollError]]:
         return [(client, score(client, memory)) for client, memory in given[1]]
 
-    def hand_over(_: None) -> Fold:
+    def hand_over(_: None) -> tuple[Fold, Mapping[str, tuple[int, int]]]:
         nonlocal fold
         full, fold = fold, None
-        return full or Fold()
+        return tray.lay(full or Fold())
 
     verbs: dict[str, Callable[[Any], Any]] = {
         "tasks": tasks,

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Examples
 from atoll.core.layout import Array
 from atoll.core.values import Broadcast, ClientId
 
-__all__ = ["Board", "SharedArray", "SharedExamples", "share_clients"]
+__all__ = ["Board", "SharedArray", "SharedExamples", "Tray", "share_clients"]
 
 
 class SharedArray:
@@ -141,3 +142,35 @@ class Board:
             view.flags.writeable = False
             vectors[name] = view
         return Broadcast(version, vectors)
+
+
+class Tray:
+    """Where a worker lays down the numbers of a fold, so that only a shell of it is pickled.
+
+    Args:
+        context: multiprocessing context of the worker.
+        like: a broadcast; updates rarely carry more vectors than it does. A fold that does not fit
+            is sent whole.
+    """
+
+    def __init__(self, context: BaseContext, like: Broadcast) -> None:
+        values = sum(v.size for v in like.vectors.values()) + 4096
+        self._limbs = SharedArray(context, (2 * values,), np.int64)
+
+    def lay(self, fold: Fold) -> tuple[Fold, dict[str, tuple[int, int]]]:
+        """In the worker: the shell, and where its numbers lie."""
+        into, end = self._limbs.view(), 0
+        places: dict[str, tuple[int, int]] = {}
+        for name, exact in fold.sums.items():
+            size = exact.bins.size
+            if end + size <= into.size:
+                into[end : end + size] = exact.detach().ravel()
+                places[name] = end, end + size
+                end += size
+        return fold, places
+
+    def lift(self, fold: Fold, places: Mapping[str, tuple[int, int]]) -> Fold:
+        """In the parent: the fold, whose numbers stay on the tray until the worker lays down more."""
+        for name, (start, end) in places.items():
+            fold.sums[name].attach(self._limbs.view()[start:end].reshape(2, -1))
+        return fold
