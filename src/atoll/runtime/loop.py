@@ -153,26 +153,28 @@ class Loop:
             seed=self.parts.seed,
             clock=self.clock,
         )
-        while not (reason := self._ended(progress)):
+        record: Mapping[str, Any] = {}
+        while not (reason := self._ended(progress, record)):
             progress, record = self._round(progress, people)
             for observer in self.observers:
                 observer(record)
             self.save(progress)
-            if self.interrupted() and not self._ended(progress):
+            if self.interrupted() and not self._ended(progress, record):
                 return Finished(progress, "interrupted")
         return Finished(progress, reason)
 
-    def _ended(self, progress: Progress) -> str:
+    def _ended(self, progress: Progress, last: Mapping[str, Any]) -> str:
         stop, best = self.stop, progress.best
         if progress.aborted >= stop.max_aborts:
             raise QuorumError(
-                f"{progress.aborted} rounds in a row could not commit",
+                f"{progress.aborted} rounds in a row could not commit{_told(last)}",
                 remedy=_WAYS_OUT,
             )
         if progress.rounds >= stop.rounds:
             if progress.state.round == 0:
                 raise QuorumError(
-                    f"none of the {progress.rounds} rounds could commit", remedy=_WAYS_OUT
+                    f"none of the {progress.rounds} rounds could commit{_told(last)}",
+                    remedy=_WAYS_OUT,
                 )
             return "completed"
         if progress.pace.clock >= stop.seconds:
@@ -277,6 +279,16 @@ class Loop:
 
 
 _NONE: Metrics = {}
+
+
+def _told(last: Mapping[str, Any]) -> str:
+    """Why the last round could not commit, and at whom; empty before the first."""
+    if not last:
+        return ""
+    names = [f"{client} {why}" for client, why in list(last["missing"].items())[:3]]
+    more = len(last["missing"]) - len(names)
+    rest = f" and {more} more" if more > 0 else ""
+    return f"; the last: {last['reason']}" + (f" ({'; '.join(names)}{rest})" if names else "")
 
 
 def _shown(metrics: Metrics) -> dict[str, float]:
