@@ -242,6 +242,25 @@ def test_folds_that_do_not_fit_do_not_merge(theirs, message):
     assert (bits(fold), bits(other)) == before
 
 
+def test_a_merge_that_fails_at_the_last_vector_leaves_the_first_ones_alone():
+    def pair(a, b):
+        return Update({"a": np.array([a]), "b": np.array([b])}, 1.0, 1)
+
+    fold, other = folded([(pair(1.0, 5e14), 1.0)] * 3), folded([(pair(1.0, 5e14), 1.0)] * 3)
+    before = bits(fold), bits(other)
+    with pytest.raises(UpdateRefused, match="exact range"):
+        fold.merge(other)
+    assert (bits(fold), bits(other)) == before
+
+
+def test_the_aggregate_lists_names_in_one_order():
+    def one(*names):
+        return Update({n: np.ones(1) for n in names}, 1.0, 1, {n: Count(1) for n in names})
+
+    a = folded([(one("b", "a"), 1.0), (one("a", "b"), 1.0)]).aggregate()
+    assert list(a.sums) == list(a.metrics) == ["a", "b"]
+
+
 def test_merging_into_an_empty_fold_copies():
     worker, total = folded([(update(1.0), 1.0)]), Fold()
     total.merge(worker)

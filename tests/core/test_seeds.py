@@ -104,8 +104,10 @@ def test_only_text_and_whole_numbers_are_names(name):
 
 
 def test_names_read_from_odd_file_names_work():
-    odd = b"site-\xff".decode("utf-8", "surrogateescape")
-    assert (Seed(1) / odd).digest() != (Seed(1) / "site-").digest()
+    names = [
+        raw.decode("utf-8", "surrogateescape") for raw in (b"site-\xff", b"site-\xfe", b"site-?")
+    ]
+    assert len({(Seed(1) / name).digest() for name in names}) == 3
 
 
 def test_a_seed_crosses_a_process_boundary():

@@ -63,7 +63,7 @@ def test_freezing_copies_nothing():
 
 def test_a_step_is_computed_in_double_and_rounded_once():
     parameters = np.array([1.0, 2.0**24], np.float32)
-    after = moved(parameters, np.array([2.0**-24 + 2.0**-40, 1.0 + 2.0**-20]))
+    after = moved(parameters, np.array([2.0**-24 + 2.0**-50, 1.0 + 2.0**-20]))
     assert after.dtype == np.float32
     assert after.tolist() == [1 + 2.0**-23, 2.0**24 + 2]
     assert parameters.tolist() == [1.0, 2.0**24]
