@@ -266,3 +266,16 @@ def test_a_sum_crosses_a_process_boundary_in_the_middle():
 def test_it_takes_sixteen_bytes_per_value_however_much_is_added():
     total = exact([(np.ones(1000, np.float32), 1.0)] * 50, "float32", 1000)
     assert len(pickle.dumps(total)) < 16 * 1000 + 1000
+
+
+def test_limbs_travel_apart_from_their_sum():
+    total = exact([(np.full(2, 0.1, np.float32), 3.0)] * 3, "float32", 2)
+    want = bits(total)
+    limbs = total.detach()
+    assert total.bins.shape == (2, 0)
+    shell = pickle.loads(pickle.dumps(total))
+    shell.attach(limbs.copy())
+    assert bits(shell) == want
+    shell.add(np.ones(2, np.float32))
+    total.attach(limbs)
+    assert bits(total) == want

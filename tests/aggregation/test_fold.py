@@ -305,3 +305,17 @@ def test_memory_grows_with_the_model_and_not_with_the_clients():
         return top
 
     assert peak(40) < 1.1 * peak(2) < 1.1 * 6 * model.nbytes
+
+
+def test_whether_a_value_is_too_large_does_not_depend_on_the_others():
+    """Ten updates share 2^41 for float32: 2e11 each may come, in any order, and 3e11 never."""
+    for rows in ([2e11] * 9 + [3e11], [3e11] + [2e11] * 9):
+        fold, refused = Fold(10), []
+        for value in rows:
+            try:
+                fold.add(update(value))
+            except UpdateRefused as error:
+                refused.append((value, error.message))
+        assert [value for value, _ in refused] == [3e11]
+        assert "'parameters': a value of 3e+11 is beyond its share 2.2e+11" in refused[0][1]
+        assert fold.aggregate().count == 9
