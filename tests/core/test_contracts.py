@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from atoll.core.contracts import Examples, Trainer, Weighting, Work
+from atoll.core.errors import JobError
 from atoll.core.layout import Entry, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean
@@ -92,5 +93,10 @@ def test_a_task_knows_its_rows():
 
 
 def test_an_unlisted_client_has_no_given_weight():
-    with pytest.raises(KeyError, match="basel"):
+    with pytest.raises(JobError, match="basel"):
         Weighting("given", {"bern": 0.6}).of("basel", 30)
+
+
+def test_a_misspelt_weighting_does_not_pass_for_another():
+    with pytest.raises(JobError, match="did you mean 'uniform'"):
+        Weighting("unifrom")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from atoll.core.errors import JobError, suggest
 from atoll.core.layout import Array, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Metrics
@@ -94,6 +95,9 @@ class Trainer(Protocol):
         ...
 
 
+_WEIGHTINGS = ("examples", "uniform", "given")
+
+
 @dataclass(frozen=True)
 class Weighting:
     """w_i of a client: its number of examples, 1, or a given lambda_i.
@@ -103,14 +107,33 @@ class Weighting:
         given: lambda_i by client, for ``given``.
     """
 
-    kind: str = "examples"
+    kind: Literal["examples", "uniform", "given"] = "examples"
     given: Mapping[ClientId, float] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Refuse an unknown kind: it must not pass for another.
+
+        Raises:
+            JobError: with the nearest known kind.
+        """
+        if self.kind not in _WEIGHTINGS:
+            raise JobError(
+                f"unknown weighting {self.kind!r}", remedy=suggest(self.kind, _WEIGHTINGS)
+            )
+
     def of(self, client: ClientId, examples: int) -> float:
-        """The weight of ``client`` holding ``examples`` rows."""
+        """The weight of ``client`` holding ``examples`` rows.
+
+        Raises:
+            JobError: no weight is given for it.
+        """
         if self.kind == "examples":
             return float(examples)
-        return float(self.given[client]) if self.kind == "given" else 1.0
+        if self.kind == "uniform":
+            return 1.0
+        if client not in self.given:
+            raise JobError(f"no weight is given for client {client!r}", remedy="add its lambda_i")
+        return float(self.given[client])
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,9 +175,7 @@ class Work:
             return shared
         personal = memory.get("personal")
         if personal is None:
-            personal = self.trainer.initial(self.seed.__class__(self.seed.root) / "initial")[
-                layout.personal
-            ]
+            personal = self.trainer.initial(Seed(self.seed.root) / "initial")[layout.personal]
         return np.concatenate([shared, personal])
 
     def fit(self, parameters: Array, rule: LocalRule | None = None) -> Fit:
