@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -88,12 +87,17 @@ def test_help_loads_nothing_heavy():
 
 
 def test_help_is_fast():
-    code = "from atoll.cli.main import main; main(['--help'])"
+    """In processor time, so that other work on the machine does not count."""
+    code = (
+        "from atoll.cli.main import main; main(['--help']); "
+        "import sys, time; print(time.process_time(), file=sys.stderr)"
+    )
     took = []
-    for _ in range(3):  # the best of three: other work on the machine is not the command's
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-        took.append(time.perf_counter() - began)
+    for _ in range(3):
+        ran = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, text=True
+        )
+        took.append(float(ran.stderr.splitlines()[-1]))
     assert min(took) < 0.5
 
 

@@ -1,0 +1,18 @@
+"""What a test imports from its own folder is forgotten with it."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _forget_modules_of_the_test(tmp_path_factory):
+    before, path = set(sys.modules), [*sys.path]
+    yield
+    sys.path[:] = path
+    base = tmp_path_factory.getbasetemp().resolve()
+    for name in set(sys.modules) - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and base in Path(file).resolve().parents:
+            del sys.modules[name]
