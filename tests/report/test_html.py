@@ -233,12 +233,16 @@ def test_a_status_looks_as_it_is(status: str, mood: str) -> None:
 def test_any_key_of_the_manifest_and_of_a_record_may_be_missing_or_null(
     manifest: dict[str, Any], rounds: list[dict[str, Any]]
 ) -> None:
+    pages = []
     for key in manifest:
-        Page(render({k: v for k, v in manifest.items() if k != key}, rounds))
-        Page(render({**manifest, key: None}, rounds))
+        pages.append(render({k: v for k, v in manifest.items() if k != key}, rounds))
+        pages.append(render({**manifest, key: None}, rounds))
     for key in rounds[0]:
-        Page(render(manifest, [{k: v for k, v in r.items() if k != key} for r in rounds]))
-        Page(render(manifest, [{**r, key: None} for r in rounds]))
+        pages.append(render(manifest, [{k: v for k, v in r.items() if k != key} for r in rounds]))
+        pages.append(render(manifest, [{**r, key: None} for r in rounds]))
+    for page in pages:
+        Page(page)  # refuses what is not well formed
+        assert page.rstrip().endswith("</html>"), "the page is not whole"
 
 
 def test_numbers_that_are_not_finite_are_gaps_and_dashes(
