@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from atoll.report.charts import (
@@ -31,6 +31,8 @@ def hovers(svg: str) -> list[str | None]:
     return [title.text for title in parsed(svg).iter("title")][1:]
 
 
+@example(0.0, 5e-324)
+@example(1e6, 1e-9)
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
 def test_ticks_enclose_the_range_in_equal_round_steps(low: float, span: float) -> None:
     marks = ticks(low, low + span)

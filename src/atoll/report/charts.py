@@ -95,8 +95,9 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     >>> ticks(0.12, 0.87)
     [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
     """
-    if not high > low:
-        pad = abs(low) * 0.05 or 0.5
+    size = max(abs(low), abs(high))
+    if not high - low > max(1e-9 * size, 1e-300):  # too narrow for numbers of twelve digits
+        pad = size * 0.05 if size > 1e-290 else 0.5
         low, high = low - pad, high + pad
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
