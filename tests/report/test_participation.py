@@ -106,3 +106,16 @@ def test_many_clients_are_shown_together(make_record: Maker) -> None:
     assert "round 1: contributed 61" in section
     assert "4 rounds: clients 61" in section
     assert "the 20 that contributed least" in section
+
+
+def test_clients_nobody_invited_are_counted_though_not_named(
+    manifest: dict[str, Any], rounds: list[dict[str, Any]]
+) -> None:
+    large = {**manifest, "population": {"clients": 1_000_000}}
+    words = said(large, rounds)
+    assert words.startswith("18 of 18 tasks entered the model (100 %).")
+    assert words.endswith("3 of 1,000,000 clients contributed at least once.")
+    page = str(participation_section(participation(large, rounds)))
+    assert "999,997" in page
+    assert "of those invited" in page
+    assert said({**manifest, "population": {"clients": 3}}, rounds) == said(manifest, rounds)

@@ -188,6 +188,47 @@ def test_cohorts_are_drawn_from_their_seed():
     assert np.var(sizes) == pytest.approx(8, rel=0.25)
 
 
+def test_a_poisson_cohort_is_as_large_as_coins_make_it_and_favours_nobody():
+    clients = [f"c{i}" for i in range(20)]
+    rule, hits = Cohort("poisson", rate=0.3), Counter[str]()
+    pairs = 0
+    for r in range(4000):
+        drawn = rule.draw(clients, Seed(0) / r)
+        assert list(drawn) == sorted(drawn, key=clients.index)
+        hits.update(drawn)
+        pairs += {"c3", "c11"} <= set(drawn)
+    assert all(abs(hits[c] / 4000 - 0.3) < 0.03 for c in clients)
+    assert pairs / 4000 == pytest.approx(0.09, abs=0.02)  # independent: .3 * .3
+    assert rule.draw(clients, Seed(0)) != clients
+    assert Cohort("poisson", rate=1.0).draw(clients, Seed(0)) == tuple(clients)
+
+
+def test_idle_clients_are_dispatched_uniformly():
+    rule = Asynchronous(buffer=1, concurrency=3)
+    starts: Counter[str] = Counter()
+    for seed in range(400):
+        population = Population([f"c{i}" for i in range(9)], lambda _: 1, Seed(seed), Clock())
+        plan, _ = rule.plan(Pace(), 0, population, lambda tau: 1.0)
+        assert len(set(plan.invited)) == len(plan.invited)
+        starts.update(plan.invited[:3])
+    assert all(abs(n / 400 - 3 / 9) < 0.09 for n in starts.values())
+    assert len(starts) == 9
+
+
+def test_rows_are_counted_only_where_they_matter():
+    def never(client):
+        raise AssertionError(client)
+
+    names = [f"c{i}" for i in range(5)]
+    for schedule in (Synchronous(), Asynchronous(buffer=2)):
+        population = Population(names, never, Seed(5), Clock(Delay("exponential", 1.0)))
+        assert plans(schedule, population, 2)
+    per_row = Population(
+        names, lambda _: 7, Seed(5), Clock(Delay("constant", 2.0, per_example=True))
+    )
+    assert plans(Synchronous(), per_row, 1)[0].clock == 14.0
+
+
 def test_impossible_schedules_are_refused_with_every_fault():
     with pytest.raises(JobError, match="cohort of 20 from a federation of 5"):
         check_schedule(Synchronous(Cohort("uniform", 20)), 5)

@@ -29,6 +29,7 @@ from atoll.core.errors import JobError
 from atoll.core.layout import Array
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
+from atoll.data.population import ClientIds
 
 __all__ = [
     "SCHEMES",
@@ -52,13 +53,9 @@ _TRIES = 10_000
 """Redraws of a random partition before it is called impossible."""
 
 
-def client_ids(count: int) -> tuple[ClientId, ...]:
+def client_ids(count: int) -> ClientIds:
     """``client-0000`` …, padded so that their text sorts like their number."""
-    return tuple(_id(i, count) for i in range(count))
-
-
-def _id(i: int, count: int) -> ClientId:
-    return f"client-{i:0{max(4, len(str(count - 1)))}d}"
+    return ClientIds(count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +72,7 @@ class Partition(Mapping[ClientId, Examples]):
 
     def __getitem__(self, client: ClientId) -> Examples:
         """The rows of one client, a view."""
-        digits = client.removeprefix("client-")
-        i = int(digits) if digits.isascii() and digits.isdigit() else -1
-        if not 0 <= i < len(self) or _id(i, len(self)) != client:
-            raise KeyError(client)
-        return self.at(i)
+        return self.at(self._number(client))
 
     def at(self, i: int) -> Examples:
         """The rows of client number i, a view."""
@@ -88,11 +81,31 @@ class Partition(Mapping[ClientId, Examples]):
 
     def __iter__(self) -> Iterator[ClientId]:
         """Ids in order."""
-        return iter(client_ids(len(self)))
+        return iter(self.ids)
 
     def __len__(self) -> int:
         """Number of clients."""
         return len(self.bounds) - 1
+
+    def __contains__(self, client: object) -> bool:
+        """Whether there is such a client."""
+        return client in self.ids
+
+    @property
+    def ids(self) -> ClientIds:
+        """All ids, computed on demand."""
+        return ClientIds(len(self))
+
+    def size_of(self, client: ClientId) -> int:
+        """Rows of one client."""
+        i = self._number(client)
+        return int(self.bounds[i + 1] - self.bounds[i])
+
+    def _number(self, client: ClientId) -> int:
+        try:
+            return self.ids.index(client)
+        except ValueError:
+            raise KeyError(client) from None
 
     @property
     def sizes(self) -> Array:

@@ -14,6 +14,7 @@ from atoll.core.contracts import Algorithm, Trainer, Weighting
 from atoll.core.errors import Fault
 from atoll.core.local import LocalWork
 from atoll.core.values import ClientId
+from atoll.data.population import LazyClients, ids_of, rows_of
 from atoll.job.check import federation_faults
 from atoll.job.datasets import load_islands
 from atoll.job.islands import Islands
@@ -119,8 +120,8 @@ class Job:
             found += federation_faults(self.schedule, self.weighting, self.clock, clients)
             found += [
                 Fault("data", f"client {c!r} has no rows", "leave it out or mend its file")
-                for c, rows in clients.items()
-                if len(rows) == 0
+                for c in (() if isinstance(clients, LazyClients) else ids_of(clients))
+                if rows_of(clients, c) == 0
             ]
             watched = self.stop.metric.startswith("federated")
             if watched and not held_out:

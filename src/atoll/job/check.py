@@ -6,6 +6,7 @@ fault, so a check runs when all tables it reads are whole.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ def _unmatched(
 ) -> Iterator[Fault]:
     for client in named:
         if client not in clients:
-            yield Fault(place, f"{client!r} is not a client", suggest(client, clients))
+            some = itertools.islice(clients, 1000)
+            yield Fault(place, f"{client!r} is not a client", suggest(client, some))
 
 
 @dataclass(frozen=True)

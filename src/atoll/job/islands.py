@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from atoll.core.contracts import Examples
 from atoll.core.errors import DataError, Fault, raise_faults, suggest
 from atoll.core.values import ClientId
 from atoll.data.card import examples_card
+from atoll.data.population import LazyClients
 
 __all__ = ["MOST_CARDS", "Islands", "card", "islands_of"]
 
@@ -50,21 +52,33 @@ def islands_of(
     Raises:
         DataError: rows and targets of different lengths, or held-out rows of an unknown client.
     """
+    lazy = isinstance(clients, LazyClients)  # nobody is made before they are invited
     faults = [
         Fault(f"client {client!r}", f"{len(e.features)} rows but {len(e.targets)} targets")
-        for client, e in clients.items()
+        for client, e in (() if lazy else clients.items())
         if isinstance(e, Examples) and len(e.features) != len(e.targets)
     ]
-    faults += [
-        Fault("held_out", f"{client!r} is not a client", suggest(client, clients))
+    faults += _strangers(clients, held_out)
+    raise_faults(DataError, "the clients' data", faults)
+    cards: list[Mapping[str, Any]] = []
+    if len(clients) <= MOST_CARDS and not lazy:
+        cards = [card(c, examples_card(e)) for c, e in clients.items() if isinstance(e, Examples)]
+    return Islands(clients, held_out, central, cards=cards)
+
+
+def _strangers(clients: Mapping[ClientId, Any], held_out: Mapping[ClientId, Any]) -> list[Fault]:
+    """Held-out rows of nobody; two lazy populations have the same ids but for their number."""
+    known = list(itertools.islice(clients, 1000))  # enough to find a slip of the pen
+    if isinstance(held_out, LazyClients) and isinstance(clients, LazyClients):
+        if len(held_out) == len(clients):
+            return []
+        sizes = f"{len(held_out):,} clients, but there are {len(clients):,}"
+        return [Fault("held_out", sizes, "give both populations the same count")]
+    return [
+        Fault("held_out", f"{client!r} is not a client", suggest(client, known))
         for client in held_out
         if client not in clients
     ]
-    raise_faults(DataError, "the clients' data", faults)
-    cards: list[Mapping[str, Any]] = []
-    if len(clients) <= MOST_CARDS:
-        cards = [card(c, examples_card(e)) for c, e in clients.items() if isinstance(e, Examples)]
-    return Islands(clients, held_out, central, cards=cards)
 
 
 def card(site: ClientId, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,8 @@ def data_cards(manifest: Mapping[str, Any]) -> list[Card]:
     if cards:
         return list(cards)
     data = manifest.get("data") or {}
-    return [{"site": site, **(known or {})} for site, known in data.items()]
+    known = ({"site": site, **(entry or {})} for site, entry in data.items())
+    return [c for c in known if c.get("rows", 0) is not None]  # null: a client nobody has made
 
 
 def spread_section(cards: Sequence[Card]) -> Safe:

@@ -151,11 +151,12 @@ def _mood(status: str) -> str:
 
 def _tiles(manifest: Mapping[str, Any], rounds: Sequence[Record], people: Participation) -> Safe:
     rows = sum(number(card.get("rows")) or 0 for card in data_cards(manifest))
+    invited = " that took part" if len(people.clients) < people.population else ""
     done = len(rounds) if rounds else int(number(manifest.get("rounds")) or 0)
     spent = number(manifest.get("seconds"))
     tiles = [
-        (f"{len(people.clients):,}", "clients"),
-        (f"{rows:,.0f}" if rows else "-", "rows at the clients"),
+        (f"{people.population:,}", "clients"),
+        (f"{rows:,.0f}" if rows else "-", f"rows at the clients{invited}"),
         (f"{done:,}", "rounds"),
         *_result(manifest, rounds),
         (duration(spent), "in the rounds"),

@@ -51,12 +51,14 @@ class Participation:
         rounds: number of each round, in order.
         fates: for each round, client -> (kind, reason in full).
         rejected: numbers of the rounds that were not committed.
+        population: number of clients of the federation, of whom those without a task may be unnamed.
     """
 
     clients: Sequence[str]
     rounds: Sequence[int]
     fates: Sequence[Mapping[str, tuple[str, str]]]
     rejected: Sequence[int]
+    population: int
 
     def totals(self) -> Counter[str]:
         """How many tasks ended in which way."""
@@ -77,8 +79,10 @@ def participation(manifest: Mapping[str, Any], rounds: Sequence[Record]) -> Part
     clients = dict.fromkeys(map(str, manifest.get("data") or {}))
     for of_round in fates:
         clients |= dict.fromkeys(of_round)
+    known = (manifest.get("population") or {}).get("clients")
     return Participation(
         clients=list(clients),
+        population=max(int(known or 0), len(clients)),
         rounds=[int(r.get("round") or i + 1) for i, r in enumerate(rounds)],
         fates=fates,
         rejected=[int(r.get("round") or i + 1) for i, r in enumerate(rounds) if _rejected(r)],
@@ -106,10 +110,10 @@ def sentence(manifest: Mapping[str, Any], people: Participation) -> str:
         return "No round was run, so nobody took part."
     count, totals = len(people.rounds), people.totals()
     used, all_tasks = totals["contributed"], sum(totals.values()) - totals["underway"]
-    everybody = used == all_tasks == count * len(people.clients)
+    everybody = used == all_tasks == count * people.population
     each = f"in each of the {count} rounds" if count > 1 else "in the only round"
     if everybody:
-        return f"All {len(people.clients)} sites contributed {each}."
+        return f"All {people.population} sites contributed {each}."
     parts = [f"{used:,} of {all_tasks:,} tasks entered the model ({_percent(used, all_tasks)})."]
     if used < all_tasks:
         parts.append(f"The others: {_reasons(totals)}.")
@@ -142,9 +146,9 @@ def _reasons(counts: Mapping[str, int]) -> str:
 def _fewest(people: Participation) -> str:
     counts = people.by_client()
     never = [client for client in people.clients if not counts[client]["contributed"]]
-    if len(people.clients) > MANY:
+    if people.population > MANY:
         reached = len(people.clients) - len(never)
-        return f"{reached:,} of {len(people.clients):,} clients contributed at least once."
+        return f"{reached:,} of {people.population:,} clients contributed at least once."
     said = [f"Never contributed: {', '.join(never)}."] if never else []
     partial = [c for c in people.clients if c not in never and _absent(counts[c])]
     partial.sort(key=lambda client: counts[client]["contributed"])
@@ -164,7 +168,7 @@ def participation_section(people: Participation) -> Safe:
         return tag("p", "No round was run.", class_="empty")
     used = [kind for kind in KINDS if people.totals()[kind]]
     key = legend([(f"m-{kind}", KINDS[kind]) for kind in used])
-    if len(people.clients) > MANY:
+    if people.population > MANY:
         return join(_columns(people, used, key), _spread(people), _numbers(people))
     return join(_strip(people, key), _numbers(people))
 
@@ -238,8 +242,9 @@ def _columns(people: Participation, used: Sequence[str], key: Safe) -> Safe:
 
 def _spread(people: Participation) -> Safe:
     often = [counts["contributed"] for counts in people.by_client().values()]
-    size = max(1, math.ceil((max(often) + 1) / 30))
+    size = max(1, math.ceil((max(often, default=0) + 1) / 30))
     counts = Counter(n // size for n in often)
+    counts[0] += people.population - len(people.clients)  # those that nobody ever invited
     columns = [
         (f"{_between(k * size, (k + 1) * size - 1)} rounds", [Part("clients", "c0", counts[k])])
         for k in range(max(counts) + 1)
@@ -248,7 +253,7 @@ def _spread(people: Participation) -> Safe:
         "Clients by rounds contributed",
         columns,
         "rounds contributed",
-        ends=("0", str(max(often))),
+        ends=("0", str(max(often, default=0))),
     )
     return figure(chart, "How many clients contributed how often.", wide=True)
 
@@ -261,9 +266,10 @@ def _numbers(people: Participation) -> Safe:
     counts = people.by_client()
     clients: Iterable[str] = people.clients
     note = ""
-    if len(people.clients) > MANY:
+    if people.population > MANY:
         clients = sorted(people.clients, key=lambda client: counts[client]["contributed"])[:20]
-        note = " (the 20 that contributed least)"
+        unnamed = len(people.clients) < people.population
+        note = f" (the 20 that contributed least{', of those invited' if unnamed else ''})"
     rows = [
         tag(
             "tr",

@@ -57,6 +57,8 @@ class Cohort:
     ) -> tuple[ClientId, ...]:
         """The invited, in the federation's order.
 
+        Costs what the cohort costs, not what the population does, for ``uniform`` and ``poisson``.
+
         Args:
             clients: all clients, in a fixed order.
             seed: the round's stream.
@@ -67,9 +69,11 @@ class Cohort:
             return tuple(clients)
         rng = (seed / "cohort").generator()
         if self.kind == "poisson":
-            return tuple(clients[int(i)] for i in np.flatnonzero(rng.random(n) < self.rate))
-        size = min(n, math.ceil(self.size * (1 + extra)))
-        if self.kind == "uniform":
+            # n independent coins are a binomial number of heads at uniformly drawn places.
+            size = int(rng.binomial(n, self.rate))
+        else:
+            size = min(n, math.ceil(self.size * (1 + extra)))
+        if self.kind in ("uniform", "poisson"):
             chosen = rng.choice(n, size, replace=False, shuffle=False)
         else:
             p = np.array([self.weights.get(c, 0.0) for c in clients])

@@ -21,6 +21,7 @@ from atoll.core.errors import ClientError, QuorumError
 from atoll.core.layout import Array
 from atoll.core.metrics import Confusion, Metrics, merge_all, values
 from atoll.core.values import Aggregate, Broadcast, ClientId
+from atoll.data.population import ids_of, rows_of
 from atoll.runtime.checkpoint import Best, Progress, model_hash
 from atoll.runtime.client import Parts
 from atoll.runtime.clock import Clock
@@ -148,8 +149,8 @@ class Loop:
         check_schedule(self.schedule, len(self.parts.clients))
         progress = progress or self.start()
         people = Population(
-            clients=list(self.parts.clients),
-            examples=lambda client: len(self.parts.clients[client]),
+            clients=ids_of(self.parts.clients),
+            examples=lambda client: rows_of(self.parts.clients, client),
             seed=self.parts.seed,
             clock=self.clock,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -108,7 +108,7 @@ class Population:
     """The federation as a schedule sees it.
 
     Args:
-        clients: all clients in a fixed order.
+        clients: all clients in a fixed order; asked by position, so they need not be a list.
         examples: number of rows of a client.
         seed: root of the run's streams.
         clock: the model of clients in time.
@@ -118,6 +118,11 @@ class Population:
     examples: Callable[[ClientId], int]
     seed: Seed
     clock: Clock = field(default_factory=Clock)
+
+    def delay(self, client: ClientId, number: int) -> float:
+        """Duration of a client's ``number``-th task; its rows are counted only where they matter."""
+        rows = self.examples(client) if self.clock.delay.per_example else 1
+        return self.clock.delay.draw(self.seed / "clock", client, number, rows)
 
 
 class Schedule(Protocol):
@@ -180,7 +185,7 @@ class Synchronous:
             if not clock.availability.reachable(seed, client, number, pace.clock):
                 missing[client] = ("unavailable", "not reachable when invited")
                 continue
-            delay = clock.delay.draw(seed, client, number, people.examples(client))
+            delay = people.delay(client, number)
             fraction = clock.fraction(seed, client, number)
             left = clock.leaves_after(seed, client, number)
             if left is not None:
@@ -348,15 +353,15 @@ class _Flight:
         if not self.idle:
             return
         busy = self.held.union(e[2] for e in self.events)
-        free = [c for c in self.people.clients if c not in busy]
-        order: Iterable[int] = range(len(free))
-        if len(free) > self.idle:
-            rng = (self.people.seed / "dispatch" / self.order).generator()
-            order = rng.permutation(len(free))
+        clients = self.people.clients
+        order: Iterable[int] = range(len(clients))
+        if len(clients) - len(busy) > self.idle:
+            order = _shuffled(len(clients), self.people.seed / "dispatch" / self.order)
         for index in order:
             if not self.idle:
                 return
-            self._start(free[index])
+            if clients[index] not in busy:
+                self._start(clients[index])
 
     def _start(self, client: ClientId) -> None:
         clock, seed = self.people.clock, self.people.seed / "clock"
@@ -369,7 +374,7 @@ class _Flight:
         last, repeats = self.started.get(client, (-1, 0))
         repeat = repeats if last == self.version else 0
         self.started[client] = (self.version, repeat + 1)
-        delay = clock.delay.draw(seed, client, number, self.people.examples(client))
+        delay = self.people.delay(client, number)
         fraction = clock.fraction(seed, client, number)
         left = clock.leaves_after(seed, client, number)
         at = self.now + delay * (fraction if left is None else left)
@@ -389,6 +394,18 @@ class _Flight:
             started=self.started,
             idle=self.idle,
         )
+
+
+def _shuffled(n: int, seed: Seed) -> Iterator[int]:
+    """0 to n - 1 in random order, at the cost of those taken: Fisher and Yates' shuffle, unrolled.
+
+    ``moved`` holds what the textbook's array would hold at the places that are not as they were.
+    """
+    rng, moved = seed.generator(), dict[int, int]()
+    for i in range(n):
+        j = int(rng.integers(i, n))
+        yield moved.get(j, j)
+        moved[j] = moved.pop(i, i)
 
 
 def check_schedule(schedule: Schedule, population: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.context import BaseContext
 from typing import Any
 
@@ -18,6 +18,7 @@ from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Examples
 from atoll.core.layout import Array
 from atoll.core.values import Broadcast, ClientId
+from atoll.data.population import LazyClients
 
 __all__ = ["Board", "SharedArray", "SharedExamples", "Tray", "share_clients"]
 
@@ -83,7 +84,15 @@ class SharedExamples(Mapping[ClientId, Examples]):
 def share_clients(
     context: BaseContext, clients: Mapping[ClientId, Sized]
 ) -> Mapping[ClientId, Sized]:
-    """The same federation in shared memory; data that are not alike arrays stay as they are."""
+    """The same federation in shared memory; data that are not alike arrays stay as they are.
+
+    Of a lazy population only what its clients draw from is shared: no client is made.
+    """
+    if isinstance(clients, LazyClients):
+        source = clients.source
+        return (
+            clients if source is None else replace(clients, source=share_clients(context, source))
+        )
     every = list(clients.values())
     if not every or not all(isinstance(e, Examples) for e in every):
         return clients

@@ -32,6 +32,7 @@ from atoll.runtime.loop import Evaluation, Loop
 from atoll.runtime.processes import ProcessExecutor
 from atoll.runtime.serial import SerialExecutor
 from atoll.simulation.result import Run
+from atoll.simulation.roll import evaluation_faults
 from atoll.simulation.session import Session
 
 __all__ = ["simulate"]
@@ -59,7 +60,8 @@ def simulate(
 
     Args:
         job: from :func:`atoll.load_job`, or built in Python.
-        clients: training data by client; None for a job that brings its own.
+        clients: training data by client, listed or made on demand
+            (:class:`~atoll.data.population.LazyClients`); None for a job that brings its own.
         held_out: test data by client, for federated evaluation.
         central: test data of the coordinator.
         executor: ``serial``, ``processes``, or a function from the run's parts to an executor;
@@ -194,6 +196,7 @@ def _trainer(job: Job, islands: Islands) -> Trainer:
 def _check(job: Job, parts: Parts) -> None:
     """All faults between the job and its federation, at once, before anything is written."""
     faults = job.faults(parts.trainer, parts.clients, parts.held_out)
+    faults += evaluation_faults(parts.clients, parts.held_out, job.federated, job.compare)
     raise_faults(JobConflict, "this job cannot run on this federation", faults)
 
 

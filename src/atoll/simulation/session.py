@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import platform
 import sys
 import time
@@ -16,9 +15,8 @@ from typing import Any
 import numpy as np
 
 import atoll
-from atoll.core.contracts import Examples
 from atoll.core.errors import AtollError, CheckpointError, StorageError
-from atoll.data.card import fingerprint
+from atoll.data.population import MOST_LISTED, rows_of
 from atoll.job.build import Job
 from atoll.job.datasets import Islands
 from atoll.report.folder import RunFolder, plain
@@ -29,6 +27,7 @@ from atoll.runtime.client import Parts
 from atoll.runtime.loop import Finished
 from atoll.simulation.compare import compare, pooled
 from atoll.simulation.result import Run, write_results
+from atoll.simulation.roll import clients_roll, data_prints, population_entry
 from atoll.simulation.status import participation_status
 
 __all__ = ["Session"]
@@ -55,13 +54,7 @@ class Session:
     @cached_property
     def _notes(self) -> dict[str, Any]:
         """What a checkpoint must agree with: the data and the model's layout."""
-        prints = {c["site"]: c["fingerprint"] for c in self.islands.cards if c.get("fingerprint")}
-        if not prints:  # too many clients for a card each: one fingerprint over all of them
-            sha = hashlib.sha256()
-            for client, data in self.parts.clients.items():
-                sha.update(client.encode())
-                sha.update(fingerprint(data).encode() if isinstance(data, Examples) else b"")
-            prints = {"": sha.hexdigest()}
+        prints = data_prints(self.islands.cards, self.parts.clients)
         return {"data": prints, "layout": self.parts.trainer.layout.digest()}
 
     def resumed(self) -> Progress | None:
@@ -106,7 +99,7 @@ class Session:
         """Leave an honest manifest behind a run that could not end."""
         if self.folder is not None:
             with contextlib.suppress(StorageError):  # a full disk must not hide the first error
-                self.folder.write_manifest(self.manifest(f"failed: {error.message}", None, None))
+                self.folder.write_manifest(self._manifest_of_failure(error))
                 write_report(self.folder)
 
     def finish(self, finished: Finished) -> Run:
@@ -125,7 +118,7 @@ class Session:
             trainer=self.parts.trainer,
             progress=progress,
             rounds=rounds,
-            manifest=self.manifest(status, progress, comparison),
+            manifest=self.manifest(status, progress, comparison, rounds),
             folder=None if self.folder is None else self.folder.path,
         )
         if self.folder is not None:
@@ -133,8 +126,15 @@ class Session:
             write_report(self.folder)
         return run
 
+    def _manifest_of_failure(self, error: AtollError) -> dict[str, Any]:
+        return self.manifest(f"failed: {error.message}", None, None, self.rounds)
+
     def manifest(
-        self, status: str, progress: Progress | None, comparison: Mapping[str, Any] | None
+        self,
+        status: str,
+        progress: Progress | None,
+        comparison: Mapping[str, Any] | None,
+        rounds: Sequence[Mapping[str, Any]],
     ) -> dict[str, Any]:
         """What ran on what, and how it ended."""
         best = progress.best if progress else None
@@ -149,11 +149,9 @@ class Session:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": progress.seconds if progress else time.perf_counter() - self.tick,
             "status": status,
-            "rounds": progress.rounds if progress else len(self.rounds),
-            "data": {
-                c: {"rows": len(d), "fingerprint": prints.get(c, "")}
-                for c, d in self.parts.clients.items()
-            },
+            "rounds": progress.rounds if progress else len(rounds),
+            "data": clients_roll(self.parts.clients, prints, rounds),
+            "population": population_entry(self.parts.clients, prints, rounds),
             "cards": list(self.islands.cards),
             "versions": _versions(),
             "executor": self.job.executor[0],
@@ -176,8 +174,14 @@ def _versions() -> dict[str, str]:
 
 def _unjudged(parts: Parts) -> list[str]:
     """The sites that no evaluation speaks of, where others are evaluated on rows of their own."""
-    bare = [c for c in parts.clients if c not in parts.held_out] if parts.held_out else []
-    counts = {c: len(parts.clients[c]) for c in bare[:5]}
+    if not parts.held_out:
+        return []
+    judged, everybody = len(parts.held_out), len(parts.clients)
+    if everybody > MOST_LISTED:
+        few = f"rows to test on at {judged:,} of {everybody:,} clients only"
+        return [few] if judged < everybody else []
+    bare = [c for c in parts.clients if c not in parts.held_out]
+    counts = {c: rows_of(parts.clients, c) for c in bare[:5]}
     named = ", ".join(f"{c} ({n} row{'s' if n > 1 else ''})" for c, n in counts.items())
     more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
     return [f"trained on, but without rows to test on: {named}{more}"] if bare else []
