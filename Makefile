@@ -28,10 +28,10 @@ DOCS := $(VENV)/.docs
 CODE := $(wildcard src tests examples benchmarks docs)
 MAX_LINES := 500
 
-.PHONY: help setup demo test lint format bench targets docs clean
+.PHONY: help setup demo test lint format bench bench-peers targets docs clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 setup: $(SETUP) ## create .venv and install Atoll with its tools (once; again when pyproject.toml changes)
 
@@ -66,6 +66,9 @@ format: $(SETUP) ## put the code in format and fix what ruff can fix
 
 bench: $(SETUP) ## measure speed and memory, write docs/performance.md (BENCH_ARGS=--quick for a look)
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
+
+bench-peers: $(SETUP) ## measure Flower, pfl, BlazeFL, FedJAX, NVFlare beside us (long; BENCH_ARGS=--quick for a look)
+	TORCH='$(TORCH)' $(PY) -m benchmarks.peers.run $(BENCH_ARGS)
 
 targets: $(SETUP) ## re-run the published results we compare with, write docs/results.md (long)
 	$(PY) -m benchmarks.targets.run

@@ -10,7 +10,8 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
@@ -18,12 +19,31 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
 CONTESTANTS = ("atoll", "atoll-numpy", "plain", "central")
 
 
-def _atoll(name: str, rounds: int, workers: int, kind: str) -> dict[str, Any]:
+def _chosen(made: Any, method: str, options: Sequence[str]) -> Any:
+    """A job with another method, and with fields of its trainer set as ``NAME=VALUE`` says."""
+    from atoll.algorithms import ALGORITHMS
+    from benchmarks.peers.given import METHODS
+
+    if method != "fedavg":
+        made = replace(made, algorithm=ALGORITHMS[method](**METHODS[method]))
+    fields: dict[str, Any] = {}
+    for option in options:
+        field, _, text = option.partition("=")
+        try:
+            fields[field] = json.loads(text)
+        except ValueError:
+            fields[field] = text
+    return replace(made, trainer=replace(made.trainer, **fields)) if fields else made
+
+
+def _atoll(name: str, rounds: int, workers: int, kind: str, **choices: Any) -> dict[str, Any]:
     from atoll import simulate
     from benchmarks.machine import memory
+    from benchmarks.peers.given import rounds_over
     from benchmarks.workloads import job
 
     made, clients = job(name, rounds, kind)
+    made = _chosen(made, **choices)
     ends, cpu, held = [time.time()], [time.process_time()], list[float]()
 
     def watch(record: Mapping[str, Any]) -> None:
@@ -34,6 +54,7 @@ def _atoll(name: str, rounds: int, workers: int, kind: str) -> dict[str, Any]:
 
     executor = "serial" if workers == 1 else "processes"
     done = simulate(made, clients, executor=executor, workers=workers, observers=[watch])
+    rounds_over()
     from benchmarks.plain import loss_and_accuracy, network
 
     model = done.model
@@ -54,11 +75,14 @@ def main() -> None:
     parser.add_argument("workload")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--method", default="fedavg", help="of benchmarks.peers.given; Atoll only")
+    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
     given = parser.parse_args()
     asked = float(os.environ.get("BENCH_START", time.time()))
     if given.contestant.startswith("atoll"):
+        choices = {"method": given.method, "options": given.option}
         kind = "numpy" if given.contestant == "atoll-numpy" else "torch"
-        found = _atoll(given.workload, given.rounds, given.workers, kind)
+        found = _atoll(given.workload, given.rounds, given.workers, kind, **choices)
     else:
         from benchmarks.plain import run
 

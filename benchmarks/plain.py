@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from atoll.core.seeds import Seed
 from benchmarks.machine import memory
+from benchmarks.peers.given import rounds_over
 from benchmarks.workloads import SEED, WORKLOADS, Rows, cnn, plain_draws, rows, zero_logistic
 
 __all__ = ["Measured", "loss_and_accuracy", "network", "run", "settle"]
@@ -184,6 +185,7 @@ def _alone(name: str, draws: Sequence[Draws], model: nn.Module, federated: bool)
 
 
 def _scores(name: str, model: nn.Module, weights: Sequence[Tensor]) -> tuple[float, float]:
+    rounds_over()
     with torch.no_grad():
         for parameter, value in zip(model.parameters(), weights, strict=True):
             parameter.copy_(value)
