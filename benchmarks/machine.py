@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Background", "describe", "memory", "tree"]
+__all__ = ["Background", "busy", "describe", "memory", "tree"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -66,6 +66,16 @@ def memory(root: int) -> float:
                     key = words[3], words[4]
                     blocks[key] = max(blocks.get(key, 0), reach)
     return total + sum(blocks.values()) / 2**20 if total else float("nan")
+
+
+def busy(root: int) -> float:
+    """Processor seconds that a tree of processes has used so far."""
+    ticks = 0
+    for pid in tree(root):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(words[11]) + int(words[12])
+    return ticks / _TICKS
 
 
 def _busy() -> float:

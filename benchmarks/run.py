@@ -1,11 +1,11 @@
 """Measure speed and memory, print the tables, write them into ``docs/performance.md``.
 
-    python -m benchmarks.run [speed memory parts] [--workloads W1 W4] [--repeats N] [--quick] [--no-page]
+    python -m benchmarks.run [SECTION ...] [--workloads W1 W4] [--repeats N] [--quick] [--no-page]
 
-Every run is a process of its own with one linear-algebra thread. Contestants take turns (A B C A B C), so
-slow drifts of the machine hit all alike; figures are medians, ratios are medians of the ratios within one
-turn. Raw results go to ``.bench/performance.jsonl``. ``--quick`` takes less than three minutes, is too
-short for figures and leaves the page alone.
+Sections: speed, memory, parts, population. Every run is a process of its own with one linear-algebra
+thread. Contestants take turns (A B C A B C), so slow drifts of the machine hit all alike; figures are
+medians, ratios are medians of the ratios within one turn. Raw results go to ``.bench/performance.jsonl``.
+``--quick`` takes less than three minutes, is too short for figures and leaves the page alone.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from typing import Any
 
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
 
+from benchmarks import population as growth
 from benchmarks.machine import Background, describe
 from benchmarks.workloads import WORKLOADS, prepare
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "performance.md"
 RAW = ROOT / ".bench" / "performance.jsonl"
-SECTIONS = ("speed", "memory", "parts")
+SECTIONS = ("speed", "memory", "parts", "population")
 COHORTS = ((10, 200), (100, 200), (1000, 10))
 """(cohort, rounds) of the runs whose memory is read."""
 
@@ -155,6 +156,17 @@ def parts(quick: bool) -> Lines:
     return lines
 
 
+def population(repeats: int, quick: bool) -> Lines:
+    """A round of W1 over populations and cohorts, and its figure."""
+    prepare("W1")
+    runs = growth.measure(start, repeats or (1 if quick else 3), quick)
+    if not quick:
+        growth.plot(runs)
+    lines = growth.lines(runs)
+    print("\n".join(lines))
+    return lines
+
+
 def write(section: str, lines: Lines) -> None:
     """Replace what lies between a section's markers in the page."""
     begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
@@ -191,6 +203,7 @@ def main() -> None:
             "speed": lambda: speed(names, given.repeats, given.quick),
             "memory": lambda: memory(given.quick),
             "parts": lambda: parts(given.quick),
+            "population": lambda: population(given.repeats, given.quick),
         }[section]()
         share = others.share()
         note = f"{datetime.now(UTC):%Y-%m-%d}, {describe()}. "

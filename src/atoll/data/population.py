@@ -228,10 +228,11 @@ def rows_of(clients: Mapping[ClientId, Any], client: ClientId) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Resample:
-    """Makes a client of :func:`resampled`; class c of the source are its rows ``bounds[c:c + 2]``."""
+    """Makes a client of :func:`resampled`; class c are the rows ``order[bounds[c]:bounds[c + 1]]``."""
 
     rows: int
     alpha: float | None
+    order: Array
     bounds: Array
 
     def __call__(self, index: int, seed: Seed, source: Mapping[str, Examples]) -> Examples:
@@ -243,7 +244,7 @@ class _Resample:
             share = rng.dirichlet(np.full(len(sizes), self.alpha))
             counts = rng.multinomial(self.rows, share / share.sum())
             labels = np.repeat(np.arange(len(sizes)), counts)
-            chosen = self.bounds[labels] + rng.integers(0, sizes[labels])
+            chosen = self.order[self.bounds[labels] + rng.integers(0, sizes[labels])]
         return Examples(every.features[chosen], every.targets[chosen])
 
 
@@ -267,15 +268,14 @@ def resampled(
     """
     if len(examples) < 1 or rows < 1:
         raise JobError(f"{rows} rows for each client out of {len(examples)}")
-    bounds = np.array([0, len(examples)])
+    order, bounds = np.zeros(0, np.int64), np.array([0, len(examples)])
     if alpha is not None:
         if not alpha > 0 or not np.isfinite(alpha):
             raise JobError(f"alpha = {alpha:g} must be a positive number")
         if examples.targets.dtype.kind not in "biu":
             raise JobError("label skew needs classes", remedy="leave alpha out for real targets")
         order = np.argsort(examples.targets, kind="stable")
-        examples = Examples(examples.features[order], examples.targets[order])
-        starts = np.flatnonzero(np.diff(examples.targets)) + 1
+        starts = np.flatnonzero(np.diff(examples.targets[order])) + 1
         bounds = np.concatenate([[0], starts, [len(examples)]])
-    make = _Resample(rows, alpha, bounds.astype(np.int64))
+    make = _Resample(rows, alpha, order, bounds.astype(np.int64))
     return LazyClients(clients, make, seed, rows, {"rows": examples})
