@@ -162,7 +162,7 @@ def test_tables_and_histograms_of_other_sizes_do_not_merge():
     with pytest.raises(ValueError, match="2 and 1 classes"):
         Confusion(((1, 0), (0, 1))).merge(Confusion(((1,),)))
     with pytest.raises(ValueError, match="1 and 2 bins"):
-        BinnedAUC((1,), (1,)).merge(BinnedAUC((1, 2), (1, 2)))
+        BinnedAUC(np.ones((2, 1), int)).merge(BinnedAUC(np.ones((2, 2), int)))
 
 
 @patient
@@ -252,7 +252,21 @@ def test_binned_area_is_exact_when_no_bin_is_shared():
 def test_scores_outside_the_unit_interval_join_the_end_bins():
     score = np.array([-math.inf, -3.0, 0.0, 1.0, 1e300, math.inf])
     metric = BinnedAUC.of(np.array([0, 1, 0, 1, 0, 1]), score, bins=2)
-    assert (metric.positives, metric.negatives) == ((1, 2), (2, 1))
+    assert metric.counts.tolist() == [[2, 1], [1, 2]]
+
+
+def test_binned_area_of_more_pairs_than_64_bits_hold():
+    """Each class 2^32 rows, spread alike over two bins: half of all pairs tie, the rest cancel."""
+    metric = BinnedAUC(np.full((2, 2), 2**31))
+    assert (metric.value, metric.error_bound) == (0.5, 0.25)
+
+
+def test_equal_histograms_are_equal_and_hash_alike():
+    one, same = (BinnedAUC(np.array([[1, 0], [0, 1]])) for _ in range(2))
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != BinnedAUC(np.array([[0, 1], [0, 1]]))
+    assert one != BinnedAUC(np.array([[1, 0], [0, 1]]), undefined=1)
 
 
 @pytest.mark.parametrize("kind", [RankedScores, BinnedAUC])

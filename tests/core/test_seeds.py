@@ -37,6 +37,15 @@ def test_known_answers():
     ]
 
 
+def test_the_stream_is_that_of_a_philox_keyed_by_the_digest():
+    seed = Seed(11) / "a"
+    keyed = np.random.Philox(key=int.from_bytes(seed.digest()[:16], "little"))
+    ours = seed.generator()
+    assert ours.random(5).tolist() == np.random.Generator(keyed).random(5).tolist()
+    copy = pickle.loads(pickle.dumps(ours))
+    assert copy.permutation(9).tolist() == ours.permutation(9).tolist()
+
+
 def test_the_digest_is_a_hash_of_length_prefixed_names():
     text = (
         b"atoll seed 1"

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from atoll.core.errors import DataError, JobError
 from atoll.core.local import LocalWork, Optimizer, Schedule
 from atoll.core.seeds import Seed
-from atoll.models.batches import batches, learning_rate, plan
+from atoll.models.batches import batches, learning_rate, passes, plan
 
 
 @given(
@@ -32,6 +32,15 @@ def test_order_of_an_epoch_is_the_permutation_of_its_named_seed():
     for e in (0, 1):
         order = (seed / "epoch" / e).generator().permutation(5).tolist()
         assert got[3 * e : 3 * e + 3] == [order[:2], order[2:4], order[4:]]
+
+
+def test_a_pass_holds_the_rows_of_its_batches_and_no_more():
+    work, seed = LocalWork(steps=5, batch_size=2), Seed(3)
+    (_, whole, size), (_, part, _) = passes(5, work, seed)
+    assert (len(whole), len(part), size) == (5, 4, 2)
+    cut = [i for order in (whole, part) for i in np.split(order, range(2, len(order), 2))]
+    for mine, (_, index) in zip(cut, batches(5, work, seed), strict=True):
+        assert mine.tolist() == index.tolist()
 
 
 def test_a_batch_of_all_rows_keeps_their_order():

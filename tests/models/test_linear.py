@@ -13,6 +13,7 @@ from atoll.core.errors import DataError, JobError
 from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.metrics import merge_metrics
 from atoll.core.seeds import Seed
+from atoll.models.batches import batches
 from atoll.models.linear import LinearTrainer
 from atoll.models.torch import TorchTrainer
 
@@ -170,6 +171,7 @@ import hashlib, numpy as np
 from atoll.core.contracts import Examples
 from atoll.core.local import LocalRule, LocalWork
 from atoll.core.seeds import Seed
+from atoll.models.batches import batches
 from atoll.models.linear import LinearTrainer
 rng, sha = np.random.default_rng(0), hashlib.sha256()
 for kind in ("linear", "logistic", "multinomial"):
@@ -204,3 +206,24 @@ def test_full_batches_of_many_blocks_equal_the_plain_formula(rows):
     np.testing.assert_allclose(slope[:4], 2 * rest @ data.features / 6000, rtol=1e-12)
     assert slope[4] == pytest.approx(2 * rest.mean(), rel=1e-12)
     assert loss == pytest.approx(np.mean(rest**2), rel=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "classes"), KINDS)
+@pytest.mark.parametrize("size", [7, 64, 0])
+def test_batches_gathered_together_or_in_blocks_walk_the_path_of_single_gradients(
+    kind, classes, size, monkeypatch, rows, work
+):
+    """With tiny bounds, one fit meets several gathers and batches of several blocks."""
+    monkeypatch.setattr("atoll.models.linear._PRODUCT", 80)
+    monkeypatch.setattr("atoll.models.linear._GATHER", 60)
+    trainer, data = trainer_of(kind, classes, l2=0.1), rows(101, classes=classes)
+    local = work(epochs=2, batch_size=size, lr=0.1)
+    fit = run(trainer, trainer.initial(Seed(0)), data, local)
+    w, losses = trainer.initial(Seed(0)), []
+    for _, index in batches(101, local, Seed(0)):
+        batch = Examples(data.features[index], data.targets[index])
+        slope, loss = trainer.gradient(w, batch)
+        w = w - 0.1 * slope
+        losses.append(loss)
+    np.testing.assert_allclose(fit.parameters, w, rtol=0, atol=1e-13)
+    assert fit.loss == pytest.approx(np.mean(losses), abs=1e-13)

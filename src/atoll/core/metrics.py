@@ -101,7 +101,7 @@ class Mean:
 
     Args:
         total: sum of w * x, exact.
-        weight: sum of w, exact.
+        weight: sum of w, exact; an integer where it is one: those add several times faster.
         finite: False once a non-finite value went in; the value is then NaN.
 
     >>> Mean.of(2.0, 3).merge(Mean.of(4.0, 1)).value
@@ -109,7 +109,7 @@ class Mean:
     """
 
     total: Fraction
-    weight: Fraction
+    weight: Fraction | int
     finite: bool = True
 
     @classmethod
@@ -118,7 +118,7 @@ class Mean:
         if not (math.isfinite(mean) and math.isfinite(weight)):
             return cls(_exact(mean) * _exact(weight), _exact(weight), False)
         (m, p), (w, q) = float(mean).as_integer_ratio(), float(weight).as_integer_ratio()
-        return cls(Fraction(m * w, p * q), Fraction(w, q))
+        return cls(Fraction(m * w, p * q), w if q == 1 else Fraction(w, q))
 
     def merge(self, other: Metric) -> Mean:
         """Mean over both."""
@@ -128,9 +128,11 @@ class Mean:
     @property
     def value(self) -> float:
         """The mean; NaN without weight."""
-        if not self.weight or not self.finite:
+        total, weight = self.total, self.weight
+        if not weight or not self.finite:
             return math.nan
-        return float(self.total / self.weight)
+        # Of whole numbers the quotient is rounded once.
+        return (total.numerator * weight.denominator) / (total.denominator * weight.numerator)
 
 
 @dataclass(frozen=True)
@@ -286,7 +288,7 @@ class RankedScores:
         return float(int(below) + int(not_above)) / (2.0 * len(p) * len(n))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BinnedAUC:
     """Area under the ROC curve from histograms of scores in [0, 1]: additive, approximate.
 
@@ -294,12 +296,11 @@ class BinnedAUC:
     share of positive-negative pairs that fall into one bin.
 
     Args:
-        positives, negatives: counts per bin of equal width, each ``(bins,)``.
+        counts: rows per bin of equal width, negatives first, ``(2, bins)`` int64.
         undefined: rows whose score was NaN; the value is NaN if there are any.
     """
 
-    positives: tuple[int, ...]
-    negatives: tuple[int, ...]
+    counts: Array
     undefined: int = 0
 
     @classmethod
@@ -310,44 +311,49 @@ class BinnedAUC:
             DataError: a label is neither 0 nor 1.
         """
         positive, known = _two_classes(truth), ~np.isnan(scores)
-        inside = np.clip(np.where(known, scores, 0.0), 0.0, 1.0)
+        inside = np.clip(scores[known], 0.0, 1.0)
         cell = np.minimum((inside * bins).astype(np.int64), bins - 1)
-        hist = (np.bincount(cell[known & k], minlength=bins) for k in (positive, ~positive))
-        p, n = (tuple(int(c) for c in h) for h in hist)
-        return cls(p, n, int(np.count_nonzero(~known)))
+        flat = np.bincount(cell + bins * positive[known], minlength=2 * bins)
+        return cls(flat.reshape(2, bins), len(scores) - len(cell))
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both hold the same counts."""
+        return (
+            isinstance(other, BinnedAUC)
+            and self.undefined == other.undefined
+            and np.array_equal(self.counts, other.counts)
+        )
+
+    def __hash__(self) -> int:
+        """Equal for equal counts."""
+        return hash((self.counts.tobytes(), self.undefined))
 
     def merge(self, other: Metric) -> BinnedAUC:
         """Bin by bin; both must have the same number of bins."""
         o = _alike(self, other)
-        if len(o.positives) != len(self.positives):
-            raise ValueError(f"histograms of {len(self.positives)} and {len(o.positives)} bins")
-        return BinnedAUC(
-            tuple(map(sum, zip(self.positives, o.positives, strict=True))),
-            tuple(map(sum, zip(self.negatives, o.negatives, strict=True))),
-            self.undefined + o.undefined,
-        )
+        if o.counts.shape != self.counts.shape:
+            raise ValueError(f"histograms of {self.counts.shape[1]} and {o.counts.shape[1]} bins")
+        return BinnedAUC(self.counts + o.counts, self.undefined + o.undefined)
 
-    def _pairs(self) -> int:
-        return sum(self.positives) * sum(self.negatives)
+    def _tally(self) -> tuple[Array, Array, int]:
+        """Negatives and positives per bin, and the number of pairs; wide enough to multiply."""
+        pairs = math.prod(int(n) for n in self.counts.sum(1))
+        negatives, positives = self.counts.astype(object if pairs >= 2**61 else np.int64)
+        return negatives, positives, pairs
 
     @property
     def value(self) -> float:
         """The area with ties inside a bin counted one half; NaN for one class or a NaN score."""
-        pairs = self._pairs()
+        n, p, pairs = self._tally()
         if not pairs or self.undefined:
             return math.nan
-        below, twice = 0, 0
-        for p, n in zip(self.positives, self.negatives, strict=True):
-            twice += p * (2 * below + n)
-            below += n
-        return twice / (2 * pairs)
+        return int((p * (2 * n.cumsum() - n)).sum()) / (2 * pairs)
 
     @property
     def error_bound(self) -> float:
         """Largest possible distance from the exact area."""
-        pairs = self._pairs()
-        ties = sum(p * n for p, n in zip(self.positives, self.negatives, strict=True))
-        return ties / (2 * pairs) if pairs and not self.undefined else math.nan
+        n, p, pairs = self._tally()
+        return int((p * n).sum()) / (2 * pairs) if pairs and not self.undefined else math.nan
 
 
 def merge_metrics(a: Metrics, b: Metrics) -> dict[str, Metric]:

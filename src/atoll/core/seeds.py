@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
 
 __all__ = ["Seed"]
 
@@ -60,9 +62,20 @@ class Seed:
 
     def generator(self) -> np.random.Generator:
         """A fresh NumPy generator (Philox, keyed by the digest) at the start of this stream."""
-        key = int.from_bytes(self.digest()[:16], "little")
-        return np.random.Generator(np.random.Philox(key=key))
+        key: Any = _Key(self.digest()[:16])  # NumPy's annotation knows only its own seed sequence
+        return np.random.Generator(np.random.Philox(key))
 
     def integer(self) -> int:
         """A whole number in [0, 2^63), for libraries that want one."""
         return int.from_bytes(self.digest()[16:24], "little") >> 1
+
+
+class _Key(ISeedSequence):
+    """Hands Philox its key: ``Philox(key=...)`` would first ask the system for entropy it never uses."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw = raw
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint64) -> Any:
+        """The key as 64-bit words, the lowest first; Philox asks for two."""
+        return np.frombuffer(self._raw, "<u8", n_words).astype(dtype, copy=False)

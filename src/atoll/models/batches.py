@@ -17,7 +17,7 @@ from atoll.core.layout import Array
 from atoll.core.local import LocalWork, Schedule
 from atoll.core.seeds import Seed
 
-__all__ = ["Plan", "batches", "learning_rate", "plan"]
+__all__ = ["Plan", "batches", "learning_rate", "passes", "plan"]
 
 _SLACK = 1e-9
 """0.07 * 100 is 7.000000000000001 in float64 and still means seven steps."""
@@ -74,13 +74,27 @@ def batches(rows: int, work: LocalWork, seed: Seed) -> Iterator[tuple[int, Array
     >>> [(e, len(i)) for e, i in batches(5, LocalWork(epochs=2, batch_size=3), Seed(0))]
     [(0, 3), (0, 2), (1, 3), (1, 2)]
     """
+    for epoch, order, size in passes(rows, work, seed):
+        for start in range(0, len(order), size):
+            yield epoch, order[start : start + size]
+
+
+def passes(rows: int, work: LocalWork, seed: Seed) -> Iterator[tuple[int, Array, int]]:
+    """For each local epoch its number, the row numbers it visits in order, and the batch size.
+
+    The row numbers ``(<= rows,)``, int64, are those of the batches that are taken: the last epoch
+    may end early. They serve who gathers many batches at once; see :func:`batches` for the rest.
+
+    >>> [(e, len(order), size) for e, order, size in passes(5, LocalWork(1.5, batch_size=2), Seed(0))]
+    [(0, 5, 2), (1, 4, 2)]
+    """
     p = plan(rows, work)
-    order = np.arange(rows)
-    for step in range(p.steps):
-        epoch, position = divmod(step, p.per_epoch)
-        if position == 0 and p.size < rows:
-            order = (seed / "epoch" / epoch).generator().permutation(rows)
-        yield epoch, order[position * p.size : (position + 1) * p.size]
+    for epoch in range(-(-p.steps // p.per_epoch)):
+        taken = min(p.per_epoch, p.steps - epoch * p.per_epoch)
+        order = np.arange(rows)
+        if p.size < rows:
+            order = seed.at("epoch", epoch).generator().permutation(rows)
+        yield epoch, order[: taken * p.size], p.size
 
 
 def learning_rate(work: LocalWork, *, round: int, epoch: int) -> float:

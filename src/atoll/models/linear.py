@@ -12,7 +12,7 @@ plus ``(l2 / 2) |W|^2``; the intercept is never penalised. All start at zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from atoll.core.layout import Array, Entry, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metrics
 from atoll.core.seeds import Seed
-from atoll.models.batches import batches, learning_rate
+from atoll.models.batches import learning_rate, passes
 from atoll.models.optimizers import flat_optimizer
 from atoll.models.scores import (
     check_labels,
@@ -39,6 +39,34 @@ _KINDS = ("linear", "logistic", "multinomial")
 _PRODUCT = 9000
 """Values of a matrix handed to BLAS at a time. OpenBLAS splits larger products among threads, and
 the last bits would then depend on how many there are: serial and worker processes must agree."""
+_GATHER = 1 << 16
+"""Values gathered at a time, for as many small batches as that is: they stay in the cache."""
+
+_ONES = {dtype: np.ones(_PRODUCT, dtype) for dtype in ("float32", "float64")}
+"""A product with ones sums the few rows of a batch in half the time of a reduction."""
+
+_Block = tuple[Array, Array]
+"""Rows ``(n, features)`` and targets ``(outputs, n)`` in the trainer's dtype; classes as one-hot."""
+
+
+class _Affine:
+    """A vector (weights or their gradient) seen as a matrix with a column of intercepts.
+
+    A model with a single output is one with a matrix of one row, so all kinds share their lines.
+    """
+
+    def __init__(self, vector: Array, layout: Layout, features: int) -> None:
+        views = layout.views(vector)
+        self.vector = vector
+        self.weight = views["weight"].reshape(-1, features)
+        self.intercept = views["intercept"].reshape(-1, 1) if "intercept" in views else None
+
+    def outputs(self, rows: Array) -> Array:
+        """z, ``(outputs, n)``."""
+        z: Array = np.dot(self.weight, rows.T)
+        if self.intercept is not None:
+            z += self.intercept
+        return z
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,23 +152,25 @@ class LinearTrainer:
         self.layout.check(parameters, what="parameters")
         rows, targets = self._examples(data)
         vector, gradient = parameters.copy(), np.zeros(self.layout.size, self.dtype)
-        weights, slopes = self.layout.views(vector), self.layout.views(gradient)
+        model, slope = self._affine(vector), self._affine(gradient)
         step = flat_optimizer(work.optimizer)
         part = self.layout.shared_trainable
         anchor = None if rule.anchor is None else rule.anchor[part].astype(self.dtype, copy=False)
         shift = None if rule.shift is None else rule.shift[part].astype(self.dtype, copy=False)
-        losses, rates = [], []
+        losses, rates = list[float](), list[float]()
         with np.errstate(all="ignore"):  # a diverged client is refused by name at the aggregator
-            for epoch, index in batches(len(targets), work, seed):
+            for epoch, order, size in passes(len(targets), work, seed):
                 lr = learning_rate(work, round=round, epoch=epoch)
-                losses.append(self._slope(weights, rows[index], targets[index], slopes))
-                if work.clip_norm:
-                    norm = math.sqrt(float(np.sum(gradient * gradient)))
-                    gradient *= min(1.0, work.clip_norm / (norm + 1e-6))
-                rule.correct(gradient[part], vector[part], anchor, shift)
-                step(vector, gradient, lr)
-                rates.append(lr)
-        mean = float(np.mean(losses)) if losses else float("nan")
+                for n, blocks in self._batches(rows, targets, order, size):
+                    losses.append(self._slope(model, n, blocks, slope))
+                    if work.clip_norm:
+                        norm = math.sqrt(float(np.sum(gradient * gradient)))
+                        gradient *= min(1.0, work.clip_norm / (norm + 1e-6))
+                    if not rule.trivial:
+                        rule.correct(gradient[part], vector[part], anchor, shift)
+                    step(vector, gradient, lr)
+                    rates.append(lr)
+        mean = sum(losses) / len(losses) if losses else math.nan
         return Fit(vector, len(losses), sum(rates), len(targets), mean)
 
     def gradient(self, parameters: Array, data: Any) -> tuple[Array, float]:
@@ -150,29 +180,29 @@ class LinearTrainer:
             DataError: as in :meth:`fit`.
         """
         rows, targets = self._examples(data)
-        slope = np.zeros(self.layout.size, self.dtype)
+        gradient, n = np.zeros(self.layout.size, self.dtype), len(targets)
         with np.errstate(all="ignore"):
-            loss = self._slope(
-                self.layout.views(parameters), rows, targets, self.layout.views(slope)
-            )
-        return slope, loss
+            blocks = self._blocks(rows, targets)
+            loss = self._slope(self._affine(parameters), n, blocks, self._affine(gradient))
+        return gradient, loss
 
     def evaluate(self, parameters: Array, data: Any) -> Metrics:
         """``loss``, and accuracy, confusion and auc, or mse, mae and r2."""
         if len(data) == 0:
             return {"loss": Mean.of(0.0, 0.0)}
         rows, targets = self._examples(data)
-        weights = self.layout.views(parameters)
+        model, parts, loss = self._affine(parameters), list[Array](), 0.0
         with np.errstate(all="ignore"):
-            parts = [self._outputs(weights, rows[own]) for own in self._blocks(len(targets))]
+            for x, y in self._blocks(rows, targets):
+                z = model.outputs(x)
+                parts.append(z.T.copy())
+                loss += self._residual(z, y)
             outputs = np.concatenate(parts)
-            loss = self._residual(outputs.copy(), targets)[0] / len(targets)
-            found = (
-                regression_scores(targets, outputs)
-                if self.kind == "linear"
-                else classification_scores(targets, outputs, exact_auc=self.exact_auc)
-            )
-        return {"loss": Mean.of(loss, len(targets)), **found}
+            if self.kind == "linear":
+                found = regression_scores(targets, outputs[:, 0])
+            else:
+                found = classification_scores(targets, outputs, exact_auc=self.exact_auc)
+        return {"loss": Mean.of(loss / len(targets), len(targets)), **found}
 
     def _examples(self, data: Any) -> tuple[Array, Array]:
         rows = np.asarray(data.features)
@@ -191,52 +221,85 @@ class LinearTrainer:
         check_labels(targets, self.classes if self.kind == "multinomial" else 2)
         return flat, targets.astype(np.int64, copy=False)
 
-    def _outputs(self, weights: dict[str, Array], rows: Array) -> Array:
-        z: Array = np.asarray(rows.astype(self.dtype, copy=False) @ weights["weight"].T)
-        if self.intercept:
-            z += weights["intercept"]
-        return z
+    def _affine(self, vector: Array) -> _Affine:
+        return _Affine(vector, self.layout, self.features)
 
-    def _blocks(self, rows: int) -> Iterator[slice]:
+    def _batches(
+        self, rows: Array, targets: Array, order: Array, size: int
+    ) -> Iterator[tuple[int, Iterable[_Block]]]:
+        """For each batch of ``order``, ``size`` rows but for the last, their number and blocks."""
+        width = max(self.features, self.classes)
+        many = max(1, _GATHER // (size * width)) * size
+        if size * width > _PRODUCT:
+            for start in range(0, len(order), size):
+                batch = order[start : start + size]
+                yield len(batch), self._blocks(rows, targets, batch)
+            return
+        for first in range(0, len(order), many):
+            x, y = self._block(rows, targets, order[first : first + many])
+            for start in range(0, len(x), size):
+                own = slice(start, start + size)
+                part = x[own]
+                yield len(part), ((part, y[:, own]),)
+
+    def _blocks(self, rows: Array, targets: Array, order: Array | None = None) -> Iterator[_Block]:
+        """All rows (in ``order``) cut into blocks that BLAS does not split."""
         size = max(1, _PRODUCT // max(self.features, self.classes))
-        return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+        for start in range(0, len(targets) if order is None else len(order), size):
+            own = slice(start, start + size)
+            yield self._block(rows, targets, own if order is None else order[own])
 
-    def _residual(self, z: Array, targets: Array) -> tuple[float, Array]:
-        """Sum of the rows' losses without penalty, and its derivative by z; may overwrite ``z``."""
+    def _block(self, rows: Array, targets: Array, own: slice | Array) -> _Block:
+        if isinstance(own, slice):
+            x, y = rows[own], targets[own]
+        else:
+            x, y = rows.take(own, 0), targets.take(own)
+        if self.kind == "multinomial":
+            hot = np.zeros((self.classes, len(y)), self.dtype)
+            hot[y, np.arange(len(y))] = 1.0
+        else:
+            hot = y.astype(self.dtype, copy=False)[None]
+        return x.astype(self.dtype, copy=False), hot
+
+    def _residual(self, z: Array, y: Array) -> float:
+        """Sum of the rows' losses without penalty; ``z`` becomes its derivative by z."""
         if self.kind == "linear":
-            rest = z - targets
-            return float(np.sum(rest * rest)), 2.0 * rest
+            z -= y
+            loss = float(np.vdot(z, z))
+            z *= 2.0
+            return loss
         if self.kind == "logistic":
-            y = targets.astype(z.dtype)
-            return float(np.sum(np.logaddexp(0, z) - y * z)), sigmoid(z) - y
-        # Ufunc reductions called directly and in place: at ten rows the calls are the cost.
-        each = np.arange(len(targets))
-        z -= np.maximum.reduce(z, axis=1, keepdims=True)
-        own = z[each, targets]
-        odds = np.exp(z, out=z)
-        total = np.add.reduce(odds, axis=1, keepdims=True)
-        odds /= total
-        odds[each, targets] -= 1.0
-        return float(np.add.reduce(np.log(total[:, 0]) - own)), odds
+            loss = float(np.sum(np.logaddexp(0, z) - y * z))
+            np.subtract(sigmoid(z), y, out=z)
+            return loss
+        z -= np.maximum.reduce(z, axis=0)
+        own = np.vdot(z, y)
+        np.exp(z, out=z)
+        ones = _ONES[self.dtype]
+        total = np.dot(ones[: len(z)], z)
+        z /= total
+        z -= y
+        return float(np.dot(np.log(total), ones[: len(total)]) - own)
 
-    def _slope(
-        self, weights: dict[str, Array], rows: Array, targets: Array, into: dict[str, Array]
-    ) -> float:
-        """Write the gradient of the penalised mean loss into ``into``; returns that loss."""
-        n, loss, w = len(targets), 0.0, weights["weight"]
-        for own in self._blocks(n):
-            x = rows[own].astype(self.dtype, copy=False)
-            part, rest = self._residual(self._outputs(weights, x), targets[own])
-            loss += part / n
-            rest /= n
-            if own.start == 0:
-                np.matmul(rest.T, x, out=into["weight"])
+    def _slope(self, model: _Affine, n: int, blocks: Iterable[_Block], into: _Affine) -> float:
+        """Write the gradient of the penalised mean loss of ``n`` rows into ``into``; returns that loss."""
+        loss, ones, first = 0.0, _ONES[self.dtype], True
+        weight, intercept = into.weight, into.intercept
+        for x, y in blocks:
+            z = model.outputs(x)
+            loss += self._residual(z, y)
+            if first:
+                np.dot(z, x, out=weight)
+                if intercept is not None:
+                    np.dot(z, ones[: len(x), None], out=intercept)
             else:
-                into["weight"] += rest.T @ x
-            if self.intercept:
-                before = into["intercept"] if own.start else 0.0
-                into["intercept"][...] = before + np.add.reduce(rest, axis=0)
+                weight += np.dot(z, x)
+                if intercept is not None:
+                    intercept += np.dot(z, ones[: len(x), None])
+            first = False
+        into.vector /= n
+        loss /= n
         if self.l2:
-            into["weight"] += self.l2 * w
-            loss += 0.5 * self.l2 * float(np.sum(w * w))
+            weight += self.l2 * model.weight
+            loss += 0.5 * self.l2 * float(np.vdot(model.weight, model.weight))
         return loss
