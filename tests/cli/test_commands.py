@@ -137,6 +137,26 @@ def test_json_is_all_that_goes_to_stdout(atoll_command, job, tmp_path):
     assert "round 3/3" in err
 
 
+def test_profile_tells_where_the_time_went(atoll_command, job, tmp_path):
+    status, out, err = atoll_command("run", job, "--out", "OUT", "--profile")
+    assert status == 0
+    table = out[out.index("where the time went") :]
+    for words in ("local training", "data set-up", "checkpoints", "results and report", "all "):
+        assert re.search(rf"^{words} *[\d.]+ m?s +[\d.]+ %", table, flags=re.M), words
+    assert "where the time went" not in err
+    assert re.search(r"^12 tasks took", table, flags=re.M)
+    kept = json.loads((tmp_path / "out" / "profile.json").read_text())
+    assert kept["rounds"] == 3
+    assert sum(p["seconds"] for p in kept["phases"]) == pytest.approx(kept["total"])
+    assert atoll_command("run", job, "--out", "OUT", "--resume", "--profile")[2].endswith(
+        "so there is no profile\n"
+    )
+    out = atoll_command("run", job, "--out", "OUT", "--overwrite", "--profile", "--json")[1]
+    assert json.loads(out)["profile"]["tasks"] == 12
+    atoll_command("run", job, "--out", "OUT", "--overwrite")
+    assert not (tmp_path / "out" / "profile.json").exists()
+
+
 def test_json_stays_pure_when_the_job_is_broken(atoll_command, job):
     status, out, err = atoll_command("run", job, "--out", "OUT", "--json", "--set", "local.lrr=1")
     assert (status, out) == (2, "")

@@ -20,7 +20,7 @@ from atoll.core.contracts import Examples
 from atoll.core.errors import DataError, JobError
 from atoll.core.seeds import Seed
 from atoll.data.partition import deal
-from atoll.data.population import ClientIds, LazyClients, ids_of, resampled, rows_of
+from atoll.data.population import ClientIds, LazyClients, ids_of, known_rows, resampled, rows_of
 
 HUGE = 10_000_000
 
@@ -77,7 +77,8 @@ def test_nobody_is_made_by_looking():
     assert "client-0000041" in people
     assert "client-41" not in people
     assert ids_of(people) is not None
-    assert rows_of(people, "client-0000041") == 20
+    assert rows_of(people, "client-0000041") == known_rows(people, "client-0000041") == 20
+    assert known_rows(LazyClients(HUGE, never), "client-0000041") is None
     copy.deepcopy(people)
 
 
@@ -188,5 +189,6 @@ def test_partitions_and_dicts_answer_the_same_questions():
     plain = dict(dealt)
     assert list(ids_of(dealt)) == list(ids_of(plain))
     assert [rows_of(dealt, c) for c in dealt] == [rows_of(plain, c) for c in plain] == [4, 6]
+    assert [known_rows(plain, c) for c in plain] == [4, 6]
     with pytest.raises(KeyError):
         dealt.size_of("client-2")

@@ -97,6 +97,21 @@ def test_the_folder_holds_what_its_reference_says(tmp_path):
     assert run.best_parameters["weight"].tobytes() == run.progress.best.parameters.tobytes()
 
 
+@pytest.mark.parametrize("where", ["serial", "processes"])
+def test_a_profile_is_kept_and_changes_nothing(tmp_path, where):
+    plain = simulate(job(), CLIENTS, held_out=HELD_OUT)
+    run = simulate(
+        job(), CLIENTS, held_out=HELD_OUT, out=tmp_path, executor=where, workers=2, profile=True
+    )
+    assert plain.profile is None
+    assert run.model_hash == plain.model_hash
+    assert json.loads((tmp_path / "profile.json").read_text()) == run.profile.to_plain()
+    names = [p.name for p in run.profile.phases]
+    assert names[:3] == ["data", "model", "start"]
+    assert names[-2:] == ["finish", "rest"]
+    assert run.profile.tasks == 4 * len(CLIENTS)
+
+
 @pytest.mark.parametrize("every", [0, 1, 3])
 def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, every):
     settings = {"algorithm": Scaffold(), "checkpoint_every": every, "stop": Stop(7)}

@@ -16,6 +16,7 @@ from atoll.cli.output import data_line, talk
 if TYPE_CHECKING:
     from atoll.job import Job
     from atoll.report.tensorboard import TensorBoard
+    from atoll.runtime.profile import Stopwatch
     from atoll.simulation import Run
 
 __all__ = ["report", "run"]
@@ -44,28 +45,37 @@ def run(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")
     ] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Tell where the time went.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run a job as a simulation on this machine."""
-    from atoll.job import load_job
+    from atoll.runtime.profile import Stopwatch, timed
 
+    watch = Stopwatch() if profile else None
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
     # Options are overrides like any other, so the same checks speak about them.
     options = {"executor.name": executor, "executor.workers": workers, "seed": seed}
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
-    made = load_job(job, [*(settings or ()), *given])
+    with timed(watch, "job"):
+        from atoll.job import load_job
+
+        made = load_job(job, [*(settings or ()), *given])
     folder = out or Path("runs") / made.name
     ended = _ended(made, folder) if resume else None
     if ended is not None:
         talk(f"this run has already ended ({ended[0]['status']}); nothing was changed")
+        if profile:
+            talk("nothing ran, so there is no profile")
         manifest, last = ended
+        account = None
     else:
-        done = _simulated(made, folder, resume, overwrite, tensorboard, quiet)
+        done = _simulated(made, folder, resume, overwrite, tensorboard, quiet, watch)
         manifest, last = done.manifest, done.rounds[-1] if done.rounds else {}
+        account = done.profile.to_plain() if done.profile else None
     show = _as_json if as_json else _as_text
-    data_line(show(manifest, last, folder))
+    data_line(show(manifest, last, folder, account))
     if manifest["status"].startswith("interrupted"):
         talk("interrupted; continue with the same command and --resume")
         raise typer.Exit(130)
@@ -81,7 +91,13 @@ def report(
 
 
 def _simulated(
-    job: Job, folder: Path, resume: bool, overwrite: bool, tensorboard: bool, quiet: bool
+    job: Job,
+    folder: Path,
+    resume: bool,
+    overwrite: bool,
+    tensorboard: bool,
+    quiet: bool,
+    watch: Stopwatch | None,
 ) -> Run:
     from atoll.report.progress import progress
     from atoll.simulation import simulate
@@ -94,7 +110,12 @@ def _simulated(
             observers.append(_Events(folder / "tensorboard", resume, watching))
         try:
             return simulate(
-                job, out=folder, resume=resume, overwrite=overwrite, observers=observers
+                job,
+                out=folder,
+                resume=resume,
+                overwrite=overwrite,
+                observers=observers,
+                profile=watch or False,
             )
         except KeyboardInterrupt:
             talk("interrupted at once; continue with the same command and --resume")
@@ -138,7 +159,12 @@ def _ended(job: Job, folder: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]
     return manifest, rounds[-1] if rounds else {}
 
 
-def _as_json(manifest: Mapping[str, Any], last: Mapping[str, Any], folder: Path) -> str:
+def _as_json(
+    manifest: Mapping[str, Any],
+    last: Mapping[str, Any],
+    folder: Path,
+    profile: Mapping[str, Any] | None,
+) -> str:
     from atoll.report.folder import plain
 
     result = {key: manifest[key] for key in ("name", "status", "rounds", "model_hash")}
@@ -148,10 +174,18 @@ def _as_json(manifest: Mapping[str, Any], last: Mapping[str, Any], folder: Path)
         "folder": str(folder),
         "report": str(folder / "report.html"),
     }
+    if profile is not None:
+        result["profile"] = profile
     return json.dumps(plain(result), indent=2, allow_nan=False)
 
 
-def _as_text(manifest: Mapping[str, Any], last: Mapping[str, Any], folder: Path) -> str:
+def _as_text(
+    manifest: Mapping[str, Any],
+    last: Mapping[str, Any],
+    folder: Path,
+    profile: Mapping[str, Any] | None,
+) -> str:
+    from atoll.cli.profile import profile_text
     from atoll.report.compare import comparison_lines
 
     lines = list(comparison_lines(manifest))
@@ -169,4 +203,6 @@ def _as_text(manifest: Mapping[str, Any], last: Mapping[str, Any], folder: Path)
         f"model      sha256 {manifest['model_hash']}",
         f"report     {folder / 'report.html'}",
     ]
+    if profile is not None:
+        lines += ["", profile_text(profile)]
     return "\n".join(lines)

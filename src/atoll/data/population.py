@@ -31,7 +31,15 @@ from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data.card import fingerprint
 
-__all__ = ["MOST_LISTED", "ClientIds", "LazyClients", "ids_of", "resampled", "rows_of"]
+__all__ = [
+    "MOST_LISTED",
+    "ClientIds",
+    "LazyClients",
+    "ids_of",
+    "known_rows",
+    "resampled",
+    "rows_of",
+]
 
 MOST_LISTED = 10_000
 """Larger populations are never listed whole: not in a manifest, not by an evaluation of everybody."""
@@ -224,6 +232,13 @@ def rows_of(clients: Mapping[ClientId, Any], client: ClientId) -> int:
     """Rows of one client; its data are not touched where their number is known without."""
     size_of: Callable[[ClientId], int] | None = getattr(clients, "size_of", None)
     return len(clients[client]) if size_of is None else size_of(client)
+
+
+def known_rows(clients: Mapping[ClientId, Any], client: ClientId) -> int | None:
+    """Rows of one client for planning ahead; None where one would have to make its data to know."""
+    if isinstance(clients, LazyClients) and clients.rows is None:
+        return None
+    return rows_of(clients, client)
 
 
 @dataclass(frozen=True, eq=False)

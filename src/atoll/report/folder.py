@@ -4,6 +4,7 @@
 
     manifest.json       job, versions, seeds, data fingerprints, status      replaced as a whole
     metrics.jsonl       one line per round                                   append only
+    profile.json        where the time went, if asked for                    replaced as a whole
     model.safetensors   the model                                            replaced as a whole
     checkpoint/         the state to resume from                             the round loop's
     report.html         the report                                           replaced as a whole
@@ -30,7 +31,14 @@ from atoll.core.layout import Array
 
 __all__ = ["RunFolder", "plain", "read_model", "write_atomic", "write_model"]
 
-_KNOWN = ("manifest.json", "metrics.jsonl", "report.html", "checkpoint", "tensorboard")
+_KNOWN = (
+    "manifest.json",
+    "metrics.jsonl",
+    "profile.json",
+    "report.html",
+    "checkpoint",
+    "tensorboard",
+)
 _KNOWN_ENDINGS = (".safetensors", ".tmp")
 _KNOWN_BEGINNINGS = ("events.out.tfevents",)
 
@@ -92,6 +100,11 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def profile(self) -> Path:
+        """Where the account of the run's time lies, if it was asked for."""
+        return self.path / "profile.json"
+
+    @property
     def checkpoint(self) -> Path:
         """The round loop's own folder."""
         return self.path / "checkpoint"
@@ -113,6 +126,11 @@ class RunFolder:
         """Replace the manifest; numbers that are not finite become null."""
         content = json.dumps(plain(manifest), indent=2, ensure_ascii=False, allow_nan=False)
         return write_atomic(self.manifest, _encode(content + "\n"))
+
+    def write_profile(self, profile: Mapping[str, Any]) -> Path:
+        """Replace the account of the run's time."""
+        content = json.dumps(plain(profile), indent=2, allow_nan=False)
+        return write_atomic(self.profile, _encode(content + "\n"))
 
     def read_manifest(self) -> dict[str, Any]:
         """The manifest; empty when none has been written yet.
@@ -163,7 +181,7 @@ class RunFolder:
         kept = [record for record in self.read_rounds() if int(record["round"]) <= rounds]
         lines = (json.dumps(r, ensure_ascii=False, allow_nan=False) + "\n" for r in kept)
         write_atomic(self.metrics, _encode("".join(lines)))
-        for name in ("manifest.json", "model.safetensors", "report.html"):
+        for name in ("manifest.json", "model.safetensors", "report.html", "profile.json"):
             _scratch(self.path / name).unlink(missing_ok=True)
         self._mended = True
         return len(kept)

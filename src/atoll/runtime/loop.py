@@ -10,21 +10,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from atoll.core.contracts import Executor, Observer, Outcome
+from atoll.core.contracts import Executor, Observer, Outcome, Task
 from atoll.core.errors import ClientError, QuorumError
 from atoll.core.layout import Array
 from atoll.core.metrics import Confusion, Metrics, merge_all, values
-from atoll.core.values import Aggregate, Broadcast, ClientId
+from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
 from atoll.data.population import ids_of, rows_of
 from atoll.runtime.checkpoint import Best, Progress, model_hash
 from atoll.runtime.client import Parts
 from atoll.runtime.clock import Clock
+from atoll.runtime.profile import Stopwatch, timed
 from atoll.runtime.schedule import Plan, Population, Schedule, Synchronous, check_schedule
 
 __all__ = ["Evaluation", "Finished", "Loop", "Stop"]
@@ -119,6 +121,7 @@ class Loop:
         observers: told each round's record, in order, before ``save``.
         save: called with the progress after every round; decides itself whether to write.
         interrupted: asked after every round; True ends the run there.
+        watch: told where the time goes; None costs nothing.
     """
 
     parts: Parts
@@ -130,6 +133,7 @@ class Loop:
     observers: Sequence[Observer] = ()
     save: Callable[[Progress], None] = lambda progress: None
     interrupted: Callable[[], bool] = lambda: False
+    watch: Stopwatch | None = None
 
     def start(self) -> Progress:
         """The record before the first round."""
@@ -156,10 +160,13 @@ class Loop:
         )
         record: Mapping[str, Any] = {}
         while not (reason := self._ended(progress, record)):
-            progress, record = self._round(progress, people)
-            for observer in self.observers:
-                observer(record)
-            self.save(progress)
+            with nullcontext() if self.watch is None else self.watch.round():
+                progress, record = self._round(progress, people)
+                with timed(self.watch, "observers"):
+                    for observer in self.observers:
+                        observer(record)
+                with timed(self.watch, "checkpoint"):
+                    self.save(progress)
             if self.interrupted() and not self._ended(progress, record):
                 return Finished(progress, "interrupted")
         return Finished(progress, reason)
@@ -189,16 +196,18 @@ class Loop:
     def _round(self, progress: Progress, people: Population) -> tuple[Progress, Mapping[str, Any]]:
         began = time.perf_counter()
         state, algorithm = progress.state, self.parts.algorithm
-        plan, pace = self.schedule.plan(progress.pace, state.round, people, algorithm.staleness)
-        broadcasts = {**progress.broadcasts, state.round: algorithm.broadcast(state)}
+        with timed(self.watch, "cohort"):
+            plan, pace = self.schedule.plan(progress.pace, state.round, people, algorithm.staleness)
+        with timed(self.watch, "broadcast"):
+            broadcasts = {**progress.broadcasts, state.round: algorithm.broadcast(state)}
         memories, outcomes = progress.memories, list[Outcome]()
         reason, train = plan.abort, _NONE
         if not reason:
-            aggregate, done, changed = self.executor.run(plan.tasks, broadcasts, memories)
-            outcomes = list(done)
+            aggregate, outcomes, changed = self._execute(plan.tasks, broadcasts, memories)
             reason = self._why_not(plan, aggregate, outcomes)
             if not reason:
-                state = algorithm.server(state, aggregate)
+                with timed(self.watch, "server"):
+                    state = algorithm.server(state, aggregate)
                 memories = {**memories, **changed} if changed else memories
                 pace = replace(pace, repeat=0)
                 train = aggregate.metrics
@@ -212,15 +221,33 @@ class Loop:
             broadcasts={v: b for v, b in broadcasts.items() if v in flying},
             aborted=progress.aborted + 1 if reason else 0,
         )
-        shown = self._evaluate(progress)
+        with timed(self.watch, "evaluation"):
+            shown = self._evaluate(progress)
         if not reason:  # an aborted round left the model as it was: no news for the watched metric
             progress = self._watch(progress, shown)
         seconds = time.perf_counter() - began
         progress = replace(progress, seconds=progress.seconds + seconds)
-        record = _record(progress, plan, outcomes, reason, seconds)
-        record["train"] = _shown(train)
-        record.update(shown)
+        with timed(self.watch, "record"):
+            record = _record(progress, plan, outcomes, reason, seconds)
+            record["train"] = _shown(train)
+            record.update(shown)
         return progress, record
+
+    def _execute(
+        self,
+        tasks: Sequence[Task],
+        broadcasts: Mapping[int, Broadcast],
+        memories: Mapping[ClientId, Memory],
+    ) -> tuple[Aggregate, list[Outcome], Mapping[ClientId, Memory]]:
+        watch = self.watch
+        if watch is None:
+            aggregate, outcomes, changed = self.executor.run(tasks, broadcasts, memories)
+            return aggregate, list(outcomes), changed
+        before = watch.seconds("training")
+        with watch.phase("training"):
+            aggregate, outcomes, changed = self.executor.run(tasks, broadcasts, memories)
+        watch.executed(self.executor, outcomes, before)
+        return aggregate, list(outcomes), changed
 
     def _why_not(self, plan: Plan, aggregate: Aggregate, outcomes: Sequence[Outcome]) -> str:
         """Why the round cannot commit; empty when it can."""

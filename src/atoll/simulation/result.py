@@ -17,6 +17,7 @@ from atoll.job.build import Job
 from atoll.report.folder import RunFolder, write_model
 from atoll.report.html import write_report
 from atoll.runtime.checkpoint import Progress, model_hash
+from atoll.runtime.profile import Profile
 
 __all__ = ["Run", "write_results"]
 
@@ -32,6 +33,7 @@ class Run:
         rounds: one record per round (see the reference of ``metrics.jsonl``).
         manifest: what ran on what, and how it ended.
         folder: where it was written; None when it was not.
+        profile: where the time went; None unless it was asked for.
     """
 
     job: Job
@@ -40,6 +42,7 @@ class Run:
     rounds: Sequence[Mapping[str, Any]]
     manifest: Mapping[str, Any]
     folder: Path | None = None
+    profile: Profile | None = None
 
     @property
     def status(self) -> str:

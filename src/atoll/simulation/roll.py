@@ -14,7 +14,7 @@ from atoll.core.contracts import Examples
 from atoll.core.errors import Fault
 from atoll.core.values import ClientId
 from atoll.data.card import fingerprint
-from atoll.data.population import MOST_LISTED, LazyClients, ids_of, rows_of
+from atoll.data.population import MOST_LISTED, LazyClients, ids_of, known_rows, rows_of
 
 __all__ = ["clients_roll", "data_prints", "evaluation_faults", "population_entry"]
 
@@ -59,8 +59,8 @@ def clients_roll(clients: Clients, prints: Mapping[str, str], rounds: Records) -
         named = list(dict.fromkeys(c for record in rounds for c in record["invited"]))[:MOST_LISTED]
 
     def count(client: ClientId) -> int | None:
-        unknown = isinstance(clients, LazyClients) and clients.rows is None
-        return rows.get(client) if unknown else rows_of(clients, client)
+        known = known_rows(clients, client)
+        return rows.get(client) if known is None else known
 
     found = {c: {"rows": count(c), "fingerprint": ""} for c in named}
     if lazy and len(rows) <= _MOST_PRINTS:

@@ -30,6 +30,7 @@ from atoll.report.folder import RunFolder
 from atoll.runtime.client import Parts
 from atoll.runtime.loop import Evaluation, Loop
 from atoll.runtime.processes import ProcessExecutor
+from atoll.runtime.profile import Stopwatch, timed
 from atoll.runtime.serial import SerialExecutor
 from atoll.simulation.result import Run
 from atoll.simulation.roll import evaluation_faults
@@ -55,6 +56,7 @@ def simulate(
     resume: bool = False,
     overwrite: bool = False,
     observers: Sequence[RoundObserver] = (),
+    profile: bool | Stopwatch = False,
 ) -> Run:
     """Run ``job`` on this machine.
 
@@ -72,6 +74,8 @@ def simulate(
         resume: continue from the newest checkpoint in ``out``, to the same bits.
         overwrite: replace an earlier run in ``out``.
         observers: called with each round's record.
+        profile: tell where the time went, in ``run.profile`` and the folder's ``profile.json``; a
+            stopwatch that already runs includes what came before.
 
     Raises:
         AtollError: see :mod:`atoll.core.errors`; all faults that can be found before training are
@@ -83,25 +87,18 @@ def simulate(
         job = replace(job, seed=seed, definition=changed)
     if isinstance(executor, str):
         job = replace(job, executor=(executor, *job.executor[1:]))
-    islands = _islands(job, clients, held_out, central)
-    trainer = _trainer(job, islands)
-    parts = Parts(
-        algorithm=job.algorithm,
-        trainer=trainer,
-        clients=islands.train,
-        seed=Seed(job.seed),
-        local=job.local,
-        weighting=job.weighting,
-        held_out=islands.held_out if job.federated or job.compare else {},
-    )
-    _check(job, parts)
+    watch = profile if isinstance(profile, Stopwatch) else Stopwatch() if profile else None
+    with timed(watch, "data"):
+        islands = _islands(job, clients, held_out, central)
+    with timed(watch, "model"):
+        parts = _parts(job, islands)
     with _locked(out):
         folder = None if out is None else _folder(Path(out), resume, overwrite)
         session = Session(job, parts, islands, folder, began)
         progress = session.resumed() if resume else None
         with (
             _stop_on_signal(folder is not None) as interrupted,
-            _executor(job, parts, executor, workers) as where,
+            _executor(job, parts, executor, workers, watch) as where,
         ):
             loop = Loop(
                 parts,
@@ -115,13 +112,23 @@ def simulate(
                 observers=(session.record, *observers),
                 save=session.save,
                 interrupted=interrupted,
+                watch=watch,
             )
             try:
                 finished = loop.run(progress)
             except AtollError as error:
                 session.failed(error)
                 raise
-        return session.finish(finished)
+        with timed(watch, "finish"):
+            run = session.finish(finished)
+        return run if watch is None else _profiled(run, watch, folder)
+
+
+def _profiled(run: Run, watch: Stopwatch, folder: RunFolder | None) -> Run:
+    found = watch.profile()
+    if folder is not None:
+        folder.write_profile(found.to_plain())
+    return replace(run, profile=found)
 
 
 @contextlib.contextmanager
@@ -167,7 +174,13 @@ def _folder(path: Path, resume: bool, overwrite: bool) -> RunFolder:
             )
         for old in (folder.checkpoint, path / "tensorboard"):
             shutil.rmtree(old, ignore_errors=True)
-        for file in (folder.manifest, folder.metrics, folder.report, *path.glob("*.safetensors")):
+        for file in (
+            folder.manifest,
+            folder.metrics,
+            folder.report,
+            folder.profile,
+            *path.glob("*.safetensors"),
+        ):
             file.unlink(missing_ok=True)
     return folder
 
@@ -193,11 +206,25 @@ def _trainer(job: Job, islands: Islands) -> Trainer:
     return job.trainer(islands)
 
 
-def _check(job: Job, parts: Parts) -> None:
-    """All faults between the job and its federation, at once, before anything is written."""
+def _parts(job: Job, islands: Islands) -> Parts:
+    """What is fixed for the run; all its faults at once, before anything is written.
+
+    Raises:
+        JobConflict: the job cannot run on this federation.
+    """
+    parts = Parts(
+        algorithm=job.algorithm,
+        trainer=_trainer(job, islands),
+        clients=islands.train,
+        seed=Seed(job.seed),
+        local=job.local,
+        weighting=job.weighting,
+        held_out=islands.held_out if job.federated or job.compare else {},
+    )
     faults = job.faults(parts.trainer, parts.clients, parts.held_out)
     faults += evaluation_faults(parts.clients, parts.held_out, job.federated, job.compare)
     raise_faults(JobConflict, "this job cannot run on this federation", faults)
+    return parts
 
 
 @contextlib.contextmanager
@@ -206,24 +233,31 @@ def _executor(
     parts: Parts,
     executor: str | Callable[[Parts], Executor] | None,
     workers: int | None,
+    watch: Stopwatch | None,
 ) -> Iterator[Executor]:
-    name, count, method = job.executor
-    chosen = executor or name
-    if callable(chosen):
-        made = chosen(parts)
-    elif chosen == "serial":
-        made = SerialExecutor(parts)
-    elif chosen == "processes":
-        like = parts.algorithm.broadcast(Loop(parts, SerialExecutor(parts)).start().state)
-        made = ProcessExecutor(
-            parts, like, workers=count if workers is None else workers, method=method
-        )
-    else:
-        raise JobError(f"unknown executor {chosen!r}", remedy=suggest(chosen, EXECUTORS))
+    with timed(watch, "start"):
+        made = _started(job, parts, executor or job.executor[0], workers)
     try:
         yield made
     finally:
-        made.close()
+        with timed(watch, "stop"):
+            made.close()
+
+
+def _started(
+    job: Job, parts: Parts, chosen: str | Callable[[Parts], Executor], workers: int | None
+) -> Executor:
+    _, count, method = job.executor
+    if callable(chosen):
+        return chosen(parts)
+    if chosen == "serial":
+        return SerialExecutor(parts)
+    if chosen == "processes":
+        like = parts.algorithm.broadcast(Loop(parts, SerialExecutor(parts)).start().state)
+        return ProcessExecutor(
+            parts, like, workers=count if workers is None else workers, method=method
+        )
+    raise JobError(f"unknown executor {chosen!r}", remedy=suggest(chosen, EXECUTORS))
 
 
 @contextlib.contextmanager
