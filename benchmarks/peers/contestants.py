@@ -92,7 +92,7 @@ PEERS = (
         {"W1": (1, 2), "W2": (1, 2), "W3": (2,), "W4": (1, 2)},
         methods=("fedavg", "fedprox", "fedadam"),
     ),
-    Peer("nvflare", {"W4": (5,)}, rounds={"W4": 6}),
+    Peer("nvflare", {"W3": (2,), "W4": (5,)}, rounds={"W4": 6}),
 )
 """The peers. pfl deals clients to workers evenly, so W4 with its five has one; its SCAFFOLD keeps clients'
 states in one process. NVFlare starts a process a client: W1 and W2 would need a thousand."""

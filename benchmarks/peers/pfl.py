@@ -34,7 +34,7 @@ class _ServerAdam(torch.optim.Optimizer):
     """The adaptive step of Reddi et al. with Flower's bias correction, as pfl's central optimiser."""
 
     def __init__(self, parameters: Any, o: Any) -> None:
-        super().__init__(parameters, dict(o))
+        super().__init__(parameters, {**o, "lr": o["server_lr"]})  # pfl reports the rate
         self.moments = [
             (p, torch.zeros_like(p), torch.zeros_like(p))
             for group in self.param_groups

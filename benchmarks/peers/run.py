@@ -7,7 +7,8 @@ Every run is a tree of processes of its own, each with one linear-algebra thread
 (A B C A B C); figures are medians, ratios medians of the ratios within one turn. All start from the same
 weights and get the same cohorts and batch orders, so final losses must be equal to three digits: one that
 differs, or a run that fails, makes the exit code 1. Memory is read in a turn of its own, as reading it costs
-time. Raw results go to ``.bench/peers.jsonl``. ``--quick`` makes one short turn for a look and leaves the page alone.
+time. Raw results go to ``.bench/peers.jsonl``. ``--quick`` makes one short turn for a look and leaves the page
+alone.
 """
 
 from __future__ import annotations
@@ -77,11 +78,18 @@ def launch(who: Contestant, workload: str, rounds: int, watched: bool) -> Result
         told = [x for x in text.splitlines() if x.startswith("RESULT ")]
         if not told:
             print(text[-3000:], file=sys.stderr)
-            return {"failed": (text.strip().splitlines() or ["no output"])[-1][:200]}
+            return {"failed": _why(text)}
         found = json.loads(told[-1].removeprefix("RESULT "))
         result = found if ours else score(workload, found, out, asked)
     kept = {k: result[k] for k in ("round", "first", "loss", "accuracy")}
     return kept | ({"memory": peak.most} if watched else {})
+
+
+def _why(text: str) -> str:
+    """The line of a failed run's output that says most, fit for a table."""
+    said = [x.strip() for x in text.splitlines() if x.strip()]
+    errors = [x for x in said if "Error: " in x and "ChildFailed" not in x]
+    return (errors or said or ["no output"])[-1][:200].replace("|", "/")
 
 
 def _note(result: Result, workload: str, method: str) -> None:
@@ -161,7 +169,8 @@ def main() -> int:
     others, began = Background(), time.perf_counter()
     tables: dict[tuple[str, str], list[table.Row]] = {}
     for workload in given.workloads:
-        rounds = FEW[workload] if given.quick else WORKLOADS[workload].rounds
+        # At least two, as the first holds what a system builds on first use.
+        rounds = FEW[workload] if given.quick else max(2, WORKLOADS[workload].rounds)
         turns = given.repeats or (1 if given.quick else WORKLOADS[workload].turns)
         export(workload, rounds)
         for method in given.methods or (list(METHODS) if workload == "W1" else ["fedavg"]):
