@@ -68,6 +68,7 @@ bench: $(SETUP) ## measure speed and memory, write docs/performance.md (BENCH_AR
 	$(PY) -m benchmarks.run $(BENCH_ARGS)
 
 bench-peers: $(SETUP) ## measure Flower, pfl, BlazeFL, FedJAX, NVFlare beside us (long; BENCH_ARGS=--quick for a look)
+	$(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("matplotlib") is None)' || $(PY) -m pip install -q matplotlib
 	TORCH='$(TORCH)' $(PY) -m benchmarks.peers.run $(BENCH_ARGS)
 
 targets: $(SETUP) ## re-run the published results we compare with, write docs/results.md (long)

@@ -56,7 +56,7 @@ def draw(tables: Mapping[str, Sequence[Row]], path: Path) -> None:
         names = [f"{r.name}, {r.workers}" for r in ordered]
         for place, row in enumerate(ordered):
             colour = _colour(row)
-            axis.plot([least / 2, row.round], [place, place], color=FAINT, lw=1, zorder=1)
+            axis.axhline(place, color=FAINT, lw=0.8, zorder=1)
             axis.plot(row.round, place, "o", color=colour, ms=5, zorder=2)
             label = milliseconds(row.round)
             axis.annotate(
@@ -72,7 +72,10 @@ def draw(tables: Mapping[str, Sequence[Row]], path: Path) -> None:
             axis.spines[side].set_visible(False)
         axis.spines["left"].set_color(FAINT)
         axis.set_title(
-            f"{workload}: time of a round (log axis)", loc="left", fontsize=9, weight="bold"
+            f"{workload}: time of a round, logarithmic; after a name, the workers",
+            loc="left",
+            fontsize=9,
+            weight="bold",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None}, facecolor="white")

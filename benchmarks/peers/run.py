@@ -193,8 +193,8 @@ def main() -> int:
         "\n".join(["", *table.summary(tables), "", *foot, f"({time.perf_counter() - began:.0f} s)"])
     )
     if not (given.quick or given.no_page):
-        write("peers", _page(tables, foot))
         figure.draw({w: made for (w, m), made in tables.items() if m == "fedavg"}, FIGURE)
+        write("peers", _page(tables, foot))
     return 1 if wrong else 0
 
 
