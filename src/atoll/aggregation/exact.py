@@ -93,7 +93,9 @@ class ExactSum:
                 f"vector of shape {vector.shape} and dtype {vector.dtype} "
                 f"where ({size},) {self.dtype} is expected"
             )
-        top = max(float(vector.max()), -float(vector.min())) if size else 0.0
+        # Ufuncs called directly: for a small model the calls are the cost.
+        high, low = np.maximum.reduce(vector, initial=0.0), np.minimum.reduce(vector, initial=0.0)
+        top = max(float(high), -float(low))
         if not math.isfinite(top):
             bad = int(np.count_nonzero(~np.isfinite(vector)))
             raise UpdateRefused(f"{bad} of {size} values are not finite")
@@ -233,7 +235,7 @@ class Fold:
         """
         weight = _factor("weight", update.weight)
         factor = _factor("scaled weight", _factor("scale", scale) * weight)
-        shapes = {name: np.shape(v) for name, v in update.vectors.items()}
+        shapes = {name: v.shape for name, v in update.vectors.items()}
         self._agree(shapes)
         metrics = self._merged(update.metrics)
         ready = []
@@ -258,6 +260,19 @@ class Fold:
         self._count += 1
         self._examples += int(update.examples)
         self._metrics = metrics
+
+    def add_sum(self, group: Aggregate) -> None:
+        """Fold what a group of updates adds up to, formed elsewhere in an order of its own.
+
+        Raises:
+            UpdateRefused: see :meth:`add`; nothing of the group has then been added.
+        """
+        held = self._weight, self._scaled, self._count, self._examples
+        self.add(Update(group.sums, 1.0, group.examples, group.metrics))
+        weight, scaled, count, _ = held
+        self._weight = weight + _whole(_factor("weight", group.weight))
+        self._scaled = scaled + _whole(_factor("scaled weight", group.scaled_weight))
+        self._count = count + group.count
 
     def merge(self, other: Fold) -> None:
         """Fold in everything another fold holds; ``other`` stays as it is.

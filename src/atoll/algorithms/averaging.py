@@ -7,17 +7,27 @@ here moves it by the plain mean change, whatever it does to the rest.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from atoll.core.contracts import Work
+from atoll.core.contracts import CohortTrainer, Lane, Work
+from atoll.core.errors import JobConflict
 from atoll.core.layout import Array
 from atoll.core.local import Fit, LocalRule
-from atoll.core.metrics import Mean
-from atoll.core.values import Broadcast, Memory, State, Update, moved
+from atoll.core.metrics import Mean, merge_all
+from atoll.core.values import Aggregate, Broadcast, Memory, State, Update, moved
 
-__all__ = ["Training", "average_client", "spread", "stepped", "tell", "train"]
+__all__ = [
+    "Training",
+    "average_client",
+    "average_cohort",
+    "spread",
+    "stepped",
+    "tell",
+    "train",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +80,43 @@ def average_client(
     """FedAvg's client half, which many methods keep: train and send ``delta``."""
     done = train(broadcast, memory, work, rule)
     return done.update(work, delta=done.delta), done.memory()
+
+
+def average_cohort(
+    broadcast: Broadcast, works: Sequence[tuple[Work, float]], rule: LocalRule | None = None
+) -> Aggregate:
+    """What :func:`average_client` gives for each of ``works``, summed, without any single model.
+
+    Args:
+        broadcast: what all start from; the whole model is shared.
+        works: each client's work and its staleness factor s_i.
+        rule: the local rule, the same for all.
+
+    Raises:
+        AtollError: the trainer cannot take this group in one go.
+    """
+    first = works[0][0]
+    trainer = first.trainer
+    if not isinstance(trainer, CohortTrainer):
+        raise JobConflict("this trainer takes one client at a time")
+    lanes = [
+        Lane(work.data, work.local, rule or LocalRule(), work.seed / "fit", scale * work.weight)
+        for work, scale in works
+    ]
+    done = trainer.fit_together(broadcast.parameters, lanes, round=first.round)
+    metrics = [
+        {"train_loss": Mean.of(loss, work.examples)}
+        for (work, _), loss, steps in zip(works, done.losses, done.steps, strict=True)
+        if steps
+    ]
+    return Aggregate(
+        sums={"delta": done.change},
+        weight=sum(work.weight for work, _ in works),
+        scaled_weight=sum(scale * work.weight for work, scale in works),
+        count=len(works),
+        examples=sum(work.examples for work, _ in works),
+        metrics=merge_all(metrics),
+    )
 
 
 def stepped(state: State, mean: Array, step: Array) -> Array:

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atoll.algorithms.adaptive import adaptive_step, start
-from atoll.algorithms.averaging import average_client, tell
+from atoll.algorithms.averaging import average_client, average_cohort, tell
 from atoll.algorithms.options import check
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
@@ -82,6 +82,10 @@ class FedAdagrad:
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
         """Train and send the change."""
         return average_client(broadcast, memory, work)
+
+    def cohort(self, broadcast: Broadcast, works: Sequence[tuple[Work, float]]) -> Aggregate:
+        """The sum of :meth:`client` over a group."""
+        return average_cohort(broadcast, works)
 
     def server(self, state: State, aggregate: Aggregate) -> State:
         """Algorithm 2, the lines of FedAdagrad."""

@@ -31,7 +31,7 @@ from atoll.algorithms.adaptive import (
     correction_faults,
     start,
 )
-from atoll.algorithms.averaging import average_client, tell
+from atoll.algorithms.averaging import average_client, average_cohort, tell
 from atoll.algorithms.options import check
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
@@ -95,6 +95,10 @@ class FedAdam:
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
         """Train and send the change."""
         return average_client(broadcast, memory, work)
+
+    def cohort(self, broadcast: Broadcast, works: Sequence[tuple[Work, float]]) -> Aggregate:
+        """The sum of :meth:`client` over a group."""
+        return average_cohort(broadcast, works)
 
     def server(self, state: State, aggregate: Aggregate) -> State:
         """Algorithm 2, the lines of FedAdam."""

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from atoll.algorithms.averaging import average_client, stepped, tell
+from atoll.algorithms.averaging import average_client, average_cohort, stepped, tell
 from atoll.algorithms.options import check
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
@@ -68,6 +68,10 @@ class FedAvg:
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
         """ClientUpdate(k, w) of Algorithm 1, sending the change instead of the model."""
         return average_client(broadcast, memory, work)
+
+    def cohort(self, broadcast: Broadcast, works: Sequence[tuple[Work, float]]) -> Aggregate:
+        """The sum of :meth:`client` over a group."""
+        return average_cohort(broadcast, works)
 
     def server(self, state: State, aggregate: Aggregate) -> State:
         """theta_g <- theta_g + alpha * mean of (theta_i - theta_g)."""

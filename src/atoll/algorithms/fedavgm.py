@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atoll.algorithms.averaging import average_client, spread, stepped, tell
+from atoll.algorithms.averaging import average_client, average_cohort, spread, stepped, tell
 from atoll.algorithms.options import check
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
@@ -71,6 +71,10 @@ class FedAvgM:
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
         """Train and send the change."""
         return average_client(broadcast, memory, work)
+
+    def cohort(self, broadcast: Broadcast, works: Sequence[tuple[Work, float]]) -> Aggregate:
+        """The sum of :meth:`client` over a group."""
+        return average_cohort(broadcast, works)
 
     def server(self, state: State, aggregate: Aggregate) -> State:
         """V <- beta v + Delta w; w <- w - gamma v, or w - gamma (Delta w + beta v) for Nesterov."""

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from atoll.algorithms.averaging import average_client, stepped, tell
+from atoll.algorithms.averaging import average_client, average_cohort, stepped, tell
 from atoll.algorithms.options import check
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
@@ -71,6 +71,10 @@ class FedBuff:
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
         """FL-client: train from the version at hand, send the change."""
         return average_client(broadcast, memory, work)
+
+    def cohort(self, broadcast: Broadcast, works: Sequence[tuple[Work, float]]) -> Aggregate:
+        """The sum of :meth:`client` over a group."""
+        return average_cohort(broadcast, works)
 
     def server(self, state: State, aggregate: Aggregate) -> State:
         """W <- w - eta_g (sum of the buffer) / K."""

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from atoll.algorithms.averaging import average_client, stepped, tell
+from atoll.algorithms.averaging import average_client, average_cohort, stepped, tell
 from atoll.algorithms.options import check
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
@@ -68,6 +68,11 @@ class FedProx:
         """Algorithm 2, line 4: w_k ~ argmin h_k(w; w^t)."""
         rule = LocalRule(mu=self.mu, anchor=broadcast.parameters)
         return average_client(broadcast, memory, work, rule)
+
+    def cohort(self, broadcast: Broadcast, works: Sequence[tuple[Work, float]]) -> Aggregate:
+        """The sum of :meth:`client` over a group."""
+        rule = LocalRule(mu=self.mu, anchor=broadcast.parameters)
+        return average_cohort(broadcast, works, rule)
 
     def server(self, state: State, aggregate: Aggregate) -> State:
         """theta_g <- theta_g + alpha * mean of (theta_i - theta_g)."""

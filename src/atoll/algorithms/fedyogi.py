@@ -34,7 +34,7 @@ from atoll.algorithms.adaptive import (
     correction_faults,
     start,
 )
-from atoll.algorithms.averaging import average_client, tell
+from atoll.algorithms.averaging import average_client, average_cohort, tell
 from atoll.algorithms.options import check
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
@@ -98,6 +98,10 @@ class FedYogi:
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
         """Train and send the change."""
         return average_client(broadcast, memory, work)
+
+    def cohort(self, broadcast: Broadcast, works: Sequence[tuple[Work, float]]) -> Aggregate:
+        """The sum of :meth:`client` over a group."""
+        return average_cohort(broadcast, works)
 
     def server(self, state: State, aggregate: Aggregate) -> State:
         """Algorithm 2, the lines of FedYogi."""

@@ -20,14 +20,20 @@ from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, State, Upd
 
 __all__ = [
     "Algorithm",
+    "CohortAlgorithm",
+    "CohortTrainer",
     "Examples",
     "Executor",
     "Federation",
+    "Lane",
+    "LaneTrainer",
     "Outcome",
     "Task",
+    "Together",
     "Trainer",
     "Weighting",
     "Work",
+    "halves_agree",
 ]
 
 
@@ -92,6 +98,76 @@ class Trainer(Protocol):
 
     def evaluate(self, parameters: Array, data: Any) -> Metrics:
         """Metrics of the model on ``data``; ``loss`` always among them."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Lane:
+    """One client's part where many are trained at once; the arguments of :meth:`Trainer.fit`.
+
+    Args:
+        data: this client's rows.
+        work: its local work.
+        rule: its local rule.
+        seed: the stream of this fit.
+        weight: s_i w_i, what its change counts in a sum.
+    """
+
+    data: Sized
+    work: LocalWork
+    rule: LocalRule
+    seed: Seed
+    weight: float
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """What training a group of clients gives when no single model is wanted.
+
+    Args:
+        change: ``sum_i weight_i (theta_i - theta_g)``, ``(layout.size,)``.
+        steps: steps taken by each client.
+        losses: mean training loss of each client.
+    """
+
+    change: Array
+    steps: Sequence[int]
+    losses: Sequence[float]
+
+
+@runtime_checkable
+class CohortTrainer(Protocol):
+    """A trainer that can sum many clients' changes without forming their models.
+
+    How many it takes at once may depend on shapes only: never on time or on the number of workers.
+    """
+
+    def together(self, work: LocalWork, rows: int) -> int:
+        """How many clients of up to ``rows`` rows to train in one go; 1 where that does not pay."""
+        ...
+
+    def fit_together(self, parameters: Array, lanes: Sequence[Lane], *, round: int) -> Together:
+        """Train every lane from ``parameters`` and add up their changes.
+
+        Raises:
+            AtollError: this group cannot be trained so; its clients are then taken one by one.
+        """
+        ...
+
+
+@runtime_checkable
+class LaneTrainer(Protocol):
+    """A trainer that fits several clients side by side, each from its own parameters."""
+
+    @property
+    def lanes(self) -> int:
+        """How many clients it takes at once; 1 for one after the other."""
+        ...
+
+    def fit_lanes(
+        self, parameters: Sequence[Array], lanes: Sequence[Lane], *, round: int
+    ) -> Sequence[Fit]:
+        """:meth:`Trainer.fit` for every lane, in their order."""
         ...
 
 
@@ -225,6 +301,32 @@ class Algorithm(Protocol):
     def staleness(self, tau: int) -> float:
         """s(tau): factor on an update that started ``tau`` versions ago; 1 at 0."""
         ...
+
+
+@runtime_checkable
+class CohortAlgorithm(Protocol):
+    """An algorithm whose client half can be run for a whole group when only the sum is wanted.
+
+    Executors ask :func:`halves_agree` first: a subclass that changes ``client`` alone is taken one
+    client at a time.
+    """
+
+    def cohort(self, broadcast: Broadcast, works: Sequence[tuple[Work, float]]) -> Aggregate:
+        """What the updates of ``works``, (work, s_i), add up to.
+
+        Raises:
+            AtollError: this group cannot be trained in one go.
+        """
+        ...
+
+
+def halves_agree(algorithm: Any) -> bool:
+    """Whether ``client`` and ``cohort`` come from the same class, and so mean the same."""
+    owners = [
+        next((k for k in type(algorithm).__mro__ if name in vars(k)), None)
+        for name in ("client", "cohort")
+    ]
+    return owners[0] is not None and owners[0] is owners[1]
 
 
 @dataclass(frozen=True)

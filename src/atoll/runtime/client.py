@@ -18,7 +18,10 @@ from atoll.core.metrics import Metrics
 from atoll.core.seeds import Seed
 from atoll.core.values import Broadcast, ClientId, Memory
 
-__all__ = ["Parts", "evaluate_client", "fold_task"]
+__all__ = ["Done", "Parts", "evaluate_client", "fold_task"]
+
+Done = tuple[Outcome, Memory | None]
+"""What became of a task, and the client's new memory (None when there is nothing to keep)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +73,15 @@ def _share(local: LocalWork, fraction: float) -> LocalWork:
 
 
 def fold_task(
-    parts: Parts, task: Task, broadcast: Broadcast, memory: Memory, fold: Fold
-) -> tuple[Outcome, Memory | None]:
-    """Run ``task`` and fold its update; a failure is this client's outcome, never the round's end.
-
-    Returns:
-        The outcome, and the client's new memory (None when there is nothing to keep).
-    """
+    parts: Parts,
+    task: Task,
+    broadcast: Broadcast,
+    memory: Memory,
+    fold: Fold,
+    *,
+    trainer: Trainer | None = None,
+) -> Done:
+    """Run ``task`` and fold its update; a failure is this client's outcome, never the round's end."""
     start = time.perf_counter()
 
     def ended(status: str, reason: str = "", examples: int = 0) -> Outcome:
@@ -85,6 +90,8 @@ def fold_task(
 
     try:
         work = parts.work(task)
+        if trainer is not None:
+            work = replace(work, trainer=trainer)
         update, kept = parts.algorithm.client(broadcast, memory, work)
         for name, value in kept.items():
             if not np.isfinite(value).all():

@@ -25,7 +25,8 @@ from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import AtollError, ClientError, JobError
 from atoll.core.metrics import Metrics
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
-from atoll.runtime.client import Parts, evaluate_client, fold_task
+from atoll.runtime.client import Done, Parts, evaluate_client
+from atoll.runtime.groups import fold_group, groups
 from atoll.runtime.shared import Board, Tray, share_clients
 
 __all__ = ["ProcessExecutor"]
@@ -38,7 +39,8 @@ _GRACE = 5.0
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-Item = tuple[Task, int, Memory]
+Item = tuple[tuple[Task, ...], int, Mapping[ClientId, Memory]]
+"""A group of tasks that are run in one go, the slot of its version, and its clients' memories."""
 
 
 class ProcessExecutor:
@@ -126,9 +128,12 @@ class ProcessExecutor:
             for version, slot in slots.items():
                 self._board.pin(slot, broadcasts[version])
             items: list[Item] = [
-                (task, slots[task.version], memories.get(task.client, {}))
-                for task in sorted(tasks, key=self._parts.cost, reverse=True)
-                if task.version in slots
+                (
+                    group,
+                    slots[group[0].version],
+                    {t.client: memories[t.client] for t in group if t.client in memories},
+                )
+                for group in groups(self._parts, [t for t in tasks if t.version in slots])
             ]
             for done, kept in self._deal("tasks", items, len(tasks)):
                 outcomes[done.client] = done
@@ -219,7 +224,7 @@ class ProcessExecutor:
 
 def _name(item: Any) -> str:
     first = item[0]
-    return first.client if isinstance(first, Task) else str(first)
+    return str(first) if isinstance(first, str) else ", ".join(t.client for t in first)
 
 
 @contextmanager
@@ -243,14 +248,15 @@ def _work(connection: Connection, parts: Parts, board: Board, tray: Tray) -> Non
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the parent ends the round
     fold: Fold | None = None
 
-    def tasks(given: tuple[int, Sequence[Item]]) -> list[tuple[Outcome, Memory | None]]:
+    def tasks(given: tuple[int, Sequence[Item]]) -> list[Done]:
         nonlocal fold
         total, items = given
         fold = fold or Fold(total)
-        return [
-            fold_task(parts, task, board.read(slot, task.version), memory, fold)
-            for task, slot, memory in items
-        ]
+        done = list[Done]()
+        for group, slot, memories in items:
+            broadcast = board.read(slot, group[0].version)
+            done += fold_group(parts, group, broadcast, memories, fold)
+        return done
 
     def score(client: ClientId, memory: Memory) -> Metrics | AtollError:
         try:

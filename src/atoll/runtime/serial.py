@@ -10,7 +10,8 @@ from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Outcome, Task
 from atoll.core.metrics import Metrics
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
-from atoll.runtime.client import Parts, evaluate_client, fold_task
+from atoll.runtime.client import Parts, evaluate_client
+from atoll.runtime.groups import fold_group, groups
 
 __all__ = ["SerialExecutor"]
 
@@ -37,16 +38,16 @@ class SerialExecutor:
     ) -> tuple[Aggregate, Sequence[Outcome], Mapping[ClientId, Memory]]:
         """See :class:`~atoll.core.contracts.Executor`."""
         fold = Fold(len(tasks))
-        outcomes: list[Outcome] = []
+        outcomes: dict[ClientId, Outcome] = {}
         changed: dict[ClientId, Memory] = {}
         with self._threads.limit(limits=1):
-            for task in tasks:
-                memory = memories.get(task.client, {})
-                outcome, kept = fold_task(self._parts, task, broadcasts[task.version], memory, fold)
-                outcomes.append(outcome)
-                if kept is not None:
-                    changed[task.client] = kept
-        return fold.aggregate(), outcomes, changed
+            for group in groups(self._parts, tasks):
+                broadcast = broadcasts[group[0].version]
+                for outcome, kept in fold_group(self._parts, group, broadcast, memories, fold):
+                    outcomes[outcome.client] = outcome
+                    if kept is not None:
+                        changed[outcome.client] = kept
+        return fold.aggregate(), [outcomes[task.client] for task in tasks], changed
 
     def evaluate(
         self,

@@ -1,0 +1,503 @@
+"""One training step, written down once and replayed without autograd.
+
+A module and its loss are run once on a real batch while every operation below autograd is written
+down, forward and backward alike. What replays is that list, rewritten:
+
+* results lie in buffers that are planned once and shared by values that never live together;
+* views are taken once, dead operations and gradients of the data are left out;
+* the weight gradient of a dense layer is never stored: ``W += -lr * dZ^T X`` is one product
+  (``addmm_``), where nothing else reads the gradient;
+* other optimisers get the gradient written straight into the flat gradient buffer.
+
+What cannot be written down (control flow on values, operations of data-dependent shape, state that a
+module keeps outside its buffers) is noticed by recording twice on different data and by checking the
+first replay against autograd; the caller then takes the general path, and :class:`Untraceable` says
+why.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from atoll.models.torch_kernels import CONSTANTS, IDENTITIES, into_buffers
+
+__all__ = ["Program", "Tape", "Untraceable", "record"]
+
+_aten = torch.ops.aten
+
+Run = Callable[[], object]
+"""One operation with everything bound."""
+
+
+class Untraceable(Exception):
+    """Why a step cannot be replayed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One recorded operation."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+
+    @property
+    def outs(self) -> list[Tensor]:
+        """Its results that are tensors."""
+        return list(_tensors(self.out))
+
+    @property
+    def ins(self) -> list[Tensor]:
+        """Its arguments that are tensors."""
+        return list(_tensors((self.args, self.kwargs)))
+
+
+@dataclass(eq=False)
+class Tape:
+    """A recorded step.
+
+    Args:
+        loss: the loss that came out.
+        gradients: for each parameter its gradient, None where the loss does not reach it.
+        calls: what ran, in order.
+    """
+
+    loss: Tensor
+    gradients: tuple[Tensor | None, ...]
+    calls: list[Call]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for v in value:
+            yield from _tensors(v)
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _tensors(v)
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.calls: list[Call] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tags = getattr(func, "tags", ())
+        if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
+            raise Untraceable(f"{func} depends on values")
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        call = Call(func, tuple(args), dict(kwargs), out)
+        for t in (*call.ins, *call.outs):
+            if t.device.type != "cpu" or t.layout != torch.strided:
+                raise Untraceable(f"{func} works on {t.device}, {t.layout}")
+        self.calls.append(call)
+        return out
+
+
+def record(step: Callable[[], Tensor], parameters: Sequence[Tensor], features: Tensor) -> Tape:
+    """Write down ``step`` and its gradient.
+
+    Args:
+        step: computes the scalar loss of the batch in ``features``.
+        parameters: what the gradient is taken of.
+        features: the batch; holds other values for a moment, to see whether the steps are the same.
+
+    Raises:
+        Untraceable: they are not, or a value leaves torch.
+    """
+    kept = features.clone()
+    features.copy_(kept.flip(0))
+    if features.is_floating_point():
+        features.mul_(0.5).add_(0.1)
+    one = _record(step, parameters)
+    features.copy_(kept)
+    two = _record(step, parameters)
+    if _signature(one) != _signature(two):
+        raise Untraceable("two batches of the same shape take different steps")
+    for a, b in zip(_leaves(one), _leaves(two), strict=True):
+        if a is not b and not torch.equal(a, b):
+            raise Untraceable("a value is made outside torch, or changes from step to step")
+    return two
+
+
+def _record(step: Callable[[], Tensor], parameters: Sequence[Tensor]) -> Tape:
+    with torch.enable_grad(), _Recorder() as recorder:
+        try:
+            loss = step()
+            gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+        except RuntimeError as error:
+            raise Untraceable(f"the gradient cannot be taken: {error}") from error
+    return Tape(loss.detach(), tuple(gradients), recorder.calls)
+
+
+def _signature(tape: Tape) -> list[str]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return (tuple(value.shape), value.stride(), value.dtype)
+        if isinstance(value, (list, tuple)):
+            return [plain(v) for v in value]
+        if isinstance(value, dict):
+            return {k: plain(v) for k, v in value.items()}
+        return value
+
+    return [repr((c.func, plain(c.args), plain(c.kwargs))) for c in tape.calls]
+
+
+def _leaves(tape: Tape) -> list[Tensor]:
+    """Tensors that no recorded call made, in order of first use."""
+    made: set[int] = set()
+    found: dict[int, Tensor] = {}
+    for call in tape.calls:
+        for t in call.ins:
+            if id(t) not in made:
+                found.setdefault(id(t), t)
+        made.update(id(t) for t in call.outs)
+    return list(found.values())
+
+
+@dataclass(eq=False)
+class _Later:
+    """An operation with arguments that are known only when it runs."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    cells: list[list[Tensor]]
+    single: bool
+
+    def __call__(self) -> None:
+        out = self.func(*_fill(self.args), **_fill(self.kwargs))
+        if self.single:
+            self.cells[0][0] = out
+        else:
+            for cell, value in zip(self.cells, _tensors(out), strict=True):
+                cell[0] = value
+
+
+@dataclass(eq=False)
+class _Cell:
+    """Stands for a value that is made anew in each step."""
+
+    held: list[Tensor] = field(default_factory=lambda: [torch.empty(0)])
+
+
+def _fill(value: Any) -> Any:
+    if isinstance(value, _Cell):
+        return value.held[0]
+    if isinstance(value, (list, tuple)):
+        return type(value)([_fill(v) for v in value])
+    if isinstance(value, dict):
+        return {k: _fill(v) for k, v in value.items()}
+    return value
+
+
+def _has_cell(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(map(_has_cell, value))
+    if isinstance(value, dict):
+        return any(map(_has_cell, value.values()))
+    return isinstance(value, _Cell)
+
+
+@dataclass(frozen=True, eq=False)
+class _Sink:
+    """How one parameter's gradient comes about: an outer product, a column sum, or a value."""
+
+    parameter: int
+    kind: str
+    operands: tuple[Tensor, ...]
+    calls: tuple[Call, ...] = ()
+
+
+class Program:
+    """A replayable step.
+
+    Args:
+        tape: what was recorded.
+        weights: for each parameter the buffer it lives in, in the order of the tape's gradients.
+        gradient: for each parameter where its gradient goes.
+        fused: whether :meth:`update` applies plain SGD itself; else :meth:`run` writes ``gradient``.
+        bound: recorded tensors that stand for others at replay (parameters for their data).
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        weights: Sequence[Tensor],
+        gradient: Sequence[Tensor],
+        *,
+        fused: bool,
+        bound: Sequence[tuple[Tensor, Tensor]],
+    ) -> None:
+        self._tape = tape
+        self._keys = {_key(t): t for c in tape.calls for t in c.outs}
+        self._maker = {id(t): c for c in tape.calls for t in c.outs if not _mutates(c)}
+        self._where: dict[int, Any] = {id(a): b for a, b in bound}
+        self._flat = {w.untyped_storage().data_ptr() for w in weights}
+        self.steps: list[Run] = []
+        self.updates: list[Callable[[float], object]] = []
+        sinks = [self._sink(i, g) for i, g in enumerate(tape.gradients) if g is not None]
+        live = self._live(sinks)
+        self._plan(live, sinks)
+        for call in live:
+            self._lower(call)
+        for sink in sinks:
+            self._drain(sink, weights[sink.parameter], gradient[sink.parameter], fused)
+        self.loss = self._at(tape.loss)
+        # The recorded tensors are no longer needed; buffers and views are held by the steps.
+        del self._tape, self._keys, self._maker, self._where, self._free
+
+    def run(self) -> None:
+        """Forward and backward."""
+        for step in self.steps:
+            step()
+
+    def update(self, scale: float) -> None:
+        """Add ``scale`` times the gradient to the weights."""
+        for update in self.updates:
+            update(scale)
+
+    def value(self) -> Tensor:
+        """The loss of the last run."""
+        return self.loss.held[0] if isinstance(self.loss, _Cell) else self.loss
+
+    def _made(self, t: Tensor) -> Call | None:
+        """The call that made ``t``; autograd may hand out another handle on the same memory."""
+        if id(t) not in self._maker:
+            t = self._keys.get(_key(t), t)
+        return self._maker.get(id(t))
+
+    def _sink(self, number: int, g: Tensor) -> _Sink:
+        uses = self._uses()
+        chain: list[Call] = []
+        turned, t = False, g
+        while (call := self._made(t)) is not None:
+            chain.append(call)
+            last = uses[_key(t)] <= (0 if len(chain) == 1 else 1)
+            if not last or any(_key(t) == _key(o) for o in self._others(number)):
+                break
+            if call.func is _aten.t.default:
+                turned, t = not turned, call.args[0]
+                continue
+            if call.func in IDENTITIES:
+                t = call.args[0]
+                continue
+            if call.func is _aten.mm.default and not self._reads_weights(call):
+                a, b = call.args
+                pair = (b, a) if turned else (a, b)
+                return _Sink(number, "outer_t" if turned else "outer", pair, tuple(chain))
+            if call.func is _aten.view.default and len(call.args[1]) == 1 and not turned:
+                t = call.args[0]
+                continue
+            if _columns(call) and not self._reads_weights(call):
+                return _Sink(number, "columns", (call.args[0],), tuple(chain))
+            break
+        return _Sink(number, "value", (g,))
+
+    def _others(self, number: int) -> list[Tensor]:
+        return [g for i, g in enumerate(self._tape.gradients) if i != number and g is not None]
+
+    def _reads_weights(self, call: Call) -> bool:
+        return any(t.untyped_storage().data_ptr() in self._flat for t in call.ins)
+
+    def _uses(self) -> dict[Any, int]:
+        uses: dict[Any, int] = defaultdict(int)
+        for call in self._tape.calls:
+            for t in call.ins:
+                uses[_key(t)] += 1
+        return uses
+
+    def _live(self, sinks: Sequence[_Sink]) -> list[Call]:
+        """Calls that something reads, without those that the sinks take over."""
+        taken = {id(c) for s in sinks for c in s.calls}
+        needed = {id(self._keys.get(_key(t), t)) for s in sinks for t in s.operands}
+        needed |= {id(t) for s in sinks for t in s.operands}
+        needed.add(id(self._keys.get(_key(self._tape.loss), self._tape.loss)))
+        live: list[Call] = []
+        for call in reversed(self._tape.calls):
+            wanted = any(id(t) in needed for t in call.outs) or _mutates(call)
+            if id(call) in taken or not wanted:
+                continue
+            live.append(call)
+            needed.update(id(t) for t in call.ins)
+        return live[::-1]
+
+    def _plan(self, live: Sequence[Call], sinks: Sequence[_Sink]) -> None:
+        """When each piece of memory is read last; what the sinks read stays to the end."""
+        self._last: dict[int, int] = {}
+        for i, call in enumerate(live):
+            for t in (*call.outs, *call.ins):
+                self._last[_memory(t)] = i
+        for t in (*(t for s in sinks for t in s.operands), self._tape.loss):
+            self._last[_memory(t)] = len(live)
+        self._mutated = {_memory(t) for c in live if _mutates(c) for t in c.ins}
+        self._free: dict[tuple[int, torch.dtype], list[Tensor]] = defaultdict(list)
+        self._held: dict[int, tuple[int, Tensor]] = {}
+        self._now = 0
+
+    def _at(self, t: Tensor) -> Any:
+        """What stands for a recorded tensor at replay."""
+        if id(t) in self._where:
+            return self._where[id(t)]
+        same = self._keys.get(_key(t))
+        return self._where.get(id(same), t.detach()) if same is not None else t.detach()
+
+    def _map(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self._at(value)
+        if isinstance(value, (list, tuple)):
+            return type(value)([self._map(v) for v in value])
+        if isinstance(value, dict):
+            return {k: self._map(v) for k, v in value.items()}
+        return value
+
+    def _lower(self, call: Call) -> None:
+        args, kwargs = self._map(call.args), self._map(call.kwargs)
+        outs, later = call.outs, _has_cell(args) or _has_cell(kwargs)
+        shares = {_memory(t) for t in call.ins} & {_memory(t) for t in outs}
+        if call.func in IDENTITIES:
+            self._where[id(call.out)] = args[0]
+        elif _mutates(call):
+            bare = _Bare(call.func, args, kwargs)
+            self.steps.append(bare if later else partial(call.func, *args, **kwargs))
+            for t in outs:
+                twin = next((i for i in call.ins if i is t), None)
+                if twin is None:
+                    raise Untraceable(f"{call.func} changes its arguments in a way not known here")
+        elif shares and not later:
+            self._keep(outs, call.func(*args, **kwargs))
+        elif (
+            call.func in CONSTANTS
+            and not shares
+            and not any(_memory(t) in self._mutated for t in outs)
+        ):
+            self._keep(outs, call.out.detach().clone())
+        elif not shares and (build := into_buffers(call.func)) is not None and not later:
+            buffers = [self._buffer(t) for t in outs]
+            self.steps.append(build(args, kwargs, buffers))
+            self._keep(outs, tuple(buffers))
+        elif not shares and build is not None:
+            buffers = [self._buffer(t) for t in outs]
+            self.steps.append(_Rebuilt(build, args, kwargs, buffers))
+            self._keep(outs, tuple(buffers))
+        else:
+            cells = [_Cell() for _ in outs]
+            single = isinstance(call.out, Tensor)
+            held = [c.held for c in cells]
+            self.steps.append(_Later(call.func, args, kwargs, held, single))
+            for t, cell in zip(outs, cells, strict=True):
+                self._where[id(t)] = cell
+        self._release()
+
+    def _keep(self, outs: Sequence[Tensor], made: Any) -> None:
+        for t, value in zip(outs, _tensors(made), strict=True):
+            self._where[id(t)] = value
+
+    def _buffer(self, like: Tensor) -> Tensor:
+        """Memory for a result: what no later call reads is used again."""
+        span = _span(like)
+        pool = self._free[span, like.dtype]
+        memory = pool.pop() if pool else torch.empty(span, dtype=like.dtype)
+        self._held[_memory(like)] = (self._last.get(_memory(like), self._now), memory)
+        return memory.as_strided(like.shape, like.stride())
+
+    def _release(self) -> None:
+        for key, (last, memory) in list(self._held.items()):
+            if last <= self._now:
+                self._free[len(memory), memory.dtype].append(memory)
+                del self._held[key]
+        self._now += 1
+
+    def _drain(self, sink: _Sink, weight: Tensor, slope: Tensor, fused: bool) -> None:
+        values = [self._at(t) for t in sink.operands]
+        if any(isinstance(v, _Cell) for v in values):
+            value = values[0] if sink.kind == "value" else None
+            if value is None:
+                raise Untraceable("a product of values that are made anew in each step")
+            if fused:
+                self.updates.append(lambda s: weight.add_(value.held[0], alpha=s))
+            else:
+                self.steps.append(lambda: slope.copy_(value.held[0]))
+            return
+        if sink.kind == "value":
+            (v,) = values
+            if fused:
+                self.updates.append(lambda s: weight.add_(v, alpha=s))
+            else:
+                self.steps.append(partial(slope.copy_, v))
+        elif sink.kind == "columns":
+            (v,) = values
+            if fused:
+                turned, ones = v.t(), torch.ones(len(v), dtype=v.dtype)
+                self.updates.append(lambda s: weight.addmv_(turned, ones, alpha=s))
+            else:
+                self.steps.append(partial(torch.sum, v, 0, out=slope))
+        else:
+            a, b = (v.t() for v in values) if sink.kind == "outer_t" else values
+            if fused:
+                self.updates.append(lambda s: weight.addmm_(a, b, alpha=s))
+            else:
+                self.steps.append(partial(torch.mm, a, b, out=slope))
+
+
+@dataclass(eq=False)
+class _Bare:
+    """An in-place operation on a value that is made anew in each step."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> None:
+        self.func(*_fill(self.args), **_fill(self.kwargs))
+
+
+@dataclass(eq=False)
+class _Rebuilt:
+    """An operation into buffers, on values that are made anew in each step."""
+
+    build: Callable[[Any, Any, Sequence[Tensor]], Run]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    buffers: Sequence[Tensor]
+
+    def __call__(self) -> None:
+        self.build(_fill(self.args), _fill(self.kwargs), self.buffers)()
+
+
+def _memory(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()
+
+
+def _key(t: Tensor) -> Any:
+    return (t.data_ptr(), tuple(t.shape), t.stride(), t.dtype)
+
+
+def _span(t: Tensor) -> int:
+    """Elements from the first to the last one of a strided tensor."""
+    if t.numel() == 0:
+        return 0
+    return 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
+
+
+def _mutates(call: Call) -> bool:
+    return bool(call.func._schema.is_mutable)
+
+
+def _columns(call: Call) -> bool:
+    """Whether a call sums the rows of a matrix."""
+    if call.func is not _aten.sum.dim_IntList:
+        return False
+    return call.args[0].dim() == 2 and list(call.args[1]) == [0]

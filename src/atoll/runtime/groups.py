@@ -1,0 +1,213 @@
+"""Groups of tasks that are trained in one go.
+
+Two kinds of trainer take several clients at once: one sums their changes without forming any single
+model (:class:`~atoll.core.contracts.CohortTrainer`, for algorithms that want no more than that), one
+trains them side by side (:class:`~atoll.core.contracts.LaneTrainer`, for any algorithm). Which
+tasks go together follows from the round's tasks alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from atoll.aggregation.exact import Fold
+from atoll.core.contracts import (
+    CohortAlgorithm,
+    CohortTrainer,
+    Lane,
+    LaneTrainer,
+    Outcome,
+    Task,
+    Trainer,
+    halves_agree,
+)
+from atoll.core.layout import Array, Layout
+from atoll.core.local import Fit, LocalRule, LocalWork
+from atoll.core.metrics import Metrics
+from atoll.core.seeds import Seed
+from atoll.core.values import Broadcast, ClientId, Memory
+from atoll.runtime.client import Done, Parts, fold_task
+
+__all__ = ["fold_group", "groups"]
+
+
+def groups(parts: Parts, tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
+    """The tasks in the groups that are trained in one go, dearest first.
+
+    Groups do not depend on who works on them, so sums over a group are the same on every executor.
+    """
+    ordered = sorted(tasks, key=lambda t: (-parts.cost(t), t.client))
+    size = _size(parts, ordered) if ordered else 1
+    if size == 1:
+        return [(task,) for task in ordered]
+    made = list[tuple[Task, ...]]()
+    for version in sorted({task.version for task in tasks}):
+        own = [task for task in ordered if task.version == version]
+        made += [tuple(own[i : i + size]) for i in range(0, len(own), size)]
+    return made
+
+
+def _size(parts: Parts, tasks: Sequence[Task]) -> int:
+    trainer = parts.trainer
+    if isinstance(trainer, CohortTrainer) and _sums(parts):
+        size = trainer.together(parts.local, max(len(parts.clients[t.client]) for t in tasks))
+        if size > 1:
+            return size
+    return trainer.lanes if isinstance(trainer, LaneTrainer) else 1
+
+
+def _sums(parts: Parts) -> bool:
+    """Whether nothing but the sum of the clients' changes is wanted."""
+    layout = parts.trainer.layout
+    if layout.shared.stop < layout.size or not halves_agree(parts.algorithm):
+        return False
+    return isinstance(parts.algorithm, CohortAlgorithm)
+
+
+def fold_group(
+    parts: Parts,
+    group: Sequence[Task],
+    broadcast: Broadcast,
+    memories: Mapping[ClientId, Memory],
+    fold: Fold,
+) -> list[Done]:
+    """Run a group that :func:`groups` formed, and fold what it sends.
+
+    What cannot be done in one go (a client's value is not finite, its code raises, …) is done client by
+    client, so that a failure is that of the client it belongs to.
+    """
+    start = time.perf_counter()
+    together = len(group) > 1 and isinstance(parts.trainer, CohortTrainer) and _sums(parts)
+    if together and isinstance(parts.algorithm, CohortAlgorithm):
+        try:
+            works = [(parts.work(task), task.scale) for task in group]
+            fold.add_sum(parts.algorithm.cohort(broadcast, works))
+        except Exception:
+            start = time.perf_counter()  # whose fault it is, the next lines find out
+        else:
+            each = (time.perf_counter() - start) / len(group)
+            return [
+                (Outcome(work.client, "contributed", work.examples, "", each), None)
+                for work, _ in works
+            ]
+    if len(group) > 1 and isinstance(parts.trainer, LaneTrainer) and parts.trainer.lanes > 1:
+        return _side_by_side(parts, group, broadcast, memories, fold)
+    return [
+        fold_task(parts, task, broadcast, memories.get(task.client, {}), fold) for task in group
+    ]
+
+
+def _side_by_side(
+    parts: Parts,
+    group: Sequence[Task],
+    broadcast: Broadcast,
+    memories: Mapping[ClientId, Memory],
+    fold: Fold,
+) -> list[Done]:
+    """Ask every client what it would train, train all of them, and run each again with the answer.
+
+    A client half is pure (decision D2), so it may be run twice. What it trains beyond its first fit, or
+    not through ``fit``, it trains by itself.
+    """
+    asked: dict[ClientId, _Asked] = {}
+    for task in group:
+        question = _Asking(parts.trainer)
+        with suppress(Exception):  # the second run meets it again, and says so in the outcome
+            work = replace(parts.work(task), trainer=question)
+            parts.algorithm.client(broadcast, memories.get(task.client, {}), work)
+        if question.asked is not None:
+            asked[task.client] = question.asked
+    answers: dict[ClientId, Fit] = {}
+    if isinstance(parts.trainer, LaneTrainer) and asked:
+        with suppress(Exception):  # one by one, each then has its own failure
+            fits = parts.trainer.fit_lanes(
+                [q.parameters for q in asked.values()],
+                [q.lane for q in asked.values()],
+                round=group[0].version,
+            )
+            answers = dict(zip(asked, fits, strict=True))
+    return [
+        fold_task(
+            parts,
+            task,
+            broadcast,
+            memories.get(task.client, {}),
+            fold,
+            trainer=_Answering(parts.trainer, answers[task.client])
+            if task.client in answers
+            else None,
+        )
+        for task in group
+    ]
+
+
+class _Asked(Exception):
+    def __init__(self, parameters: Array, lane: Lane) -> None:
+        super().__init__()
+        self.parameters, self.lane = parameters, lane
+
+
+@dataclass(eq=False)
+class _Standing:
+    """A trainer that stands before the real one and answers everything but ``fit`` through it."""
+
+    inner: Trainer
+
+    @property
+    def layout(self) -> Layout:
+        return self.inner.layout
+
+    @property
+    def corrects(self) -> bool:
+        return self.inner.corrects
+
+    def initial(self, seed: Seed) -> Array:
+        return self.inner.initial(seed)
+
+    def gradient(self, parameters: Array, data: Any) -> tuple[Array, float]:
+        return self.inner.gradient(parameters, data)
+
+    def evaluate(self, parameters: Array, data: Any) -> Metrics:
+        return self.inner.evaluate(parameters, data)
+
+
+@dataclass(eq=False)
+class _Asking(_Standing):
+    asked: _Asked | None = None
+
+    def fit(
+        self,
+        parameters: Array,
+        data: Any,
+        *,
+        work: LocalWork,
+        rule: LocalRule,
+        seed: Seed,
+        round: int,
+    ) -> Fit:
+        self.asked = _Asked(parameters, Lane(data, work, rule, seed, 1.0))
+        raise InterruptedError  # ends the client half here; it runs again with the answer
+
+
+@dataclass(eq=False)
+class _Answering(_Standing):
+    answer: Fit | None
+
+    def fit(
+        self,
+        parameters: Array,
+        data: Any,
+        *,
+        work: LocalWork,
+        rule: LocalRule,
+        seed: Seed,
+        round: int,
+    ) -> Fit:
+        answer, self.answer = self.answer, None
+        if answer is not None:
+            return answer
+        return self.inner.fit(parameters, data, work=work, rule=rule, seed=seed, round=round)
