@@ -186,12 +186,11 @@ def main() -> int:
     )
     share = others.share()
     note = f"{datetime.now(UTC):%Y-%m-%d}, {describe()}. {versions}. "
-    note += f"Other processes used at most {share:.0%} of the machine meanwhile."
+    note += f"Other processes used at most {share:.0%} of the machine meanwhile. "
+    note += f"({time.perf_counter() - began:.0f} s)"
     faults = [f"- {line}" for line in [*left_out, *wrong]]
     foot = [note, *(["", "Not as it should be:", "", *faults] if faults else [])]
-    print(
-        "\n".join(["", *table.summary(tables), "", *foot, f"({time.perf_counter() - began:.0f} s)"])
-    )
+    print("\n".join(["", *table.summary(tables), "", *foot]))
     if not (given.quick or given.no_page):
         figure.draw({w: made for (w, m), made in tables.items() if m == "fedavg"}, FIGURE)
         write("peers", _page(tables, foot))
