@@ -91,7 +91,7 @@ def test_closing_twice_and_closing_while_workers_work_leaves_nothing_behind():
         pids = [p.pid for p, _ in executor._workers]
         model = FedAvg().broadcast(Loop(parts, executor).start().state)
         executor._board.pin(0, model)
-        answers = executor._deal("tasks", [(Task(c, 0), 0, {}) for c in clients], len(clients))
+        answers = executor._deal("tasks", [((Task(c, 0),), 0, {}) for c in clients], len(clients))
         next(answers)  # the other worker is in the middle of its chunk
         began = time.monotonic()
         executor.close()
