@@ -12,26 +12,23 @@ plus ``(l2 / 2) |W|^2``; the intercept is never penalised. All start at zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 
-from atoll.core.errors import DataError, JobError, suggest
+from atoll.core.contracts import Lane, Together
+from atoll.core.errors import DataError, JobConflict, JobError, suggest
 from atoll.core.layout import Array, Entry, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metrics
 from atoll.core.seeds import Seed
-from atoll.models.batches import learning_rate, passes
+from atoll.models.batches import learning_rate, passes, plan
+from atoll.models.linear_stack import Stack, residual
 from atoll.models.optimizers import flat_optimizer
-from atoll.models.scores import (
-    check_labels,
-    classification_scores,
-    regression_scores,
-    sigmoid,
-)
+from atoll.models.scores import check_labels, classification_scores, regression_scores
 
 __all__ = ["LinearTrainer"]
 
@@ -44,6 +41,8 @@ _GATHER = 1 << 16
 
 _ONES = {dtype: np.ones(_PRODUCT, dtype) for dtype in ("float32", "float64")}
 """A product with ones sums the few rows of a batch in half the time of a reduction."""
+_STACK = 1 << 15
+"""Values that a step of all clients trained side by side reads at most: they stay in the cache."""
 
 _Block = tuple[Array, Array]
 """Rows ``(n, features)`` and targets ``(outputs, n)`` in the trainer's dtype; classes as one-hot."""
@@ -155,8 +154,7 @@ class LinearTrainer:
         model, slope = self._affine(vector), self._affine(gradient)
         step = flat_optimizer(work.optimizer)
         part = self.layout.shared_trainable
-        anchor = None if rule.anchor is None else rule.anchor[part].astype(self.dtype, copy=False)
-        shift = None if rule.shift is None else rule.shift[part].astype(self.dtype, copy=False)
+        anchor, shift = self._corrections(rule)
         losses, rates = list[float](), list[float]()
         with np.errstate(all="ignore"):  # a diverged client is refused by name at the aggregator
             for epoch, order, size in passes(len(targets), work, seed):
@@ -172,6 +170,69 @@ class LinearTrainer:
                     rates.append(lr)
         mean = sum(losses) / len(losses) if losses else math.nan
         return Fit(vector, len(losses), sum(rates), len(targets), mean)
+
+    def together(self, work: LocalWork, rows: int) -> int:
+        """How many clients of up to ``rows`` rows are trained side by side; 1 where that does not pay.
+
+        Only plain SGD by epochs is: momentum would have to be kept for clients whose pass is over.
+        """
+        o, values = work.optimizer, plan(max(1, rows), work).size * (self.features + self.classes)
+        if o.name != "sgd" or o.momentum or work.steps is not None or values > _PRODUCT:
+            return 1
+        return _STACK // values
+
+    def fit_together(self, parameters: Array, lanes: Sequence[Lane], *, round: int) -> Together:
+        """Train every lane from ``parameters`` and add up their changes.
+
+        Each lane takes the steps of :meth:`fit`; sums are formed in another order.
+
+        Raises:
+            DataError: a client's rows are not those of the model.
+            JobConflict: the lanes differ in their local work or rule, or part of the model is personal.
+        """
+        self.layout.check(parameters, what="parameters")
+        if self.layout.shared.stop < self.layout.size:
+            raise JobConflict("clients with a personal part are trained one by one")
+        work, rule = lanes[0].work, lanes[0].rule
+        if any(lane.work != work or not _alike(lane.rule, rule) for lane in lanes):
+            raise JobConflict("clients with different local work are trained one by one")
+        given = [self._examples(lane.data) for lane in lanes]
+        steps = [plan(len(targets), work).steps for _, targets in given]
+        turn = sorted(range(len(lanes)), key=lambda i: -len(given[i][1]))
+        outputs = self.classes if self.kind == "multinomial" else 1
+        rows, targets = zip(*(given[i] for i in turn), strict=True)
+        stack = Stack(self.kind, outputs, self.l2, rows, targets)
+        vectors = np.repeat(parameters[None], len(lanes), axis=0)
+        losses = np.zeros(len(lanes))
+        draws = (passes(len(given[i][1]), work, lanes[i].seed) for i in turn)
+        with np.errstate(all="ignore"):  # a diverged client is refused by name at the aggregator
+            for drawn in zip(*draws, strict=True):
+                step = self._stacked_step(
+                    work, rule, learning_rate(work, round=round, epoch=drawn[0][0])
+                )
+                losses += stack.train(vectors, [o for _, o, _ in drawn], drawn[0][2], step)
+            weights = np.array([[lanes[i].weight] for i in turn])
+            change = np.add.reduce(weights * (vectors - parameters.astype(np.float64)), axis=0)
+            means = np.empty(len(lanes))
+            means[turn] = losses / np.array([steps[i] for i in turn])
+        return Together(change.astype(self.dtype), steps, means.tolist())
+
+    def _stacked_step(
+        self, work: LocalWork, rule: LocalRule, lr: float
+    ) -> Callable[[Array, Array], None]:
+        """What :meth:`fit` does with the gradient of a batch, for ``(clients, d)`` at once."""
+        optimise, part = flat_optimizer(work.optimizer), self.layout.shared_trainable
+        anchor, shift = self._corrections(rule)
+
+        def step(vectors: Array, slopes: Array) -> None:
+            if work.clip_norm:
+                norms = np.sqrt(np.add.reduce(slopes * slopes, axis=1, keepdims=True))
+                slopes *= np.minimum(1.0, work.clip_norm / (norms + 1e-6))
+            if not rule.trivial:
+                rule.correct(slopes[:, part], vectors[:, part], anchor, shift)
+            optimise(vectors, slopes, lr)
+
+        return step
 
     def gradient(self, parameters: Array, data: Any) -> tuple[Array, float]:
         """Gradient of the mean loss over all rows with its penalty, and that loss.
@@ -196,7 +257,7 @@ class LinearTrainer:
             for x, y in self._blocks(rows, targets):
                 z = model.outputs(x)
                 parts.append(z.T.copy())
-                loss += self._residual(z, y)
+                loss += float(np.add.reduce(residual(self.kind, z, y)))
             outputs = np.concatenate(parts)
             if self.kind == "linear":
                 found = regression_scores(targets, outputs[:, 0])
@@ -220,6 +281,12 @@ class LinearTrainer:
             return flat, targets.astype(self.dtype, copy=False)
         check_labels(targets, self.classes if self.kind == "multinomial" else 2)
         return flat, targets.astype(np.int64, copy=False)
+
+    def _corrections(self, rule: LocalRule) -> tuple[Array | None, Array | None]:
+        part = self.layout.shared_trainable
+        anchor = None if rule.anchor is None else rule.anchor[part].astype(self.dtype, copy=False)
+        shift = None if rule.shift is None else rule.shift[part].astype(self.dtype, copy=False)
+        return anchor, shift
 
     def _affine(self, vector: Array) -> _Affine:
         return _Affine(vector, self.layout, self.features)
@@ -261,33 +328,13 @@ class LinearTrainer:
             hot = y.astype(self.dtype, copy=False)[None]
         return x.astype(self.dtype, copy=False), hot
 
-    def _residual(self, z: Array, y: Array) -> float:
-        """Sum of the rows' losses without penalty; ``z`` becomes its derivative by z."""
-        if self.kind == "linear":
-            z -= y
-            loss = float(np.vdot(z, z))
-            z *= 2.0
-            return loss
-        if self.kind == "logistic":
-            loss = float(np.sum(np.logaddexp(0, z) - y * z))
-            np.subtract(sigmoid(z), y, out=z)
-            return loss
-        z -= np.maximum.reduce(z, axis=0)
-        own = np.vdot(z, y)
-        np.exp(z, out=z)
-        ones = _ONES[self.dtype]
-        total = np.dot(ones[: len(z)], z)
-        z /= total
-        z -= y
-        return float(np.dot(np.log(total), ones[: len(total)]) - own)
-
     def _slope(self, model: _Affine, n: int, blocks: Iterable[_Block], into: _Affine) -> float:
         """Write the gradient of the penalised mean loss of ``n`` rows into ``into``; returns that loss."""
         loss, ones, first = 0.0, _ONES[self.dtype], True
         weight, intercept = into.weight, into.intercept
         for x, y in blocks:
             z = model.outputs(x)
-            loss += self._residual(z, y)
+            loss += float(np.dot(residual(self.kind, z, y), ones[: len(x)]))
             if first:
                 np.dot(z, x, out=weight)
                 if intercept is not None:
@@ -303,3 +350,7 @@ class LinearTrainer:
             weight += self.l2 * model.weight
             loss += 0.5 * self.l2 * float(np.vdot(model.weight, model.weight))
         return loss
+
+
+def _alike(one: LocalRule, other: LocalRule) -> bool:
+    return one.mu == other.mu and one.anchor is other.anchor and one.shift is other.shift

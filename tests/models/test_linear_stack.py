@@ -1,0 +1,130 @@
+"""Clients trained side by side: each walks the path it walks alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atoll.core.contracts import CohortTrainer, Examples, Lane
+from atoll.core.errors import DataError, JobConflict
+from atoll.core.local import LocalRule, LocalWork, Optimizer
+from atoll.core.seeds import Seed
+from atoll.models.linear import LinearTrainer
+
+KINDS = [("linear", 2), ("logistic", 2), ("multinomial", 3)]
+SGD = Optimizer(lr=0.1, weight_decay=0.01)
+
+
+def lanes_of(kind, classes, sizes, work, rule=None, features=4, dtype="float64"):
+    rng = np.random.default_rng(sum(sizes))
+    lanes = []
+    for i, n in enumerate(sizes):
+        y = rng.normal(size=n) if kind == "linear" else rng.integers(classes, size=n)
+        data = Examples(rng.normal(size=(n, features)).astype(dtype), y)
+        lanes.append(Lane(data, work, rule or LocalRule(), Seed(i), n / 7))
+    return lanes
+
+
+def assert_alike(trainer, start, lanes, tolerance):
+    together = trainer.fit_together(start, lanes, round=0)
+    fits = [
+        trainer.fit(start, lane.data, work=lane.work, rule=lane.rule, seed=lane.seed, round=0)
+        for lane in lanes
+    ]
+    change = sum(
+        lane.weight * (f.parameters - start.astype(float))
+        for lane, f in zip(lanes, fits, strict=True)
+    )
+    assert together.change.dtype == start.dtype
+    assert list(together.steps) == [f.steps for f in fits]
+    scale = 1.0 + np.abs(change).max()
+    np.testing.assert_allclose(together.change, change, rtol=0, atol=tolerance * scale)
+    np.testing.assert_allclose(together.losses, [f.loss for f in fits], rtol=tolerance * 10)
+
+
+@pytest.mark.parametrize(("kind", "classes"), KINDS)
+@settings(max_examples=25, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    batch=st.sampled_from([0, 1, 7, 16]),
+    epochs=st.sampled_from([0.0, 0.4, 1.0, 2.5]),
+    drop=st.booleans(),
+    penalty=st.sampled_from([0.0, 0.1]),
+    intercept=st.booleans(),
+)
+def test_any_clients_walk_the_paths_they_walk_alone(
+    kind, classes, sizes, batch, epochs, drop, penalty, intercept
+):
+    trainer = LinearTrainer(kind, 4, classes=classes, l2=penalty, intercept=intercept)
+    start = np.random.default_rng(0).normal(size=trainer.layout.size)
+    work = LocalWork(epochs, batch_size=batch, optimizer=SGD, drop_last=drop, clip_norm=0.5)
+    rule = LocalRule(mu=0.1, anchor=start + 1, shift=np.full(len(start), 0.01))
+    assert_alike(trainer, start, lanes_of(kind, classes, sizes, work, rule), 1e-13)
+
+
+def test_a_pass_gathered_in_parts_is_the_same_pass(monkeypatch):
+    monkeypatch.setattr("atoll.models.linear_stack._GATHER", 100)
+    trainer = LinearTrainer("multinomial", 4, classes=3)
+    work = LocalWork(2, batch_size=5, optimizer=SGD)
+    lanes = lanes_of("multinomial", 3, (33, 20, 4), work)
+    assert_alike(trainer, trainer.initial(Seed(0)), lanes, 1e-13)
+
+
+def test_single_precision_stays_within_its_rounding():
+    trainer = LinearTrainer("multinomial", 4, classes=3, dtype="float32")
+    work = LocalWork(3, batch_size=8, optimizer=SGD)
+    lanes = lanes_of("multinomial", 3, (50, 41, 9), work, dtype="float32")
+    assert_alike(trainer, trainer.initial(Seed(0)), lanes, 2e-6)
+
+
+def test_the_order_of_the_lanes_is_that_of_the_answers():
+    trainer, work = LinearTrainer("linear", 4), LocalWork(batch_size=4, optimizer=SGD)
+    lanes = lanes_of("linear", 2, (3, 30, 11), work)
+    one, other = (
+        trainer.fit_together(trainer.initial(Seed(0)), turn, round=0)
+        for turn in (lanes, lanes[::-1])
+    )
+    assert list(one.steps) == [1, 8, 3] == list(other.steps)[::-1]
+    np.testing.assert_allclose(one.losses, other.losses[::-1], rtol=1e-13)
+    np.testing.assert_allclose(one.change, other.change, rtol=1e-12)
+
+
+def test_small_steps_are_taken_together_and_large_or_stateful_ones_alone():
+    trainer = LinearTrainer("multinomial", 30, classes=2)
+    assert isinstance(trainer, CohortTrainer)
+    assert trainer.together(LocalWork(batch_size=32), 113) == 32
+    assert trainer.together(LocalWork(batch_size=0), 2000) == 1
+    assert trainer.together(LocalWork(optimizer=Optimizer(momentum=0.9)), 113) == 1
+    assert trainer.together(LocalWork(optimizer=Optimizer("adam")), 113) == 1
+    assert trainer.together(LocalWork(steps=3), 113) == 1
+
+
+def test_lanes_that_differ_or_keep_a_part_to_themselves_are_refused():
+    trainer, work = LinearTrainer("linear", 4), LocalWork(batch_size=4, optimizer=SGD)
+    start = trainer.initial(Seed(0))
+    (one,) = lanes_of("linear", 2, (5,), work)
+    (longer,) = lanes_of("linear", 2, (5,), LocalWork(2, batch_size=4, optimizer=SGD))
+    (pulled,) = lanes_of("linear", 2, (5,), work, LocalRule(mu=0.1, anchor=start))
+    for other in (longer, pulled):
+        with pytest.raises(JobConflict, match="one by one"):
+            trainer.fit_together(start, [one, other], round=0)
+    with pytest.raises(JobConflict, match="personal"):
+        LinearTrainer("linear", 4, personal=["weight"]).fit_together(start, [one, one], round=0)
+
+
+def test_a_client_with_bad_labels_is_found():
+    trainer = LinearTrainer("logistic", 4)
+    work = LocalWork(batch_size=4, optimizer=SGD)
+    good = lanes_of("logistic", 2, (5, 6), work)
+    bad = Lane(Examples(np.zeros((3, 4)), np.array([0, 1, 2])), work, LocalRule(), Seed(0), 1.0)
+    with pytest.raises(DataError, match="target 2 in row 2"):
+        trainer.fit_together(trainer.initial(Seed(0)), [*good, bad], round=0)
+
+
+def test_a_diverged_client_leaves_no_finite_sum_and_no_warning():
+    trainer = LinearTrainer("linear", 4)
+    work = LocalWork(9, batch_size=1, optimizer=Optimizer(lr=1e200))
+    done = trainer.fit_together(
+        trainer.initial(Seed(0)), lanes_of("linear", 2, (8, 8), work), round=0
+    )
+    assert not np.isfinite(done.change).all()
