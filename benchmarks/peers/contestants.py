@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-__all__ = ["BASES", "OURS", "PEERS", "Contestant", "Ours", "Peer", "contestants"]
+__all__ = ["BASES", "NAMES", "OURS", "PEERS", "Contestant", "Ours", "Peer", "contestants"]
 
 EVERYWHERE = ("W1", "W2", "W3", "W4")
 HEAVY = ("W3",)

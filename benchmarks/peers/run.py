@@ -7,8 +7,9 @@ Every run is a tree of processes of its own, each with one linear-algebra thread
 (A B C A B C); figures are medians, ratios medians of the ratios within one turn. All start from the same
 weights and get the same cohorts and batch orders, so final losses must be equal to three digits: one that
 differs, or a run that fails, makes the exit code 1. Memory is read in a turn of its own, as reading it costs
-time. Raw results go to ``.bench/peers.jsonl``. ``--quick`` makes one short turn for a look and leaves the page
-alone.
+time. Raw results go to ``.bench/peers.jsonl``. The page is written after each table and keeps the last tables
+of workloads that were not run. ``--quick`` makes one short turn for a look; it leaves the page alone, and so
+does a run without some of the peers.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from typing import Any
 os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})
 
 from benchmarks.machine import Background, describe
-from benchmarks.peers import figure, table
-from benchmarks.peers.contestants import Contestant, contestants
+from benchmarks.peers import page, table
+from benchmarks.peers.contestants import NAMES, Contestant, contestants
 from benchmarks.peers.environments import ENVIRONMENTS, ensure
 from benchmarks.peers.given import METHODS, OVER
 from benchmarks.peers.watch import TAG, Peak, end
@@ -38,6 +39,7 @@ from benchmarks.run import ROOT, write
 from benchmarks.workloads import WORKLOADS
 
 RAW = ROOT / ".bench" / "peers.jsonl"
+TABLES = ROOT / ".bench" / "peers-tables.json"
 FIGURE = ROOT / "docs" / "figures" / "peers.svg"
 PATIENCE = 900
 """Seconds after which a run counts as failed."""
@@ -152,21 +154,25 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _page(tables: dict[tuple[str, str], list[table.Row]], foot: Sequence[str]) -> list[str]:
-    body = ["![Time of a round of every contestant, by workload](figures/peers.svg)", ""]
-    body += [*table.summary(tables), ""]
-    for (workload, method), made in tables.items():
-        body += [*table.lines(made, workload, method), ""]
-    return [*body, *foot]
+def _note_of(pythons: Mapping[str, Path], left_out: Sequence[str], share: float) -> str:
+    """When and where a table was made, with which versions, and who is missing."""
+    versions = ", ".join(
+        f"{NAMES[name]} {e.version}" + (f" ({e.note})" if e.note else "")
+        for name, e in ENVIRONMENTS.items()
+        if name in pythons
+    )
+    parts = [f"{datetime.now(UTC):%Y-%m-%d}, {describe()}", versions, *left_out]
+    parts += [f"Other processes used at most {share:.0%} of the machine meanwhile"]
+    return " ".join(f"{part}." for part in parts if part)
 
 
 def main() -> int:
     """Entry point; the exit code."""
     given = _arguments()
     pythons, missing = ensure(given.peers)
-    left_out = [f"{name} is left out: {reason}" for name, reason in missing.items()]
+    left_out = [f"{NAMES[name]} is left out: {reason}" for name, reason in missing.items()]
     print("\n".join([describe(), *left_out]))
-    others, began = Background(), time.perf_counter()
+    full = not (given.quick or given.no_page) and set(given.peers) == set(ENVIRONMENTS)
     tables: dict[tuple[str, str], list[table.Row]] = {}
     for workload in given.workloads:
         # At least two, as the first holds what a system builds on first use.
@@ -174,26 +180,18 @@ def main() -> int:
         turns = given.repeats or (1 if given.quick else WORKLOADS[workload].turns)
         export(workload, rounds)
         for method in given.methods or (list(METHODS) if workload == "W1" else ["fedavg"]):
+            others, began = Background(), time.perf_counter()
             field = contestants(workload, method, rounds, pythons)
-            made = table.rows(measure(workload, method, field, turns, given.quick))
-            tables[workload, method] = made
-            print("\n".join(["", *table.lines(made, workload, method)]), flush=True)
+            results = measure(workload, method, field, turns, given.quick)
+            note = _note_of(pythons, left_out, others.share())
+            tables[workload, method] = made = table.rows(results)
+            print("\n".join(["", *table.lines(made, workload, method), "", note]))
+            print(f"({time.perf_counter() - began:.0f} s)", flush=True)
+            if full:
+                page.keep(TABLES, workload, method, results, note)
+                write("peers", page.section(page.kept(TABLES), FIGURE))
     wrong = [line for key, made in tables.items() for line in table.check(made, *key)]
-    versions = ", ".join(
-        f"{name} {e.version}" + (f" ({e.note})" if e.note else "")
-        for name, e in ENVIRONMENTS.items()
-        if name in pythons
-    )
-    share = others.share()
-    note = f"{datetime.now(UTC):%Y-%m-%d}, {describe()}. {versions}. "
-    note += f"Other processes used at most {share:.0%} of the machine meanwhile. "
-    note += f"({time.perf_counter() - began:.0f} s)"
-    faults = [f"- {line}" for line in [*left_out, *wrong]]
-    foot = [note, *(["", "Not as it should be:", "", *faults] if faults else [])]
-    print("\n".join(["", *table.summary(tables), "", *foot]))
-    if not (given.quick or given.no_page):
-        figure.draw({w: made for (w, m), made in tables.items() if m == "fedavg"}, FIGURE)
-        write("peers", _page(tables, foot))
+    print("\n".join(["", *table.summary(tables), "", *wrong]))
     return 1 if wrong else 0
 
 

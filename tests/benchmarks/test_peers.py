@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers import contestants, environments, table, watch
+from benchmarks.peers import contestants, environments, page, table, watch
 
 
 def result(name, peer, workers, turn, round, loss=0.5, rounds=20, **more):
@@ -143,3 +143,17 @@ def test_a_process_that_left_its_tree_is_found_by_its_tag_and_ended():
     assert watch.held(tag) > 0
     watch.end(tag, patience=0.1)
     assert watch.tagged(tag) == []
+
+
+def test_the_page_keeps_the_tables_of_workloads_that_were_not_run_again(tmp_path):
+    pytest.importorskip("matplotlib")
+    store, picture = tmp_path / "tables.json", tmp_path / "figures" / "peers.svg"
+    page.keep(store, "W4", "fedavg", two_turns(flower_loss=0.6), "first")
+    page.keep(store, "W1", "fedavg", two_turns(flower_loss=0.6), "second")
+    page.keep(store, "W1", "fedavg", two_turns(), "third")
+    text = "\n".join(page.section(page.kept(store), picture))
+    assert [text.find(word) >= 0 for word in ("first", "second", "third")] == [True, False, True]
+    assert text.find("| W1, fedavg |") < text.find("| W4, fedavg |")
+    assert text.count("Not as it should be") == 1
+    assert "(figures/peers.svg)" in text
+    assert picture.read_text().count(">Flower, 2<") == 2
