@@ -91,9 +91,8 @@ def passes(rows: int, work: LocalWork, seed: Seed) -> Iterator[tuple[int, Array,
     p = plan(rows, work)
     for epoch in range(-(-p.steps // p.per_epoch)):
         taken = min(p.per_epoch, p.steps - epoch * p.per_epoch)
-        order = np.arange(rows)
-        if p.size < rows:
-            order = seed.at("epoch", epoch).generator().permutation(rows)
+        stream = seed.at("epoch", epoch)
+        order = stream.generator().permutation(rows) if p.size < rows else np.arange(rows)
         yield epoch, order[: taken * p.size], p.size
 
 
