@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-class _Shape(nn.Module):
+class Rows(nn.Module):
     """Gives each row one shape, whatever shape it came in."""
 
     def __init__(self, *shape: int) -> None:
@@ -51,7 +51,7 @@ def mlp(inputs: int = 784, hidden: Sequence[int] = (200,), classes: int = 10) ->
     23
     """
     widths = [inputs, *hidden]
-    layers: list[nn.Module] = [_Shape(inputs)]
+    layers: list[nn.Module] = [Rows(inputs)]
     for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], classes))
@@ -59,7 +59,7 @@ def mlp(inputs: int = 784, hidden: Sequence[int] = (200,), classes: int = 10) ->
 
 def logistic(inputs: int = 784, classes: int = 10) -> nn.Module:
     """Multinomial logistic regression: one dense layer."""
-    return nn.Sequential(_Shape(inputs), nn.Linear(inputs, classes))
+    return nn.Sequential(Rows(inputs), nn.Linear(inputs, classes))
 
 
 def _pooled(channels: int, out: int, padding: int = 0) -> list[nn.Module]:
@@ -80,7 +80,7 @@ def cnn_thesis(classes: int = 10) -> nn.Module:
     (samuele-lolli/Aggregation-Federated-Learning-Analysis).
     """
     return nn.Sequential(
-        _Shape(1, 28, 28), *_pooled(1, 16), *_pooled(16, 32), *_dense(512, 128, classes)
+        Rows(1, 28, 28), *_pooled(1, 16), *_pooled(16, 32), *_dense(512, 128, classes)
     )
 
 
@@ -90,7 +90,7 @@ def lenet_niid(classes: int = 10) -> nn.Module:
     The network of NIID-Bench (Li et al., ICDE 2022, doi:10.1109/ICDE53745.2022.00077).
     """
     return nn.Sequential(
-        _Shape(1, 28, 28), *_pooled(1, 6), *_pooled(6, 16), *_dense(256, 120, 84, classes)
+        Rows(1, 28, 28), *_pooled(1, 6), *_pooled(6, 16), *_dense(256, 120, 84, classes)
     )
 
 
@@ -101,7 +101,7 @@ def paper_cnn(classes: int = 10) -> nn.Module:
     Data", AISTATS 2017.
     """
     return nn.Sequential(
-        _Shape(1, 28, 28), *_pooled(1, 32, 2), *_pooled(32, 64, 2), *_dense(3136, 512, classes)
+        Rows(1, 28, 28), *_pooled(1, 32, 2), *_pooled(32, 64, 2), *_dense(3136, 512, classes)
     )
 
 

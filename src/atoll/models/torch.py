@@ -20,17 +20,15 @@ Things to know:
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
 
+from atoll.core.contracts import Lane, Together
 from atoll.core.errors import (
-    DataError,
     JobConflict,
     JobError,
     LayoutError,
@@ -38,10 +36,10 @@ from atoll.core.errors import (
     suggest,
 )
 from atoll.core.layout import Array, Layout
-from atoll.core.local import Fit, LocalRule, LocalWork, Optimizer
+from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metrics
 from atoll.core.seeds import Seed
-from atoll.models.batches import batches, learning_rate, plan
+from atoll.models.batches import plan
 from atoll.models.scores import check_labels, classification_scores, regression_scores
 
 try:
@@ -49,12 +47,22 @@ try:
     from torch import Tensor, nn
     from torch.nn import functional
 
+    from atoll.models.torch_algebra import (
+        LOSSES as SUMMABLE,
+    )
+    from atoll.models.torch_algebra import (
+        Chain,
+        chain_of,
+        group_size,
+        pays,
+        train_together,
+    )
+    from atoll.models.torch_fit import OPTIMIZERS, Batch, Steps, alone, generator
     from atoll.models.torch_flat import (
         Bench,
         layout_of,
         on_cpu,
         pack_module,
-        tensor_over,
         unpack_module,
     )
 except ImportError as missing:  # pragma: no cover - depends on the installation
@@ -67,11 +75,11 @@ __all__ = ["LOSSES", "OPTIMIZERS", "TorchTrainer"]
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(output, target) -> scalar mean loss of the batch."""
 
+Path = Literal["auto", "general", "compiled", "algebra"]
+PATHS = ("auto", "general", "compiled", "algebra")
+
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(features of a batch, random generator) -> features to train on."""
-
-_LOCK = threading.RLock()
-"""torch's generator and thread count belong to the process, so one piece of work at a time."""
 
 
 def _aligned(output: Tensor, target: Tensor) -> Tensor:
@@ -107,16 +115,8 @@ LOSSES: dict[str, Loss] = {
 """Losses by name. All take logits; ``nll_sum`` is summed over the batch instead of averaged (it takes
 log-probabilities as well, which the softmax leaves as they are), reported per row all the same."""
 
-OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "sgd": ("SGD", ("momentum", "nesterov", "weight_decay")),
-    "adam": ("Adam", ("betas", "eps", "weight_decay")),
-    "adamw": ("AdamW", ("betas", "eps", "weight_decay")),
-    "nadam": ("NAdam", ("betas", "eps", "weight_decay")),
-    "radam": ("RAdam", ("betas", "eps", "weight_decay")),
-    "adagrad": ("Adagrad", ("eps", "weight_decay")),
-    "rmsprop": ("RMSprop", ("momentum", "eps", "weight_decay")),
-}
-"""Local optimisers by name: the class in ``torch.optim`` and what is passed on to it."""
+_BUILT = ("_bench", "_latest", "_steps", "_chain")
+"""What a trainer builds when it is first needed, in every process for itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +134,13 @@ class TorchTrainer:
         augment: applied to each training batch.
         exact_auc: see :func:`atoll.models.scores.classification_scores`.
         eval_batch_size: rows at a time in :meth:`evaluate` and :meth:`gradient`.
-        channels_last: keep image batches and convolution kernels in NHWC order. Equal up to rounding;
-            faster for many channels, slower for few, so measure.
+        channels_last: keep image batches and convolution kernels in NHWC order: equal up to
+            rounding, and faster; by default wherever the module has two-dimensional convolutions.
+        path: how local training is carried out: ``general`` under autograd; ``compiled`` by replaying a
+            recorded step (:mod:`atoll.models.torch_tape`) where it can be recorded; ``algebra`` for whole
+            groups (:mod:`atoll.models.torch_algebra`) where that is possible; ``auto`` chooses from shapes.
+        precision: ``bfloat16`` computes the forward and backward pass in it (the weights stay as they
+            are): faster where the processor has instructions for it, and less exact.
 
     >>> trainer = TorchTrainer(nn.Linear, {"in_features": 3, "out_features": 2})
     >>> [(e.name, e.shape) for e in trainer.layout.entries]
@@ -151,17 +156,25 @@ class TorchTrainer:
     augment: Augment | None = None
     exact_auc: bool = True
     eval_batch_size: int = 1024
-    channels_last: bool = False
+    channels_last: bool | None = None
+    path: Path = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
         """Copy a given module and settle the task.
 
         Raises:
-            JobError: an unknown loss.
+            JobError: an unknown loss, path or precision.
             JobConflict: a loss that does not fit the task.
         """
         if isinstance(self.loss, str) and self.loss not in LOSSES:
             raise JobError(f"unknown loss {self.loss!r}", remedy=suggest(self.loss, LOSSES))
+        for what, given, known in (
+            ("path", self.path, PATHS),
+            ("precision", self.precision, ("float32", "bfloat16")),
+        ):
+            if given not in known:
+                raise JobError(f"unknown {what} {given!r}", remedy=suggest(given, known))
         if isinstance(self.module, nn.Module):
             object.__setattr__(self, "module", copy.deepcopy(self.module))
         natural = "regression" if self.loss in ("mse", "l1") else "classification"
@@ -175,7 +188,7 @@ class TorchTrainer:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process needs: the recipe, not the built buffers."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_bench", "_latest")}
+        return {k: v for k, v in self.__dict__.items() if k not in _BUILT}
 
     @property
     def corrects(self) -> bool:
@@ -190,7 +203,26 @@ class TorchTrainer:
 
     @cached_property
     def _bench(self) -> Bench:
-        return Bench(self._build(Seed(0)), self.layout, self.channels_last)
+        module = self._build(Seed(0))
+        last = self.channels_last
+        if last is None:
+            last = any(isinstance(part, nn.Conv2d) for part in module.modules())
+        return Bench(module, self.layout, last)
+
+    @cached_property
+    def _steps(self) -> Steps:
+        compiled = self.path != "general"
+        start = pack_module(self._build(Seed(0)), self.layout)
+        return Steps(self._bench, self._forward, start, compiled=compiled, summed=self._summed)
+
+    @cached_property
+    def _chain(self) -> Chain | None:
+        """The dense layers that groups can be trained on; None where there is more to the module."""
+        if self.path not in ("auto", "algebra") or self.augment is not None:
+            return None
+        if self.loss not in SUMMABLE or self.precision != "float32":
+            return None
+        return chain_of(self._build(Seed(0)), self.layout)
 
     @cached_property
     def _latest(self) -> dict[Seed, Array]:
@@ -241,33 +273,62 @@ class TorchTrainer:
         """
         self.layout.check(parameters, what="parameters")
         size = plan(len(data), work).size
-        with _alone(seed):
+        with alone(seed), torch.no_grad():
             bench = self._bench
             bench.load(parameters)
-            module, loss_of = bench.module.train(), self._loss
-            take = _Batch(data, bench, self._target_dtype(data), size)
-            noise = _generator(seed / "augment") if self.augment else None
-            move = _optimizer(work.optimizer, bench)
-            correct = _correction(rule, bench)
-            total, rates = torch.zeros((), dtype=torch.float64), []
-            for epoch, index in batches(len(data), work, seed):
-                lr = learning_rate(work, round=round, epoch=epoch)
-                x, target = take(index)
-                if self.augment is not None and noise is not None:
-                    x = self.augment(x, noise)
-                bench.gradient.zero_()
-                loss = loss_of(module(self._formatted(x)), target)
-                bench.backward(loss)
-                if work.clip_norm:
-                    norm = torch.linalg.vector_norm(bench.gradient)
-                    bench.gradient.mul_((work.clip_norm / (norm + 1e-6)).clamp_(max=1.0))
-                correct()
-                move(lr)
-                bench.push()
-                total += loss.detach() / len(index) if self._summed else loss.detach()
-                rates.append(lr)
-            mean = total.item() / len(rates) if rates else float("nan")
-            return Fit(bench.vector(), len(rates), sum(rates), len(data), mean)
+            bench.module.train()
+            batch = Batch(data, bench, self._target_dtype(data), size)
+            done = self._steps.walk(
+                batch, work, rule, seed, round=round, augment=self._augmented(seed)
+            )
+            steps = len(done.rates)
+            mean = done.losses / steps if steps else float("nan")
+            return Fit(bench.vector(), steps, sum(done.rates), len(data), mean)
+
+    def together(self, work: LocalWork, rows: int) -> int:
+        """How many clients :meth:`fit_together` takes at once; 1 where that does not pay.
+
+        Depends on shapes and options only, so that the same run does the same everywhere.
+        """
+        chain = self._chain
+        possible = chain is not None and work.optimizer.name == "sgd" and rows > 0
+        if chain is None or not possible or work.optimizer.momentum or work.clip_norm:
+            return 1
+        if self.path == "auto" and not pays(chain, work, rows):
+            return 1
+        size = group_size(chain, rows, np.dtype(self.layout.dtype).itemsize)
+        return max(size, 2) if self.path == "algebra" else size
+
+    def fit_together(self, parameters: Array, lanes: Sequence[Lane], *, round: int) -> Together:
+        """Train every lane and add up the changes; see :mod:`atoll.models.torch_algebra`.
+
+        Raises:
+            JobConflict: this cannot be done for this group.
+        """
+        self.layout.check(parameters, what="parameters")
+        chain = self._chain
+        if chain is None:
+            raise JobConflict("this module is not a chain of dense layers")
+        for lane in lanes:
+            targets = self._target_dtype(lane.data)
+        dtype = targets or getattr(torch, self.layout.dtype)
+        with alone(Seed(0)):
+            return train_together(
+                chain, self.layout, str(self.loss), dtype, parameters, lanes, round
+            )
+
+    def explain(self, work: LocalWork, data: Any) -> str:
+        """Which path training takes on rows like these, and why not a faster one."""
+        group = self.together(work, len(data))
+        if group > 1:
+            return f"algebra, {group} clients at once"
+        if self.path == "general":
+            return "general"
+        short = replace(work, epochs=1.0, steps=1)
+        initial = self.initial(Seed(0))
+        self.fit(initial, data, work=short, rule=LocalRule(), seed=Seed(0), round=0)
+        reason = self._steps.reason
+        return f"general: {reason}" if reason else "compiled"
 
     def gradient(self, parameters: Array, data: Any) -> tuple[Array, float]:
         """Gradient of the mean loss over all rows, and that loss, in eval mode.
@@ -282,19 +343,18 @@ class TorchTrainer:
         self.layout.check(parameters, what="parameters")
         rows = len(data)
         plan(rows, LocalWork())
-        with _alone(Seed(0)):
+        with alone(Seed(0)):
             bench = self._bench
             bench.load(parameters)
             bench.gradient.zero_()
             total = 0.0
+            bench.module.eval()
             for x, target in self._chunks(data, bench):
                 share = (1.0 if self._summed else len(x)) / rows
-                loss = self._loss(bench.module.eval()(self._formatted(x)), target) * share
+                loss = self._forward(bench.formatted(x), target) * share
                 bench.backward(loss)
                 total += loss.item()
-            result = np.zeros(self.layout.size, self.layout.dtype)
-            result[self.layout.trainable] = bench.gradient.numpy()
-        return result, total
+            return bench.slope(), total
 
     def evaluate(self, parameters: Array, data: Any) -> Metrics:
         """``loss``, and accuracy, confusion and (two classes) auc, or mse, mae and r2.
@@ -308,11 +368,11 @@ class TorchTrainer:
         if rows == 0:
             return {"loss": Mean.of(0.0, 0.0)}
         outputs, total = [], 0.0
-        with _alone(Seed(0)), torch.no_grad():
+        with alone(Seed(0)), torch.no_grad():
             bench = self._bench
             bench.load(parameters)
             for x, target in self._chunks(data, bench):
-                output = bench.module.eval()(self._formatted(x))
+                output = self._outputs(bench.module.eval(), bench.formatted(x))
                 loss = self._loss(output, target).item()
                 total += loss if self._summed else loss * len(x)
                 outputs.append(output.to(torch.promote_types(output.dtype, torch.float32)).numpy())
@@ -335,13 +395,27 @@ class TorchTrainer:
         """A fresh module on the CPU; the global generator is left as it was."""
         if isinstance(self.module, nn.Module):
             return on_cpu(copy.deepcopy(self.module))
-        with _alone(seed):
+        with alone(seed):
             return on_cpu(self.module(**self.arguments))
 
-    def _formatted(self, x: Tensor) -> Tensor:
-        if self.channels_last and x.dim() == 4:
-            return x.contiguous(memory_format=torch.channels_last)
-        return x
+    def _outputs(self, module: nn.Module, x: Tensor) -> Tensor:
+        if self.precision == "float32":
+            output: Tensor = module(x)
+            return output
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            output = module(x)
+        return output.to(torch.float32)
+
+    def _forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """The loss of a batch, in the module's present mode."""
+        return self._loss(self._outputs(self._bench.module, x), target)
+
+    def _augmented(self, seed: Seed) -> Callable[[Tensor], Tensor] | None:
+        augment = self.augment
+        if augment is None:
+            return None
+        noise = generator(seed / "augment")
+        return lambda x: augment(x, noise)
 
     def _target_dtype(self, data: Any) -> torch.dtype | None:
         """Class indices as int64, real targets in the model's dtype (None)."""
@@ -353,106 +427,6 @@ class TorchTrainer:
 
     def _chunks(self, data: Any, bench: Bench) -> Iterator[tuple[Tensor, Tensor]]:
         size = min(self.eval_batch_size, len(data))
-        take = _Batch(data, bench, self._target_dtype(data), size)
+        take = Batch(data, bench, self._target_dtype(data), size).take
         for start in range(0, len(data), size):
             yield take(np.arange(start, min(start + size, len(data))))
-
-
-class _Batch:
-    """Gathers batches of one client's rows into buffers that are used again.
-
-    Gathering also puts them at aligned addresses: matrix kernels may round otherwise elsewhere, and
-    shared memory of a worker process lies elsewhere.
-    """
-
-    def __init__(self, data: Any, bench: Bench, targets: torch.dtype | None, size: int) -> None:
-        self.x = tensor_over(data.features)
-        self.y = tensor_over(data.targets).to(targets or bench.compute)
-        if len(self.x) != len(self.y):
-            raise DataError(
-                f"{len(self.x)} rows of features and {len(self.y)} targets",
-                remedy="check how this client's data were read",
-            )
-        self.dtype = bench.compute if self.x.is_floating_point() else self.x.dtype
-        self._x = torch.empty((size, *self.x.shape[1:]), dtype=self.x.dtype)
-        self._y = torch.empty((size, *self.y.shape[1:]), dtype=self.y.dtype)
-
-    def __call__(self, index: Array) -> tuple[Tensor, Tensor]:
-        """Features and targets of the rows ``index``, ``(<= size,)`` int64."""
-        n, rows = len(index), torch.from_numpy(index)
-        x = torch.index_select(self.x, 0, rows, out=self._x[:n])
-        y = torch.index_select(self.y, 0, rows, out=self._y[:n])
-        return x.to(self.dtype), y
-
-
-def _generator(seed: Seed) -> torch.Generator:
-    return torch.Generator().manual_seed(seed.integer())
-
-
-@contextmanager
-def _alone(seed: Seed) -> Iterator[None]:
-    """One thread and the default generator at ``seed``; both are put back afterwards."""
-    with _LOCK:
-        state, threads = torch.get_rng_state(), torch.get_num_threads()
-        torch.default_generator.manual_seed(seed.integer())
-        if threads != 1:
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            if threads != 1:
-                torch.set_num_threads(threads)
-            torch.set_rng_state(state)
-
-
-def _correction(rule: LocalRule, bench: Bench) -> Callable[[], None]:
-    """The local rule on the region that is both shared and trained."""
-    if rule.trivial:
-        return lambda: None
-    part = bench.layout.shared_trainable
-    own = slice(0, part.stop - part.start)
-    anchor = None if rule.anchor is None else tensor_over(rule.anchor[part]).to(bench.dtype)
-    shift = None if rule.shift is None else tensor_over(rule.shift[part]).to(bench.dtype)
-    gradient, weights = bench.gradient[own], bench.weights[own]
-    return lambda: rule.correct(gradient, weights, anchor, shift)
-
-
-def _optimizer(optimizer: Optimizer, bench: Bench) -> Callable[[float], None]:
-    """``move(lr)``: one step of the flat weights along the flat gradient."""
-    if optimizer.name not in OPTIMIZERS:
-        raise JobError(
-            f"unknown local optimiser {optimizer.name!r}",
-            remedy=suggest(optimizer.name, OPTIMIZERS),
-        )
-    if optimizer.name == "sgd":
-        return _sgd(optimizer, bench.weights, bench.gradient)
-    kind, names = OPTIMIZERS[optimizer.name]
-    flat = nn.Parameter(bench.weights)
-    flat.grad = bench.gradient
-    own = {name: getattr(optimizer, name) for name in names}
-    inner = getattr(torch.optim, kind)([flat], lr=optimizer.lr, **own)
-
-    def move(lr: float) -> None:
-        inner.param_groups[0]["lr"] = lr
-        inner.step()
-
-    return move
-
-
-def _sgd(o: Optimizer, weights: Tensor, gradient: Tensor) -> Callable[[float], None]:
-    """SGD as torch.optim writes it, without its overhead per step and per client."""
-    velocity: Tensor | None = None
-
-    def move(lr: float) -> None:
-        nonlocal velocity
-        if o.weight_decay:
-            gradient.add_(weights, alpha=o.weight_decay)
-        direction = gradient
-        if o.momentum:
-            velocity = (
-                gradient.clone() if velocity is None else velocity.mul_(o.momentum).add_(gradient)
-            )
-            direction = gradient.add_(velocity, alpha=o.momentum) if o.nesterov else velocity
-        weights.add_(direction, alpha=-lr)
-
-    return move

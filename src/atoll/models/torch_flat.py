@@ -34,6 +34,10 @@ class _Held:
         found: Tensor = getattr(owner, key)
         return found.detach()
 
+    def moved(self) -> bool:
+        """Whether another tensor hangs there now."""
+        return any(getattr(owner, key) is not self.value for owner, key in self.places)
+
     def write(self, view: Tensor) -> None:
         """Set a buffer, in the tensor that other parts of the module may refer to."""
         if not self.value.is_contiguous():  # an expanded one could not be written
@@ -161,70 +165,141 @@ def _common_dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
 class Bench:
     """A module bound to flat buffers, used for one client after the other.
 
-    ``flat`` is the whole vector, ``weights`` its trainable slice, ``gradient`` as long as that.
+    ``flat`` is the whole vector, ``weights`` its trainable slice, ``gradient`` as long as that. With
+    ``channels_last`` the kernels of convolutions lie in NHWC order inside ``flat``; :meth:`load`,
+    :meth:`vector`, :meth:`arranged` and :meth:`slope` go between that and the layout's own order.
     """
 
     def __init__(self, module: nn.Module, layout: Layout, channels_last: bool) -> None:
         dtype: torch.dtype = getattr(torch, layout.dtype)
         self.module = module
         self.layout = layout
+        self.channels_last = channels_last
         self.flat = torch.zeros(layout.size, dtype=dtype)
         self.weights = self.flat[layout.trainable]
         self.gradient = torch.zeros_like(self.weights)
-        self._copied: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        self.copied: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        """Parameters that are no views: (parameter, its part of ``flat``, of ``gradient``)."""
+        self.trained: list[Tensor] = []
+        """Parameters that are trained and are views, with ``views`` and ``slopes`` beside them."""
+        self.views: list[Tensor] = []
+        self.slopes: list[Tensor] = []
+        self.bound: list[tuple[Tensor, Tensor]] = []
+        """Parameter -> its plain view, trained or not."""
+        self._turned: list[tuple[slice, tuple[int, ...]]] = []
         self._buffers: list[tuple[_Held, Tensor]] = []
         self.dtype = dtype
         tensors = _tensors(module)
         for e, start in zip(layout.entries, layout.offsets, strict=False):
-            held = tensors[e.name]
-            view = self.flat[start : start + e.size].view(e.shape)
-            at = start - layout.trainable.start
-            slope = self.gradient[at : at + e.size].view(e.shape) if e.trainable else None
-            self._bind(held, view, slope, channels_last and len(e.shape) == 4)
+            self._bind(tensors[e.name], e, start)
         self.compute = _common_dtype(module, dtype)
 
-    def _bind(self, held: _Held, view: Tensor, slope: Tensor | None, reorder: bool) -> None:
-        value = held.value
+    def _bind(self, held: _Held, e: Entry, start: int) -> None:
+        value, at = held.value, start - self.layout.trainable.start
+        view = self.flat[start : start + e.size].view(e.shape)
+        slope = self.gradient[at : at + e.size].view(e.shape) if e.trainable else None
         if not isinstance(value, nn.Parameter):
             self._buffers.append((held, view))
-        elif value.dtype == self.dtype and not reorder:
+        elif value.dtype != self.dtype:
+            self.copied.append((value, view, slope))
+        else:
+            if self.channels_last and len(e.shape) == 4:
+                view = _turned(view)
+                slope = None if slope is None else _turned(slope)
+                self._turned.append((slice(start, start + e.size), e.shape))
             value.data = view
             value.grad = slope
-        else:
-            if reorder:
-                value.data = value.data.contiguous(memory_format=torch.channels_last)
-            self._copied.append((value, view, slope))
+            self.bound.append((value, view))
+            if slope is not None:
+                self.trained.append(value)
+                self.views.append(view)
+                self.slopes.append(slope)
+
+    def formatted(self, x: Tensor) -> Tensor:
+        """A batch in the order that the module's convolutions like best."""
+        if not self.channels_last or x.dim() != 4:
+            return x
+        # One channel is both orders at once, and only these strides make torch go on in NHWC.
+        if x.shape[1] == 1 and x.is_contiguous():
+            return _turned(x)
+        return x.contiguous(memory_format=torch.channels_last)
 
     def load(self, parameters: Array) -> None:
         """Put a vector into the module."""
-        self.flat.copy_(tensor_over(parameters))
+        given = tensor_over(parameters)
+        self.flat.copy_(given)
+        for where, shape in self._turned:
+            _turned(self.flat[where].view(shape)).copy_(given[where].view(shape))
         with torch.no_grad():
-            for value, view, _ in self._copied:
+            for value, view, _ in self.copied:
                 value.copy_(restored(view, value.dtype))
             for held, view in self._buffers:
                 held.write(view)
+
+    def snapshot(self) -> tuple[Tensor, list[Tensor]]:
+        """Everything a step may change."""
+        return self.flat.clone(), [held.now().clone() for held, _ in self._buffers]
+
+    def restore(self, kept: tuple[Tensor, list[Tensor]]) -> None:
+        """Go back to a :meth:`snapshot`, with no gradient."""
+        flat, buffers = kept
+        self.flat.copy_(flat)
+        self.gradient.zero_()
+        for (held, _), value in zip(self._buffers, buffers, strict=True):
+            held.write(value)
+
+    def rebound(self) -> bool:
+        """Whether the module has put another tensor in a buffer's place."""
+        return any(held.moved() for held, _ in self._buffers)
+
+    def arranged(self, vector: Array, part: slice) -> Tensor:
+        """A shared vector's ``part``, in the order it has in ``flat``."""
+        given = tensor_over(vector[part]).to(self.dtype)
+        inside = [
+            (slice(where.start - part.start, where.stop - part.start), shape)
+            for where, shape in self._turned
+            if part.start <= where.start and where.stop <= part.stop
+        ]
+        if not inside:
+            return given
+        turned = given.clone()
+        for where, shape in inside:
+            _turned(turned[where].view(shape)).copy_(given[where].view(shape))
+        return turned
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of ``loss`` to the flat gradient."""
         if loss.requires_grad:
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        for value, _, slope in self._copied:
+        for value, _, slope in self.copied:
             if slope is not None and value.grad is not None:
                 slope.add_(value.grad)
                 value.grad = None
 
     def push(self) -> None:
         """Carry an optimiser's step to the parameters that are no views."""
-        if not self._copied:
+        if not self.copied:
             return
         with torch.no_grad():
-            for value, view, slope in self._copied:
+            for value, view, slope in self.copied:
                 if slope is not None:
                     value.copy_(view)
 
+    def slope(self) -> Array:
+        """The gradient in the layout's order, ``(layout.size,)``, 0 where nothing is trained."""
+        whole = torch.zeros_like(self.flat)
+        whole[self.layout.trainable] = self.gradient
+        return self._laid_out(whole)
+
+    def _laid_out(self, flat: Tensor) -> Array:
+        out = flat.clone()
+        for where, shape in self._turned:
+            out[where].view(shape).copy_(_turned(flat[where].view(shape)))
+        return np.asarray(out.numpy())
+
     def vector(self) -> Array:
         """A copy of the vector, with what the module itself changed (buffers, frozen entries)."""
-        for value, view, slope in self._copied:
+        for value, view, slope in self.copied:
             if slope is None:
                 view.copy_(value.detach())
         for held, view in self._buffers:
@@ -236,8 +311,13 @@ class Bench:
                     remedy="register it with persistent=False",
                 )
             view.copy_(now)
-        copied: Array = self.flat.numpy().copy()
-        return copied
+        return self._laid_out(self.flat)
+
+
+def _turned(view: Tensor) -> Tensor:
+    """A contiguous ``(n, c, h, w)`` block seen as NHWC memory."""
+    _, c, h, w = view.shape
+    return view.as_strided(view.shape, (c * h * w, 1, w * c, c))
 
 
 class _Unlocked:

@@ -105,7 +105,6 @@ _TABLE: dict[Any, Build] = {
     _aten._log_softmax_backward_data.default: _named(_aten._log_softmax_backward_data.out, "out"),
     _aten.nll_loss_forward.default: _named(_aten.nll_loss_forward.output, "output", "total_weight"),
     _aten.nll_loss_backward.default: _named(_aten.nll_loss_backward.grad_input, "grad_input"),
-    _aten.mse_loss.default: _named(_aten.mse_loss.out, "out"),
     _aten.mse_loss_backward.default: _named(_aten.mse_loss_backward.grad_input, "grad_input"),
     _aten.gelu.default: _named(_aten.gelu.out, "out"),
     _aten.gelu_backward.default: _named(_aten.gelu_backward.grad_input, "grad_input"),

@@ -193,7 +193,18 @@ class _Cell:
     held: list[Tensor] = field(default_factory=lambda: [torch.empty(0)])
 
 
+@dataclass(eq=False)
+class _Turned(_Cell):
+    """The transpose of a value that is made anew in each step."""
+
+
+def _turned(value: Any) -> Any:
+    return _Turned(value.held) if isinstance(value, _Cell) else value.t()
+
+
 def _fill(value: Any) -> Any:
+    if isinstance(value, _Turned):
+        return value.held[0].t()
     if isinstance(value, _Cell):
         return value.held[0]
     if isinstance(value, (list, tuple)):
@@ -421,35 +432,36 @@ class Program:
         self._now += 1
 
     def _drain(self, sink: _Sink, weight: Tensor, slope: Tensor, fused: bool) -> None:
-        values = [self._at(t) for t in sink.operands]
-        if any(isinstance(v, _Cell) for v in values):
-            value = values[0] if sink.kind == "value" else None
-            if value is None:
-                raise Untraceable("a product of values that are made anew in each step")
-            if fused:
-                self.updates.append(lambda s: weight.add_(value.held[0], alpha=s))
-            else:
-                self.steps.append(lambda: slope.copy_(value.held[0]))
-            return
-        if sink.kind == "value":
-            (v,) = values
-            if fused:
-                self.updates.append(lambda s: weight.add_(v, alpha=s))
-            else:
-                self.steps.append(partial(slope.copy_, v))
-        elif sink.kind == "columns":
-            (v,) = values
-            if fused:
-                turned, ones = v.t(), torch.ones(len(v), dtype=v.dtype)
-                self.updates.append(lambda s: weight.addmv_(turned, ones, alpha=s))
-            else:
-                self.steps.append(partial(torch.sum, v, 0, out=slope))
+        """Let a gradient flow into its weight (fused) or into the flat gradient."""
+        operands = [self._at(t) for t in sink.operands]
+        if sink.kind == "outer_t":
+            operands = [_turned(v) for v in operands]
+        if sink.kind == "columns" and fused:
+            ones = torch.ones(len(sink.operands[0]), dtype=weight.dtype)
+            operands = [_turned(operands[0]), ones]
+        product = partial(torch.mm, out=slope)
+        moves: dict[str, Callable[..., object]] = {
+            "value": weight.add_,
+            "columns": weight.addmv_,
+            "outer": weight.addmm_,
+            "outer_t": weight.addmm_,
+        }
+        writes: dict[str, Callable[..., object]] = {
+            "value": slope.copy_,
+            "columns": lambda v: torch.sum(v, 0, out=slope),
+            "outer": product,
+            "outer_t": product,
+        }
+        move, write = moves[sink.kind], writes[sink.kind]
+        later = any(isinstance(v, _Cell) for v in operands)
+        if fused and later:
+            self.updates.append(lambda s: move(*_fill(operands), alpha=s))
+        elif fused:
+            self.updates.append(lambda s: move(*operands, alpha=s))
+        elif later:
+            self.steps.append(lambda: write(*_fill(operands)))
         else:
-            a, b = (v.t() for v in values) if sink.kind == "outer_t" else values
-            if fused:
-                self.updates.append(lambda s: weight.addmm_(a, b, alpha=s))
-            else:
-                self.steps.append(partial(torch.mm, a, b, out=slope))
+            self.steps.append(partial(write, *operands))
 
 
 @dataclass(eq=False)

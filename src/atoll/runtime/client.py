@@ -17,6 +17,7 @@ from atoll.core.local import LocalWork
 from atoll.core.metrics import Metrics
 from atoll.core.seeds import Seed
 from atoll.core.values import Broadcast, ClientId, Memory
+from atoll.data.population import known_rows
 
 __all__ = ["Done", "Parts", "evaluate_client", "fold_task"]
 
@@ -62,7 +63,7 @@ class Parts:
 
     def cost(self, task: Task) -> float:
         """Expected relative working time of ``task``."""
-        return max(1, len(self.clients[task.client])) * task.fraction
+        return max(1, known_rows(self.clients, task.client) or 1) * task.fraction
 
 
 def _share(local: LocalWork, fraction: float) -> LocalWork:

@@ -30,6 +30,7 @@ from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Metrics
 from atoll.core.seeds import Seed
 from atoll.core.values import Broadcast, ClientId, Memory
+from atoll.data.population import known_rows
 from atoll.runtime.client import Done, Parts, fold_task
 
 __all__ = ["fold_group", "groups"]
@@ -54,7 +55,10 @@ def groups(parts: Parts, tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
 def _size(parts: Parts, tasks: Sequence[Task]) -> int:
     trainer = parts.trainer
     if isinstance(trainer, CohortTrainer) and _sums(parts):
-        size = trainer.together(parts.local, max(len(parts.clients[t.client]) for t in tasks))
+        # A lazy population may not know how many rows a client has before it is made.
+        rows = [known_rows(parts.clients, task.client) for task in tasks]
+        most = max((n for n in rows if n is not None), default=0)
+        size = trainer.together(parts.local, most) if None not in rows else 1
         if size > 1:
             return size
     return trainer.lanes if isinstance(trainer, LaneTrainer) else 1

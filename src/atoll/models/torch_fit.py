@@ -1,0 +1,366 @@
+"""One client's local training on a :class:`~atoll.models.torch_flat.Bench`, step by step.
+
+Two ways lead through the same steps. The *general* one runs the module under autograd. The *compiled*
+one replays what it recorded of it (:mod:`atoll.models.torch_tape`): under plain SGD the step is fused
+into the products that make the gradient, the local rule and weight decay being two operations on the
+flat weights; other optimisers get the flat gradient and go on as in the general way.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atoll.core.errors import DataError, JobError, suggest
+from atoll.core.layout import Array
+from atoll.core.local import LocalRule, LocalWork, Optimizer
+from atoll.core.seeds import Seed
+from atoll.models.batches import batches, learning_rate
+from atoll.models.torch_flat import Bench, tensor_over
+from atoll.models.torch_tape import Program, Untraceable, record
+
+__all__ = ["OPTIMIZERS", "Batch", "Steps", "Walk", "alone", "generator"]
+
+OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "sgd": ("SGD", ("momentum", "nesterov", "weight_decay")),
+    "adam": ("Adam", ("betas", "eps", "weight_decay")),
+    "adamw": ("AdamW", ("betas", "eps", "weight_decay")),
+    "nadam": ("NAdam", ("betas", "eps", "weight_decay")),
+    "radam": ("RAdam", ("betas", "eps", "weight_decay")),
+    "adagrad": ("Adagrad", ("eps", "weight_decay")),
+    "rmsprop": ("RMSprop", ("momentum", "eps", "weight_decay")),
+}
+"""Local optimisers by name: the class in ``torch.optim`` and what is passed on to it."""
+
+_LOCK = threading.RLock()
+"""torch's generator and thread count belong to the process, so one piece of work at a time."""
+
+_KEPT = 16
+"""Compiled steps that are kept, one for each shape of batch; all go when there are more."""
+
+Forward = Callable[[Tensor, Tensor], Tensor]
+"""(features, targets) of a batch -> its scalar loss."""
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """What a training walked through.
+
+    Args:
+        losses: sum over steps of the batch's mean loss.
+        rates: the learning rate of each step.
+    """
+
+    losses: float
+    rates: list[float]
+
+
+class Steps:
+    """The training steps of one bench.
+
+    Args:
+        bench: the module on flat buffers.
+        forward: the loss of a batch.
+        start: parameters to try a replay with, ``(layout.size,)``.
+        compiled: whether to replay steps that can be replayed.
+        summed: whether the loss is a sum over the batch's rows.
+    """
+
+    def __init__(
+        self, bench: Bench, forward: Forward, start: Array, *, compiled: bool, summed: bool
+    ) -> None:
+        self.bench, self.forward, self.start, self.summed = bench, forward, start, summed
+        self.reason = "" if compiled else "it was not asked for"
+        self._programs: dict[Any, _Step] = {}
+        if compiled and bench.copied:
+            self.reason = "some parameters have a dtype of their own"
+
+    def walk(
+        self,
+        batch: Batch,
+        work: LocalWork,
+        rule: LocalRule,
+        seed: Seed,
+        *,
+        round: int,
+        augment: Callable[[Tensor], Tensor] | None = None,
+    ) -> Walk:
+        """Train the loaded parameters on a client's rows."""
+        bench = self.bench
+        fused = _plain(work)
+        correct = _correction(rule, bench)
+        settle = _settled(rule, work.optimizer, bench) if fused else None
+        move = _optimizer(work.optimizer, bench)
+        total, rates = torch.zeros((), dtype=torch.float64), list[float]()
+        bench.gradient.zero_()
+        for epoch, index in batches(batch.rows, work, seed):
+            lr = learning_rate(work, round=round, epoch=epoch)
+            step = None if self.reason else self._step(batch, index, fused)
+            share = 1.0 / len(index) if self.summed else 1.0
+            if step is None:
+                x, y = batch.take(index)
+                self._differentiate(x if augment is None else augment(x), y, total, share)
+            else:
+                step.load(batch, index, augment)
+                step.program.run()
+                total.add_(step.program.value(), alpha=share)
+            if step is not None and fused:
+                if settle is not None:
+                    settle(lr)
+                step.program.update(-lr)
+            else:
+                if work.clip_norm:
+                    norm = torch.linalg.vector_norm(bench.gradient)
+                    bench.gradient.mul_((work.clip_norm / (norm + 1e-6)).clamp_(max=1.0))
+                correct()
+                move(lr)
+                bench.push()
+            rates.append(lr)
+        return Walk(total.item(), rates)
+
+    def _differentiate(self, x: Tensor, y: Tensor, total: Tensor, share: float) -> None:
+        self.bench.gradient.zero_()
+        with torch.enable_grad():
+            loss = self.forward(self.bench.formatted(x), y)
+            self.bench.backward(loss)
+        total.add_(loss.detach(), alpha=share)
+
+    def _step(self, batch: Batch, index: Array, fused: bool) -> _Step | None:
+        """The compiled step for batches of this shape; None once it turns out not to exist."""
+        key = (len(index), batch.shape, batch.dtype, batch.y.shape[1:], batch.y.dtype, fused)
+        if key not in self._programs:
+            if len(self._programs) >= _KEPT:
+                self._programs.clear()
+            try:
+                self._programs[key] = self._compile(batch, index, fused)
+            except Untraceable as found:
+                self.reason = str(found)
+                return None
+        return self._programs[key]
+
+    def _compile(self, batch: Batch, index: Array, fused: bool) -> _Step:
+        """Record a step on a made-up batch and hold its first replay against autograd.
+
+        Whether a step can be replayed must not depend on anybody's data or progress, so it starts from
+        the initial weights; weights, buffers and random state are as before afterwards.
+        """
+        bench, state = self.bench, torch.get_rng_state()
+        kept = bench.snapshot()
+        plain = torch.empty((len(index), *batch.shape), dtype=batch.dtype)
+        x = bench.formatted(plain)
+        y = torch.empty((len(index), *batch.y.shape[1:]), dtype=batch.y.dtype)
+        draw = torch.Generator().manual_seed(1)
+        for made_up in (x, y):
+            made_up.normal_(generator=draw) if made_up.is_floating_point() else made_up.zero_()
+        bench.load(self.start)
+        begun = bench.snapshot()
+        try:
+            tape = record(lambda: self.forward(x, y), bench.trained, x)
+            if bench.rebound():
+                raise Untraceable("the module puts new tensors in its buffers' places")
+            program = Program(tape, bench.views, bench.slopes, fused=fused, bound=bench.bound)
+            bench.restore(begun)
+            torch.set_rng_state(state)
+            _hold(program, tape.gradients, bench, fused)
+        finally:
+            bench.restore(kept)
+            torch.set_rng_state(state)
+        return _Step(program, x, y, plain if plain.data_ptr() == x.data_ptr() else None)
+
+
+def _hold(program: Program, wanted: Sequence[Tensor | None], bench: Bench, fused: bool) -> None:
+    """Hold a program's first run against autograd's gradient.
+
+    Raises:
+        Untraceable: they differ.
+    """
+    program.run()
+    if fused:
+        bench.weights.zero_()
+        program.update(1.0)
+    near = 1e-4 if bench.dtype == torch.float32 else 1e-10
+    # Relative to the largest value of all: a bias before a normalisation has nothing but rounding.
+    size = max((float(g.abs().max()) for g in wanted if g is not None and g.numel()), default=0.0)
+    for a, b in zip(bench.views if fused else bench.slopes, wanted, strict=True):
+        same = torch.zeros_like(a) if b is None else b
+        if not torch.allclose(a, same, rtol=near, atol=near * size, equal_nan=True):
+            raise Untraceable("a replayed step differs from autograd's")
+
+
+@dataclass(eq=False)
+class _Step:
+    """A program and the buffers it reads its batch from."""
+
+    program: Program
+    x: Tensor
+    y: Tensor
+    plain: Tensor | None
+
+    def load(self, batch: Batch, index: Array, augment: Callable[[Tensor], Tensor] | None) -> None:
+        rows = torch.from_numpy(index)
+        torch.index_select(batch.y, 0, rows, out=self.y)
+        if self.plain is not None and augment is None:
+            torch.index_select(batch.x, 0, rows, out=self.plain)
+            return
+        x, _ = batch.take(index)
+        self.x.copy_(x if augment is None else augment(x))
+
+
+class Batch:
+    """Gathers batches of one client's rows into buffers that are used again.
+
+    Gathering also puts them at aligned addresses: matrix kernels may round otherwise elsewhere, and
+    shared memory of a worker process lies elsewhere.
+
+    Args:
+        data: features and targets.
+        bench: whose dtype float features get.
+        targets: dtype of the targets; None for the bench's.
+        size: most rows of a batch.
+
+    Raises:
+        DataError: features and targets of different lengths.
+    """
+
+    def __init__(self, data: Any, bench: Bench, targets: torch.dtype | None, size: int) -> None:
+        x, y = tensor_over(data.features), tensor_over(data.targets)
+        if len(x) != len(y):
+            raise DataError(
+                f"{len(x)} rows of features and {len(y)} targets",
+                remedy="check how this client's data were read",
+            )
+        self.dtype = bench.compute if x.is_floating_point() else x.dtype
+        self.x, self.y = x.to(self.dtype), y.to(targets or bench.compute)
+        self.rows, self.shape = len(x), x.shape[1:]
+        self._size, self._held = size, list[Tensor]()
+
+    def take(self, index: Array) -> tuple[Tensor, Tensor]:
+        """Features and targets of the rows ``index``, ``(<= size,)`` int64."""
+        if not self._held:
+            self._held += [
+                torch.empty((self._size, *t.shape[1:]), dtype=t.dtype) for t in (self.x, self.y)
+            ]
+        n, rows = len(index), torch.from_numpy(index)
+        x, y = (
+            torch.index_select(t, 0, rows, out=into[:n])
+            for t, into in zip((self.x, self.y), self._held, strict=True)
+        )
+        return x, y
+
+
+def generator(seed: Seed) -> torch.Generator:
+    """A torch generator at ``seed``."""
+    return torch.Generator().manual_seed(seed.integer())
+
+
+@contextmanager
+def alone(seed: Seed) -> Iterator[None]:
+    """One thread and the default generator at ``seed``; both are put back afterwards."""
+    with _LOCK:
+        state, threads = torch.get_rng_state(), torch.get_num_threads()
+        torch.default_generator.manual_seed(seed.integer())
+        if threads != 1:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            if threads != 1:
+                torch.set_num_threads(threads)
+            torch.set_rng_state(state)
+
+
+def _plain(work: LocalWork) -> bool:
+    """Whether a step is ``w <- w - lr * (something linear in w and the gradient)``."""
+    o = work.optimizer
+    return o.name == "sgd" and not o.momentum and not work.clip_norm
+
+
+def _pulls(rule: LocalRule, bench: Bench) -> tuple[slice, Tensor | None, Tensor | None]:
+    """Where a rule acts in the trainable region, its anchor and its shift, in the bench's order."""
+    part = bench.layout.shared_trainable
+    start = bench.layout.trainable.start
+    anchor, shift = (
+        None if a is None else bench.arranged(a, part) for a in (rule.anchor, rule.shift)
+    )
+    return slice(part.start - start, part.stop - start), anchor, shift
+
+
+def _correction(rule: LocalRule, bench: Bench) -> Callable[[], None]:
+    """The local rule on the region that is both shared and trained."""
+    if rule.trivial:
+        return lambda: None
+    own, anchor, shift = _pulls(rule, bench)
+    gradient, weights = bench.gradient[own], bench.weights[own]
+    return lambda: rule.correct(gradient, weights, anchor, shift)
+
+
+def _settled(rule: LocalRule, optimizer: Optimizer, bench: Bench) -> Callable[[float], None] | None:
+    """What a plain SGD step does beside the gradient: ``w -= lr (decay w + mu (w - anchor) + shift)``."""
+    decay = optimizer.weight_decay
+    if rule.trivial and not decay:
+        return None
+    own, anchor, shift = _pulls(rule, bench)
+    weights, mu = bench.weights[own], rule.mu
+    anchor = anchor if mu else None
+    others = [part for part in (bench.weights[: own.start], bench.weights[own.stop :]) if len(part)]
+
+    def settle(lr: float) -> None:
+        if decay:
+            weights.mul_(1.0 - lr * (decay + mu))
+            for part in others:
+                part.mul_(1.0 - lr * decay)
+            if anchor is not None:
+                weights.add_(anchor, alpha=lr * mu)
+        elif anchor is not None:
+            weights.lerp_(anchor, lr * mu)
+        if shift is not None:
+            weights.add_(shift, alpha=-lr)
+
+    return settle
+
+
+def _optimizer(optimizer: Optimizer, bench: Bench) -> Callable[[float], None]:
+    """``move(lr)``: one step of the flat weights along the flat gradient."""
+    if optimizer.name not in OPTIMIZERS:
+        raise JobError(
+            f"unknown local optimiser {optimizer.name!r}",
+            remedy=suggest(optimizer.name, OPTIMIZERS),
+        )
+    if optimizer.name == "sgd":
+        return _sgd(optimizer, bench.weights, bench.gradient)
+    kind, names = OPTIMIZERS[optimizer.name]
+    flat = nn.Parameter(bench.weights)
+    flat.grad = bench.gradient
+    own = {name: getattr(optimizer, name) for name in names}
+    inner = getattr(torch.optim, kind)([flat], lr=optimizer.lr, **own)
+
+    def move(lr: float) -> None:
+        inner.param_groups[0]["lr"] = lr
+        inner.step()
+
+    return move
+
+
+def _sgd(o: Optimizer, weights: Tensor, gradient: Tensor) -> Callable[[float], None]:
+    """SGD as torch.optim writes it, without its overhead per step and per client."""
+    velocity: Tensor | None = None
+
+    def move(lr: float) -> None:
+        nonlocal velocity
+        if o.weight_decay:
+            gradient.add_(weights, alpha=o.weight_decay)
+        direction = gradient
+        if o.momentum:
+            velocity = (
+                gradient.clone() if velocity is None else velocity.mul_(o.momentum).add_(gradient)
+            )
+            direction = gradient.add_(velocity, alpha=o.momentum) if o.nesterov else velocity
+        weights.add_(direction, alpha=-lr)
+
+    return move
