@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atoll.core.contracts import CohortTrainer, Lane, Work
+from atoll.core.contracts import Lane, Together, Work
 from atoll.core.errors import JobConflict
 from atoll.core.layout import Array
 from atoll.core.local import Fit, LocalRule
@@ -96,14 +96,14 @@ def average_cohort(
         AtollError: the trainer cannot take this group in one go.
     """
     first = works[0][0]
-    trainer = first.trainer
-    if not isinstance(trainer, CohortTrainer):
+    fit_together = getattr(first.trainer, "fit_together", None)
+    if fit_together is None:
         raise JobConflict("this trainer takes one client at a time")
     lanes = [
         Lane(work.data, work.local, rule or LocalRule(), work.seed / "fit", scale * work.weight)
         for work, scale in works
     ]
-    done = trainer.fit_together(broadcast.parameters, lanes, round=first.round)
+    done: Together = fit_together(broadcast.parameters, lanes, round=first.round)
     metrics = [
         {"train_loss": Mean.of(loss, work.examples)}
         for (work, _), loss, steps in zip(works, done.losses, done.steps, strict=True)

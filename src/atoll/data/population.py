@@ -107,7 +107,7 @@ class ClientIds(Sequence[ClientId]):
         if not (digits.isascii() and digits.isdigit()) or len(digits) > 20:
             return None
         i = int(digits)
-        return i if i < self.total and self[i] == client else None
+        return i if i < self.total and digits == f"{i:0{self._width}d}" else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,19 +5,32 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from atoll.aggregation.exact import Fold
-from atoll.core.contracts import Algorithm, Outcome, Task, Trainer, Weighting, Work
+from atoll.core.contracts import (
+    Algorithm,
+    CohortAlgorithm,
+    CohortTrainer,
+    LaneTrainer,
+    Outcome,
+    Task,
+    Trainer,
+    Weighting,
+    Work,
+    halves_agree,
+)
 from atoll.core.errors import AtollError, ClientError, UpdateRefused
 from atoll.core.local import LocalWork
 from atoll.core.metrics import Metrics
 from atoll.core.seeds import Seed
 from atoll.core.values import Broadcast, ClientId, Memory
-from atoll.data.population import known_rows
+from atoll.data.population import known_rows, rows_of
 
 __all__ = ["Done", "Parts", "evaluate_client", "fold_task"]
 
@@ -61,9 +74,33 @@ class Parts:
             round=task.version,
         )
 
-    def cost(self, task: Task) -> float:
-        """Expected relative working time of ``task``."""
-        return max(1, known_rows(self.clients, task.client) or 1) * task.fraction
+    def rows(self, client: ClientId) -> int:
+        """Rows of a client, at least 1, for deciding who trains with whom.
+
+        Data that must be made to be counted are made only where clients train in groups. One whose
+        data cannot be made counts as any: its own task says why.
+        """
+        if self.cohort is None and self.side_by_side is None:
+            return known_rows(self.clients, client) or 1
+        with suppress(Exception):
+            return max(1, rows_of(self.clients, client))
+        return 1
+
+    # Asked once: a check against a protocol costs as much as a step of a small model.
+    @cached_property
+    def cohort(self) -> tuple[CohortTrainer, CohortAlgorithm] | None:
+        """Trainer and algorithm, where nothing but the sum of the clients' changes is wanted."""
+        trainer, algorithm = self.trainer, self.algorithm
+        able = isinstance(trainer, CohortTrainer) and halves_agree(algorithm)
+        if not able or trainer.layout.shared.stop < trainer.layout.size:
+            return None
+        return (trainer, algorithm) if isinstance(algorithm, CohortAlgorithm) else None
+
+    @cached_property
+    def side_by_side(self) -> LaneTrainer | None:
+        """The trainer, where it takes several clients at once."""
+        trainer = self.trainer
+        return trainer if isinstance(trainer, LaneTrainer) and trainer.lanes > 1 else None
 
 
 def _share(local: LocalWork, fraction: float) -> LocalWork:

@@ -16,21 +16,17 @@ from typing import Any
 
 from atoll.aggregation.exact import Fold
 from atoll.core.contracts import (
-    CohortAlgorithm,
-    CohortTrainer,
     Lane,
     LaneTrainer,
     Outcome,
     Task,
     Trainer,
-    halves_agree,
 )
 from atoll.core.layout import Array, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Metrics
 from atoll.core.seeds import Seed
 from atoll.core.values import Broadcast, ClientId, Memory
-from atoll.data.population import known_rows
 from atoll.runtime.client import Done, Parts, fold_task
 
 __all__ = ["fold_group", "groups"]
@@ -41,8 +37,9 @@ def groups(parts: Parts, tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
 
     Groups do not depend on who works on them, so sums over a group are the same on every executor.
     """
-    ordered = sorted(tasks, key=lambda t: (-parts.cost(t), t.client))
-    size = _size(parts, ordered) if ordered else 1
+    rows = {task.client: parts.rows(task.client) for task in tasks}
+    ordered = sorted(tasks, key=lambda t: (-rows[t.client] * t.fraction, t.client))
+    size = _size(parts, max(rows.values())) if tasks else 1
     if size == 1:
         return [(task,) for task in ordered]
     made = list[tuple[Task, ...]]()
@@ -52,24 +49,12 @@ def groups(parts: Parts, tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
     return made
 
 
-def _size(parts: Parts, tasks: Sequence[Task]) -> int:
-    trainer = parts.trainer
-    if isinstance(trainer, CohortTrainer) and _sums(parts):
-        # A lazy population may not know how many rows a client has before it is made.
-        rows = [known_rows(parts.clients, task.client) for task in tasks]
-        most = max((n for n in rows if n is not None), default=0)
-        size = trainer.together(parts.local, most) if None not in rows else 1
+def _size(parts: Parts, rows: int) -> int:
+    if parts.cohort is not None:
+        size = parts.cohort[0].together(parts.local, rows)
         if size > 1:
             return size
-    return trainer.lanes if isinstance(trainer, LaneTrainer) else 1
-
-
-def _sums(parts: Parts) -> bool:
-    """Whether nothing but the sum of the clients' changes is wanted."""
-    layout = parts.trainer.layout
-    if layout.shared.stop < layout.size or not halves_agree(parts.algorithm):
-        return False
-    return isinstance(parts.algorithm, CohortAlgorithm)
+    return 1 if parts.side_by_side is None else parts.side_by_side.lanes
 
 
 def fold_group(
@@ -85,11 +70,10 @@ def fold_group(
     client, so that a failure is that of the client it belongs to.
     """
     start = time.perf_counter()
-    together = len(group) > 1 and isinstance(parts.trainer, CohortTrainer) and _sums(parts)
-    if together and isinstance(parts.algorithm, CohortAlgorithm):
+    if len(group) > 1 and parts.cohort is not None:
         try:
             works = [(parts.work(task), task.scale) for task in group]
-            fold.add_sum(parts.algorithm.cohort(broadcast, works))
+            fold.add_sum(parts.cohort[1].cohort(broadcast, works))
         except Exception:
             start = time.perf_counter()  # whose fault it is, the next lines find out
         else:
@@ -98,8 +82,8 @@ def fold_group(
                 (Outcome(work.client, "contributed", work.examples, "", each), None)
                 for work, _ in works
             ]
-    if len(group) > 1 and isinstance(parts.trainer, LaneTrainer) and parts.trainer.lanes > 1:
-        return _side_by_side(parts, group, broadcast, memories, fold)
+    if len(group) > 1 and parts.side_by_side is not None:
+        return _side_by_side(parts, parts.side_by_side, group, broadcast, memories, fold)
     return [
         fold_task(parts, task, broadcast, memories.get(task.client, {}), fold) for task in group
     ]
@@ -107,6 +91,7 @@ def fold_group(
 
 def _side_by_side(
     parts: Parts,
+    trainer: LaneTrainer,
     group: Sequence[Task],
     broadcast: Broadcast,
     memories: Mapping[ClientId, Memory],
@@ -126,9 +111,9 @@ def _side_by_side(
         if question.asked is not None:
             asked[task.client] = question.asked
     answers: dict[ClientId, Fit] = {}
-    if isinstance(parts.trainer, LaneTrainer) and asked:
+    if asked:
         with suppress(Exception):  # one by one, each then has its own failure
-            fits = parts.trainer.fit_lanes(
+            fits = trainer.fit_lanes(
                 [q.parameters for q in asked.values()],
                 [q.lane for q in asked.values()],
                 round=group[0].version,
