@@ -25,6 +25,7 @@ class Ours:
         kind: ``torch``, or ``numpy`` for the trainer without torch.
         workloads, workers: where it runs.
         methods: which it runs; None for all.
+        exact: whether its loss must be that of all others; low precision may end elsewhere.
     """
 
     name: str
@@ -33,13 +34,17 @@ class Ours:
     workloads: tuple[str, ...] = EVERYWHERE
     workers: tuple[int, ...] = (1, 2)
     methods: tuple[str, ...] | None = None
+    exact: bool = True
 
 
 OURS = (
     Ours("atoll"),
+    Ours("atoll-general", ("path=general",), workloads=("W1", "W2")),
+    Ours("atoll-compiled", ("path=compiled",)),
+    Ours("atoll-bf16", ("precision=bfloat16",), workloads=("W2", "W3"), exact=False),
     Ours("atoll-numpy", kind="numpy", workloads=("W4",), workers=(1,)),
 )
-"""Ours. A row for a choice of the trainer: ``Ours("atoll-compiled", ("path=compiled",))``."""
+"""Ours, a line a row: what a user gets, and what choices of the trainer give."""
 
 BASES = (
     Ours("plain", methods=("fedavg",)),
@@ -113,6 +118,7 @@ class Contestant:
         workers: processes or threads.
         rounds: to run.
         command: without the rounds; of a peer also without the file for its weights.
+        exact: whether its loss is compared.
     """
 
     name: str
@@ -120,6 +126,7 @@ class Contestant:
     workers: int
     rounds: int
     command: tuple[str, ...]
+    exact: bool = True
 
 
 def _own(row: Ours, workload: str, method: str, rounds: int) -> Iterator[Contestant]:
@@ -132,7 +139,7 @@ def _own(row: Ours, workload: str, method: str, rounds: int) -> Iterator[Contest
         words = ["-m", "benchmarks.one", kind, workload, "--method", method]
         words += ["--workers", str(workers), *options]
         name = NAMES.get(row.name, row.name)
-        yield Contestant(name, peer, workers, rounds, (sys.executable, *words))
+        yield Contestant(name, peer, workers, rounds, (sys.executable, *words), row.exact)
 
 
 def _other(

@@ -40,7 +40,7 @@ def section(held: Kept, picture: Path) -> list[str]:
     """The lines between the page's markers; draws the picture they show."""
     made = {key: table.rows(entry["results"]) for key, entry in held.items()}
     fedavg: Mapping[str, list[table.Row]] = {w: r for (w, m), r in made.items() if m == "fedavg"}
-    lines = [*table.summary(made), ""]
+    lines = [*table.summary({key: entry["results"] for key, entry in held.items()}), ""]
     if fedavg:
         figure.draw(fedavg, picture)
         title = "Time of a round of every contestant, by workload"

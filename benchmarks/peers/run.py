@@ -117,6 +117,7 @@ def measure(
     def go(who: Contestant, turn: int, rounds: int, watched: bool, **marks: bool) -> None:
         found = launch(who, workload, rounds, watched)
         about = {"name": who.name, "peer": who.peer, "workers": who.workers, "rounds": rounds}
+        about |= {} if who.exact else {"exact": False}
         results.append({**about, "turn": turn, **marks, **found})
         _note(results[-1], workload, method)
 
@@ -172,8 +173,9 @@ def main() -> int:
     pythons, missing = ensure(given.peers)
     left_out = [f"{NAMES[name]} is left out: {reason}" for name, reason in missing.items()]
     print("\n".join([describe(), *left_out]))
+    wrong: list[str] = []
     full = not (given.quick or given.no_page) and set(given.peers) == set(ENVIRONMENTS)
-    tables: dict[tuple[str, str], list[table.Row]] = {}
+    tables: dict[tuple[str, str], list[Result]] = {}
     for workload in given.workloads:
         # At least two, as the first holds what a system builds on first use.
         rounds = FEW[workload] if given.quick else max(2, WORKLOADS[workload].rounds)
@@ -184,13 +186,13 @@ def main() -> int:
             field = contestants(workload, method, rounds, pythons)
             results = measure(workload, method, field, turns, given.quick)
             note = _note_of(pythons, left_out, others.share())
-            tables[workload, method] = made = table.rows(results)
+            tables[workload, method], made = results, table.rows(results)
+            wrong += table.check(made, workload, method)
             print("\n".join(["", *table.lines(made, workload, method), "", note]))
             print(f"({time.perf_counter() - began:.0f} s)", flush=True)
             if full:
                 page.keep(TABLES, workload, method, results, note)
                 write("peers", page.section(page.kept(TABLES), FIGURE))
-    wrong = [line for key, made in tables.items() for line in table.check(made, *key)]
     print("\n".join(["", *table.summary(tables), "", *wrong]))
     return 1 if wrong else 0
 

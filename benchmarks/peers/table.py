@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -71,11 +71,11 @@ def _reference(results: Sequence[Result], rounds: int) -> float:
     return math.nan
 
 
-def _best(results: Sequence[Result]) -> tuple[str, int] | None:
-    """Atoll as a user gets it, with the number of workers that is fastest."""
+def _best(results: Sequence[Result], own: str) -> tuple[str, int] | None:
+    """A row of ours with the number of workers that is fastest."""
     lengths: dict[tuple[str, int], list[float]] = {}
     for r in results:
-        if r["name"] == "atoll" and r.get("timed", True) and "round" in r:
+        if r["name"] == own and r.get("timed", True) and "round" in r:
             lengths.setdefault(_key(r), []).append(r["round"])
     return min(lengths, key=lambda key: median(lengths[key])) if lengths else None
 
@@ -86,37 +86,40 @@ def _ratios(own: Sequence[Result], base: Sequence[Result]) -> tuple[float, float
     return (median(found), min(found), max(found)) if found else (math.nan,) * 3
 
 
-def rows(results: Sequence[Result]) -> list[Row]:
+def rows(results: Sequence[Result], own: str = "atoll") -> list[Row]:
     """Rows of one workload and method, in the order in which contestants first ran.
 
     Args:
         results: of single runs: ``name``, ``peer``, ``workers``, ``rounds``, ``turn``, then ``round``,
             ``first``, ``loss`` or ``failed``; ``timed`` False for runs made for their memory or loss only,
-            ``memory`` where it was looked at, ``extra`` for runs that only give a loss to compare with.
+            ``memory`` where it was looked at, ``extra`` for runs that only give a loss to compare with,
+            ``exact`` False for those whose loss may differ.
+        own: the row of ours that ratios refer to, with the number of workers that is fastest.
     """
-    best = _best(results)
+    best = _best(results, own)
     shown = [r for r in results if not r.get("extra")]
     base = [r for r in shown if _key(r) == best and r.get("timed", True) and "round" in r]
     made = []
     for key in dict.fromkeys(_key(r) for r in shown):
-        own = [r for r in shown if _key(r) == key]
-        timed = [r for r in own if r.get("timed", True) and "round" in r]
-        failed = next((r["failed"] for r in own if "failed" in r), "")
-        rounds = own[0]["rounds"]
+        runs = [r for r in shown if _key(r) == key]
+        timed = [r for r in runs if r.get("timed", True) and "round" in r]
+        failed = next((r["failed"] for r in runs if "failed" in r), "")
+        rounds = runs[0]["rounds"]
         target = _reference(results, rounds)
         losses = [r["loss"] for r in timed]
         loss = max(
             losses, key=lambda v: math.inf if math.isnan(v) else abs(v - target), default=math.nan
         )
-        compared = own[0]["peer"] != LEARNS_ELSE and bool(losses)
+        shown_loss = runs[0]["peer"] != LEARNS_ELSE and bool(losses)
+        compared = shown_loss and runs[0].get("exact", True)
         made.append(
             Row(
-                *(key[0], own[0]["peer"], key[1], rounds),
+                *(key[0], runs[0]["peer"], key[1], rounds),
                 round=_middle(r["round"] for r in timed),
                 ratio=_ratios(timed, base),
                 first=_middle(r["first"] for r in timed),
-                memory=max((r["memory"] for r in own if "memory" in r), default=math.nan),
-                loss=loss if compared else math.nan,
+                memory=max((r["memory"] for r in runs if "memory" in r), default=math.nan),
+                loss=loss if shown_loss else math.nan,
                 same=agree(loss, target) if compared else None,
                 failed=failed,
             )
@@ -154,7 +157,7 @@ def lines(made: Sequence[Row], workload: str, method: str) -> list[str]:
         middle, least, most = row.ratio
         loss = _number(row.loss, ".6f") + ("" if row.same is not False else " **differs**")
         full = max(r.rounds for r in made)
-        loss += f" after {row.rounds} rounds" if row.rounds != full and row.same is not None else ""
+        loss += f" after {row.rounds} rounds" if row.rounds != full and loss != "-" else ""
         cells = [
             row.name,
             str(row.workers),
@@ -181,21 +184,34 @@ def check(made: Sequence[Row], workload: str, method: str) -> list[str]:
     return wrong
 
 
-def summary(tables: dict[tuple[str, str], list[Row]]) -> list[str]:
-    """How much faster Atoll is than the fastest peer and Flower; its time over the centralised loop's."""
+def summary(tables: Mapping[tuple[str, str], Sequence[Result]]) -> list[str]:
+    """How much faster our rows are than the fastest peer and Flower; their time over the centralised loop's.
+
+    Args:
+        tables: results by workload and method.
+    """
     out = [
-        "| workload | method | fastest peer (workers) | fastest peer / Atoll | Flower / Atoll "
-        "| Atoll / centralised loop, 2 processes |",
-        "|---|---|---|---|---|---|",
+        "| workload | method | ours | fastest peer (workers) | fastest peer / ours | Flower / ours "
+        "| ours / centralised loop, 2 processes |",
+        "|---|---|---|---|---|---|---|",
     ]
-    for (workload, method), made in tables.items():
-        own = {"atoll", "plain", LEARNS_ELSE}
-        peers = [r for r in made if r.peer not in own and r.same and not math.isnan(r.ratio[0])]
-        first = min(peers, key=lambda r: r.ratio[0], default=None)
-        flower = next((r.ratio[0] for r in peers if r.peer == "flower"), math.nan)
-        central = [r.ratio[0] for r in made if r.peer == LEARNS_ELSE and r.workers == 2]
-        share = 1 / central[0] if central else math.nan
-        who = f"{first.name} ({first.workers})" if first else "-"
-        cells = [workload, method, who, times(first.ratio[0] if first else math.nan)]
-        out.append(f"| {' | '.join([*cells, times(flower), _number(share, '.2f')])} |")
+    for (workload, method), results in tables.items():
+        for own in dict.fromkeys(r["name"] for r in results if r["peer"] == "atoll"):
+            cells = [workload, method, own, *_compared(rows(results, own))]
+            out.append(f"| {' | '.join(cells)} |")
     return out
+
+
+def _compared(made: Sequence[Row]) -> tuple[str, str, str, str]:
+    """The cells of :func:`summary` from rows whose ratios refer to one row of ours."""
+    others = [r for r in made if r.peer not in ("atoll", "plain", LEARNS_ELSE)]
+    peers = [r for r in others if r.same and not math.isnan(r.ratio[0])]
+    first = min(peers, key=lambda r: r.ratio[0], default=None)
+    flower = next((r.ratio[0] for r in peers if r.peer == "flower"), math.nan)
+    central = [r.ratio[0] for r in made if r.peer == LEARNS_ELSE and r.workers == 2]
+    return (
+        f"{first.name} ({first.workers})" if first else "-",
+        times(first.ratio[0] if first else math.nan),
+        times(flower),
+        _number(1 / central[0] if central else math.nan, ".2f"),
+    )

@@ -75,6 +75,16 @@ def test_the_centralised_loop_learns_something_else_and_is_not_compared():
     assert math.isnan(row.loss)
 
 
+def test_low_precision_shows_its_loss_and_may_differ():
+    low = result("atoll-bf16", "atoll", 2, 1, 0.05, loss=0.52, exact=False)
+    rows = table.rows([*two_turns(), low])
+    assert (by_name(rows)["atoll-bf16", 2].loss, by_name(rows)["atoll-bf16", 2].same) == (
+        0.52,
+        None,
+    )
+    assert table.check(rows, "W2", "fedavg") == []
+
+
 def test_a_short_run_is_compared_with_a_reference_as_short_which_is_not_shown():
     short = [
         result("NVFlare", "nvflare", 5, 1, 2.5, loss=0.69, rounds=6),
@@ -102,8 +112,15 @@ def test_a_failed_run_is_shown_with_its_reason_and_fails():
 
 def test_the_summary_counts_only_peers_that_did_the_same_work():
     fast = [result("FedJAX", "fedjax", 1, turn, 0.05, loss=0.4) for turn in (1, 2)]
-    line = table.summary({("W1", "fedavg"): table.rows([*two_turns(), *fast])})[-1]
-    assert line == "| W1 | fedavg | Flower (2) | 15.0 | 15.0 | 0.25 |"
+    line = table.summary({("W1", "fedavg"): [*two_turns(), *fast]})[-1]
+    assert line == "| W1 | fedavg | atoll | Flower (2) | 15.0 | 15.0 | 0.25 |"
+
+
+def test_the_summary_has_a_line_for_each_row_of_ours():
+    ours = [result("atoll-compiled", "atoll", 2, turn, 0.05 * turn) for turn in (1, 2)]
+    lines = table.summary({("W1", "fedavg"): [*two_turns(), *ours]})
+    assert lines[-1] == "| W1 | fedavg | atoll-compiled | Flower (2) | 30.0 | 30.0 | 0.12 |"
+    assert len(lines) == 4
 
 
 def test_only_installed_peers_run_and_ours_always_do():
