@@ -24,7 +24,7 @@ from atoll.core.contracts import Lane, Together
 from atoll.core.errors import JobConflict
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
-from atoll.models.batches import batches, learning_rate, plan
+from atoll.models.batches import learning_rate, passes, plan
 from atoll.models.networks import Rows
 from atoll.models.torch_flat import tensor_over
 
@@ -190,46 +190,56 @@ def _slopes(loss: str, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 class _Steps:
     """Which rows each client visits in each step, how long the step is, and its learning rate.
 
-    ``at`` ``(steps, k, b)`` are positions among a client's rows in the order of its first epoch; positions
-    beyond a batch are 0 and their ``share`` is 0. ``contiguous`` says that step t visits the positions
-    from ``t * width`` on at every client.
+    ``at`` ``(steps, k, b)`` are positions among a client's rows in the order of its first epoch, None
+    where step t visits the positions from ``t * width`` on at every client. ``share`` ``(steps, k, b)`` is
+    what a row counts in its batch's loss, 0 beyond the batch; ``lr`` ``(steps, k)`` is 0 at who is done.
     """
 
     order: list[Array]
-    at: Array
+    at: Array | None
     share: Array
     lr: Array
     width: int
-    contiguous: bool
+
+
+_Pass = tuple[int, Array, int]
+"""(local epoch, rows in order, batch size)."""
 
 
 def _schedule(lanes: Sequence[Lane], round: int, summed: bool) -> _Steps:
-    orders, visits = list[Array](), list[list[tuple[Array, float]]]()
-    for lane in lanes:
-        own = [
-            (index, learning_rate(lane.work, round=round, epoch=epoch))
-            for epoch, index in batches(len(lane.data), lane.work, lane.seed)
-        ]
-        seen = np.concatenate([index for index, _ in own]) if own else np.zeros(0, np.int64)
-        first = np.fromiter(dict.fromkeys(seen.tolist()), np.int64)
-        orders.append(np.concatenate([first, np.setdiff1d(np.arange(len(lane.data)), first)]))
-        visits.append(own)
-    steps = max(map(len, visits))
-    width = max((len(index) for own in visits for index, _ in own), default=1)
-    at = np.zeros((steps, len(lanes), width), np.int64)
-    share, lr = np.zeros((steps, len(lanes), width)), np.zeros((steps, len(lanes)))
-    contiguous = True
-    for i, own in enumerate(visits):
-        place = np.empty(len(orders[i]), np.int64)
-        place[orders[i]] = np.arange(len(place))
-        for t, (index, rate) in enumerate(own):
-            n = len(index)
-            at[t, i, :n] = place[index]
-            share[t, i, :n] = 1.0 if summed else 1.0 / n
-            lr[t, i] = rate
-            contiguous &= bool(at[t, i, 0] == t * width and (n == width or t == len(own) - 1))
-        contiguous &= len(own) * width < len(place) + width
-    return _Steps(orders, at, share, lr, width, contiguous)
+    walks = [list(passes(len(lane.data), lane.work, lane.seed)) for lane in lanes]
+    counts = [sum(-(-len(rows) // size) for _, rows, size in walk) for walk in walks]
+    width = max((min(size, len(rows)) for walk in walks for _, rows, size in walk), default=1)
+    shape = (max(counts), len(lanes), width)
+    share, lr = np.zeros(shape), np.zeros(shape[:2])
+    once = all(
+        len(w) <= 1 and (c <= 1 or w[0][2] == width) for w, c in zip(walks, counts, strict=True)
+    )
+    at = None if once else np.zeros(shape, np.int64)
+    orders = [_first_order(len(lane.data), walk) for lane, walk in zip(lanes, walks, strict=True)]
+    for i, (lane, walk) in enumerate(zip(lanes, walks, strict=True)):
+        place = np.argsort(orders[i]) if at is not None else None
+        t = 0
+        for epoch, rows, size in walk:
+            rate = learning_rate(lane.work, round=round, epoch=epoch)
+            for start in range(0, len(rows), size):
+                n = min(size, len(rows) - start)
+                share[t, i, :n] = 1.0 if summed else 1.0 / n
+                lr[t, i] = rate
+                if at is not None and place is not None:
+                    at[t, i, :n] = place[rows[start : start + n]]
+                t += 1
+    return _Steps(orders, at, share, lr, width)
+
+
+def _first_order(rows: int, walk: Sequence[_Pass]) -> Array:
+    """All row numbers, those of the first epoch in its order and first."""
+    first = walk[0][1] if walk else np.zeros(0, np.int64)
+    if len(first) == rows:
+        return first
+    rest = np.ones(rows, bool)
+    rest[first] = False
+    return np.concatenate([first, np.flatnonzero(rest)])
 
 
 def train_together(
@@ -332,8 +342,8 @@ class _Group:
         rates = torch.from_numpy(steps.lr).to(self.dtype)
         lane = torch.arange(len(self.lanes)).unsqueeze(1)
         total = np.zeros(len(self.lanes))
-        for t in range(len(steps.at)):
-            if steps.contiguous:
+        for t in range(len(steps.share)):
+            if steps.at is None:
                 a = t * steps.width
                 b = min(a + steps.width, self.x.shape[1])
                 z, y = self.z0[:, a:b], self.y[:, a:b]
@@ -350,7 +360,7 @@ class _Group:
             weight = share[t, :, : b - a]
             slope, losses = self._back(z, y, weight, rates[t], loss, mu, decay)
             total += losses
-            if steps.contiguous:
+            if steps.at is None:
                 self.d[:, a:b] += slope
             else:
                 self.d.index_put_((lane, index), slope, accumulate=True)

@@ -98,7 +98,8 @@ class Steps:
         settle = _settled(rule, work.optimizer, bench) if fused else None
         move = _optimizer(work.optimizer, bench)
         total, rates = torch.zeros((), dtype=torch.float64), list[float]()
-        bench.gradient.zero_()
+        if not fused:
+            bench.gradient.zero_()  # a replayed step does not write where there is no gradient
         for epoch, index in batches(batch.rows, work, seed):
             lr = learning_rate(work, round=round, epoch=epoch)
             step = None if self.reason else self._step(batch, index, fused)

@@ -292,10 +292,12 @@ class Bench:
         return self._laid_out(whole)
 
     def _laid_out(self, flat: Tensor) -> Array:
-        out = flat.clone()
+        out = np.empty(len(flat), self.layout.dtype)
+        copied = torch.from_numpy(out)
+        copied.copy_(flat)
         for where, shape in self._turned:
-            out[where].view(shape).copy_(_turned(flat[where].view(shape)))
-        return np.asarray(out.numpy())
+            copied[where].view(shape).copy_(_turned(flat[where].view(shape)))
+        return out
 
     def vector(self) -> Array:
         """A copy of the vector, with what the module itself changed (buffers, frozen entries)."""

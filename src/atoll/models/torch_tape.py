@@ -284,38 +284,32 @@ class Program:
         """The loss of the last run."""
         return self.loss.held[0] if isinstance(self.loss, _Cell) else self.loss
 
-    def _made(self, t: Tensor) -> Call | None:
-        """The call that made ``t``; autograd may hand out another handle on the same memory."""
-        if id(t) not in self._maker:
-            t = self._keys.get(_key(t), t)
-        return self._maker.get(id(t))
-
     def _sink(self, number: int, g: Tensor) -> _Sink:
-        uses = self._uses()
+        """Follow a gradient back to the product or sum that made it, if nothing else reads that."""
+        uses, shared = self._uses(), {id(self._own(o)) for o in self._others(number)}
         chain: list[Call] = []
-        turned, t = False, g
-        while (call := self._made(t)) is not None:
-            chain.append(call)
-            last = uses[_key(t)] <= (0 if len(chain) == 1 else 1)
-            if not last or any(_key(t) == _key(o) for o in self._others(number)):
+        turned, t = False, self._own(g)
+        while (call := self._maker.get(id(t))) is not None:
+            if id(t) in shared or uses[id(t)] > (1 if chain else 0):
                 break
+            chain.append(call)
             if call.func is _aten.t.default:
                 turned, t = not turned, call.args[0]
-                continue
-            if call.func in IDENTITIES:
+            elif call.func in IDENTITIES or (_flattens(call) and not turned):
                 t = call.args[0]
-                continue
-            if call.func is _aten.mm.default and not self._reads_weights(call):
+            elif call.func is _aten.mm.default and not self._reads_weights(call):
                 a, b = call.args
                 pair = (b, a) if turned else (a, b)
                 return _Sink(number, "outer_t" if turned else "outer", pair, tuple(chain))
-            if call.func is _aten.view.default and len(call.args[1]) == 1 and not turned:
-                t = call.args[0]
-                continue
-            if _columns(call) and not self._reads_weights(call):
+            elif _columns(call) and not self._reads_weights(call):
                 return _Sink(number, "columns", (call.args[0],), tuple(chain))
-            break
+            else:
+                break
         return _Sink(number, "value", (g,))
+
+    def _own(self, t: Tensor) -> Tensor:
+        """The recorded tensor behind ``t``: autograd may hand out another handle on its memory."""
+        return t if id(t) in self._maker else self._keys.get(_key(t), t)
 
     def _others(self, number: int) -> list[Tensor]:
         return [g for i, g in enumerate(self._tape.gradients) if i != number and g is not None]
@@ -323,11 +317,12 @@ class Program:
     def _reads_weights(self, call: Call) -> bool:
         return any(t.untyped_storage().data_ptr() in self._flat for t in call.ins)
 
-    def _uses(self) -> dict[Any, int]:
-        uses: dict[Any, int] = defaultdict(int)
+    def _uses(self) -> dict[int, int]:
+        """How many calls read each recorded tensor."""
+        uses: dict[int, int] = defaultdict(int)
         for call in self._tape.calls:
             for t in call.ins:
-                uses[_key(t)] += 1
+                uses[id(t)] += 1
         return uses
 
     def _live(self, sinks: Sequence[_Sink]) -> list[Call]:
@@ -506,6 +501,11 @@ def _span(t: Tensor) -> int:
 
 def _mutates(call: Call) -> bool:
     return bool(call.func._schema.is_mutable)
+
+
+def _flattens(call: Call) -> bool:
+    """Whether a call sees its argument as a vector."""
+    return call.func is _aten.view.default and len(call.args[1]) == 1
 
 
 def _columns(call: Call) -> bool:

@@ -91,10 +91,10 @@ class Parts:
     def cohort(self) -> tuple[CohortTrainer, CohortAlgorithm] | None:
         """Trainer and algorithm, where nothing but the sum of the clients' changes is wanted."""
         trainer, algorithm = self.trainer, self.algorithm
-        able = isinstance(trainer, CohortTrainer) and halves_agree(algorithm)
-        if not able or trainer.layout.shared.stop < trainer.layout.size:
+        if not isinstance(trainer, CohortTrainer) or not isinstance(algorithm, CohortAlgorithm):
             return None
-        return (trainer, algorithm) if isinstance(algorithm, CohortAlgorithm) else None
+        whole = trainer.layout.shared.stop == trainer.layout.size
+        return (trainer, algorithm) if whole and halves_agree(algorithm) else None
 
     @cached_property
     def side_by_side(self) -> LaneTrainer | None:
