@@ -80,6 +80,26 @@ def _column_sum(
     return partial(torch.sum, args[0], args[1], keep, **kwargs, out=buffers[0])
 
 
+def _pool_back(
+    args: Any, kwargs: Mapping[str, Any], buffers: Sequence[Tensor]
+) -> Callable[[], object]:
+    """Backward pass of max pooling; a gradient in another memory order is brought into the input's."""
+    into = partial(_aten.max_pool2d_with_indices_backward.grad_input, grad_input=buffers[0])
+    slope, last = args[0], torch.channels_last
+    mixed = args[1].is_contiguous(memory_format=last) and not slope.is_contiguous(
+        memory_format=last
+    )
+    if not mixed:
+        return partial(into, *args, **kwargs)
+    turned = torch.empty_like(slope, memory_format=last)
+
+    def run() -> None:
+        turned.copy_(slope)
+        into(turned, *args[1:], **kwargs)
+
+    return run
+
+
 _TABLE: dict[Any, Build] = {
     _aten.mm.default: _out(torch.mm),
     _aten.bmm.default: _out(torch.bmm),
@@ -115,9 +135,7 @@ _TABLE: dict[Any, Build] = {
     _aten.max_pool2d_with_indices.default: _named(
         _aten.max_pool2d_with_indices.out, "out", "indices"
     ),
-    _aten.max_pool2d_with_indices_backward.default: _named(
-        _aten.max_pool2d_with_indices_backward.grad_input, "grad_input"
-    ),
+    _aten.max_pool2d_with_indices_backward.default: _pool_back,
     _aten.avg_pool2d.default: _named(_aten.avg_pool2d.out, "out"),
     _aten.avg_pool2d_backward.default: _named(_aten.avg_pool2d_backward.grad_input, "grad_input"),
 }
