@@ -62,7 +62,7 @@ workers = 2
     assert job.schedule == Synchronous(Cohort("uniform", 2), 0.5, 9.0, 0.5)
     assert job.stop == Stop(rounds=7, metric="federated.auc", patience=3)
     assert (job.evaluate_every, job.compare, job.checkpoint_every) == (2, False, 4)
-    assert job.executor == ("processes", 2, "forkserver")
+    assert job.executor == ("processes", 2, "auto")
 
 
 def test_asynchronous_rounds(job_file):

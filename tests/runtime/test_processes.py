@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -24,7 +25,9 @@ from atoll.runtime.loop import Evaluation, Loop, Stop
 from atoll.runtime.processes import ProcessExecutor
 from atoll.runtime.serial import SerialExecutor
 from atoll.runtime.shared import share_clients
+from atoll.runtime.starting import copyable, method_for
 
+METHODS = ("fork", "forkserver")
 FAST = 4.0
 """Seconds in which all below is over: less than the patience that close() has with a worker."""
 
@@ -51,15 +54,18 @@ def gone(pids, within=FAST):
     return False
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_a_worker_killed_in_the_middle_is_an_error_that_names_its_clients(workers):
+@pytest.mark.parametrize(("workers", "method"), [(1, "fork"), (3, "fork"), (2, "forkserver")])
+def test_a_worker_killed_in_the_middle_is_an_error_that_names_its_client(workers, method):
     clients = rc.federation(rc.SIZES, {"c4": rc.DIES})
     parts = rc.parts(FedAvg(), clients, from_round=2)
     rows = []
-    executor = executor_of(parts, workers=workers)
+    executor = executor_of(parts, workers=workers, method=method)
     pids = [p.pid for p, _ in executor._workers]
     began = time.monotonic()
-    with closing(executor), pytest.raises(ClientError, match=r"exit code -9.*c4") as caught:
+    with (
+        closing(executor),
+        pytest.raises(ClientError, match=r"exit code -9 while it ran: c4\n") as caught,
+    ):
         Loop(parts, executor, stop=Stop(9), observers=[rows.append]).run()
     assert time.monotonic() - began < FAST
     assert "--resume" in caught.value.remedy
@@ -68,7 +74,7 @@ def test_a_worker_killed_in_the_middle_is_an_error_that_names_its_clients(worker
     assert not multiprocessing.active_children()
 
 
-def test_a_worker_killed_between_rounds_is_an_error_that_says_what_it_was_given():
+def test_a_worker_killed_between_rounds_is_an_error_that_says_so():
     parts = rc.parts(FedAvg())
     executor = executor_of(parts, workers=2)
     process = executor._workers[0][0]
@@ -76,7 +82,7 @@ def test_a_worker_killed_between_rounds_is_an_error_that_says_what_it_was_given(
     process.join()
     model = FedAvg().broadcast(Loop(parts, executor).start().state)
     with closing(executor):
-        with pytest.raises(ClientError, match=r"exit code -9 while it ran: c0, c4"):
+        with pytest.raises(ClientError, match=r"exit code -9 while it waited for work"):
             executor.run([Task(c, 0) for c in parts.clients], {0: model}, {})
         pids = [p.pid for p, _ in executor._workers]
     assert gone(pids)
@@ -85,23 +91,97 @@ def test_a_worker_killed_between_rounds_is_an_error_that_says_what_it_was_given(
 def test_closing_twice_and_closing_while_workers_work_leaves_nothing_behind():
     descriptors = len(os.listdir("/proc/self/fd"))
     clients = rc.federation(rc.SIZES, dict.fromkeys(rc.SIZES, rc.SLOW))
-    for _ in range(2):
+    for method in METHODS:
         parts = rc.parts(FedAvg(), clients)
-        executor = executor_of(parts, workers=2)
+        executor = executor_of(parts, workers=2, method=method)
         pids = [p.pid for p, _ in executor._workers]
-        model = FedAvg().broadcast(Loop(parts, executor).start().state)
-        executor._board.pin(0, model)
-        answers = executor._deal("tasks", [((Task(c, 0),), 0, {}) for c in clients], len(clients))
-        next(answers)  # the other worker is in the middle of its chunk
+        executor._board.pin(0, FedAvg().broadcast(Loop(parts, executor).start().state))
+        items = [((Task(c, 0),), 0, {}, {}) for c in clients]
+        executor._turns.deal(len(items))
+        for _, connection in executor._workers:
+            connection.send(("tasks", (len(items), items, True)))
+        until = time.monotonic() + FAST
+        while max(executor._turns.at(n) for n in range(2)) < 0:  # nobody has begun
+            assert time.monotonic() < until
         began = time.monotonic()
         executor.close()
         executor.close()
         assert time.monotonic() - began < FAST
         assert gone(pids)
-        del executor, answers
+        del executor
         gc.collect()
     # Two pools later not more than the fork server's own pipes stay open.
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 8
+
+
+def test_a_copied_worker_holds_no_file_of_its_parent(tmp_path):
+    """A lock on the run's folder, or the end of another worker's pipe, must end with the parent."""
+    parts = rc.parts(FedAvg())
+    with (tmp_path / "held").open("w"), closing(executor_of(parts, workers=2)) as executor:
+        assert copyable()
+        for process, _ in executor._workers:
+            targets = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
+            assert not any("held" in target for target in targets)
+            assert sum(target.startswith("socket:") for target in targets) <= 1
+
+
+def test_a_process_with_another_thread_is_not_copied():
+    assert copyable()
+    ended = threading.Event()
+    other = threading.Thread(target=ended.wait)
+    other.start()
+    try:
+        assert not copyable()
+        assert method_for("auto") == "forkserver"
+        with closing(executor_of(rc.parts(FedAvg()), workers=1)) as executor:
+            assert not executor._workers[0][0]._popen.__class__.__module__.endswith("popen_fork")
+    finally:
+        ended.set()
+        other.join()
+    assert method_for("auto") == "fork"
+
+
+def test_a_native_thread_nobody_knows_prevents_a_copy():
+    code = """
+        import ctypes, threading, time
+        from atoll.runtime.starting import copyable
+        import numpy as np
+        np.ones((300, 300)) @ np.ones((300, 300))  # OpenBLAS has threads of its own
+        print(copyable())
+        libc = ctypes.CDLL(None)
+        sleep = ctypes.cast(libc.pause, ctypes.c_void_p)
+        libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, sleep, None)
+        time.sleep(0.1)
+        print(copyable())
+    """
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        capture_output=True, text=True, timeout=60, check=True, env=environment,
+    )  # fmt: skip
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_timings_add_up():
+    clients = rc.federation(rc.SIZES, {"c0": rc.SLOW})
+    parts = rc.parts(FedAvg(), clients)
+    tasks = [Task(c, 0) for c in clients]
+    with closing(executor_of(parts, workers=2)) as executor:
+        model = FedAvg().broadcast(Loop(parts, executor).start().state)
+        began = time.perf_counter()
+        _, outcomes, _ = executor.run(tasks, {0: model}, {})
+        spent = time.perf_counter() - began
+        told = executor.timings
+    busy = told["worker/0"], told["worker/1"]
+    assert told["train"] == pytest.approx(sum(o.seconds for o in outcomes))
+    assert told["train"] <= sum(busy)
+    assert max(busy) >= 0.05
+    assert told["wait"] == pytest.approx(max(busy) - sum(busy) / 2)
+    assert max(told["broadcast"], max(busy)) + told["fold"] <= spent
+    serial = SerialExecutor(parts)
+    serial.run(tasks, {0: model}, {})
+    assert serial.timings["train"] >= 0.05
+    assert serial.timings["fold"] >= 0
 
 
 def test_a_signal_to_the_whole_group_does_not_reach_the_workers():
@@ -123,9 +203,11 @@ def test_what_cannot_be_sent_is_refused_with_the_way_out():
     local = FunctionTrainer({"w": np.zeros(3, np.float32)}, fit, fit)
     for bad in (local, rc.Unsendable(parts.trainer)):
         with pytest.raises(JobError, match="cannot be sent to worker processes") as caught:
-            executor_of(dataclasses.replace(parts, trainer=bad), workers=2)
+            executor_of(dataclasses.replace(parts, trainer=bad), workers=2, method="forkserver")
         assert "top level of a module" in caught.value.remedy
         assert "serial" in caught.value.remedy
+        with closing(executor_of(dataclasses.replace(parts, trainer=bad), workers=1)):
+            pass  # a copy of this process has it already
     assert not multiprocessing.active_children()
 
 
@@ -143,7 +225,7 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
             from atoll.runtime.serial import SerialExecutor
             parts = rc.parts(FedAvg())
             like = parts.algorithm.broadcast(Loop(parts, SerialExecutor(parts)).start().state)
-            ProcessExecutor(parts, like, workers=2)
+            ProcessExecutor(parts, like, workers=2, method="forkserver")
             """
         )
     )

@@ -23,8 +23,9 @@ integer, is a constant plus that number. The constants are taken off at the next
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,7 @@ class ExactSum:
     Args:
         size: length of the vectors.
         dtype: ``float32`` or ``float64``, the dtype of what is added; chooses the step.
+        limbs: ``(2, size)`` int64 zeros to sum in; None for fresh ones.
 
     >>> exact = ExactSum(1, "float64")
     >>> for value in (1e11, 1e-13, -1e11):
@@ -58,7 +60,7 @@ class ExactSum:
     True
     """
 
-    def __init__(self, size: int, dtype: str = "float32") -> None:
+    def __init__(self, size: int, dtype: str = "float32", limbs: Array | None = None) -> None:
         if dtype not in _GRIDS:
             raise UpdateRefused(f"vectors of dtype {dtype} do not add up exactly; use float32")
         self.dtype = dtype
@@ -66,7 +68,7 @@ class ExactSum:
         self.reach = 0
         """Upper bound on any total so far, as a whole number."""
         self._coarse, self._fine = _GRIDS[dtype]
-        self._limbs = np.zeros((2, size), np.int64)
+        self._limbs = np.zeros((2, size), np.int64) if limbs is None else limbs
         self._pending = [0, 0]  # bit patterns in either limb whose constant is still to come off
 
     @property
@@ -214,10 +216,15 @@ class Fold:
     Args:
         updates: how many may come. Each gets an equal share of the exact range, so that whether one
             is refused as too large does not depend on the others, nor on their order.
+        room: where sums are formed: called with a vector's name and size, gives ``(2, size)`` int64
+            zeros, or None for memory of the fold's own.
     """
 
-    def __init__(self, updates: int = 1) -> None:
+    def __init__(
+        self, updates: int = 1, room: Callable[[str, int], Array | None] | None = None
+    ) -> None:
         self._updates = updates
+        self._room = room
         self.sums: dict[str, ExactSum] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._weight: int | Fraction = 0
@@ -240,7 +247,7 @@ class Fold:
         metrics = self._merged(update.metrics)
         ready = []
         for name, v in update.vectors.items():
-            into = self.sums.get(name) or ExactSum(v.size, v.dtype.name)
+            into = self.sums.get(name) or self._sum(name, v)
             vector = v.ravel()
             try:
                 reach = into.check(vector, factor)
@@ -300,6 +307,14 @@ class Fold:
         self._count += other._count
         self._examples += other._examples
         self._metrics = metrics
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Rooms do not travel."""
+        return {**self.__dict__, "_room": None}
+
+    def _sum(self, name: str, vector: Array) -> ExactSum:
+        room = None if self._room is None else self._room(name, vector.size)
+        return ExactSum(vector.size, vector.dtype.name, room)
 
     def _agree(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if self._count and shapes != self._shapes:

@@ -66,7 +66,7 @@ class Job:
     seed: int = 0
     islands: Callable[[int], Islands] | None = None
     definition: Mapping[str, Any] = field(default_factory=dict)
-    executor: tuple[str, int, str] = ("serial", 0, "forkserver")
+    executor: tuple[str, int, str] = ("serial", 0, "auto")
 
     def describe(self) -> dict[str, Any]:
         """The canonical form: what can change the result's bits."""

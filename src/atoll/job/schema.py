@@ -202,7 +202,7 @@ class ExecutorSpec(Section):
 
     name: Literal["serial", "processes"] = "serial"
     workers: int = Field(0, ge=0)
-    method: Literal["forkserver", "spawn"] = "forkserver"
+    method: Literal["auto", "fork", "forkserver", "spawn"] = "auto"
 
 
 class JobSpec(Section):

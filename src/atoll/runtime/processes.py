@@ -1,33 +1,34 @@
 """The process executor: workers that map the data once and fold their clients' updates themselves.
 
-Tasks go out longest first, in chunks that shrink as the round runs dry, so workers end together; a
-round returns one fold per worker, and merging folds is exact, so neither the number of workers nor
-the order of arrival can be seen in the result.
+Every worker gets the round's list, longest tasks first, and takes the next item whenever it is free, so
+workers end together. Each answers once, with one fold of all it did; merging folds is exact, so neither
+the number of workers nor the order of arrival can be seen in the result.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
-
-from threadpoolctl import threadpool_limits
 
 from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import AtollError, ClientError, JobError
 from atoll.core.metrics import Metrics
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
-from atoll.runtime.client import Done, Parts, evaluate_client
-from atoll.runtime.groups import fold_group, groups
-from atoll.runtime.shared import Board, Tray, share_clients
+from atoll.data.population import known_rows
+from atoll.runtime.client import Parts
+from atoll.runtime.groups import groups
+from atoll.runtime.shared import Board, Tray, Turns, share_clients
+from atoll.runtime.shelf import Place, Shelf
+from atoll.runtime.starting import frozen, method_for, one_thread, open_files, quiet_fork
+from atoll.runtime.worker import Desk, Given, Item, work
 
 __all__ = ["ProcessExecutor"]
 
@@ -37,51 +38,55 @@ _SLOTS = 4
 _GRACE = 5.0
 """Seconds that workers get to end by themselves."""
 
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-Item = tuple[tuple[Task, ...], int, Mapping[ClientId, Memory]]
-"""A group of tasks that are run in one go, the slot of its version, and its clients' memories."""
-
 
 class ProcessExecutor:
     """Runs tasks in worker processes on this machine.
 
     Args:
-        parts: what is fixed for the run; must be picklable (functions at module level).
+        parts: what is fixed for the run; must be picklable (functions at module level) unless
+            processes are copied.
         like: a broadcast of the algorithm's initial state: names and shapes of all to come.
         workers: number of processes; 0 means one per core.
-        method: how processes start: ``forkserver`` or ``spawn``.
+        method: how processes start: ``fork``, ``forkserver``, ``spawn``, or ``auto`` for the first that
+            is safe, see :mod:`atoll.runtime.starting`.
+
+    Attributes:
+        timings: seconds of the last :meth:`run`: ``broadcast`` (laying out models and lists),
+            ``worker/0`` … (at work), ``train`` (all tasks together), ``wait`` (the longest worker beyond
+            the mean) and ``fold`` (merging what came back).
 
     Raises:
         JobError: ``parts`` cannot be sent to a process.
     """
 
     def __init__(
-        self, parts: Parts, like: Broadcast, *, workers: int = 0, method: str = "forkserver"
+        self, parts: Parts, like: Broadcast, *, workers: int = 0, method: str = "auto"
     ) -> None:
         self._parts = parts
         self._workers: list[tuple[Any, Connection]] = []
+        self._held = ExitStack()
+        self.timings: Mapping[str, float] = {}
         count = workers or os.cpu_count() or 1
-        context: Any = get_context(method)
-        if method == "forkserver":
-            context.set_forkserver_preload([type(parts.trainer).__module__, __name__])
+        chosen = method_for(method)
+        context: Any = get_context(chosen)
         self._board = Board(context, like, _SLOTS)
         self._trays = [Tray(context, like) for _ in range(count)]
-        shared = replace(
-            parts,
-            clients=share_clients(context, parts.clients),
-            held_out=share_clients(context, parts.held_out),
-        )
+        self._turns = Turns(context, count)
+        self._shelf = Shelf()
         try:
-            with _one_thread():
-                for tray in self._trays:
-                    ours, theirs = context.Pipe()
-                    process = context.Process(
-                        target=_work, args=(theirs, shared, self._board, tray), daemon=True
-                    )
-                    process.start()
-                    theirs.close()
-                    self._workers.append((process, ours))
+            if chosen == "fork":
+                self._held.enter_context(frozen())
+            else:
+                parts = replace(
+                    parts,
+                    clients=share_clients(context, parts.clients),
+                    held_out=share_clients(context, parts.held_out),
+                )
+            if chosen == "forkserver":
+                context.set_forkserver_preload([type(parts.trainer).__module__, work.__module__])
+            with one_thread(), quiet_fork():
+                for number in range(count):
+                    self._start(context, parts, number)
         except Exception as error:
             self.close()
             # PicklingError by name: nothing here imports pickle.
@@ -94,6 +99,18 @@ class ProcessExecutor:
                 ) from error
             raise
         self._meet()
+
+    def _start(self, context: Any, parts: Parts, number: int) -> None:
+        ours, theirs = context.Pipe()
+        desk = Desk(self._board, self._trays[number], self._turns, self._shelf, number)
+        needless = list[int]()
+        if context.get_start_method() == "fork":
+            keep = {theirs.fileno(), *self._shelf.descriptors}
+            needless = [n for n in open_files() if n not in keep]
+        process = context.Process(target=work, args=(theirs, parts, desk, needless), daemon=True)
+        process.start()
+        theirs.close()
+        self._workers.append((process, ours))
 
     def _meet(self) -> None:
         """Wait until every worker has read the job; one that cannot says why on its stderr."""
@@ -119,29 +136,61 @@ class ProcessExecutor:
         memories: Mapping[ClientId, Memory],
     ) -> tuple[Aggregate, Sequence[Outcome], Mapping[ClientId, Memory]]:
         """See :class:`~atoll.core.contracts.Executor`."""
-        total = Fold()
         outcomes: dict[ClientId, Outcome] = {}
         changed: dict[ClientId, Memory] = {}
+        folds: list[Fold] = []
+        spent = _Spent(len(self._workers))
         versions = sorted({task.version for task in tasks})
         for start in range(0, len(versions), len(self._board)):
             slots = {v: i for i, v in enumerate(versions[start : start + len(self._board)])}
             for version, slot in slots.items():
                 self._board.pin(slot, broadcasts[version])
-            items: list[Item] = [
-                (
-                    group,
-                    slots[group[0].version],
-                    {t.client: memories[t.client] for t in group if t.client in memories},
-                )
-                for group in groups(self._parts, [t for t in tasks if t.version in slots])
-            ]
-            for done, kept in self._deal("tasks", items, len(tasks)):
-                outcomes[done.client] = done
-                if kept is not None:
-                    changed[done.client] = kept
-            for fold in self._folds():
-                total.merge(fold)
-        return total.aggregate(), [outcomes[t.client] for t in tasks], changed
+            chosen = [t for t in tasks if t.version in slots]
+            rooms = self._shelf.reserve(len(chosen))
+            places = {t.client: room for t, room in zip(chosen, rooms, strict=False)}
+            items = self._items(chosen, slots, memories, places)
+            last = start + len(slots) == len(versions)
+            payload = len(tasks), items, last
+            for number, (done, folded) in self._deal("tasks", items, payload, spent):
+                for outcome, kept in done:
+                    outcomes[outcome.client] = outcome
+                    if kept is not None:
+                        changed[outcome.client] = self._kept(kept, places.get(outcome.client))
+                if folded is not None:
+                    folds.append(self._trays[number].lift(*folded))
+        spent.turn("work")
+        total = folds[0] if folds else Fold()  # formed where it lies: nobody else needs it any more
+        for fold in folds[1:]:
+            total.merge(fold)
+        aggregate = total.aggregate()
+        spent.turn("fold")
+        self.timings = spent.told(outcomes.values())
+        return aggregate, [outcomes[t.client] for t in tasks], changed
+
+    def _items(
+        self,
+        tasks: Sequence[Task],
+        slots: Mapping[int, int],
+        memories: Mapping[ClientId, Memory],
+        places: Mapping[ClientId, Place],
+    ) -> list[Item]:
+        return [
+            (
+                group,
+                slots[group[0].version],
+                {t.client: self._given(memories[t.client]) for t in group if t.client in memories},
+                {t.client: places[t.client].room for t in group if t.client in places},
+            )
+            for group in groups(self._parts, tasks)
+        ]
+
+    def _given(self, memory: Memory) -> Given:
+        return self._shelf.places(memory) or memory
+
+    def _kept(self, kept: Given, place: Place | None) -> Memory:
+        if isinstance(kept, tuple):
+            return {} if place is None else place.memory(kept)
+        return self._shelf.adopt(kept)
 
     def evaluate(
         self,
@@ -151,137 +200,97 @@ class ProcessExecutor:
     ) -> Mapping[ClientId, Metrics]:
         """See :class:`~atoll.core.contracts.Executor`."""
         self._board.pin(0, parameters)
-        rows = sorted(clients, key=lambda c: len(self._parts.held_out[c]), reverse=True)
-        found = dict(self._deal("evaluate", [(c, memories.get(c, {})) for c in rows], len(rows)))
+        rows = sorted(clients, key=lambda c: known_rows(self._parts.held_out, c) or 0, reverse=True)
+        items = [(c, self._given(memories.get(c, {}))) for c in rows]
+        found = dict(pair for _, pairs in self._deal("evaluate", items, (items,)) for pair in pairs)
         for client in clients:  # every answer is in: the first error is the serial executor's
             if isinstance(found[client], AtollError):
                 raise found[client]
         return {client: found[client] for client in clients}
 
-    def _deal(self, verb: str, items: Sequence[Any], total: int) -> Iterator[Any]:
-        """Deal items in shrinking chunks to whoever is free; yield the answers as they come."""
-        queue = deque(items)
-        busy: dict[Connection, Any] = {}
-
-        def hand(connection: Connection, process: Any) -> None:
-            if queue:
-                size = max(1, len(queue) // (2 * len(self._workers)))
-                chunk = [queue.popleft() for _ in range(min(size, len(queue)))]
-                busy[connection] = (process, chunk)
-                self._send(connection, process, (verb, (total, chunk)), chunk)
-
-        for process, connection in self._workers:
-            hand(connection, process)
+    def _deal(
+        self, verb: str, items: Sequence[Any], payload: tuple[Any, ...], spent: _Spent | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """Lay out ``items``, tell every worker, and yield (its number, its answer) as they come."""
+        self._turns.deal(len(items))
+        message = ForkingPickler.dumps((verb, payload))  # once for all
+        for number, (_, connection) in enumerate(self._workers):
+            try:
+                connection.send_bytes(message)
+            except OSError as error:
+                raise self._lost(number, items) from error
+        if spent is not None:
+            spent.turn("broadcast")
+        busy = {connection: number for number, (_, connection) in enumerate(self._workers)}
         while busy:
             for ready in wait(list(busy)):
                 connection = next(c for c in busy if c is ready)
-                process, chunk = busy.pop(connection)
-                answers = self._receive(connection, process, chunk)
-                hand(connection, process)
-                yield from answers
+                number = busy.pop(connection)
+                try:
+                    seconds, answer = connection.recv()
+                except (EOFError, OSError) as error:
+                    raise self._lost(number, items) from error
+                if spent is not None:
+                    spent.busy[number] += seconds
+                yield number, answer
 
-    def _folds(self) -> Iterator[Fold]:
-        for process, connection in self._workers:
-            self._send(connection, process, ("fold", None), [])
-        for (process, connection), tray in zip(self._workers, self._trays, strict=True):
-            yield tray.lift(*self._receive(connection, process, []))
-
-    def _send(
-        self, connection: Connection, process: Any, message: Any, chunk: Sequence[Any]
-    ) -> None:
-        try:
-            connection.send(message)
-        except OSError as error:
-            raise self._lost(process, chunk) from error
-
-    def _receive(self, connection: Connection, process: Any, chunk: Sequence[Any]) -> Any:
-        try:
-            return connection.recv()
-        except (EOFError, OSError) as error:
-            raise self._lost(process, chunk) from error
-
-    def _lost(self, process: Any, chunk: Sequence[Any]) -> ClientError:
+    def _lost(self, number: int, items: Sequence[Any]) -> ClientError:
+        self._turns.stop()
+        process, _ = self._workers[number]
         process.join(timeout=_GRACE)
-        names = ", ".join(sorted(_name(item) for item in chunk)[:5]) or "no task"
+        at = self._turns.at(number)
+        doing = f"while it ran: {_name(items[at])}" if at >= 0 else "while it waited for work"
         return ClientError(
-            f"a worker process ended with exit code {process.exitcode} while it ran: {names}",
+            f"a worker process ended with exit code {process.exitcode} {doing}",
             remedy="if it was killed for memory, use fewer workers; continue with --resume",
         )
 
     def close(self) -> None:
         """End the workers, by force what is still at work after a while; safe to call twice."""
+        self._turns.stop()
         for _, connection in self._workers:
             connection.close()  # a worker that reads or writes now sees the end of its pipe
         until = time.monotonic() + _GRACE
         for process, _ in self._workers:
             process.join(timeout=max(0.0, until - time.monotonic()))
             if process.is_alive():
-                process.kill()  # SIGTERM is ignored, see _work
+                process.kill()  # SIGTERM is ignored, see starting.settle
                 process.join()
             process.close()
         self._workers = []
+        self._shelf.close()
+        self._held.close()
+
+
+class _Spent:
+    """Where the time of one call goes."""
+
+    def __init__(self, workers: int) -> None:
+        self.busy = [0.0] * workers
+        self._seconds = {"broadcast": 0.0, "work": 0.0, "fold": 0.0}
+        self._last = time.perf_counter()
+
+    def turn(self, name: str) -> None:
+        """Charge the time since the last turn to ``name``."""
+        now = time.perf_counter()
+        self._seconds[name] += now - self._last
+        self._last = now
+
+    def told(self, outcomes: Iterable[Outcome]) -> dict[str, float]:
+        """What :attr:`ProcessExecutor.timings` tells."""
+        mean = sum(self.busy) / len(self.busy)
+        return {
+            "broadcast": self._seconds["broadcast"],
+            "train": sum(o.seconds for o in outcomes),
+            "wait": max(self.busy) - mean,
+            "fold": self._seconds["fold"],
+            **{f"worker/{i}": seconds for i, seconds in enumerate(self.busy)},
+        }
 
 
 def _name(item: Any) -> str:
     first = item[0]
-    return str(first) if isinstance(first, str) else ", ".join(t.client for t in first)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Children inherit an environment that asks for one linear-algebra thread."""
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(dict.fromkeys(_THREADS, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-def _work(connection: Connection, parts: Parts, board: Board, tray: Tray) -> None:
-    """A worker's life: read a message, answer it, until told to stop or the parent is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the parent ends the round
-    fold: Fold | None = None
-
-    def tasks(given: tuple[int, Sequence[Item]]) -> list[Done]:
-        nonlocal fold
-        total, items = given
-        fold = fold or Fold(total)
-        done = list[Done]()
-        for group, slot, memories in items:
-            broadcast = board.read(slot, group[0].version)
-            done += fold_group(parts, group, broadcast, memories, fold)
-        return done
-
-    def score(client: ClientId, memory: Memory) -> Metrics | AtollError:
-        try:
-            return evaluate_client(parts, board.read(0, 0).parameters, client, memory)
-        except AtollError as error:
-            return error
-
-    def evaluate(
-        given: tuple[int, Sequence[tuple[ClientId, Memory]]],
-    ) -> list[tuple[ClientId, Metrics | AtollError]]:
-        return [(client, score(client, memory)) for client, memory in given[1]]
-
-    def hand_over(_: None) -> tuple[Fold, Mapping[str, tuple[int, int]]]:
-        nonlocal fold
-        full, fold = fold, None
-        return tray.lay(full or Fold())
-
-    verbs: dict[str, Callable[[Any], Any]] = {
-        "tasks": tasks,
-        "evaluate": evaluate,
-        "fold": hand_over,
-    }
-    # A broken pipe means that the parent is gone or has closed the run: nobody is left to tell.
-    with threadpool_limits(1), suppress(EOFError, OSError):
-        connection.send("ready")
-        while True:
-            verb, payload = connection.recv()
-            connection.send(verbs[verb](payload))
+    if isinstance(first, str):
+        return first
+    names = sorted(task.client for task in first)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from threadpoolctl import ThreadpoolController
@@ -24,10 +25,15 @@ class SerialExecutor:
 
     Args:
         parts: what is fixed for the run.
+
+    Attributes:
+        timings: seconds of the last :meth:`run`: ``train`` (all tasks together) and ``fold`` (rounding
+            the sums).
     """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self.timings: Mapping[str, float] = {}
         self._threads = ThreadpoolController()
 
     def run(
@@ -47,7 +53,11 @@ class SerialExecutor:
                     outcomes[outcome.client] = outcome
                     if kept is not None:
                         changed[outcome.client] = kept
-        return fold.aggregate(), [outcomes[task.client] for task in tasks], changed
+        began = time.perf_counter()
+        aggregate = fold.aggregate()
+        seconds = time.perf_counter() - began
+        self.timings = {"train": sum(o.seconds for o in outcomes.values()), "fold": seconds}
+        return aggregate, [outcomes[task.client] for task in tasks], changed
 
     def evaluate(
         self,

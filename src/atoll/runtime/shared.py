@@ -7,6 +7,7 @@ any moment leaves nothing behind.
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import dataclass, replace
 from multiprocessing.context import BaseContext
@@ -20,7 +21,7 @@ from atoll.core.layout import Array
 from atoll.core.values import Broadcast, ClientId
 from atoll.data.population import LazyClients
 
-__all__ = ["Board", "SharedArray", "SharedExamples", "Tray", "share_clients"]
+__all__ = ["Board", "SharedArray", "SharedExamples", "Tray", "Turns", "share_clients"]
 
 
 class SharedArray:
@@ -34,13 +35,25 @@ class SharedArray:
 
     def __init__(self, context: BaseContext, shape: tuple[int, ...], dtype: Any) -> None:
         self.shape, self.dtype = shape, np.dtype(dtype)
-        size = int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize
-        self._block: Any = context.RawArray(ctypes.c_byte, max(1, size))
+        size = max(1, int(np.prod(shape, dtype=np.int64)) * self.dtype.itemsize)
+        self._block: Any
+        if context.get_start_method() == "fork":
+            self._block = mmap.mmap(-1, size)  # no file, so no limit but that of memory
+        else:
+            self._block = context.RawArray(ctypes.c_byte, size)
+
+        self._view: Array | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A child maps the block anew."""
+        return {**self.__dict__, "_view": None}
 
     def view(self) -> Array:
         """The array, without a copy."""
-        count = int(np.prod(self.shape, dtype=np.int64))
-        return np.frombuffer(self._block, self.dtype, count).reshape(self.shape)
+        if self._view is None:
+            count = int(np.prod(self.shape, dtype=np.int64))
+            self._view = np.frombuffer(self._block, self.dtype, count).reshape(self.shape)
+        return self._view
 
 
 @dataclass(eq=False)
@@ -57,20 +70,10 @@ class SharedExamples(Mapping[ClientId, Examples]):
     targets: SharedArray
     spans: dict[ClientId, tuple[int, int]]
 
-    def __post_init__(self) -> None:
-        """Map the blocks once."""
-        self._views: tuple[Array, Array] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Views are mapped anew in a child."""
-        return {**self.__dict__, "_views": None}
-
     def __getitem__(self, client: ClientId) -> Examples:
         """Slices of the shared blocks."""
-        if self._views is None:
-            self._views = self.features.view(), self.targets.view()
         start, stop = self.spans[client]
-        return Examples(self._views[0][start:stop], self._views[1][start:stop])
+        return Examples(self.features.view()[start:stop], self.targets.view()[start:stop])
 
     def __iter__(self) -> Iterator[ClientId]:
         """Client ids in the federation's order."""
@@ -147,39 +150,86 @@ class Board:
         """The broadcast on ``slot``, as read-only views."""
         vectors = {}
         for name, shared in self._slots[slot].items():
-            view = shared.view()
-            view.flags.writeable = False
-            vectors[name] = view
+            vectors[name] = shared.view()[...]
+            vectors[name].flags.writeable = False
         return Broadcast(version, vectors)
 
 
 class Tray:
-    """Where a worker lays down the numbers of a fold, so that only a shell of it is pickled.
+    """Where a worker forms its fold, so that only a shell of it is sent.
 
     Args:
         context: multiprocessing context of the worker.
-        like: a broadcast; updates rarely carry more vectors than it does. A fold that does not fit
-            is sent whole.
+        like: a broadcast; updates rarely carry more vectors than it does. What does not fit is sent.
     """
 
     def __init__(self, context: BaseContext, like: Broadcast) -> None:
         values = sum(v.size for v in like.vectors.values()) + 4096
         self._limbs = SharedArray(context, (2 * values,), np.int64)
+        self._places: dict[str, tuple[int, int]] = {}
+        self._end = 0
+
+    def fold(self, updates: int) -> Fold:
+        """In the worker: a new fold of so many updates, whose sums are formed here."""
+        self._places, self._end = {}, 0
+        return Fold(updates, self._room)
+
+    def _room(self, name: str, size: int) -> Array | None:
+        """Zeros for the sum ``name``; asked twice when its first update was refused."""
+        start, end = self._places.get(name, (self._end, self._end + 2 * size))
+        room = self._limbs.view()
+        if end - start != 2 * size or end > room.size:
+            return None
+        self._places[name], self._end = (start, end), max(self._end, end)
+        room[start:end] = 0
+        return room[start:end].reshape(2, size)
 
     def lay(self, fold: Fold) -> tuple[Fold, dict[str, tuple[int, int]]]:
         """In the worker: the shell, and where its numbers lie."""
-        into, end = self._limbs.view(), 0
-        places: dict[str, tuple[int, int]] = {}
+        base, places = self._limbs.view(), dict[str, tuple[int, int]]()
         for name, exact in fold.sums.items():
-            size = exact.bins.size
-            if end + size <= into.size:
-                into[end : end + size] = exact.detach().ravel()
-                places[name] = end, end + size
-                end += size
+            if np.may_share_memory(exact.bins, base):
+                places[name] = self._places[name]
+                exact.detach()
         return fold, places
 
     def lift(self, fold: Fold, places: Mapping[str, tuple[int, int]]) -> Fold:
-        """In the parent: the fold, whose numbers stay on the tray until the worker lays down more."""
+        """In the parent: the fold, whose numbers stay on the tray until the worker begins another."""
         for name, (start, end) in places.items():
             fold.sums[name].attach(self._limbs.view()[start:end].reshape(2, -1))
         return fold
+
+
+class Turns:
+    """Which item of a list is next: workers take turns, so whoever is free takes it.
+
+    Args:
+        context: multiprocessing context of the workers.
+        workers: how many there are.
+    """
+
+    def __init__(self, context: Any, workers: int) -> None:
+        self._lock = context.Lock()
+        self._numbers = SharedArray(context, (2 + workers,), np.int64)  # next, end, who has what
+
+    def deal(self, items: int) -> None:
+        """In the parent, while all workers wait: a new list."""
+        self._numbers.view()[:] = (0, items, *[-1] * (len(self._numbers.view()) - 2))
+
+    def take(self, worker: int) -> int | None:
+        """In a worker: the item to do next; None when none is left."""
+        numbers = self._numbers.view()
+        with self._lock:
+            item = int(numbers[0])
+            more = item < int(numbers[1])
+            numbers[0] = item + more
+        numbers[2 + worker] = item if more else -1
+        return item if more else None
+
+    def stop(self) -> None:
+        """In the parent: what nobody has taken yet is left undone."""
+        self._numbers.view()[1] = 0
+
+    def at(self, worker: int) -> int:
+        """In the parent: the item a worker is at; -1 for none."""
+        return int(self._numbers.view()[2 + worker])
