@@ -297,7 +297,7 @@ def _tried(inner: TorchTrainer, kind: Kind) -> str:
     Two clients, one with a short batch, take one step in lanes; their gradients are held against those of the
     module alone. Nobody's data take part, so the answer is the same in every process.
     """
-    trial = Kind(Optimizer("sgd"), 0.0, 0.0, False, kind.features, kind.targets)
+    trial = Kind(Optimizer("adagrad"), 0.0, 0.0, False, kind.features, kind.targets)
     noise = torch.Generator().manual_seed(1)
     start = inner.initial(Seed(0)).astype(np.float64)
     clients, wanted = list[Client](), list[Mapping[str, Tensor]]()

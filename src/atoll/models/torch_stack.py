@@ -166,7 +166,7 @@ class Stack:
         kind: what all clients have in common.
         device: where to compute.
 
-    ``gradient`` is that of the last step, ``(lanes, trained values)``.
+    ``gradient`` is that of the last step, ``(lanes, trained values)``; plain SGD does without it.
     """
 
     def __init__(
@@ -176,6 +176,9 @@ class Stack:
         self._module = module.to(device).train()
         self._rows, self._summed = ROW_LOSSES[loss], loss == "nll_sum"
         self._dtype: torch.dtype = getattr(torch, layout.dtype)
+        o = kind.optimizer
+        self._plain = o.name == "sgd" and not (o.momentum or o.weight_decay)
+        self._plain = self._plain and not (kind.clip_norm or kind.mu or kind.shifted)
         self._losses = vmap(self._loss, in_dims=0, randomness="error")
         self._shape = (0, 0, 0, 0)
 
@@ -341,7 +344,21 @@ class Stack:
         )
         counts = self._counts.flatten(0, 1).index_select(0, at)
         numbers = Numbers(self._numbers.flatten(0, 1).index_select(0, at))
-        losses = self.differentiate(lanes, x, y, counts)
+        losses, slopes = self._differentiate(lanes, x, y, counts)
+        self._total[:lanes] += losses * numbers.share[:, 0]
+        at += 1
+        views = self._views[lanes]
+        if self._plain:  # no need of the gradient as one matrix
+            for leaf, slope in zip(views.leaves.values(), slopes, strict=True):
+                if slope is not None:
+                    rate = numbers.rate.view(lanes, *[1] * (slope.dim() - 1))
+                    leaf.detach().addcmul_(slope, rate)
+            return
+        for into, slope in zip(views.slopes, slopes, strict=True):
+            if slope is None:
+                into.zero_()
+            else:
+                into.copy_(slope)
         gradient, weights = self.gradient[:lanes], self._weights[:lanes]
         if self.kind.clip_norm:
             norm = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
@@ -349,11 +366,11 @@ class Stack:
         self._correct(lanes)
         move = MOVES[self.kind.optimizer.name][0]
         move(self.kind.optimizer, weights, gradient, [s[:lanes] for s in self._slots], numbers)
-        self._total[:lanes] += losses * numbers.share[:, 0]
-        at += 1
 
-    def differentiate(self, lanes: int, x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-        """Fill the gradient of the first lanes for a batch each; their losses, ``(lanes,)``."""
+    def _differentiate(
+        self, lanes: int, x: Tensor, y: Tensor, counts: Tensor
+    ) -> tuple[Tensor, Sequence[Tensor | None]]:
+        """The losses of the first lanes on a batch each, ``(lanes,)``, and the leaves' gradients."""
         if lanes not in self._views:
             self._views[lanes] = _Views(self, lanes)
         views = self._views[lanes]
@@ -365,12 +382,7 @@ class Stack:
                 found = torch.autograd.grad(
                     losses.sum(), list(views.leaves.values()), allow_unused=True
                 )
-        for slope, value in zip(views.slopes, found, strict=True):
-            if value is None:
-                slope.zero_()
-            else:
-                slope.copy_(value)
-        return losses.detach()
+        return losses.detach(), found
 
     def _correct(self, lanes: int) -> None:
         if self._anchor is None and self._shift is None:
