@@ -168,6 +168,26 @@ def test_networks_take_their_sizes_from_the_data(folder, spec_of):
     assert trainer.layout.size == 4 * 3 + 3 + 3 * 2 + 2
 
 
+def test_lanes_stand_before_the_network_and_belong_to_the_job(folder, spec_of):
+    pytest.importorskip("torch")
+    spec = spec_of(model={"kind": "mlp", "lanes": 3, "devices": ["cpu", "cpu"]})
+    trainer = trainer_for(spec, load_islands(spec, folder, 0), folder)
+    assert (trainer.width, trainer.devices) == (3, ("cpu", "cpu"))
+    assert trainer.lanes > 1
+    assert spec.hash() != spec_of(model={"kind": "mlp"}).hash()
+
+
+def test_lanes_where_they_mean_nothing_are_faults(folder, spec_of):
+    pytest.importorskip("torch")
+    with pytest.raises(JobError, match=r"model\.lanes: has no meaning for kind 'logistic'"):
+        spec_of(model={"lanes": 2})
+    with pytest.raises(JobError, match=r"model\.devices: is for clients in lanes"):
+        spec_of(model={"kind": "mlp", "devices": ["cuda"]})
+    spec = spec_of(model={"kind": "mlp", "lanes": 2, "devices": ["cuda:99"]})
+    with pytest.raises(JobError, match=r"model\.devices: this machine has no device 'cuda:99'"):
+        trainer_for(spec, load_islands(spec, folder, 0), folder)
+
+
 @pytest.mark.usefixtures("_own")
 def test_factory_of_a_file_becomes_a_module(folder, spec_of):
     pytest.importorskip("torch")

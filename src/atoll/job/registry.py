@@ -141,7 +141,11 @@ def _idle_keys(model: ModelSpec) -> Iterator[Fault]:
     """Keys that this kind of model would silently ignore."""
     only = dict(_ONLY_FOR)
     if model.kind in (*LINEAR, "function"):
-        only |= {"loss": ("torch networks",), "augment": ("torch networks",)}
+        only |= dict.fromkeys(
+            ("loss", "augment", "path", "precision", "lanes", "devices"), ("torch networks",)
+        )
+    elif "devices" in model.model_fields_set and model.lanes == 1:
+        yield Fault("model.devices", "is for clients in lanes", "set model.lanes above 1")
     for key, kinds in only.items():
         if key in model.model_fields_set and model.kind not in kinds:
             reason = f"has no meaning for kind {model.kind!r}"
@@ -271,7 +275,7 @@ def _torch_trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
         if model.kind in ("mlp", "logistic"):
             arguments.setdefault("inputs", islands.features)
     augment = _networks().CropFlip(fill=islands.black) if model.augment else None
-    return _built(
+    made = _built(
         lambda: trainer(
             factory,
             arguments,
@@ -279,9 +283,21 @@ def _torch_trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
             classes=None if regression else islands.classes,
             personal=model.personal,
             augment=augment,
+            path=model.path,
+            precision=model.precision,
         ),
         "model.factory" if model.kind == "torch" else "model.options",
     )
+    if model.lanes == 1:
+        return made
+    try:
+        beside: Trainer = import_module("atoll.models.torch_lanes").LanesTrainer(
+            made, model.lanes, model.devices
+        )
+    except JobError as error:
+        fault = Fault("model.devices", error.message, error.remedy)
+        raise JobError("the model cannot be trained there", faults=[fault]) from error
+    return beside
 
 
 def _built(make: Callable[[], Trainer], place: str) -> Trainer:

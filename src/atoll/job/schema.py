@@ -93,6 +93,10 @@ class ModelSpec(Section):
     dtype: Literal["float32", "float64"] = "float64"
     personal: tuple[str, ...] = ()
     augment: Literal["", "crop_flip"] = ""
+    path: Literal["auto", "general", "compiled", "algebra"] = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    lanes: int = Field(1, ge=1)
+    devices: tuple[str, ...] = ("cpu",)
 
 
 class ScheduleSpec(Section):
