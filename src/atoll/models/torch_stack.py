@@ -420,7 +420,7 @@ class Stack:
             with torch.cuda.stream(side):
                 self._advance(lanes)
             torch.cuda.current_stream(self.device).wait_stream(side)
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._advance(lanes)
         except RuntimeError:  # an operation that waits for the host cannot be captured
             graph = False
