@@ -213,7 +213,14 @@ class TorchTrainer:
     def _steps(self) -> Steps:
         compiled = self.path != "general"
         start = pack_module(self._build(Seed(0)), self.layout)
-        return Steps(self._bench, self._forward, start, compiled=compiled, summed=self._summed)
+        return Steps(
+            self._bench,
+            self._forward,
+            self._loss,
+            start,
+            compiled=compiled,
+            summed=self._summed,
+        )
 
     @cached_property
     def _chain(self) -> Chain | None:
@@ -351,7 +358,8 @@ class TorchTrainer:
             bench.module.eval()
             for x, target in self._chunks(data, bench):
                 share = (1.0 if self._summed else len(x)) / rows
-                loss = self._forward(bench.formatted(x), target) * share
+                x = bench.formatted(x)
+                loss = self._forward(bench.module, self._loss, x, target) * share
                 bench.backward(loss)
                 total += loss.item()
             return bench.slope(), total
@@ -406,9 +414,9 @@ class TorchTrainer:
             output = module(x)
         return output.to(torch.float32)
 
-    def _forward(self, x: Tensor, target: Tensor) -> Tensor:
+    def _forward(self, module: nn.Module, loss: Loss, x: Tensor, target: Tensor) -> Tensor:
         """The loss of a batch, in the module's present mode."""
-        return self._loss(self._outputs(self._bench.module, x), target)
+        return loss(self._outputs(module, x), target)
 
     def _augmented(self, seed: Seed) -> Callable[[Tensor], Tensor] | None:
         augment = self.augment

@@ -9,9 +9,10 @@ flat weights; other optimisers get the flat gradient and go on as in the general
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,8 @@ from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
 from atoll.models.batches import batches, learning_rate
 from atoll.models.torch_flat import Bench, tensor_over
-from atoll.models.torch_tape import Program, Untraceable, record
+from atoll.models.torch_record import Forward, Tape, Untraceable, record
+from atoll.models.torch_tape import Program
 
 __all__ = ["OPTIMIZERS", "Batch", "Steps", "Walk", "alone", "generator"]
 
@@ -43,9 +45,6 @@ _LOCK = threading.RLock()
 
 _KEPT = 16
 """Compiled steps that are kept, one for each shape of batch; all go when there are more."""
-
-Forward = Callable[[Tensor, Tensor], Tensor]
-"""(features, targets) of a batch -> its scalar loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,19 +66,31 @@ class Steps:
     Args:
         bench: the module on flat buffers.
         forward: the loss of a batch.
+        loss: handed to ``forward``.
         start: parameters to try a replay with, ``(layout.size,)``.
         compiled: whether to replay steps that can be replayed.
         summed: whether the loss is a sum over the batch's rows.
     """
 
     def __init__(
-        self, bench: Bench, forward: Forward, start: Array, *, compiled: bool, summed: bool
+        self,
+        bench: Bench,
+        forward: Forward,
+        loss: Any,
+        start: Array,
+        *,
+        compiled: bool,
+        summed: bool,
     ) -> None:
-        self.bench, self.forward, self.start, self.summed = bench, forward, start, summed
+        self.bench, self.forward, self.loss = bench, forward, loss
+        self.start, self.summed = start, summed
         self.reason = "" if compiled else "it was not asked for"
+        """Why the latest step was not replayed; empty where it was."""
         self._programs: dict[Any, _Step] = {}
+        self._refused: dict[Any, str] = {}
         if compiled and bench.copied:
             self.reason = "some parameters have a dtype of their own"
+        self._never = bool(self.reason)
 
     def walk(
         self,
@@ -102,13 +113,13 @@ class Steps:
             bench.gradient.zero_()  # a replayed step does not write where there is no gradient
         for epoch, index in batches(batch.rows, work, seed):
             lr = learning_rate(work, round=round, epoch=epoch)
-            step = None if self.reason else self._step(batch, index, fused)
             share = 1.0 / len(index) if self.summed else 1.0
+            given = None if augment is None else self._augmented(batch, index, augment)
+            step = None if self._never else self._step(batch, index, given, fused)
             if step is None:
-                x, y = batch.take(index)
-                self._differentiate(x if augment is None else augment(x), y, total, share)
+                self._differentiate(*(given or batch.take(index)), total, share)
             else:
-                step.load(batch, index, augment)
+                step.load(batch, index, given)
                 step.program.run()
                 total.add_(step.program.value(), alpha=share)
             if step is not None and fused:
@@ -128,24 +139,42 @@ class Steps:
     def _differentiate(self, x: Tensor, y: Tensor, total: Tensor, share: float) -> None:
         self.bench.gradient.zero_()
         with torch.enable_grad():
-            loss = self.forward(self.bench.formatted(x), y)
+            loss = self.forward(self.bench.module, self.loss, self.bench.formatted(x), y)
             self.bench.backward(loss)
         total.add_(loss.detach(), alpha=share)
 
-    def _step(self, batch: Batch, index: Array, fused: bool) -> _Step | None:
-        """The compiled step for batches of this shape; None once it turns out not to exist."""
-        key = (len(index), batch.shape, batch.dtype, batch.y.shape[1:], batch.y.dtype, fused)
+    def _augmented(
+        self, batch: Batch, index: Array, augment: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        x, y = batch.take(index)
+        return augment(x), y
+
+    def _step(
+        self, batch: Batch, index: Array, given: tuple[Tensor, Tensor] | None, fused: bool
+    ) -> _Step | None:
+        """The compiled step for batches of this shape; None where it turned out not to exist.
+
+        That one shape cannot be replayed says nothing of others: which of them comes first depends
+        on who works on which client, and must not show.
+        """
+        x = batch.x[:0] if given is None else given[0]
+        size = len(index) if given is None else len(x)
+        key = (size, x.shape[1:], x.dtype, len(index), batch.y.shape[1:], batch.y.dtype, fused)
+        self.reason = self._refused.get(key, "")
+        if self.reason:
+            return None
         if key not in self._programs:
             if len(self._programs) >= _KEPT:
                 self._programs.clear()
             try:
-                self._programs[key] = self._compile(batch, index, fused)
+                features = torch.empty((size, *x.shape[1:]), dtype=x.dtype)
+                self._programs[key] = self._compile(batch, index, features, fused)
             except Untraceable as found:
-                self.reason = str(found)
+                self.reason = self._refused[key] = str(found)
                 return None
         return self._programs[key]
 
-    def _compile(self, batch: Batch, index: Array, fused: bool) -> _Step:
+    def _compile(self, batch: Batch, index: Array, plain: Tensor, fused: bool) -> _Step:
         """Record a step on a made-up batch and hold its first replay against autograd.
 
         Whether a step can be replayed must not depend on anybody's data or progress, so it starts from
@@ -153,45 +182,60 @@ class Steps:
         """
         bench, state = self.bench, torch.get_rng_state()
         kept = bench.snapshot()
-        plain = torch.empty((len(index), *batch.shape), dtype=batch.dtype)
         x = bench.formatted(plain)
         y = torch.empty((len(index), *batch.y.shape[1:]), dtype=batch.y.dtype)
         draw = torch.Generator().manual_seed(1)
         for made_up in (x, y):
             made_up.normal_(generator=draw) if made_up.is_floating_point() else made_up.zero_()
         bench.load(self.start)
-        begun = bench.snapshot()
         try:
-            tape = record(lambda: self.forward(x, y), bench.trained, x)
-            if bench.rebound():
-                raise Untraceable("the module puts new tensors in its buffers' places")
-            program = Program(tape, bench.views, bench.slopes, fused=fused, bound=bench.bound)
-            bench.restore(begun)
-            torch.set_rng_state(state)
-            _hold(program, tape.gradients, bench, fused)
+            tape = record(self.forward, bench.module, self.loss, bench.trained, (x, y))
+            try:
+                program = Program(tape, bench.views, bench.slopes, fused=fused)
+                _hold(program, tape, bench, fused)
+            except RuntimeError as error:  # an operation that works otherwise without autograd
+                raise Untraceable(f"a replayed step fails: {error}") from error
         finally:
             bench.restore(kept)
             torch.set_rng_state(state)
         return _Step(program, x, y, plain if plain.data_ptr() == x.data_ptr() else None)
 
 
-def _hold(program: Program, wanted: Sequence[Tensor | None], bench: Bench, fused: bool) -> None:
-    """Hold a program's first run against autograd's gradient.
+def _hold(program: Program, tape: Tape, bench: Bench, fused: bool) -> None:
+    """Hold a program's first run against autograd's; what it changes outside the bench is put back.
 
     Raises:
         Untraceable: they differ.
     """
-    program.run()
-    if fused:
-        bench.weights.zero_()
-        program.update(1.0)
-    near = 1e-4 if bench.dtype == torch.float32 else 1e-10
-    # Relative to the largest value of all: a bias before a normalisation has nothing but rounding.
-    size = max((float(g.abs().max()) for g in wanted if g is not None and g.numel()), default=0.0)
-    for a, b in zip(bench.views if fused else bench.slopes, wanted, strict=True):
-        same = torch.zeros_like(a) if b is None else b
-        if not torch.allclose(a, same, rtol=near, atol=near * size, equal_nan=True):
+    wanted = [None if g is None else g.clone() for g in tape.gradients]
+    kept = [(real, real.clone()) for real, _ in tape.after]
+    try:
+        program.run()
+        if fused:
+            bench.weights.zero_()
+            program.update(1.0)
+        got = bench.views if fused else bench.slopes
+        same = [torch.zeros_like(a) if b is None else b for a, b in zip(got, wanted, strict=True)]
+        # Relative to the largest value of all: a bias before a normalisation has nothing but rounding.
+        size = max((float(g.abs().max()) for g in same if g.numel()), default=0.0)
+        near = all(map(partial(_near, size=size), got, same))
+        state = [_near(real, value) for real, value in tape.after]
+        loss = _near(program.value(), tape.loss)
+        if not (near and loss and all(state)):
             raise Untraceable("a replayed step differs from autograd's")
+        if not torch.equal(torch.get_rng_state(), tape.random):
+            raise Untraceable("a replayed step draws other random numbers")
+    finally:
+        for real, value in kept:
+            if not torch.equal(real, value):
+                real.copy_(value)
+
+
+def _near(a: Tensor, b: Tensor, size: float = 1.0) -> bool:
+    if not b.is_floating_point() and not b.is_complex():
+        return torch.equal(a, b)
+    near = 1e-10 if b.dtype in (torch.float64, torch.complex128) else 1e-4
+    return torch.allclose(a, b, rtol=near, atol=near * size, equal_nan=True)
 
 
 @dataclass(eq=False)
@@ -203,14 +247,16 @@ class _Step:
     y: Tensor
     plain: Tensor | None
 
-    def load(self, batch: Batch, index: Array, augment: Callable[[Tensor], Tensor] | None) -> None:
+    def load(self, batch: Batch, index: Array, given: tuple[Tensor, Tensor] | None) -> None:
+        """Put in the rows ``index``, or ``given`` in their place."""
         rows = torch.from_numpy(index)
-        torch.index_select(batch.y, 0, rows, out=self.y)
-        if self.plain is not None and augment is None:
+        if given is None and self.plain is not None:
+            torch.index_select(batch.y, 0, rows, out=self.y)
             torch.index_select(batch.x, 0, rows, out=self.plain)
             return
-        x, _ = batch.take(index)
-        self.x.copy_(x if augment is None else augment(x))
+        x, y = given or batch.take(index)
+        self.x.copy_(x)
+        self.y.copy_(y)
 
 
 class Batch:

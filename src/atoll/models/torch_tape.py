@@ -1,7 +1,6 @@
-"""One training step, written down once and replayed without autograd.
+"""A recorded training step, replayed without autograd.
 
-A module and its loss are run once on a real batch while every operation below autograd is written
-down, forward and backward alike. What replays is that list, rewritten:
+What :mod:`atoll.models.torch_record` wrote down is rewritten:
 
 * results lie in buffers that are planned once and shared by values that never live together;
 * views are taken once, dead operations and gradients of the data are left out;
@@ -9,162 +8,34 @@ down, forward and backward alike. What replays is that list, rewritten:
   (``addmm_``), where nothing else reads the gradient;
 * other optimisers get the gradient written straight into the flat gradient buffer.
 
-What cannot be written down (control flow on values, operations of data-dependent shape, state that a
-module keeps outside its buffers) is noticed by recording twice on different data and by checking the
-first replay against autograd; the caller then takes the general path, and :class:`Untraceable` says
-why.
+The caller holds the first replay against autograd's gradient, loss, buffers and random state.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from atoll.models.torch_kernels import CONSTANTS, IDENTITIES, into_buffers
+from atoll.models.torch_record import Call, Tape, Untraceable, memory, mutates, tensors
 
-__all__ = ["Program", "Tape", "Untraceable", "record"]
+__all__ = ["Program"]
 
 _aten = torch.ops.aten
 
 Run = Callable[[], object]
 """One operation with everything bound."""
 
-
-class Untraceable(Exception):
-    """Why a step cannot be replayed."""
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One recorded operation."""
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    out: Any
-
-    @property
-    def outs(self) -> list[Tensor]:
-        """Its results that are tensors."""
-        return list(_tensors(self.out))
-
-    @property
-    def ins(self) -> list[Tensor]:
-        """Its arguments that are tensors."""
-        return list(_tensors((self.args, self.kwargs)))
-
-
-@dataclass(eq=False)
-class Tape:
-    """A recorded step.
-
-    Args:
-        loss: the loss that came out.
-        gradients: for each parameter its gradient, None where the loss does not reach it.
-        calls: what ran, in order.
-    """
-
-    loss: Tensor
-    gradients: tuple[Tensor | None, ...]
-    calls: list[Call]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for v in value:
-            yield from _tensors(v)
-    elif isinstance(value, dict):
-        for v in value.values():
-            yield from _tensors(v)
-
-
-class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self.calls: list[Call] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        tags = getattr(func, "tags", ())
-        if torch.Tag.data_dependent_output in tags or torch.Tag.dynamic_output_shape in tags:
-            raise Untraceable(f"{func} depends on values")
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        call = Call(func, tuple(args), dict(kwargs), out)
-        for t in (*call.ins, *call.outs):
-            if t.device.type != "cpu" or t.layout != torch.strided:
-                raise Untraceable(f"{func} works on {t.device}, {t.layout}")
-        self.calls.append(call)
-        return out
-
-
-def record(step: Callable[[], Tensor], parameters: Sequence[Tensor], features: Tensor) -> Tape:
-    """Write down ``step`` and its gradient.
-
-    Args:
-        step: computes the scalar loss of the batch in ``features``.
-        parameters: what the gradient is taken of.
-        features: the batch; holds other values for a moment, to see whether the steps are the same.
-
-    Raises:
-        Untraceable: they are not, or a value leaves torch.
-    """
-    kept = features.clone()
-    features.copy_(kept.flip(0))
-    if features.is_floating_point():
-        features.mul_(0.5).add_(0.1)
-    one = _record(step, parameters)
-    features.copy_(kept)
-    two = _record(step, parameters)
-    if _signature(one) != _signature(two):
-        raise Untraceable("two batches of the same shape take different steps")
-    for a, b in zip(_leaves(one), _leaves(two), strict=True):
-        if a is not b and not torch.equal(a, b):
-            raise Untraceable("a value is made outside torch, or changes from step to step")
-    return two
-
-
-def _record(step: Callable[[], Tensor], parameters: Sequence[Tensor]) -> Tape:
-    with torch.enable_grad(), _Recorder() as recorder:
-        try:
-            loss = step()
-            gradients = torch.autograd.grad(loss, list(parameters), allow_unused=True)
-        except RuntimeError as error:
-            raise Untraceable(f"the gradient cannot be taken: {error}") from error
-    return Tape(loss.detach(), tuple(gradients), recorder.calls)
-
-
-def _signature(tape: Tape) -> list[str]:
-    def plain(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return (tuple(value.shape), value.stride(), value.dtype)
-        if isinstance(value, (list, tuple)):
-            return [plain(v) for v in value]
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return value
-
-    return [repr((c.func, plain(c.args), plain(c.kwargs))) for c in tape.calls]
-
-
-def _leaves(tape: Tape) -> list[Tensor]:
-    """Tensors that no recorded call made, in order of first use."""
-    made: set[int] = set()
-    found: dict[int, Tensor] = {}
-    for call in tape.calls:
-        for t in call.ins:
-            if id(t) not in made:
-                found.setdefault(id(t), t)
-        made.update(id(t) for t in call.outs)
-    return list(found.values())
+_EFFECTS = frozenset(
+    [_aten.native_batch_norm.default, _aten._fused_moving_avg_obs_fq_helper.default]
+)
+"""Operations that change their arguments and do not say so."""
 
 
 @dataclass(eq=False)
@@ -181,9 +52,12 @@ class _Later:
         out = self.func(*_fill(self.args), **_fill(self.kwargs))
         if self.single:
             self.cells[0][0] = out
-        else:
-            for cell, value in zip(self.cells, _tensors(out), strict=True):
-                cell[0] = value
+            return
+        made = list(tensors(out))
+        if len(made) != len(self.cells):
+            raise RuntimeError(f"{self.func} gives {len(made)} tensors, not {len(self.cells)}")
+        for cell, value in zip(self.cells, made, strict=True):
+            cell[0] = value
 
 
 @dataclass(eq=False)
@@ -240,7 +114,6 @@ class Program:
         weights: for each parameter the buffer it lives in, in the order of the tape's gradients.
         gradient: for each parameter where its gradient goes.
         fused: whether :meth:`update` applies plain SGD itself; else :meth:`run` writes ``gradient``.
-        bound: recorded tensors that stand for others at replay (parameters for their data).
     """
 
     def __init__(
@@ -250,13 +123,15 @@ class Program:
         gradient: Sequence[Tensor],
         *,
         fused: bool,
-        bound: Sequence[tuple[Tensor, Tensor]],
     ) -> None:
         self._tape = tape
         self._keys = {_key(t): t for c in tape.calls for t in c.outs}
-        self._maker = {id(t): c for c in tape.calls for t in c.outs if not _mutates(c)}
-        self._where: dict[int, Any] = {id(a): b for a, b in bound}
-        self._flat = {w.untyped_storage().data_ptr() for w in weights}
+        self._maker = {id(t): c for c in tape.calls for t in c.outs if not mutates(c)}
+        self._where: dict[int, Any] = {id(a): b for a, b in tape.bound}
+        self._real = {memory(a): (a, b) for a, b in tape.bound if a.numel()}
+        self._mutated = {memory(t) for c in tape.calls if mutates(c) for t in c.ins if t.numel()}
+        trained = {memory(w) for w in weights}
+        self._moving = {memory(a) for a, b in tape.bound if memory(b) in trained} | self._mutated
         self.steps: list[Run] = []
         self.updates: list[Callable[[float], object]] = []
         sinks = [self._sink(i, g) for i, g in enumerate(tape.gradients) if g is not None]
@@ -264,11 +139,14 @@ class Program:
         self._plan(live, sinks)
         for call in live:
             self._lower(call)
+        if not fused:  # an optimiser may have written there
+            idle = [i for i, g in enumerate(tape.gradients) if g is None]
+            self.steps += [gradient[i].zero_ for i in idle]
         for sink in sinks:
             self._drain(sink, weights[sink.parameter], gradient[sink.parameter], fused)
         self.loss = self._at(tape.loss)
         # The recorded tensors are no longer needed; buffers and views are held by the steps.
-        del self._tape, self._keys, self._maker, self._where, self._free
+        del self._tape, self._keys, self._maker, self._where, self._real, self._free
 
     def run(self) -> None:
         """Forward and backward."""
@@ -297,11 +175,11 @@ class Program:
                 turned, t = not turned, call.args[0]
             elif call.func in IDENTITIES or (_flattens(call) and not turned):
                 t = call.args[0]
-            elif call.func is _aten.mm.default and not self._reads_weights(call):
+            elif call.func is _aten.mm.default and g.dim() == 2 and self._stays(call):
                 a, b = call.args
                 pair = (b, a) if turned else (a, b)
                 return _Sink(number, "outer_t" if turned else "outer", pair, tuple(chain))
-            elif _columns(call) and not self._reads_weights(call):
+            elif _columns(call) and g.dim() == 1 and self._stays(call):
                 return _Sink(number, "columns", (call.args[0],), tuple(chain))
             else:
                 break
@@ -314,30 +192,30 @@ class Program:
     def _others(self, number: int) -> list[Tensor]:
         return [g for i, g in enumerate(self._tape.gradients) if i != number and g is not None]
 
-    def _reads_weights(self, call: Call) -> bool:
-        return any(t.untyped_storage().data_ptr() in self._flat for t in call.ins)
+    def _stays(self, call: Call) -> bool:
+        """Whether what a call reads is the same at the end of the step."""
+        return not any(memory(t) in self._moving for t in call.ins)
 
     def _uses(self) -> dict[int, int]:
         """How many calls read each recorded tensor."""
         uses: dict[int, int] = defaultdict(int)
         for call in self._tape.calls:
             for t in call.ins:
-                uses[id(t)] += 1
+                uses[id(self._own(t))] += 1
         return uses
 
     def _live(self, sinks: Sequence[_Sink]) -> list[Call]:
         """Calls that something reads, without those that the sinks take over."""
         taken = {id(c) for s in sinks for c in s.calls}
-        needed = {id(self._keys.get(_key(t), t)) for s in sinks for t in s.operands}
-        needed |= {id(t) for s in sinks for t in s.operands}
-        needed.add(id(self._keys.get(_key(self._tape.loss), self._tape.loss)))
+        read = [self._tape.loss, *(t for s in sinks for t in s.operands)]
+        needed = {id(t) for r in read for t in (r, self._own(r))}
         live: list[Call] = []
         for call in reversed(self._tape.calls):
-            wanted = any(id(t) in needed for t in call.outs) or _mutates(call)
+            wanted = any(id(t) in needed for t in call.outs) or _acts(call)
             if id(call) in taken or not wanted:
                 continue
             live.append(call)
-            needed.update(id(t) for t in call.ins)
+            needed.update(id(t) for r in call.ins for t in (r, self._own(r)))
         return live[::-1]
 
     def _plan(self, live: Sequence[Call], sinks: Sequence[_Sink]) -> None:
@@ -345,10 +223,9 @@ class Program:
         self._last: dict[int, int] = {}
         for i, call in enumerate(live):
             for t in (*call.outs, *call.ins):
-                self._last[_memory(t)] = i
+                self._last[memory(t)] = i
         for t in (*(t for s in sinks for t in s.operands), self._tape.loss):
-            self._last[_memory(t)] = len(live)
-        self._mutated = {_memory(t) for c in live if _mutates(c) for t in c.ins}
+            self._last[memory(t)] = len(live)
         self._free: dict[tuple[int, torch.dtype], list[Tensor]] = defaultdict(list)
         self._held: dict[int, tuple[int, Tensor]] = {}
         self._now = 0
@@ -358,7 +235,13 @@ class Program:
         if id(t) in self._where:
             return self._where[id(t)]
         same = self._keys.get(_key(t))
-        return self._where.get(id(same), t.detach()) if same is not None else t.detach()
+        if same is not None and id(same) in self._where:
+            return self._where[id(same)]
+        if memory(t) in self._real:  # another handle on a parameter or buffer
+            twin, real = self._real[memory(t)]
+            start = real.storage_offset() + t.storage_offset() - twin.storage_offset()
+            return real.as_strided(t.shape, t.stride(), start)
+        return t.detach()
 
     def _map(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -372,10 +255,10 @@ class Program:
     def _lower(self, call: Call) -> None:
         args, kwargs = self._map(call.args), self._map(call.kwargs)
         outs, later = call.outs, _has_cell(args) or _has_cell(kwargs)
-        shares = {_memory(t) for t in call.ins} & {_memory(t) for t in outs}
+        shares = {memory(t) for t in call.ins} & {memory(t) for t in outs} - {0}
         if call.func in IDENTITIES:
             self._where[id(call.out)] = args[0]
-        elif _mutates(call):
+        elif mutates(call):
             bare = _Bare(call.func, args, kwargs)
             self.steps.append(bare if later else partial(call.func, *args, **kwargs))
             for t in outs:
@@ -387,7 +270,7 @@ class Program:
         elif (
             call.func in CONSTANTS
             and not shares
-            and not any(_memory(t) in self._mutated for t in outs)
+            and not any(memory(t) in self._mutated for t in outs)
         ):
             self._keep(outs, call.out.detach().clone())
         elif not shares and (build := into_buffers(call.func)) is not None and not later:
@@ -408,21 +291,21 @@ class Program:
         self._release()
 
     def _keep(self, outs: Sequence[Tensor], made: Any) -> None:
-        for t, value in zip(outs, _tensors(made), strict=True):
+        for t, value in zip(outs, tensors(made), strict=True):
             self._where[id(t)] = value
 
     def _buffer(self, like: Tensor) -> Tensor:
         """Memory for a result: what no later call reads is used again."""
         span = _span(like)
         pool = self._free[span, like.dtype]
-        memory = pool.pop() if pool else torch.empty(span, dtype=like.dtype)
-        self._held[_memory(like)] = (self._last.get(_memory(like), self._now), memory)
-        return memory.as_strided(like.shape, like.stride())
+        room = pool.pop() if pool else torch.empty(span, dtype=like.dtype)
+        self._held[memory(like)] = (self._last.get(memory(like), self._now), room)
+        return room.as_strided(like.shape, like.stride())
 
     def _release(self) -> None:
-        for key, (last, memory) in list(self._held.items()):
+        for key, (last, room) in list(self._held.items()):
             if last <= self._now:
-                self._free[len(memory), memory.dtype].append(memory)
+                self._free[len(room), room.dtype].append(room)
                 del self._held[key]
         self._now += 1
 
@@ -484,12 +367,8 @@ class _Rebuilt:
         self.build(_fill(self.args), _fill(self.kwargs), self.buffers)()
 
 
-def _memory(t: Tensor) -> int:
-    return t.untyped_storage().data_ptr()
-
-
 def _key(t: Tensor) -> Any:
-    return (t.data_ptr(), tuple(t.shape), t.stride(), t.dtype)
+    return (t.data_ptr(), tuple(t.shape), t.stride(), t.dtype, t.is_conj(), t.is_neg())
 
 
 def _span(t: Tensor) -> int:
@@ -499,8 +378,10 @@ def _span(t: Tensor) -> int:
     return 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True))
 
 
-def _mutates(call: Call) -> bool:
-    return bool(call.func._schema.is_mutable)
+def _acts(call: Call) -> bool:
+    """Whether a call does more than give its result."""
+    random = torch.Tag.nondeterministic_seeded in call.func.tags
+    return random or mutates(call) or call.func in _EFFECTS or not call.outs
 
 
 def _flattens(call: Call) -> bool:
@@ -512,4 +393,4 @@ def _columns(call: Call) -> bool:
     """Whether a call sums the rows of a matrix."""
     if call.func is not _aten.sum.dim_IntList:
         return False
-    return call.args[0].dim() == 2 and list(call.args[1]) == [0]
+    return call.args[0].dim() == 2 and list(call.args[1]) == [0] and not call.kwargs
