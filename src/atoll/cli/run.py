@@ -37,9 +37,9 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as local.lr=0.1."),
     ] = None,
-    executor: Annotated[str | None, typer.Option(help="serial or processes.")] = None,
+    executor: Annotated[str | None, typer.Option(help="serial, processes or ray.")] = None,
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Worker processes; 0: one per core.")
+        int | None, typer.Option(min=0, help="Workers; 0: one per core.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Replace the job's seed.")] = None,
     tensorboard: Annotated[

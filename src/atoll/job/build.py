@@ -48,6 +48,7 @@ class Job:
         islands: loads the job's own data; None when clients are handed to ``simulate``.
         definition: JSON-able canonical form; made from the other fields when empty.
         executor: preferred executor: name, workers and start method.
+        cluster: for the executor ``ray``: the cluster's address, and GPUs of each worker.
     """
 
     trainer: Trainer | Callable[[Islands], Trainer]
@@ -67,12 +68,13 @@ class Job:
     islands: Callable[[int], Islands] | None = None
     definition: Mapping[str, Any] = field(default_factory=dict)
     executor: tuple[str, int, str] = ("serial", 0, "auto")
+    cluster: tuple[str, float] = ("", 0.0)
 
     def describe(self) -> dict[str, Any]:
         """The canonical form: what can change the result's bits."""
         if self.definition:
             return dict(self.definition)
-        leave_out = {"islands", "definition", "executor", "checkpoint_every", "trainer"}
+        leave_out = {"islands", "definition", "executor", "cluster", "checkpoint_every", "trainer"}
         plain = {
             f.name: _plain(getattr(self, f.name))
             for f in dataclasses.fields(self)
@@ -176,4 +178,5 @@ def job_from_spec(spec: JobSpec, folder: Path) -> Job:
         ),
         definition=spec.definition(),
         executor=(spec.executor.name, spec.executor.workers, spec.executor.method),
+        cluster=(spec.executor.address, spec.executor.gpus),
     )

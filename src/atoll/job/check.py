@@ -6,13 +6,14 @@ fault, so a check runs when all tables it reads are whole.
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from atoll.core.contracts import Weighting
-from atoll.core.errors import Fault, JobConflict, JobError, raise_faults, suggest
+from atoll.core.errors import Fault, JobConflict, JobError, MissingExtra, raise_faults, suggest
 from atoll.core.values import ClientId
 from atoll.job.datasets import BUILT_IN, load_islands
 from atoll.job.faults import Gathering
@@ -189,6 +190,11 @@ def _never_computed(spec: JobSpec) -> Iterator[Fault]:
         )
 
 
+def _executor(spec: JobSpec, folder: Path) -> None:
+    if spec.executor.name == "ray" and importlib.util.find_spec("ray") is None:
+        raise MissingExtra("the executor 'ray' needs Ray", remedy="pip install 'atoll[ray]'")
+
+
 def _metric(spec: JobSpec, folder: Path) -> None:
     """A misspelt metric would be watched for ever; foreign fit functions name their own."""
     where, _, name = spec.stop.metric.partition(".")
@@ -261,4 +267,5 @@ _CHECKS = (
     _Check(("stop", "evaluation"), _watched),
     _Check(("stop", "model", "data"), _metric),
     _Check(("stop", "data"), _central),
+    _Check(("executor",), _executor),
 )

@@ -204,9 +204,11 @@ class CheckpointSpec(Section):
 class ExecutorSpec(Section):
     """``[executor]``: where tasks run; never changes a bit of the result."""
 
-    name: Literal["serial", "processes"] = "serial"
+    name: Literal["serial", "processes", "ray"] = "serial"
     workers: int = Field(0, ge=0)
     method: Literal["auto", "fork", "forkserver", "spawn"] = "auto"
+    address: str = ""
+    gpus: NotNegative = 0.0
 
 
 class JobSpec(Section):

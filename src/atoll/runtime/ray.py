@@ -487,7 +487,7 @@ def _loopback() -> Iterator[None]:
     Ray does so by itself on macOS and Windows; this is the switch it has for it, for this process and
     for those it starts.
     """
-    constants = importlib.import_module("ray._private.ray_constants")
+    constants: Any = importlib.import_module("ray._private.ray_constants")
     name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
     before, switch = os.environ.get(name), getattr(constants, "ENABLE_RAY_CLUSTER", True)
     os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False

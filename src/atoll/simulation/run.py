@@ -38,7 +38,7 @@ from atoll.simulation.session import Session
 
 __all__ = ["simulate"]
 
-EXECUTORS = ("serial", "processes")
+EXECUTORS = ("serial", "processes", "ray")
 
 RoundObserver = Callable[[Mapping[str, Any]], None]
 
@@ -58,7 +58,7 @@ def simulate(
     observers: Sequence[RoundObserver] = (),
     profile: bool | Stopwatch = False,
 ) -> Run:
-    """Run ``job`` on this machine.
+    """Run ``job`` as a simulation, on this machine or on a Ray cluster.
 
     Args:
         job: from :func:`atoll.load_job`, or built in Python.
@@ -66,9 +66,9 @@ def simulate(
             (:class:`~atoll.data.population.LazyClients`); None for a job that brings its own.
         held_out: test data by client, for federated evaluation.
         central: test data of the coordinator.
-        executor: ``serial``, ``processes``, or a function from the run's parts to an executor;
+        executor: ``serial``, ``processes``, ``ray``, or a function from the run's parts to an executor;
             None for the job's own choice. It never changes a bit of the result.
-        workers: number of processes; None for the job's choice, 0 for one per core.
+        workers: number of processes or actors; None for the job's choice, 0 for one per core.
         seed: replaces the job's seed.
         out: folder for the run; None keeps everything in memory.
         resume: continue from the newest checkpoint in ``out``, to the same bits.
@@ -257,6 +257,12 @@ def _started(
         return ProcessExecutor(
             parts, like, workers=count if workers is None else workers, method=method
         )
+    if chosen == "ray":
+        from atoll.runtime.ray import RayExecutor  # not for those who have no cluster
+
+        address, gpus = job.cluster
+        size = count if workers is None else workers
+        return RayExecutor(parts, workers=size, address=address, gpus=gpus)
     raise JobError(f"unknown executor {chosen!r}", remedy=suggest(chosen, EXECUTORS))
 
 
