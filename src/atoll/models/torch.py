@@ -22,8 +22,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any, Literal
+from functools import cached_property, partial, wraps
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -115,6 +115,27 @@ LOSSES: dict[str, Loss] = {
 """Losses by name. All take logits; ``nll_sum`` is summed over the batch instead of averaged (it takes
 log-probabilities as well, which the softmax leaves as they are), reported per row all the same."""
 
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _in_either_order(
+    method: Callable[Concatenate[TorchTrainer, _P], _R],
+) -> Callable[Concatenate[TorchTrainer, _P], _R]:
+    """Start again in NCHW where a module's own ``view`` needs it; which it does for every client."""
+
+    @wraps(method)
+    def run(self: TorchTrainer, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(self, *args, **kwargs)
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error) or not self._leaves_nhwc():
+                raise
+        return method(self, *args, **kwargs)
+
+    return run
+
+
 _BUILT = ("_bench", "_latest", "_steps", "_chain")
 """What a trainer builds when it is first needed, in every process for itself."""
 
@@ -135,7 +156,8 @@ class TorchTrainer:
         exact_auc: see :func:`atoll.models.scores.classification_scores`.
         eval_batch_size: rows at a time in :meth:`evaluate` and :meth:`gradient`.
         channels_last: keep image batches and convolution kernels in NHWC order: equal up to
-            rounding, and faster; by default wherever the module has two-dimensional convolutions.
+            rounding, and faster; by default wherever the module has two-dimensional convolutions and
+            no ``view`` that cannot do with it.
         path: how local training is carried out: ``general`` under autograd; ``compiled`` by replaying a
             recorded step (:mod:`atoll.models.torch_tape`) where it can be recorded; ``algebra`` for whole
             groups (:mod:`atoll.models.torch_algebra`) where that is possible; ``auto`` chooses from shapes.
@@ -209,6 +231,14 @@ class TorchTrainer:
             last = any(isinstance(part, nn.Conv2d) for part in module.modules())
         return Bench(module, self.layout, last)
 
+    def _leaves_nhwc(self) -> bool:
+        """Go over to NCHW for good; False where NHWC was asked for or is not in use."""
+        if self.channels_last is not None or not self._bench.channels_last:
+            return False
+        self.__dict__["_bench"] = Bench(self._build(Seed(0)), self.layout, False)
+        self.__dict__.pop("_steps", None)
+        return True
+
     @cached_property
     def _steps(self) -> Steps:
         compiled = self.path != "general"
@@ -259,6 +289,7 @@ class TorchTrainer:
         """The ``state_dict`` of :meth:`module_with`: own names, dtypes and tied weights."""
         return self.module_with(parameters).state_dict()
 
+    @_in_either_order
     def fit(
         self,
         parameters: Array,
@@ -337,6 +368,7 @@ class TorchTrainer:
         reason = self._steps.reason
         return f"general: {reason}" if reason else "compiled"
 
+    @_in_either_order
     def gradient(self, parameters: Array, data: Any) -> tuple[Array, float]:
         """Gradient of the mean loss over all rows, and that loss, in eval mode.
 
@@ -364,6 +396,7 @@ class TorchTrainer:
                 total += loss.item()
             return bench.slope(), total
 
+    @_in_either_order
     def evaluate(self, parameters: Array, data: Any) -> Metrics:
         """``loss``, and accuracy, confusion and (two classes) auc, or mse, mae and r2.
 

@@ -157,9 +157,10 @@ class Steps:
         That one shape cannot be replayed says nothing of others: which of them comes first depends
         on who works on which client, and must not show.
         """
-        x = batch.x[:0] if given is None else given[0]
-        size = len(index) if given is None else len(x)
-        key = (size, x.shape[1:], x.dtype, len(index), batch.y.shape[1:], batch.y.dtype, fused)
+        shape, dtype = batch.shape, batch.dtype
+        if given is not None:
+            shape, dtype = given[0].shape[1:], given[0].dtype
+        key = (len(index), shape, dtype, batch.y.shape[1:], batch.y.dtype, fused)
         self.reason = self._refused.get(key, "")
         if self.reason:
             return None
@@ -167,7 +168,7 @@ class Steps:
             if len(self._programs) >= _KEPT:
                 self._programs.clear()
             try:
-                features = torch.empty((size, *x.shape[1:]), dtype=x.dtype)
+                features = torch.empty((len(index), *shape), dtype=dtype)
                 self._programs[key] = self._compile(batch, index, features, fused)
             except Untraceable as found:
                 self.reason = self._refused[key] = str(found)
