@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atoll.core.contracts import Lane, Together, Work
+from atoll.core.contracts import Lane, Member, Together, Work
 from atoll.core.errors import JobConflict
 from atoll.core.layout import Array
 from atoll.core.local import Fit, LocalRule
@@ -23,6 +23,7 @@ __all__ = [
     "Training",
     "average_client",
     "average_cohort",
+    "joined",
     "spread",
     "stepped",
     "tell",
@@ -83,13 +84,13 @@ def average_client(
 
 
 def average_cohort(
-    broadcast: Broadcast, works: Sequence[tuple[Work, float]], rule: LocalRule | None = None
-) -> Aggregate:
+    broadcast: Broadcast, works: Sequence[Member], rule: LocalRule | None = None
+) -> tuple[Aggregate, Sequence[Memory]]:
     """What :func:`average_client` gives for each of ``works``, summed, without any single model.
 
     Args:
         broadcast: what all start from; the whole model is shared.
-        works: each client's work and its staleness factor s_i.
+        works: the group; nobody has a memory.
         rule: the local rule, the same for all.
 
     Raises:
@@ -101,20 +102,25 @@ def average_cohort(
         raise JobConflict("this trainer takes one client at a time")
     lanes = [
         Lane(work.data, work.local, rule or LocalRule(), work.seed / "fit", scale * work.weight)
-        for work, scale in works
+        for work, scale, _ in works
     ]
     done: Together = fit_together(broadcast.parameters, lanes, round=first.round)
+    return joined(works, done, delta=done.change), [{} for _ in works]
+
+
+def joined(works: Sequence[Member], done: Together, **sums: Array) -> Aggregate:
+    """The aggregate of a group that trained together, with ``train_loss`` of who took a step."""
     metrics = [
         {"train_loss": Mean.of(loss, work.examples)}
-        for (work, _), loss, steps in zip(works, done.losses, done.steps, strict=True)
+        for (work, _, _), loss, steps in zip(works, done.losses, done.steps, strict=True)
         if steps
     ]
     return Aggregate(
-        sums={"delta": done.change},
-        weight=sum(work.weight for work, _ in works),
-        scaled_weight=sum(scale * work.weight for work, scale in works),
+        sums=sums,
+        weight=sum(work.weight for work, _, _ in works),
+        scaled_weight=sum(scale * work.weight for work, scale, _ in works),
         count=len(works),
-        examples=sum(work.examples for work, _ in works),
+        examples=sum(work.examples for work, _, _ in works),
         metrics=merge_all(metrics),
     )
 

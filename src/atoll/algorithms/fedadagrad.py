@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from atoll.algorithms.adaptive import adaptive_step, start
 from atoll.algorithms.averaging import average_client, average_cohort, tell
 from atoll.algorithms.options import check
-from atoll.core.contracts import Weighting, Work
+from atoll.core.contracts import Member, Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
@@ -83,7 +83,9 @@ class FedAdagrad:
         """Train and send the change."""
         return average_client(broadcast, memory, work)
 
-    def cohort(self, broadcast: Broadcast, works: Sequence[tuple[Work, float]]) -> Aggregate:
+    def cohort(
+        self, broadcast: Broadcast, works: Sequence[Member]
+    ) -> tuple[Aggregate, Sequence[Memory]]:
         """The sum of :meth:`client` over a group."""
         return average_cohort(broadcast, works)
 

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from atoll.algorithms.averaging import average_client, average_cohort, stepped, tell
 from atoll.algorithms.options import check
-from atoll.core.contracts import Weighting, Work
+from atoll.core.contracts import Member, Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
@@ -72,7 +72,9 @@ class FedBuff:
         """FL-client: train from the version at hand, send the change."""
         return average_client(broadcast, memory, work)
 
-    def cohort(self, broadcast: Broadcast, works: Sequence[tuple[Work, float]]) -> Aggregate:
+    def cohort(
+        self, broadcast: Broadcast, works: Sequence[Member]
+    ) -> tuple[Aggregate, Sequence[Memory]]:
         """The sum of :meth:`client` over a group."""
         return average_cohort(broadcast, works)
 

@@ -36,7 +36,7 @@ from atoll.algorithms.adaptive import (
 )
 from atoll.algorithms.averaging import average_client, average_cohort, tell
 from atoll.algorithms.options import check
-from atoll.core.contracts import Weighting, Work
+from atoll.core.contracts import Member, Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
@@ -99,7 +99,9 @@ class FedYogi:
         """Train and send the change."""
         return average_client(broadcast, memory, work)
 
-    def cohort(self, broadcast: Broadcast, works: Sequence[tuple[Work, float]]) -> Aggregate:
+    def cohort(
+        self, broadcast: Broadcast, works: Sequence[Member]
+    ) -> tuple[Aggregate, Sequence[Memory]]:
         """The sum of :meth:`client` over a group."""
         return average_cohort(broadcast, works)
 

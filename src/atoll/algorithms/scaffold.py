@@ -12,7 +12,7 @@ symbol in the paper   name in the code
 ====================  ================================================
 x, y_i                ``broadcast.parameters``, ``fit.parameters``
 c                     slot and broadcast vector ``control``
-c_i, c_i^+            ``memory["control"]`` before and after
+c_i, c_i^+            ``memory["control"]`` before and after, or its parts
 Delta y_i, Delta c_i  update vectors ``delta`` and ``control``
 K eta_l               ``lr_sum``, times reach / K under local momentum
 eta_g                 ``server_lr``
@@ -28,16 +28,16 @@ of gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from atoll.algorithms.averaging import stepped, tell, train
+from atoll.algorithms.averaging import joined, stepped, tell, train
 from atoll.algorithms.options import check
 from atoll.algorithms.reach import reach
-from atoll.core.contracts import Weighting, Work
-from atoll.core.errors import Fault
+from atoll.core.contracts import Controlled, ControlTrainer, Lane, Member, Weighting, Work
+from atoll.core.errors import Fault, JobConflict
 from atoll.core.layout import Array, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update, moved
@@ -89,7 +89,7 @@ class Scaffold:
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
         """Lines 6 to 14."""
         x, c = broadcast.parameters, broadcast.vectors["control"]
-        c_i = memory.get("control", np.zeros_like(c))
+        c_i = _control(memory, work, c)
         shift = c - c_i
         # Line 10: y_i <- y_i - eta_l (g_i(y_i) - c_i + c). Nothing to add in a client's first round.
         done = train(broadcast, memory, work, LocalRule(shift=shift if shift.any() else None))
@@ -103,6 +103,29 @@ class Scaffold:
         update = done.update(work, delta=done.delta, control=change)
         return update, done.memory(control=c_i + change)
 
+    def cohort(
+        self, broadcast: Broadcast, works: Sequence[Member]
+    ) -> tuple[Aggregate, Sequence[Memory]]:
+        """The sum of :meth:`client` over a group, each c_i^+ kept in terms of its client's rows.
+
+        Under option II c_i^+ is the mean of the local gradients, lines 10 and 12 (ii) taken together.
+
+        Raises:
+            JobConflict: option I, or a group that cannot be trained so.
+        """
+        first = works[0][0]
+        fit = getattr(first.trainer, "fit_controlled", None)
+        if self.option != 2 or fit is None or any("control" in m for _, _, m in works):
+            raise JobConflict("control variates of this group are not kept in terms of rows")
+        lanes = [
+            Lane(w.data, w.local, LocalRule(), w.seed / "fit", scale * w.weight, _compact(memory))
+            for w, scale, memory in works
+        ]
+        c = broadcast.vectors["control"]
+        done: Controlled = fit(broadcast.parameters, lanes, c, round=first.round)
+        total = joined(works, done.together, delta=done.together.change, control=done.control)
+        return total, [{f"{_OWN}{k}": v for k, v in mean.items()} for mean in done.means]
+
     def server(self, state: State, aggregate: Aggregate) -> State:
         """Lines 16 and 17."""
         mean = aggregate.mean("delta")
@@ -114,6 +137,24 @@ class Scaffold:
     def staleness(self, tau: int) -> float:
         """The method is synchronous: an update counts fully."""
         return 1.0
+
+
+_OWN = "control."
+"""Before the names of a control variate's parts, where it is kept in terms of rows."""
+
+
+def _compact(memory: Memory) -> Mapping[str, Array]:
+    return {k.removeprefix(_OWN): v for k, v in memory.items() if k.startswith(_OWN)}
+
+
+def _control(memory: Memory, work: Work, like: Array) -> Array:
+    """c_i, in whatever form it is kept; zero before the client's first round."""
+    if "control" in memory:
+        return memory["control"]
+    own, trainer = _compact(memory), work.trainer
+    if own and isinstance(trainer, ControlTrainer):
+        return trainer.dense(own, work.data)
+    return np.zeros_like(like)
 
 
 def _travelled(fit: Fit, local: LocalWork) -> float:

@@ -22,11 +22,14 @@ __all__ = [
     "Algorithm",
     "CohortAlgorithm",
     "CohortTrainer",
+    "ControlTrainer",
+    "Controlled",
     "Examples",
     "Executor",
     "Federation",
     "Lane",
     "LaneTrainer",
+    "Member",
     "Outcome",
     "Task",
     "Together",
@@ -111,6 +114,7 @@ class Lane:
         rule: its local rule.
         seed: the stream of this fit.
         weight: s_i w_i, what its change counts in a sum.
+        own: a mean gradient of this client in the trainer's compact form; see :class:`ControlTrainer`.
     """
 
     data: Sized
@@ -118,6 +122,7 @@ class Lane:
     rule: LocalRule
     seed: Seed
     weight: float
+    own: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +157,40 @@ class CohortTrainer(Protocol):
         Raises:
             AtollError: this group cannot be trained so; its clients are then taken one by one.
         """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Controlled:
+    """What training a group under control variates gives.
+
+    Args:
+        together: the sum of the changes.
+        control: ``sum_i weight_i (g_i - own_i)``, g_i the client's mean gradient, ``(layout.size,)``.
+        means: g_i of each client in the trainer's compact form.
+    """
+
+    together: Together
+    control: Array
+    means: Sequence[Mapping[str, Array]]
+
+
+@runtime_checkable
+class ControlTrainer(Protocol):
+    """A trainer that keeps a client's mean gradient in terms of its rows, far smaller than a model."""
+
+    def fit_controlled(
+        self, parameters: Array, lanes: Sequence[Lane], plus: Array, *, round: int
+    ) -> Controlled:
+        """Train every lane with each gradient g corrected to ``g + plus - own_i``.
+
+        Raises:
+            AtollError: this group cannot be trained so; its clients are then taken one by one.
+        """
+        ...
+
+    def dense(self, own: Mapping[str, Array], data: Any) -> Array:
+        """The vector ``(layout.size,)`` that ``own`` stands for at the client with ``data``."""
         ...
 
 
@@ -303,6 +342,10 @@ class Algorithm(Protocol):
         ...
 
 
+Member = tuple[Work, float, Memory]
+"""One client of a group: its work, its staleness factor s_i and its memory."""
+
+
 @runtime_checkable
 class CohortAlgorithm(Protocol):
     """An algorithm whose client half can be run for a whole group when only the sum is wanted.
@@ -311,8 +354,10 @@ class CohortAlgorithm(Protocol):
     client at a time.
     """
 
-    def cohort(self, broadcast: Broadcast, works: Sequence[tuple[Work, float]]) -> Aggregate:
-        """What the updates of ``works``, (work, s_i), add up to.
+    def cohort(
+        self, broadcast: Broadcast, works: Sequence[Member]
+    ) -> tuple[Aggregate, Sequence[Memory]]:
+        """What the updates of ``works`` add up to, and each client's new memory.
 
         Raises:
             AtollError: this group cannot be trained in one go.

@@ -27,7 +27,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
-from atoll.core.contracts import Lane, Together
+from atoll.core.contracts import Controlled, Lane, Together
 from atoll.core.errors import (
     JobConflict,
     JobError,
@@ -47,16 +47,9 @@ try:
     from torch import Tensor, nn
     from torch.nn import functional
 
-    from atoll.models.torch_algebra import (
-        LOSSES as SUMMABLE,
-    )
-    from atoll.models.torch_algebra import (
-        Chain,
-        chain_of,
-        group_size,
-        pays,
-        train_together,
-    )
+    from atoll.models.torch_algebra import LOSSES as SUMMABLE
+    from atoll.models.torch_algebra import dense, train_controlled, train_together
+    from atoll.models.torch_chain import Chain, chain_of, group_size, pays
     from atoll.models.torch_fit import OPTIMIZERS, Batch, Steps, alone, generator
     from atoll.models.torch_flat import (
         Bench,
@@ -343,17 +336,43 @@ class TorchTrainer:
         Raises:
             JobConflict: this cannot be done for this group.
         """
-        self.layout.check(parameters, what="parameters")
-        chain = self._chain
-        if chain is None:
-            raise JobConflict("this module is not a chain of dense layers")
-        for lane in lanes:
-            targets = self._target_dtype(lane.data)
-        dtype = targets or getattr(torch, self.layout.dtype)
+        chain, targets = self._grouped(parameters, lanes)
         with alone(Seed(0)):
             return train_together(
-                chain, self.layout, str(self.loss), dtype, parameters, lanes, round
+                chain, self.layout, str(self.loss), targets, parameters, lanes, round
             )
+
+    def fit_controlled(
+        self, parameters: Array, lanes: Sequence[Lane], plus: Array, *, round: int
+    ) -> Controlled:
+        """Train every lane under control variates kept in terms of its rows.
+
+        Raises:
+            JobConflict: this cannot be done for this group.
+        """
+        chain, targets = self._grouped(parameters, lanes)
+        with alone(Seed(0)):
+            return train_controlled(
+                chain, self.layout, str(self.loss), targets, parameters, lanes, plus, round
+            )
+
+    def dense(self, own: Mapping[str, Array], data: Any) -> Array:
+        """The vector that a compact mean gradient stands for; see :meth:`fit_controlled`.
+
+        Raises:
+            JobConflict: this trainer keeps no such form.
+        """
+        if self._chain is None:
+            raise JobConflict("this module is not a chain of dense layers")
+        return dense(self._chain, self.layout, own, np.asarray(data.features))
+
+    def _grouped(self, parameters: Array, lanes: Sequence[Lane]) -> tuple[Chain, torch.dtype]:
+        """The chain of a group's training and the dtype of its targets."""
+        self.layout.check(parameters, what="parameters")
+        if self._chain is None:
+            raise JobConflict("this module is not a chain of dense layers")
+        kinds = [self._target_dtype(lane.data) for lane in lanes]
+        return self._chain, kinds[0] or getattr(torch, self.layout.dtype)
 
     def explain(self, work: LocalWork, data: Any) -> str:
         """Which path training takes on rows like these, and why not a faster one."""

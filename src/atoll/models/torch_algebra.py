@@ -8,164 +8,31 @@ more product, ``sum_i w_i D_i^T X_i``. A weight decay and a proximal term toward
 point only scale ``a`` and ``D``. Later layers are small and are held for each client, side by side.
 
 This is the same arithmetic as client by client, in another order: equal up to rounding. It pays
-where a client has few rows against the layer's width; :func:`pays` says whether, from shapes alone.
+where a client has few rows against the layer's width; :func:`atoll.models.torch_chain.pays` says
+whether, from shapes alone.
+
+A control variate c_i that is itself a mean gradient on the client's rows (SCAFFOLD's option II) is
+kept in the same form, ``c_i = E_i^T X_i`` on the first layer: ``X_i c_i^T`` is then a product with the Gram
+matrix, and a memory is as small as the layer is narrow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atoll.core.contracts import Lane, Together
+from atoll.core.contracts import Controlled, Lane, Together
 from atoll.core.errors import JobConflict
 from atoll.core.layout import Array, Layout
-from atoll.core.local import LocalWork
-from atoll.models.batches import learning_rate, passes, plan
-from atoll.models.networks import Rows
+from atoll.models.batches import learning_rate, passes
+from atoll.models.torch_chain import Chain
 from atoll.models.torch_flat import tensor_over
 
-__all__ = ["Chain", "chain_of", "group_size", "pays", "train_together"]
-
-_aten = torch.ops.aten
-
-_STEP = 2.0e6
-"""Cost of a replayed step beside its arithmetic, in floating-point operations."""
-_TOUCH = 15.0
-"""Cost of reading and writing one weight in a step, in floating-point operations."""
-_GROUP = 25
-"""Most clients at once: more gain nothing and keep other workers waiting."""
-_MEMORY = 16 << 20
-"""Bytes that a group's rows and matrices may take, so that they stay near the processor."""
-
-
-@dataclass(frozen=True)
-class _Activation:
-    """An elementwise function and its backward pass from (gradient, input, output)."""
-
-    forward: Callable[[Tensor], Tensor]
-    backward: Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def _activation(module: nn.Module) -> _Activation | None:
-    if type(module) is nn.ReLU:
-        return _Activation(torch.relu, lambda g, z, h: _aten.threshold_backward(g, z, 0))
-    if type(module) is nn.Tanh:
-        return _Activation(torch.tanh, lambda g, z, h: _aten.tanh_backward(g, h))
-    if type(module) is nn.Sigmoid:
-        return _Activation(torch.sigmoid, lambda g, z, h: _aten.sigmoid_backward(g, h))
-    if type(module) is nn.GELU:
-        kind = module.approximate
-        return _Activation(
-            lambda z: nn.functional.gelu(z, approximate=kind),
-            lambda g, z, h: _aten.gelu_backward(g, z, approximate=kind),
-        )
-    if type(module) is nn.LeakyReLU:
-        slope = module.negative_slope
-        return _Activation(
-            lambda z: nn.functional.leaky_relu(z, slope),
-            lambda g, z, h: _aten.leaky_relu_backward(g, z, slope, False),
-        )
-    if type(module) is nn.SiLU:
-        return _Activation(nn.functional.silu, lambda g, z, h: _aten.silu_backward(g, z))
-    return None
-
-
-@dataclass(frozen=True, eq=False)
-class _Dense:
-    """One dense layer: where its weight ``(out, in)`` and bias ``(out,)`` lie in the vector."""
-
-    out: int
-    inputs: int
-    weight: slice
-    bias: slice | None
-    activation: _Activation | None
-
-
-@dataclass(frozen=True, eq=False)
-class Chain:
-    """A network of dense layers with elementwise functions between them."""
-
-    layers: tuple[_Dense, ...]
-
-    @property
-    def later(self) -> int:
-        """Parameters behind the first layer, which each client holds."""
-        return sum(d.out * (d.inputs + 1) for d in self.layers[1:])
-
-
-def chain_of(module: nn.Module, layout: Layout) -> Chain | None:
-    """The chain that ``module`` is; None for anything else.
-
-    Recognised are (nested) ``nn.Sequential`` of ``Flatten``, ``Linear``, ``ReLU``, ``Tanh``, ``Sigmoid``,
-    ``GELU``, ``LeakyReLU`` and ``SiLU`` without hooks, tied, frozen or personal parameters.
-    """
-    starts = dict(zip((e.name for e in layout.entries), layout.offsets, strict=False))
-    plain = all(e.trainable and not e.personal and not e.aliases for e in layout.entries)
-    names = {id(p): name for name, p in module.named_parameters()}
-    layers: list[_Dense] = []
-    for part in _parts(module):
-        if part is None or not plain or part._forward_hooks or part._forward_pre_hooks:
-            return None
-        if type(part) is nn.Linear:
-            where = [_slice(p, names, starts) for p in (part.weight, part.bias)]
-            if where[0] is None or getattr(torch, layout.dtype) != part.weight.dtype:
-                return None
-            layers.append(_Dense(part.out_features, part.in_features, where[0], where[1], None))
-        elif type(part) in (nn.Flatten, nn.Identity, Rows):
-            if layers or (type(part) is Rows and len(part.shape) != 1):
-                return None
-        else:
-            found = _activation(part)
-            if found is None or not layers or layers[-1].activation is not None:
-                return None
-            last = layers.pop()
-            layers.append(_Dense(last.out, last.inputs, last.weight, last.bias, found))
-    held = sum(d.out * d.inputs + (d.out if d.bias else 0) for d in layers)
-    if not layers or held != layout.size or layers[-1].activation is not None:
-        return None
-    return Chain(tuple(layers))
-
-
-def _parts(module: nn.Module) -> list[nn.Module | None]:
-    if type(module) is nn.Sequential and not module._forward_hooks:
-        return [p for child in module for p in _parts(child)]
-    return [module if not list(module.children()) else None]
-
-
-def _slice(p: Tensor | None, names: dict[int, str], starts: dict[str, int]) -> slice | None:
-    if p is None or id(p) not in names:
-        return None
-    start = starts[names[id(p)]]
-    return slice(start, start + p.numel())
-
-
-def pays(chain: Chain, work: LocalWork, rows: int) -> bool:
-    """Whether a group is expected to cost less than its clients one by one, for ``rows`` rows each.
-
-    Counts floating-point operations of both ways; says no where the optimiser is not plain SGD.
-    """
-    o = work.optimizer
-    if o.name != "sgd" or o.momentum or work.clip_norm or rows < 1:
-        return False
-    first, p = chain.layers[0], plan(rows, work)
-    area, visits = first.inputs * first.out, p.steps * p.size
-    alone = 4 * visits * area + p.steps * (_TOUCH * area + _STEP)
-    gram = 2 * rows * rows * first.inputs + 2 * visits * rows * first.out
-    together = 4 * rows * area + gram + p.steps * _STEP / _GROUP
-    return together < 0.85 * alone
-
-
-def group_size(chain: Chain, rows: int, itemsize: int) -> int:
-    """How many clients of ``rows`` rows fit into a group; 1 where too few would."""
-    first = chain.layers[0]
-    each = itemsize * (rows * (first.inputs + rows + 3 * first.out) + 2 * chain.later)
-    size = min(_GROUP, _MEMORY // max(1, each))
-    return size if size >= 4 else 1
-
+__all__ = ["LOSSES", "dense", "train_controlled", "train_together"]
 
 LOSSES = ("cross_entropy", "nll_sum", "bce", "mse")
 """Losses whose gradient is written out here."""
@@ -271,15 +138,96 @@ def train_together(
         raise JobConflict("the local rule pulls elsewhere than to the starting point")
     with torch.inference_mode():
         group = _Group(chain, layout, parameters, lanes, targets)
-        plan_ = _schedule(lanes, round, loss == "nll_sum")
-        group.gather(plan_)
-        losses = group.walk(plan_, loss, rule.mu, lanes[0].work.optimizer.weight_decay)
-        change = group.change(np.array([lane.weight for lane in lanes]))
-    steps = [int(np.count_nonzero(plan_.share[:, i, 0])) for i in range(len(lanes))]
+        steps = _schedule(lanes, round, loss == "nll_sum")
+        group.gather(steps)
+        losses = group.walk(steps, loss, rule.mu, lanes[0].work.optimizer.weight_decay)
+        return _together(group, steps, losses)
+
+
+def train_controlled(
+    chain: Chain,
+    layout: Layout,
+    loss: str,
+    targets: torch.dtype,
+    parameters: Array,
+    lanes: Sequence[Lane],
+    plus: Array,
+    round: int,
+) -> Controlled:
+    """:func:`train_together` with every gradient corrected by ``plus - own_i``.
+
+    Args:
+        chain: the network.
+        layout: its layout.
+        loss: a name of :data:`LOSSES`.
+        targets: dtype of the targets.
+        parameters: where all start, ``(layout.size,)``.
+        lanes: the clients, each with its ``own``.
+        plus: the vector added to all gradients, ``(layout.size,)``.
+        round: version of the model, for the learning-rate schedule.
+
+    Raises:
+        JobConflict: weight decay, a client that takes no step, or a value that is not finite.
+    """
+    with torch.inference_mode():
+        group = _Group(chain, layout, parameters, lanes, targets)
+        steps = _schedule(lanes, round, loss == "nll_sum")
+        if lanes[0].work.optimizer.weight_decay or not steps.lr[:1].all():
+            raise JobConflict("mean gradients are not told by where a client arrived")
+        group.gather(steps)
+        group.control(plus, steps)
+        losses = group.walk(steps, loss, 0.0, 0.0)
+        together = _together(group, steps, losses)
+        change, means = group.means(steps)
+    if not np.isfinite(change).all():
+        raise JobConflict("a mean gradient is not finite")
+    return Controlled(together, change, means)
+
+
+def dense(chain: Chain, layout: Layout, own: Mapping[str, Array], features: Array) -> Array:
+    """The vector ``(layout.size,)`` that a compact one stands for at the client with ``features``."""
+    first = chain.layers[0]
+    rows = own["rows"]
+    out = np.zeros(layout.size, layout.dtype)
+    out[first.weight] = (rows.T @ features.reshape(len(features), -1)).ravel()
+    if first.bias is not None:
+        out[first.bias] = rows.sum(0)
+    start = 0
+    for part in _later(chain):
+        size = part.stop - part.start
+        out[part] = own["later"][start : start + size]
+        start += size
+    return out
+
+
+def _later(chain: Chain) -> list[slice]:
+    """Where the layers behind the first lie, weight and bias in turn."""
+    return [part for d in chain.layers[1:] for part in (d.weight, d.bias) if part is not None]
+
+
+def _together(group: _Group, steps: _Steps, losses: Array) -> Together:
+    change = group.change()
+    counts = [int(np.count_nonzero(steps.share[:, i, 0])) for i in range(len(group.lanes))]
     if not np.isfinite(losses).all() or not np.isfinite(change).all():
         raise JobConflict("a loss or a change is not finite")
-    means = [float(s / n) if n else float("nan") for s, n in zip(losses, steps, strict=True)]
-    return Together(change, steps, means)
+    means = [float(s / n) if n else float("nan") for s, n in zip(losses, counts, strict=True)]
+    return Together(change, counts, means)
+
+
+@dataclass(eq=False)
+class _Control:
+    """What a group's gradients are corrected by, ``plus - own_i``, and the path it was applied along.
+
+    ``plus`` is the flat vector; ``own`` ``(k, n, out)`` the compact first layers in visiting order; ``moved``
+    ``(k, n, out)`` how the outputs of the first layer change for each unit of ``path``; ``later`` the
+    corrections of weights and biases of the layers behind; ``path`` ``(k, 1, 1)`` the sum of rates so far.
+    """
+
+    plus: Tensor
+    own: Tensor
+    moved: Tensor
+    later: list[Tensor]
+    path: Tensor
 
 
 class _Group:
@@ -306,6 +254,13 @@ class _Group:
             None if b is None else b.expand(k, -1).contiguous() for _, b in self.start[1:]
         ]
         self.alpha = torch.ones(k, 1, 1, dtype=self.dtype)
+        self.weight = torch.tensor([lane.weight for lane in lanes], dtype=self.dtype)
+        self.pull: _Control | None = None
+
+    def later(self) -> list[Tensor]:
+        """Weights and biases behind the first layer, of all clients, in the order of the chain."""
+        pairs = zip(self.weights, self.biases, strict=True)
+        return [t for pair in pairs for t in pair if t is not None]
 
     def gather(self, steps: _Steps) -> None:
         """Rows and targets in visiting order, products with the shared weights, Gram matrices."""
@@ -336,6 +291,64 @@ class _Group:
         self.gram = torch.baddbmm(one, self.x, self.x.transpose(1, 2))
         self.d = torch.zeros_like(self.z0)
 
+    def control(self, plus: Array, steps: _Steps) -> None:
+        """Correct all gradients from now on."""
+        flat, first = tensor_over(plus), self.chain.layers[0]
+        k, n, _ = self.x.shape
+        own = torch.zeros_like(self.d)
+        later = [torch.zeros_like(t) for t in self.later()]
+        for i, (lane, order) in enumerate(zip(self.lanes, steps.order, strict=True)):
+            if not lane.own:
+                continue
+            own[i, : len(order)] = tensor_over(lane.own["rows"])[torch.from_numpy(order)]
+            start, held = 0, tensor_over(lane.own["later"])
+            for t in later:
+                t[i] = held[start : start + t[i].numel()].view(t[i].shape)
+                start += t[i].numel()
+        for t, part in zip(later, _later(self.chain), strict=True):
+            t.neg_().add_(flat[part].view(t.shape[1:]))
+        c = flat[first.weight].view(first.out, first.inputs)
+        rows = self.x.view(k * n, -1)
+        z = rows.mm(c.t()) if first.bias is None else torch.addmm(flat[first.bias], rows, c.t())
+        moved = torch.baddbmm(z.view(k, n, -1).neg_(), self.gram, own)
+        path = torch.zeros(k, 1, 1, dtype=self.dtype)
+        self.pull = _Control(flat, own, moved, later, path)
+
+    def means(self, steps: _Steps) -> tuple[Array, list[dict[str, Array]]]:
+        """Each client's mean gradient in compact form, and the weighted sum of how they changed."""
+        pull = self.pull
+        if pull is None:
+            raise JobConflict("no correction was set")
+        out = torch.zeros(self.layout.size, dtype=self.dtype)
+        rows = self.d / -pull.path
+        self._outer(out, rows - pull.own)
+        later = []
+        starts = [t for pair in self.start[1:] for t in pair if t is not None]
+        for t, t0, gap, part in zip(
+            self.later(), starts, pull.later, _later(self.chain), strict=True
+        ):
+            path = pull.path.view(-1, *[1] * (t.dim() - 1))
+            mean = (t0 - t) / path - gap  # what moved the weights, less the correction
+            own = pull.plus[part].view(t0.shape) - gap
+            out[part] = self.weight @ (mean - own).view(len(t), -1)
+            later.append(mean.reshape(len(t), -1))
+        joined = torch.cat(later, 1) if later else torch.zeros(len(rows), 0, dtype=self.dtype)
+        means = []
+        for i, order in enumerate(steps.order):
+            natural = np.empty((len(order), rows.shape[2]), self.layout.dtype)
+            natural[order] = rows[i, : len(order)].numpy()
+            means.append({"rows": natural, "later": joined[i].numpy().copy()})
+        return np.asarray(out.numpy()), means
+
+    def _outer(self, out: Tensor, rows: Tensor) -> None:
+        """``sum_i weight_i rows_i^T X_i`` into the first layer's part of ``out``."""
+        first = self.chain.layers[0]
+        scaled = (rows * self.weight.view(-1, 1, 1)).view(-1, first.out)
+        into = out[first.weight].view(first.out, first.inputs)
+        torch.mm(scaled.t(), self.x.view(-1, first.inputs), out=into)
+        if first.bias is not None:
+            out[first.bias] = scaled.sum(0)
+
     def walk(self, steps: _Steps, loss: str, mu: float, decay: float) -> Array:
         """All local steps; the sum of the batch losses of each client, ``(k,)``."""
         share = torch.from_numpy(steps.share).to(self.dtype)
@@ -357,6 +370,9 @@ class _Group:
                 z = z * self.alpha
             if before.shape[1]:
                 z = torch.baddbmm(z, part, before)
+            if self.pull is not None:
+                moved = self.pull.moved
+                z = z + self.pull.path * (moved[:, a:b] if steps.at is None else moved[lane, index])
             weight = share[t, :, : b - a]
             slope, losses = self._back(z, y, weight, rates[t], loss, mu, decay)
             total += losses
@@ -406,6 +422,10 @@ class _Group:
             self.weights[i].baddbmm_(s.transpose(1, 2), h)
             if (bias := self.biases[i]) is not None:
                 bias += s.sum(1)
+        if self.pull is not None:
+            for t, gap in zip(self.later(), self.pull.later, strict=True):
+                t.sub_(rate.view(-1, *[1] * (t.dim() - 1)) * gap)
+            self.pull.path += rate.view(-1, 1, 1)
         return slopes[0], losses
 
     def _shrink(self, rate: Tensor, mu: float, decay: float) -> None:
@@ -419,24 +439,23 @@ class _Group:
             if b is not None and b0 is not None:
                 b.mul_(keep[:, 0]).add_(pull[:, 0] * b0)
 
-    def change(self, weights: Array) -> Array:
+    def change(self) -> Array:
         """``sum_i weight_i (theta_i - theta_0)``, ``(layout.size,)``."""
         out = torch.zeros(self.layout.size, dtype=self.dtype)
-        by = torch.from_numpy(weights).to(self.dtype)
+        by, pull = self.weight, self.pull
         first, (w0, b0) = self.chain.layers[0], self.start[0]
-        scaled = (self.d * by.view(-1, 1, 1)).view(-1, first.out)
-        moved = out[first.weight].view(first.out, first.inputs)
-        torch.mm(scaled.t(), self.x.view(-1, first.inputs), out=moved)
+        self._outer(out, self.d if pull is None else self.d + pull.path * pull.own)
         rest = float(((self.alpha.view(-1) - 1.0) * by).sum())
         if rest:
-            moved.add_(w0, alpha=rest)
-        if first.bias is not None and b0 is not None:
-            out[first.bias] = scaled.sum(0) + rest * b0
-        for d, w, b, (w1, b1) in zip(
-            self.chain.layers[1:], self.weights, self.biases, self.start[1:], strict=True
-        ):
-            gap = (w - w1).view(len(by), -1)
-            out[d.weight] = by @ gap
-            if d.bias is not None and b is not None and b1 is not None:
-                out[d.bias] = by @ (b - b1)
+            out[first.weight] += rest * w0.reshape(-1)
+            if first.bias is not None and b0 is not None:
+                out[first.bias] += rest * b0
+        if pull is not None:
+            along = float((pull.path.view(-1) * by).sum())
+            for part in (first.weight, first.bias):
+                if part is not None:
+                    out[part] -= along * pull.plus[part]
+        starts = [t for pair in self.start[1:] for t in pair if t is not None]
+        for t, t0, part in zip(self.later(), starts, _later(self.chain), strict=True):
+            out[part] = by @ (t - t0).view(len(by), -1)
         return np.asarray(out.numpy())

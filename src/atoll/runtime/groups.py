@@ -32,6 +32,9 @@ from atoll.runtime.client import Done, Parts, fold_task
 __all__ = ["fold_group", "groups"]
 
 
+_NONE: Memory = {}
+
+
 def groups(parts: Parts, tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
     """The tasks in the groups that are trained in one go, dearest first.
 
@@ -72,15 +75,18 @@ def fold_group(
     start = time.perf_counter()
     if len(group) > 1 and parts.cohort is not None:
         try:
-            works = [(parts.work(task), task.scale) for task in group]
-            fold.add_sum(parts.cohort[1].cohort(broadcast, works))
+            works = [
+                (parts.work(task), task.scale, memories.get(task.client, _NONE)) for task in group
+            ]
+            total, kept = parts.cohort[1].cohort(broadcast, works)
+            fold.add_sum(total)
         except Exception:
             start = time.perf_counter()  # whose fault it is, the next lines find out
         else:
             each = (time.perf_counter() - start) / len(group)
             return [
-                (Outcome(work.client, "contributed", work.examples, "", each), None)
-                for work, _ in works
+                (Outcome(work.client, "contributed", work.examples, "", each), own or None)
+                for (work, _, _), own in zip(works, kept, strict=True)
             ]
     if len(group) > 1 and parts.side_by_side is not None:
         return _side_by_side(parts, parts.side_by_side, group, broadcast, memories, fold)
