@@ -374,9 +374,15 @@ class TorchTrainer:
         kinds = [self._target_dtype(lane.data) for lane in lanes]
         return self._chain, kinds[0] or getattr(torch, self.layout.dtype)
 
-    def explain(self, work: LocalWork, data: Any) -> str:
-        """Which path training takes on rows like these, and why not a faster one."""
-        group = self.together(work, len(data))
+    def explain(self, work: LocalWork, data: Any, *, sums: bool = True) -> str:
+        """Which path training takes on rows like these, and why not a faster one.
+
+        Args:
+            work: the local work.
+            data: one client's rows.
+            sums: whether the algorithm wants no more than sums over a group.
+        """
+        group = self.together(work, len(data)) if sums else 1
         if group > 1:
             return f"algebra, {group} clients at once"
         if self.path == "general":

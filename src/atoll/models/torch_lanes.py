@@ -174,8 +174,11 @@ class LanesTrainer:
                 fits[i] = Fit(end.parameters, len(c.rates), total, len(c.x), end.loss)
         return [fits[i] for i in range(len(lanes))]
 
-    def explain(self, work: LocalWork, data: Any) -> str:
-        """Which path a group of clients with rows like these takes, and why not lanes."""
+    def explain(self, work: LocalWork, data: Any, *, sums: bool = True) -> str:
+        """Which path a group of clients with rows like these takes, and why not lanes.
+
+        Lanes give every client's model, so it does not matter whether only ``sums`` are wanted.
+        """
         lane = Lane(data, work, LocalRule(), Seed(0), 1.0)
         if reason := self._why_not(lane, *self._rows(lane)):
             return f"client by client: {reason}"

@@ -342,6 +342,7 @@ def _manifest(manifest: Mapping[str, Any]) -> Safe:
         ("model hash", manifest.get("model_hash")),
         ("seed", manifest.get("seed")),
         ("executor", manifest.get("executor")),
+        ("local training", manifest.get("training")),
         ("versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
     ]
     items = [

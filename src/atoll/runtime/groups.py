@@ -29,7 +29,7 @@ from atoll.core.seeds import Seed
 from atoll.core.values import Broadcast, ClientId, Memory
 from atoll.runtime.client import Done, Parts, fold_task
 
-__all__ = ["fold_group", "groups"]
+__all__ = ["fold_group", "groups", "way"]
 
 
 _NONE: Memory = {}
@@ -58,6 +58,17 @@ def _size(parts: Parts, rows: int) -> int:
         if size > 1:
             return size
     return 1 if parts.side_by_side is None else parts.side_by_side.lanes
+
+
+def way(parts: Parts) -> str:
+    """Which way local training takes at the first client, in words; empty where nobody can say."""
+    explain = getattr(parts.trainer, "explain", None)
+    if explain is None or not parts.clients:
+        return ""
+    with suppress(Exception):  # a client whose data cannot be trained on says so in its own outcome
+        data = parts.clients[next(iter(parts.clients))]
+        return str(explain(parts.local, data, sums=parts.cohort is not None))
+    return ""
 
 
 def fold_group(

@@ -24,6 +24,7 @@ from atoll.report.html import write_report
 from atoll.runtime import checkpoint
 from atoll.runtime.checkpoint import Progress, model_hash
 from atoll.runtime.client import Parts
+from atoll.runtime.groups import way
 from atoll.runtime.loop import Finished
 from atoll.simulation.compare import compare, pooled
 from atoll.simulation.result import Run, write_results
@@ -155,6 +156,7 @@ class Session:
             "cards": list(self.islands.cards),
             "versions": _versions(),
             "executor": self.job.executor[0],
+            "training": way(self.parts) if progress else "",
             "model_hash": model_hash(progress.state.parameters) if progress else "",
             "parameters": self.parts.trainer.layout.size,
             "best": None
