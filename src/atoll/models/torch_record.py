@@ -222,7 +222,7 @@ def _run(step: Callable[[], Tensor], parameters: Sequence[Tensor], twin: _Twin) 
     with torch.enable_grad(), _Guard() as guard, _Recorder() as recorder:
         try:
             value = step()
-            gradients = torch.autograd.grad(value, list(parameters), allow_unused=True)
+            gradients = _gradients(value, parameters)
         except Exception as error:  # a real batch in the general way says whose fault it is
             failed = error
     fault = guard.fault or recorder.fault
@@ -234,14 +234,33 @@ def _run(step: Callable[[], Tensor], parameters: Sequence[Tensor], twin: _Twin) 
     return Tape(value.detach(), tuple(gradients), recorder.calls, twin.bound, after, state)
 
 
+def _gradients(value: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """``torch.autograd.grad``, which would switch the guard off while it runs."""
+    if value.numel() != 1:
+        raise Untraceable("the loss is no single number")
+    engine: Any = torch.autograd.Variable._execution_engine
+    found: tuple[Tensor | None, ...] = engine.run_backward(
+        (value,),
+        (torch.ones_like(value),),
+        False,
+        False,
+        tuple(parameters),
+        allow_unreachable=True,
+        accumulate_grad=False,
+    )
+    return found
+
+
 class _Twin:
     """A copy of a module and its loss, and which tensor of it is a copy of which."""
 
     def __init__(self, module: nn.Module, loss: Any) -> None:
         self._memo: dict[int, Any] = {}
-        self._own = (module, loss)
+        self._again: dict[int, Any] = {}
         try:
-            self.module, self.loss = copy.deepcopy(self._own, self._memo)
+            self.module, self.loss = copy.deepcopy((module, loss), self._memo)
+            # What copying itself changes (caches, say) shows in the first copy only.
+            self._before = copy.deepcopy((self.module, self.loss), self._again)
         except Exception as error:
             raise Untraceable(f"the module cannot be copied: {error}") from error
         copied = [t for t in self._memo.get(id(self._memo), ()) if isinstance(t, Tensor)]
@@ -261,12 +280,12 @@ class _Twin:
                 t.detach().copy_(real)
 
     def altered(self) -> bool:
-        """Whether anything but the values of tensors differs from the module's own by now."""
-        return not self._same(self._own, (self.module, self.loss), set())
+        """Whether anything but the values of tensors is another than before."""
+        return not self._same((self.module, self.loss), self._before, set())
 
     def _same(self, a: Any, b: Any, seen: set[int]) -> bool:
         if isinstance(a, Tensor):
-            return self._memo.get(id(a), a) is b
+            return self._again.get(id(a), a) is b
         if type(a) is not type(b):
             return False
         if isinstance(a, (bool, int, float, complex, str, bytes, np.generic)):
@@ -284,7 +303,7 @@ class _Twin:
             return bool(a == b)
         if isinstance(a, np.ndarray):
             return bool(np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"))
-        if self._memo.get(id(a), a) is not b:
+        if self._again.get(id(a), a) is not b:
             return False
         if a is b or not hasattr(a, "__dict__"):
             return True
