@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +104,15 @@ def test_the_bar_shows_rounds_and_takes_names_literally(make_record: Maker) -> N
     assert "[bold]heart" in output
     assert "round 2/2" in output
     assert output.endswith("\n") or "\x1b[?25h" in output
+
+
+def test_no_thread_draws_before_the_first_round(make_record: Maker) -> None:
+    terminal, before = Terminal(), threading.active_count()
+    with ProgressBar(2, terminal, title="heart") as watch:
+        assert "heart" in terminal.getvalue()
+        assert threading.active_count() == before
+        watch(make_record(1))
+        assert threading.active_count() == before + 1
 
 
 def test_the_bar_is_taken_down_when_the_run_fails(make_record: Maker) -> None:

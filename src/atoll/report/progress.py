@@ -187,9 +187,17 @@ class ProgressBar:
         self._seen = 0
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
+        self._live = False
 
     def __enter__(self) -> ProgressBar:
-        """Draw the empty bar."""
+        """Draw the empty bar; it begins to move with the first round.
+
+        Until then no thread refreshes it: worker processes start faster from a process without threads.
+        """
+        self._draw(live=False)
+        return self
+
+    def _draw(self, live: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -200,16 +208,21 @@ class ProgressBar:
             BarColumn(bar_width=24),
             TextColumn("{task.fields[line]}", markup=False),
             console=Console(file=self._stream),
+            auto_refresh=live,
+            transient=not live,  # the moving bar takes its place
         )
         self._bar.start()
         self._task = self._bar.add_task(_one_line(self._title), total=self._total, line="")
-        return self
+        self._bar.refresh()
+        self._live = live
 
     def __call__(self, record: Mapping[str, Any]) -> None:
         """Move the bar."""
         self._seen += 1
-        if self._bar is None or self._task is None:
-            self.__enter__()
+        if not self._live:
+            if self._bar is not None:
+                self._bar.stop()
+            self._draw(live=True)
         now = self._clock()
         if self._began is None:
             self._began = _start(record, now)
@@ -229,6 +242,7 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.stop()
         self._bar = self._task = None
+        self._live = False
 
 
 def progress(total: int, stream: TextIO | None = None, *, title: str = "rounds") -> Watcher:
