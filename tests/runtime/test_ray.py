@@ -326,6 +326,10 @@ def test_a_cluster_of_its_own_is_quiet_reachable_from_here_only_and_ends(tmp_pat
             parts = rc.parts(FedAvg())
             executor = RayExecutor(parts, workers=2)
             Loop(parts, executor, stop=Stop(2)).run()
+            from ray._private.utils import publish_error_to_driver
+            from ray._private.worker import global_worker
+            publish_error_to_driver("news", "of a node", gcs_client=global_worker.gcs_client)
+            time.sleep(0.5)
             pids = tree()
             assert len(pids) > 4, pids
             inodes = set()
@@ -363,6 +367,34 @@ def test_a_cluster_of_its_own_is_quiet_reachable_from_here_only_and_ends(tmp_pat
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
     assert {line.split()[1] for line in listening} <= loopback
     assert listening
+
+
+@pytest.mark.parametrize("address", ["10.1.2", "127.0.0.1:1"])
+def test_a_cluster_that_is_not_there_is_told_at_once(address):
+    pytest.importorskip("ray")
+    source = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import runtime_clients as rc
+from atoll.algorithms import FedAvg
+from atoll.core.errors import JobError
+from atoll.runtime.ray import RayExecutor
+try:
+    RayExecutor(rc.parts(FedAvg()), address={address!r})
+except JobError as error:
+    print(error)
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+        env=environment,
+    )
+    assert f"no Ray cluster answers at {address!r}" in done.stdout
+    assert "ray start --head" in done.stdout
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):

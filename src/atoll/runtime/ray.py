@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,6 +40,8 @@ __all__ = ["RayExecutor"]
 
 _STRIKES = 3
 """So many workers may be lost over the same clients before they are blamed."""
+_KNOCK = 10.0
+"""Seconds in which a cluster has to take a connection."""
 _LOOK = 1.0
 """Seconds between looks at which nodes there are."""
 
@@ -337,6 +340,7 @@ class RayExecutor:
                 self._dismiss(worker)
             if self._ours:
                 self._ray.shutdown()
+                _announce(True)
         self._crew, self._boxed, self._ours = {}, [], False
 
 
@@ -463,6 +467,7 @@ def _connect(ray: Any, address: str, workers: int) -> bool:
     if ray.is_initialized():
         return False
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    _announce(False)
     where = address or os.environ.get("RAY_ADDRESS", "")
     if not where:
         with _loopback():
@@ -470,14 +475,36 @@ def _connect(ray: Any, address: str, workers: int) -> bool:
             ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
         return True
     try:
+        _knock(where)
         ray.init(address=where, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise JobError(
             f"no Ray cluster answers at {where!r}: {_first_line(error)}",
             remedy="start one with `ray start --head`, or leave the address out to run on this "
             "machine",
         ) from error
     return True
+
+
+def _knock(where: str) -> None:
+    """Find out at once, not after Ray's many minutes, that nobody listens.
+
+    Raises:
+        OSError: nobody does.
+        ValueError: this is no address.
+    """
+    if "://" in where:
+        return
+    services: Any = importlib.import_module("ray._private.services")
+    host, _, port = (services.canonicalize_bootstrap_address(where) or "").rpartition(":")
+    if host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
+
+
+def _announce(wanted: bool) -> None:
+    """Whether Ray may print the cluster's news: it does so on stdout, where our results go."""
+    worker: Any = importlib.import_module("ray._private.worker")
+    worker._worker_logs_enabled = wanted
 
 
 @contextmanager
