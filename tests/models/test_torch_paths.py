@@ -8,12 +8,10 @@ optimisers get a large ``eps`` here: they divide such a gradient by its own size
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from itertools import count
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -222,10 +220,11 @@ def works(draw, sizes, plain=False):
 
 def rows(number, shape, most, seed, outputs=CLASSES, real=False, dtype=np.float32):
     rng = np.random.default_rng(seed)
-    if most:
-        x = rng.integers(most, size=(number, *shape))
-    else:
-        x = rng.normal(size=(number, *shape)).astype(dtype)
+    x = (
+        rng.integers(most, size=(number, *shape))
+        if most
+        else rng.normal(size=(number, *shape)).astype(dtype)
+    )
     if real:
         return Examples(x, rng.normal(size=(number, outputs)).astype(dtype))
     return Examples(x, rng.integers(outputs, size=number))

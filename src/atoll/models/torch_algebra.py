@@ -272,8 +272,10 @@ class _Group:
             rows = torch.from_numpy(order)
             x = tensor_over(lane.data.features)  # type: ignore[attr-defined]  # Examples
             flat = x.reshape(len(x), -1)
-            if flat.shape[1] != first.inputs:
-                raise JobConflict(f"rows of {flat.shape[1]} values for {first.inputs} inputs")
+            if flat.shape[1] != first.inputs or not flat.is_floating_point():
+                raise JobConflict(
+                    f"rows of {flat.shape[1]} {flat.dtype} values for {first.inputs} inputs"
+                )
             if flat.dtype == self.dtype:
                 torch.index_select(flat, 0, rows, out=self.x[i, : len(rows)])
             else:
@@ -407,7 +409,10 @@ class _Group:
                 )
             before.append((z, z if d.activation is None else d.activation.forward(z)))
         each, slope = _slopes(loss, z, y)
-        losses = (each * weight).sum(1).to(torch.float64).numpy()
+        told = (each * weight).sum(1)
+        if loss == "nll_sum":  # summed over rows to train on, but reported per row
+            told /= weight.sum(1).clamp_(min=1.0)
+        losses = told.to(torch.float64).numpy()
         slope *= (weight * -rate.unsqueeze(1)).unsqueeze(2)
         slopes = [slope]
         for i in range(len(self.weights) - 1, -1, -1):

@@ -15,6 +15,7 @@ from atoll.core.layout import Layout
 from atoll.core.local import LocalWork
 from atoll.models.batches import plan
 from atoll.models.networks import Rows
+from atoll.models.torch_record import hooked
 
 __all__ = ["Chain", "Dense", "chain_of", "group_size", "pays"]
 
@@ -95,8 +96,10 @@ def chain_of(module: nn.Module, layout: Layout) -> Chain | None:
     plain = all(e.trainable and not e.personal and not e.aliases for e in layout.entries)
     names = {id(p): name for name, p in module.named_parameters()}
     layers: list[Dense] = []
+    if not plain or hooked(module):
+        return None
     for part in _parts(module):
-        if part is None or not plain or part._forward_hooks or part._forward_pre_hooks:
+        if part is None:
             return None
         if type(part) is nn.Linear:
             where = [_slice(p, names, starts) for p in (part.weight, part.bias)]
@@ -105,6 +108,8 @@ def chain_of(module: nn.Module, layout: Layout) -> Chain | None:
             layers.append(Dense(part.out_features, part.in_features, where[0], where[1], None))
         elif type(part) in (nn.Flatten, nn.Identity, Rows):
             if layers or (type(part) is Rows and len(part.shape) != 1):
+                return None
+            if type(part) is nn.Flatten and (part.start_dim, part.end_dim) != (1, -1):
                 return None
         else:
             found = _activation(part)
@@ -119,7 +124,7 @@ def chain_of(module: nn.Module, layout: Layout) -> Chain | None:
 
 
 def _parts(module: nn.Module) -> list[nn.Module | None]:
-    if type(module) is nn.Sequential and not module._forward_hooks:
+    if type(module) is nn.Sequential:
         return [p for child in module for p in _parts(child)]
     return [module if not list(module.children()) else None]
 

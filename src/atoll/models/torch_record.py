@@ -27,7 +27,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["Call", "Forward", "Tape", "Untraceable", "memory", "mutates", "record", "tensors"]
+__all__ = [
+    "Call",
+    "Forward",
+    "Tape",
+    "Untraceable",
+    "hooked",
+    "memory",
+    "mutates",
+    "record",
+    "tensors",
+]
 
 Forward = Callable[[nn.Module, Any, Tensor, Tensor], Tensor]
 """(module, loss, features, targets) of a batch -> its scalar loss."""
@@ -163,7 +173,7 @@ def record(
     Raises:
         Untraceable: the list of operations would not do the same again.
     """
-    if _hooked(module):
+    if hooked(module):
         raise Untraceable("the module has hooks")
     twin = _Twin(module, loss)
     own = [twin.of(p) for p in trained]
@@ -194,7 +204,7 @@ def record(
     return tapes[1]
 
 
-def _hooked(module: nn.Module) -> bool:
+def hooked(module: nn.Module) -> bool:
     """Whether somebody's code is called on the way, which a replay would not call."""
     names = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     everywhere = nn.modules.module._has_any_global_hook()  # type: ignore[no-untyped-call]  # torch's
