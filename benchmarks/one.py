@@ -19,13 +19,8 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
 CONTESTANTS = ("atoll", "atoll-numpy", "plain", "central")
 
 
-def _chosen(made: Any, method: str, options: Sequence[str]) -> Any:
-    """A job with another method, and with fields of its trainer set as ``NAME=VALUE`` says."""
-    from atoll.algorithms import ALGORITHMS
-    from benchmarks.peers.given import METHODS
-
-    if method != "fedavg":
-        made = replace(made, algorithm=ALGORITHMS[method](**METHODS[method]))
+def _fields(options: Sequence[str]) -> dict[str, Any]:
+    """What ``NAME=VALUE`` says: JSON where it is JSON, else text."""
     fields: dict[str, Any] = {}
     for option in options:
         field, _, text = option.partition("=")
@@ -33,6 +28,20 @@ def _chosen(made: Any, method: str, options: Sequence[str]) -> Any:
             fields[field] = json.loads(text)
         except ValueError:
             fields[field] = text
+    return fields
+
+
+def _chosen(made: Any, method: str, options: Sequence[str], local: Sequence[str]) -> Any:
+    """A job with another method, and with fields of its trainer and local optimiser set."""
+    from atoll.algorithms import ALGORITHMS
+    from benchmarks.peers.given import METHODS
+
+    if method != "fedavg":
+        made = replace(made, algorithm=ALGORITHMS[method](**METHODS[method]))
+    if local:
+        optimizer = replace(made.local.optimizer, **_fields(local))
+        made = replace(made, local=replace(made.local, optimizer=optimizer))
+    fields = _fields(options)
     return replace(made, trainer=replace(made.trainer, **fields)) if fields else made
 
 
@@ -65,7 +74,8 @@ def _atoll(name: str, rounds: int, workers: int, kind: str, **choices: Any) -> d
         given = {"weight": done.parameters["weight"], "bias": done.parameters["intercept"]}
         model.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in given.items()})
     loss, accuracy = loss_and_accuracy(name, model)
-    return {"ends": ends, "cpu": cpu, "loss": loss, "accuracy": accuracy, "held": held[0]}
+    found = {"ends": ends, "cpu": cpu, "loss": loss, "accuracy": accuracy, "held": held[0]}
+    return {**found, "training": done.manifest["training"]}
 
 
 def main() -> None:
@@ -77,10 +87,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--method", default="fedavg", help="of benchmarks.peers.given; Atoll only")
     parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--local", action="append", default=[], metavar="NAME=VALUE")
     given = parser.parse_args()
     asked = float(os.environ.get("BENCH_START", time.time()))
     if given.contestant.startswith("atoll"):
-        choices = {"method": given.method, "options": given.option}
+        choices = {"method": given.method, "options": given.option, "local": given.local}
         kind = "numpy" if given.contestant == "atoll-numpy" else "torch"
         found = _atoll(given.workload, given.rounds, given.workers, kind, **choices)
     else:
