@@ -40,6 +40,9 @@ OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Local optimisers by name: the class in ``torch.optim`` and what is passed on to it."""
 
+_SINGLE_PASS = ("Adam", "AdamW", "Adagrad")
+"""Classes that can take a step in one pass over the vector: half the time of several."""
+
 _LOCK = threading.RLock()
 """torch's generator and thread count belong to the process, so one piece of work at a time."""
 
@@ -386,6 +389,8 @@ def _optimizer(optimizer: Optimizer, bench: Bench) -> Callable[[float], None]:
     flat = nn.Parameter(bench.weights)
     flat.grad = bench.gradient
     own = {name: getattr(optimizer, name) for name in names}
+    if kind in _SINGLE_PASS:
+        own["fused"] = True
     inner = getattr(torch.optim, kind)([flat], lr=optimizer.lr, **own)
 
     def move(lr: float) -> None:
@@ -405,9 +410,10 @@ def _sgd(o: Optimizer, weights: Tensor, gradient: Tensor) -> Callable[[float], N
             gradient.add_(weights, alpha=o.weight_decay)
         direction = gradient
         if o.momentum:
-            velocity = (
-                gradient.clone() if velocity is None else velocity.mul_(o.momentum).add_(gradient)
-            )
+            if velocity is None:
+                velocity = gradient.clone()
+            else:
+                torch.add(gradient, velocity, alpha=o.momentum, out=velocity)
             direction = gradient.add_(velocity, alpha=o.momentum) if o.nesterov else velocity
         weights.add_(direction, alpha=-lr)
 
