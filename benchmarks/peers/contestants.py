@@ -12,7 +12,7 @@ __all__ = ["BASES", "NAMES", "OURS", "PEERS", "Contestant", "Ours", "Peer", "con
 
 EVERYWHERE = ("W1", "W2", "W3", "W4")
 HEAVY = ("W3",)
-"""Workloads whose rounds take half a minute: they run with all workers only."""
+"""Workloads whose rounds take half a minute: they run with all workers only, as other methods do."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,15 @@ class Ours:
 
 OURS = (
     Ours("atoll"),
-    Ours("atoll-general", ("path=general",), workloads=("W1", "W2")),
+    Ours("atoll-general", ("path=general",), workloads=("W1", "W2"), methods=("fedavg",)),
     Ours("atoll-compiled", ("path=compiled",)),
-    Ours("atoll-bf16", ("precision=bfloat16",), workloads=("W2", "W3"), exact=False),
+    Ours(
+        "atoll-bf16",
+        ("precision=bfloat16",),
+        workloads=("W2", "W3"),
+        methods=("fedavg",),
+        exact=False,
+    ),
     Ours("atoll-numpy", kind="numpy", workloads=("W4",), workers=(1,)),
 )
 """Ours, a line a row: what a user gets, and what choices of the trainer give."""
@@ -135,7 +141,8 @@ def _own(row: Ours, workload: str, method: str, rounds: int) -> Iterator[Contest
     peer = row.name.partition("-")[0]
     kind = "atoll-numpy" if row.kind == "numpy" else peer
     options = [word for option in row.options for word in ("--option", option)]
-    for workers in row.workers[-1:] if workload in HEAVY else row.workers:
+    fewest = workload in HEAVY or method != "fedavg"
+    for workers in row.workers[-1:] if fewest else row.workers:
         words = ["-m", "benchmarks.one", kind, workload, "--method", method]
         words += ["--workers", str(workers), *options]
         name = NAMES.get(row.name, row.name)
@@ -147,10 +154,9 @@ def _other(
 ) -> Iterator[Contestant]:
     if method not in row.methods:
         return
-    for workers in row.workers.get(workload, ()):
+    offered = [w for w in row.workers.get(workload, ()) if w == 1 or method not in row.single]
+    for workers in offered if method == "fedavg" else offered[-1:]:
         several = row.launcher if workers > 1 else ()
-        if workers > 1 and method in row.single:
-            continue
         words = [word.format(workers=workers) for word in several]
         words += ["-m", f"benchmarks.peers.{row.name}", workload, "--method", method]
         words += ["--workers", str(workers), *(["--mode", row.mode] if row.mode else [])]

@@ -46,6 +46,9 @@ PATIENCE = 900
 FEW = {"W1": 3, "W2": 3, "W3": 1, "W4": 6}
 """Rounds of quick runs and of those that are made for their memory."""
 
+MANY = ("W1", "W2")
+"""Workloads that run with every method."""
+
 Result = dict[str, Any]
 
 
@@ -145,7 +148,10 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument(
-        "--methods", nargs="+", choices=list(METHODS), help="by default all on W1, fedavg elsewhere"
+        "--methods",
+        nargs="+",
+        choices=list(METHODS),
+        help="by default all on W1 and W2, fedavg elsewhere",
     )
     names = list(ENVIRONMENTS)
     parser.add_argument("--peers", nargs="*", choices=names, default=names)
@@ -181,7 +187,7 @@ def main() -> int:
         rounds = FEW[workload] if given.quick else max(2, WORKLOADS[workload].rounds)
         turns = given.repeats or (1 if given.quick else WORKLOADS[workload].turns)
         export(workload, rounds)
-        for method in given.methods or (list(METHODS) if workload == "W1" else ["fedavg"]):
+        for method in given.methods or (list(METHODS) if workload in MANY else ["fedavg"]):
             others, began = Background(), time.perf_counter()
             field = contestants(workload, method, rounds, pythons)
             results = measure(workload, method, field, turns, given.quick)
