@@ -253,7 +253,7 @@ class _Group:
         self.biases = [
             None if b is None else b.expand(k, -1).contiguous() for _, b in self.start[1:]
         ]
-        self.alpha = torch.ones(k, 1, 1, dtype=self.dtype)
+        self.alpha = torch.ones(k, 1, 1, dtype=torch.float64)
         self.weight = torch.tensor([lane.weight for lane in lanes], dtype=self.dtype)
         self.pull: _Control | None = None
 
@@ -369,7 +369,7 @@ class _Group:
                 z, y = self.z0[lane, index], self.y[lane, index]
                 part, before = self.gram[lane, index], self.d
             if mu or decay:
-                z = z * self.alpha
+                z = z * self.alpha.to(self.dtype)
             if before.shape[1]:
                 z = torch.baddbmm(z, part, before)
             if self.pull is not None:
@@ -435,14 +435,15 @@ class _Group:
 
     def _shrink(self, rate: Tensor, mu: float, decay: float) -> None:
         """``w <- (1 - lr (mu + decay)) w + lr mu w_0``, at every client that takes this step."""
-        keep = (1.0 - rate * (mu + decay)).view(-1, 1, 1)
+        # 1 - lr (mu + decay), rounded, would be off by the same share in every step; this is not.
+        less = (rate * (mu + decay)).view(-1, 1, 1)
         pull = (rate * mu).view(-1, 1, 1)
-        self.alpha = keep * self.alpha + pull
-        self.d *= keep
+        self.alpha += pull - less * self.alpha
+        self.d.addcmul_(self.d, less, value=-1.0)
         for w, b, (w0, b0) in zip(self.weights, self.biases, self.start[1:], strict=True):
-            w.mul_(keep).add_(pull * w0)
+            w.addcmul_(w, less, value=-1.0).add_(pull * w0)
             if b is not None and b0 is not None:
-                b.mul_(keep[:, 0]).add_(pull[:, 0] * b0)
+                b.addcmul_(b, less[:, 0], value=-1.0).add_(pull[:, 0] * b0)
 
     def change(self) -> Array:
         """``sum_i weight_i (theta_i - theta_0)``, ``(layout.size,)``."""

@@ -357,23 +357,32 @@ def _settled(rule: LocalRule, optimizer: Optimizer, bench: Bench) -> Callable[[f
     if rule.trivial and not decay:
         return None
     own, anchor, shift = _pulls(rule, bench)
-    weights, mu = bench.weights[own], rule.mu
-    anchor = anchor if mu else None
+    weights, pull = bench.weights[own], decay + rule.mu
     others = [part for part in (bench.weights[: own.start], bench.weights[own.stop :]) if len(part)]
+    target = _target(rule.mu, pull, anchor, shift) if pull else None
 
     def settle(lr: float) -> None:
-        if decay:
-            weights.mul_(1.0 - lr * (decay + mu))
-            for part in others:
-                part.mul_(1.0 - lr * decay)
-            if anchor is not None:
-                weights.add_(anchor, alpha=lr * mu)
-        elif anchor is not None:
-            weights.lerp_(anchor, lr * mu)
-        if shift is not None:
+        # Each of these rounds once. Scaling by 1 - lr decay would be off by the same share each time.
+        if target is not None:
+            weights.lerp_(target, lr * pull)
+        elif pull:
+            weights.sub_(weights, alpha=lr * pull)
+        elif shift is not None:
             weights.add_(shift, alpha=-lr)
+        if decay:
+            for part in others:
+                part.sub_(part, alpha=lr * decay)
 
     return settle
+
+
+def _target(mu: float, pull: float, anchor: Tensor | None, shift: Tensor | None) -> Tensor | None:
+    """Where decay, anchor and shift pull to together: ``(mu anchor - shift) / pull``; None for 0."""
+    if anchor is None or not mu:
+        return None if shift is None else shift / -pull
+    if shift is None:
+        return anchor if mu == pull else anchor * (mu / pull)
+    return torch.add(anchor * (mu / pull), shift, alpha=-1.0 / pull)
 
 
 def _optimizer(optimizer: Optimizer, bench: Bench) -> Callable[[float], None]:

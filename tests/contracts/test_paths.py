@@ -1,0 +1,204 @@
+"""Every path of torch training is held against autograd's through whole runs (decision D7).
+
+The serial executor with ``path="general"`` is the definition of correct. A path that adds up in another
+order agrees with it within 1e-6 of the parameters' norm after five rounds, 1e-12 in float64; one path
+gives the same bits on every executor.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from functools import cache, partial
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+from torch import nn  # noqa: E402  # only where torch is installed
+
+from atoll.algorithms import ALGORITHMS  # noqa: E402
+from atoll.core.contracts import Examples, Weighting  # noqa: E402
+from atoll.core.local import LocalRule, LocalWork, Optimizer, Schedule  # noqa: E402
+from atoll.core.seeds import Seed  # noqa: E402
+from atoll.models.torch import TorchTrainer  # noqa: E402
+from atoll.runtime.client import Parts  # noqa: E402
+from atoll.runtime.loop import Loop, Stop  # noqa: E402
+from atoll.runtime.processes import ProcessExecutor  # noqa: E402
+from atoll.runtime.schedule import Synchronous  # noqa: E402
+from atoll.runtime.serial import SerialExecutor  # noqa: E402
+
+NEAR = {"float32": 1e-6, "float64": 1e-12}
+WIDTH = 6
+SIZES = {f"c{i}": n for i, n in enumerate([1, 2, 5, 8, 9, 13, 20, 3])}
+
+
+def dense(dtype="float32"):
+    net = nn.Sequential(nn.Linear(WIDTH, 7), nn.ReLU(), nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
+    return net.to(getattr(torch, dtype))
+
+
+def image(dtype="float32"):
+    net = nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)),
+        nn.Conv2d(1, 4, 2, padding=1),
+        nn.GroupNorm(2, 4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    )
+    return net.to(getattr(torch, dtype))
+
+
+def rows(n, seed):
+    rng = np.random.default_rng(seed)
+    return Examples(rng.normal(size=(n, WIDTH)).astype(np.float32), rng.integers(3, size=n))
+
+
+@cache
+def trainer_of(path, build, dtype):
+    """Shared by tests: a trainer keeps nothing from one fit to the next but what it compiled."""
+    return TorchTrainer(partial(build, dtype), path=path)
+
+
+def parts_of(algorithm, path, build=dense, clients=None, optimizer=None, dtype="float32"):
+    held = clients or {c: rows(n, i) for i, (c, n) in enumerate(SIZES.items())}
+    work = LocalWork(
+        epochs=1.5,
+        batch_size=4,
+        optimizer=optimizer or Optimizer(lr=0.05),
+        schedule=Schedule("step", gamma=0.7, every=2),
+    )
+    uniform = type(algorithm).__name__ == "FedDyn"
+    return Parts(
+        algorithm=algorithm,
+        trainer=trainer_of(path, build, dtype),
+        clients=held,
+        seed=Seed(3),
+        local=work,
+        weighting=Weighting("uniform" if uniform else "examples"),
+    )
+
+
+def end_of(parts, make=SerialExecutor, rounds=5):
+    """Parameters after some rounds and every round's record without measured times."""
+    records = []
+    with closing(make(parts)) as executor:
+        keep = lambda r: records.append({k: v for k, v in r.items() if k != "seconds"})  # noqa: E731
+        loop = Loop(
+            parts, executor, schedule=Synchronous(), stop=Stop(rounds=rounds), observers=[keep]
+        )
+        state = loop.run().progress.state
+    return state.parameters, records
+
+
+def processes(parts, workers):
+    first = parts.algorithm.broadcast(Loop(parts, SerialExecutor(parts)).start().state)
+    return ProcessExecutor(parts, first, workers=workers)
+
+
+def distance(a, b):
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def losses(records):
+    return [r["metrics"]["train"]["train_loss"] for r in records] if "metrics" in records[0] else []
+
+
+GENTLE = {
+    "fedadam": {"tau": 0.1},
+    "fedyogi": {"tau": 0.1},
+    "fedadagrad": {"tau": 0.1},
+    "feddyn": {"alpha": 0.1},
+}
+"""Divisors of a mean change, at which float32 keeps its digits: rounding is divided by them as well."""
+
+
+def algorithm(name, **options):
+    return ALGORITHMS[name](**GENTLE.get(name, {}), **options)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_path_ends_where_the_general_one_does(name, dtype):
+    for build, paths in ((dense, ("compiled", "algebra")), (image, ("auto",))):
+        wanted, told = end_of(parts_of(algorithm(name), "general", build, dtype=dtype))
+        for path in paths:
+            got, records = end_of(parts_of(algorithm(name), path, build, dtype=dtype))
+            assert distance(got, wanted) <= NEAR[dtype], (build.__name__, path)
+            assert [r["missing"] for r in records] == [r["missing"] for r in told]
+            assert losses(records) == pytest.approx(losses(told), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        Optimizer(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1),
+        Optimizer(lr=0.05, weight_decay=0.1),
+        Optimizer("adam", lr=0.01, eps=1e-3, weight_decay=0.1),
+    ],
+)
+@pytest.mark.parametrize("name", ["fedprox", "scaffold", "fednova", "feddyn"])
+def test_local_optimisers_and_corrections_add_up_on_every_path(optimizer, name):
+    options = {"option": 1} if name == "scaffold" else {}
+    if name == "fednova" and optimizer.name != "sgd":
+        pytest.skip("FedNova needs local SGD")
+    ends = [
+        end_of(parts_of(algorithm(name, **options), path, dense, optimizer=optimizer))[0]
+        for path in ("general", "compiled", "algebra")
+    ]
+    for got in ends[1:]:
+        assert distance(got, ends[0]) <= NEAR["float32"]
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedprox"])
+@pytest.mark.parametrize(("path", "build"), [("compiled", image), ("algebra", dense)])
+def test_a_path_gives_the_same_bits_on_any_number_of_workers(name, path, build):
+    clients = {f"c{i}": rows(1 + i % 9, i) for i in range(60)}
+    parts = parts_of(algorithm(name), path, build, clients)
+    wanted, told = end_of(parts, rounds=2)
+    for workers in (1, 2, 4):
+        trainer_of.cache_clear()  # a worker compiles for itself
+        got, records = end_of(parts, partial(processes, workers=workers), rounds=2)
+        assert got.tobytes() == wanted.tobytes(), workers
+        assert records == told
+
+
+@pytest.mark.parametrize("name", ["fedavg", "scaffold"])
+@pytest.mark.parametrize("path", ["general", "compiled", "algebra"])
+def test_only_the_client_whose_rows_are_not_finite_is_refused(name, path):
+    clients = {f"c{i}": rows(1 + i % 9, i) for i in range(12)}
+    clients["c4"].features[0, 0] = np.nan
+    clients["c7"] = Examples(clients["c7"].features, clients["c7"].targets + 3)
+    parts = parts_of(algorithm(name), path, clients=clients)
+    wanted, _ = end_of(parts_of(algorithm(name), "general", clients=clients))
+    got, records = end_of(parts)
+    for record in records:
+        assert record["missing"].keys() == {"c4", "c7"}
+        assert record["missing"]["c4"].startswith("refused")
+        assert record["missing"]["c7"].startswith("failed: IndexError")
+    assert distance(got, wanted) <= NEAR["float32"]
+    there, told = end_of(parts, partial(processes, workers=2))
+    assert there.tobytes() == got.tobytes()
+    assert told == records
+
+
+def test_a_diverged_model_leaves_the_path_as_it_was():
+    """Whether a step can be replayed is tried on the first weights, not on the present ones."""
+    clients = {"a": rows(8, 0), "b": rows(5, 1)}
+    trainer_of.cache_clear()
+    parts = parts_of(ALGORITHMS["fedavg"](), "compiled", image, clients)
+    trainer = parts.trainer
+    wild = np.full_like(trainer.initial(Seed(0)), np.nan)
+    go = partial(trainer.fit, work=parts.local, rule=LocalRule(), seed=Seed(1), round=0)
+    go(wild, clients["a"])
+    trainer_of.cache_clear()
+    again = trainer_of("compiled", image, "float32")
+    start = trainer.initial(Seed(0))
+    fresh = again.fit(
+        start, clients["a"], work=parts.local, rule=LocalRule(), seed=Seed(1), round=0
+    )
+    assert go(start, clients["a"]).parameters.tobytes() == fresh.parameters.tobytes()
+    assert trainer.explain(parts.local, clients["b"]) == "compiled"
