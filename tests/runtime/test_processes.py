@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import mmap
 import multiprocessing
 import os
 import signal
@@ -163,6 +164,14 @@ def test_a_native_thread_nobody_knows_prevents_a_copy():
         capture_output=True, text=True, timeout=60, check=True, env=environment,
     )  # fmt: skip
     assert done.stdout.split() == ["True", "False"]
+
+
+def test_a_process_that_has_loaded_a_cuda_driver_is_not_copied(tmp_path):
+    stand_in = tmp_path / "libcuda.so.1"
+    stand_in.write_bytes(b"x")
+    with stand_in.open("rb") as file, mmap.mmap(file.fileno(), 1, prot=mmap.PROT_READ):
+        assert not copyable()
+    assert copyable()
 
 
 def test_timings_add_up():

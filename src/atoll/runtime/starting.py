@@ -4,7 +4,7 @@ A copy (``fork``) shares every page with its parent until one of them writes to 
 and the libraries at once and for nothing. It holds only the thread that made it: a lock that another
 thread held at that moment stays shut for ever. So a process is copied only when it has no other
 threads; two kinds are known to do no harm: OpenBLAS ends its threads before a fork, and jemalloc's
-takes its locks around one.
+takes its locks around one. A CUDA driver that has been used does not work in a copy either.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ def copyable() -> bool:
     """Whether a copy of this process is sure to work: no thread but this one could hold a lock."""
     if not sys.platform.startswith("linux") or threading.active_count() > 1:
         return False
+    with suppress(OSError):
+        if "/libcuda.so" in Path("/proc/self/maps").read_text(errors="replace"):
+            return False
     if len(_others()) > 0:
         _probe()
     return all(name in _HARMLESS for name in _others())
