@@ -50,7 +50,8 @@ demo: $(SETUP) ## train one model over four hospitals: prints the table, writes 
 	$(ATOLL) run examples/heart/job.toml --out runs/heart --overwrite
 
 test: $(SETUP) ## run all tests (PYTEST_ARGS='-k word' for some of them)
-	$(PY) -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(PY) -m pytest -n $(WORKERS) -m 'not cluster' $(PYTEST_ARGS) || test $$? -eq 5
+	$(PY) -m pytest -m cluster $(PYTEST_ARGS) || test $$? -eq 5
 
 lint: $(SETUP) ## check format, style, types, import layers and file sizes
 	$(BIN)/ruff format --check $(CODE)

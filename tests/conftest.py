@@ -1,9 +1,14 @@
-"""What a test imports from its own folder is forgotten with it."""
+"""The order of the tests; and what a test imports from its own folder is forgotten with it."""
 
 import sys
 from pathlib import Path
 
 import pytest
+
+
+def pytest_collection_modifyitems(items):
+    """Ray leaves threads behind, beside which no process may be forked: its tests come last."""
+    items.sort(key=lambda item: item.get_closest_marker("cluster") is not None)
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,11 @@ def runnable(page: Path) -> bool:
     return any(caption or language == "python" for language, caption, _ in blocks(page))
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)], ids=lambda p: p.stem)
+def marked(page: Path) -> object:
+    return pytest.param(page, marks=pytest.mark.cluster) if page.stem == "ray" else page
+
+
+@pytest.mark.parametrize("page", [marked(p) for p in PAGES if runnable(p)], ids=lambda p: p.stem)
 def test_examples_of_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -34,8 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "contracts"))
 
 import test_executors as contract
 
-# One process runs all of this, so that there is one cluster.
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.slow]
+pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -294,7 +294,7 @@ class RayExecutor:
 
     def _muster(self) -> None:
         """Start workers where there is room for more; forget those whose nodes have gone."""
-        if time.monotonic() - self._looked < _LOOK:
+        if self._crew and time.monotonic() - self._looked < _LOOK:
             return
         nodes = {n["NodeID"]: n["Resources"] for n in self._ray.nodes() if n["Alive"]}
         for worker, member in list(self._crew.items()):
