@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from atoll.core.contracts import Executor, Observer, Outcome, Task
 from atoll.core.errors import ClientError, QuorumError
@@ -28,6 +27,7 @@ from atoll.runtime.client import Parts
 from atoll.runtime.clock import Clock
 from atoll.runtime.profile import Stopwatch, timed
 from atoll.runtime.schedule import Plan, Population, Schedule, Synchronous, check_schedule
+from atoll.runtime.threads import Threads
 
 __all__ = ["Evaluation", "Finished", "Loop", "Stop"]
 
@@ -273,7 +273,7 @@ class Loop:
         if not every or (number % every and not last):
             return shown
         if self.evaluation.central is not None:
-            with threadpool_limits(1):
+            with Threads().one():
                 whole = self._whole(state.parameters)
                 found = self.parts.trainer.evaluate(whole, self.evaluation.central)
             shown["central"] = _shown(found)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from threadpoolctl import ThreadpoolController
-
 from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Outcome, Task
 from atoll.core.metrics import Metrics
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
 from atoll.runtime.client import Parts, evaluate_client
 from atoll.runtime.groups import fold_group, groups
+from atoll.runtime.threads import Threads
 
 __all__ = ["SerialExecutor"]
 
@@ -34,7 +33,7 @@ class SerialExecutor:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self.timings: Mapping[str, float] = {}
-        self._threads = ThreadpoolController()
+        self._threads = Threads()
 
     def run(
         self,
@@ -46,7 +45,7 @@ class SerialExecutor:
         fold = Fold(len(tasks))
         outcomes: dict[ClientId, Outcome] = {}
         changed: dict[ClientId, Memory] = {}
-        with self._threads.limit(limits=1):
+        with self._threads.one():
             for group in groups(self._parts, tasks):
                 broadcast = broadcasts[group[0].version]
                 for outcome, kept in fold_group(self._parts, group, broadcast, memories, fold):
@@ -66,7 +65,7 @@ class SerialExecutor:
         memories: Mapping[ClientId, Memory],
     ) -> Mapping[ClientId, Metrics]:
         """See :class:`~atoll.core.contracts.Executor`."""
-        with self._threads.limit(limits=1):
+        with self._threads.one():
             return {
                 c: evaluate_client(self._parts, parameters.parameters, c, memories.get(c, {}))
                 for c in clients
