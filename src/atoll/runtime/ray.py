@@ -12,14 +12,10 @@ one trusted machine, and no boundary between institutions.
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
-import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,7 +23,7 @@ from threadpoolctl import threadpool_limits
 
 from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Outcome, Task
-from atoll.core.errors import AtollError, ClientError, JobError, MissingExtra
+from atoll.core.errors import AtollError, ClientError, JobError
 from atoll.core.metrics import Metrics
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
 from atoll.data.population import rows_of
@@ -35,13 +31,12 @@ from atoll.runtime.client import Done, Parts, evaluate_client
 from atoll.runtime.dealing import Dealing, Merge, Run, Step, Take
 from atoll.runtime.groups import fold_group, groups
 from atoll.runtime.packed import pack
+from atoll.runtime.ray_cluster import connect, first_line, leave, library
 
 __all__ = ["RayExecutor"]
 
 _STRIKES = 3
 """So many workers may be lost over the same clients before they are blamed."""
-_KNOCK = 10.0
-"""Seconds in which a cluster has to take a connection."""
 _LOOK = 1.0
 """Seconds between looks at which nodes there are."""
 
@@ -98,14 +93,14 @@ class RayExecutor:
         patience: float = 60.0,
     ) -> None:
         self._parts, self._wanted, self._gpus, self._patience = parts, workers, gpus, patience
-        self._ray = _library()
+        self._ray = library()
         self._crew: dict[int, _Member] = {}
         self._hired = self._calls = 0
         self._looked = float("-inf")
         self._failures: list[str] = []
         self.timings: dict[str, float] = {}
         """Where the last call of :meth:`run` spent its time, see :mod:`atoll.runtime.profile`."""
-        self._ours = _connect(self._ray, address, workers)
+        self._ours = connect(self._ray, address, workers)
         try:
             self._boxed = [self._put(parts)]
             self._muster()
@@ -235,7 +230,7 @@ class RayExecutor:
             self._failures.append(_last_line(error))  # another one would meet the same
             self._dismiss(step.worker)
         except self._ray.exceptions.RayError as error:
-            self._failures.append(_first_line(error))
+            self._failures.append(first_line(error))
             self._lost(step.worker, watched, round_)
         else:
             self._ended(step, answer, watched, round_)
@@ -339,8 +334,7 @@ class RayExecutor:
             for worker in list(self._crew):
                 self._dismiss(worker)
             if self._ours:
-                self._ray.shutdown()
-                _announce(True)
+                leave(self._ray)
         self._crew, self._boxed, self._ours = {}, [], False
 
 
@@ -449,87 +443,6 @@ class _Worker:
         if version not in self._models:
             self._models[version] = ray.get(call.models[version])
         return self._models[version]
-
-
-def _library() -> Any:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        return importlib.import_module("ray")
-    except ImportError as error:
-        raise MissingExtra(
-            "this executor needs Ray",
-            remedy="pip install 'atoll[ray]', or run with executor = 'processes'",
-        ) from error
-
-
-def _connect(ray: Any, address: str, workers: int) -> bool:
-    """Join a cluster or start one; whether it is ours to leave."""
-    if ray.is_initialized():
-        return False
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    _announce(False)
-    where = address or os.environ.get("RAY_ADDRESS", "")
-    if not where:
-        with _loopback():
-            cores = max(workers, os.cpu_count() or 1)
-            ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
-        return True
-    try:
-        _knock(where)
-        ray.init(address=where, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise JobError(
-            f"no Ray cluster answers at {where!r}: {_first_line(error)}",
-            remedy="start one with `ray start --head`, or leave the address out to run on this "
-            "machine",
-        ) from error
-    return True
-
-
-def _knock(where: str) -> None:
-    """Find out at once, not after Ray's many minutes, that nobody listens.
-
-    Raises:
-        OSError: nobody does.
-        ValueError: this is no address.
-    """
-    if "://" in where:
-        return
-    services: Any = importlib.import_module("ray._private.services")
-    host, _, port = (services.canonicalize_bootstrap_address(where) or "").rpartition(":")
-    if host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK).close()
-
-
-def _announce(wanted: bool) -> None:
-    """Whether Ray may print the cluster's news: it does so on stdout, where our results go."""
-    worker: Any = importlib.import_module("ray._private.worker")
-    worker._worker_logs_enabled = wanted
-
-
-@contextmanager
-def _loopback() -> Iterator[None]:
-    """A cluster that starts now is reachable from this machine only.
-
-    Ray does so by itself on macOS and Windows; this is the switch it has for it, for this process and
-    for those it starts.
-    """
-    constants: Any = importlib.import_module("ray._private.ray_constants")
-    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-    before, switch = os.environ.get(name), getattr(constants, "ENABLE_RAY_CLUSTER", True)
-    os.environ[name], constants.ENABLE_RAY_CLUSTER = "0", False
-    try:
-        yield
-    finally:
-        constants.ENABLE_RAY_CLUSTER = switch
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _last_line(error: BaseException) -> str:
