@@ -2,14 +2,12 @@
 
 import dataclasses
 import gc
-import mmap
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -26,7 +24,6 @@ from atoll.runtime.loop import Evaluation, Loop, Stop
 from atoll.runtime.processes import ProcessExecutor
 from atoll.runtime.serial import SerialExecutor
 from atoll.runtime.shared import share_clients
-from atoll.runtime.starting import copyable, method_for
 
 METHODS = ("fork", "forkserver")
 FAST = 4.0
@@ -115,34 +112,14 @@ def test_closing_twice_and_closing_while_workers_work_leaves_nothing_behind():
     assert len(os.listdir("/proc/self/fd")) <= descriptors + 8
 
 
-def test_a_copied_worker_holds_no_file_of_its_parent(tmp_path):
-    """A lock on the run's folder, or the end of another worker's pipe, must end with the parent."""
-    parts = rc.parts(FedAvg())
-    with (tmp_path / "held").open("w"), closing(executor_of(parts, workers=2)) as executor:
-        assert copyable()
-        for process, _ in executor._workers:
-            targets = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
-            assert not any("held" in target for target in targets)
-            assert sum(target.startswith("socket:") for target in targets) <= 1
-
-
-def test_a_process_with_another_thread_is_not_copied():
-    assert copyable()
-    ended = threading.Event()
-    other = threading.Thread(target=ended.wait)
-    other.start()
-    try:
-        assert not copyable()
-        assert method_for("auto") == "forkserver"
-        with closing(executor_of(rc.parts(FedAvg()), workers=1)) as executor:
-            assert not executor._workers[0][0]._popen.__class__.__module__.endswith("popen_fork")
-    finally:
-        ended.set()
-        other.join()
-    until = time.monotonic() + FAST  # a thread that has been joined may not be gone yet
-    while not copyable():
-        assert time.monotonic() < until
-    assert method_for("auto") == "fork"
+def test_copies_of_a_process_without_other_threads():
+    """In a process of its own: a test runner that runs in parallel has threads, and is never copied."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider",
+         str(Path(__file__).parent / "alone_copies.py")],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_native_thread_nobody_knows_prevents_a_copy():
@@ -164,14 +141,6 @@ def test_a_native_thread_nobody_knows_prevents_a_copy():
         capture_output=True, text=True, timeout=60, check=True, env=environment,
     )  # fmt: skip
     assert done.stdout.split() == ["True", "False"]
-
-
-def test_a_process_that_has_loaded_a_cuda_driver_is_not_copied(tmp_path):
-    stand_in = tmp_path / "libcuda.so.1"
-    stand_in.write_bytes(b"x")
-    with stand_in.open("rb") as file, mmap.mmap(file.fileno(), 1, prot=mmap.PROT_READ):
-        assert not copyable()
-    assert copyable()
 
 
 def test_timings_add_up():
@@ -218,8 +187,6 @@ def test_what_cannot_be_sent_is_refused_with_the_way_out():
             executor_of(dataclasses.replace(parts, trainer=bad), workers=2, method="forkserver")
         assert "top level of a module" in caught.value.remedy
         assert "serial" in caught.value.remedy
-        with closing(executor_of(dataclasses.replace(parts, trainer=bad), workers=1)):
-            pass  # a copy of this process has it already
     assert not multiprocessing.active_children()
 
 
