@@ -38,9 +38,7 @@ def run(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as local.lr=0.1."),
     ] = None,
     executor: Annotated[str | None, typer.Option(help="serial, processes or ray.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Workers; 0: one per core.")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Workers; 0: one per core.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Replace the job's seed.")] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write TensorBoard events.")
