@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,16 @@ settings.register_profile(
     "paths", deadline=None, max_examples=20, suppress_health_check=list(HealthCheck)
 )
 paths = settings.get_profile("paths")
+
+
+@pytest.fixture(autouse=True)
+def _no_resized_outputs(capfd):
+    """An ``out=`` form that resizes its output warns on stderr, once per process unless told otherwise."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+    assert "resized" not in capfd.readouterr().err
 
 
 class Residual(nn.Module):
@@ -168,7 +179,7 @@ def networks(draw, outputs=CLASSES):
         with torch.no_grad():
             width = body.eval()(torch.zeros(2, *shape)).shape[1]
     except (RuntimeError, ValueError):  # an image that is too small by now
-        body, width = nn.Flatten(), int(np.prod(shape))
+        body, width = nn.Sequential(nn.Flatten()), int(np.prod(shape))
     return nn.Sequential(*body, nn.Linear(width, outputs)), shape, 0
 
 

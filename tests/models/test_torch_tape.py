@@ -181,6 +181,12 @@ def constant_changed(self, x):
     return self.f(x) * one
 
 
+def seeds(self, x):
+    h = functional.dropout(x, 0.5)
+    torch.manual_seed(1)
+    return self.f(h)
+
+
 class Hooked(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -240,6 +246,7 @@ GENERAL = {
         ),
         "generator of its own",
     ),
+    "seed set": (module(seeds), "other random numbers"),
     "replaced buffer": (buffered(replaces), "replaces a buffer"),
     "constant changed": (module(constant_changed), "changed in place"),
     "hook": (Hooked, "hooks"),
@@ -305,6 +312,17 @@ def draws_for_nothing(self, x):
     return self.f(functional.dropout(x, 0.5))
 
 
+def conjugates(self, x):
+    """The backward pass of exp reads its result, where the conjugate lies as well."""
+    y = torch.exp(torch.fft.fft(x * self.w) * 0.1)
+    return self.f((y.conj() * y * y).real)
+
+
+def mixes(self, x):
+    """The gradient of one weight is read to make that of the other."""
+    return functional.linear(x, self.f.weight + 0.5 * self.a, self.f.bias * self.w.sum())
+
+
 class Ignored(nn.Module):
     """Statistics are kept of what nobody reads, and a parameter is reached by nothing."""
 
@@ -345,6 +363,8 @@ REPLAYED = {
     "features in place": module(doubles_in_place),
     "gradient of a gradient": module(penalised),
     "complex": module(lambda s, x: s.f(torch.fft.ifft(torch.fft.fft(x * s.w).conj()).real)),
+    "complex result that is kept": module(conjugates),
+    "gradient read by another": module(mixes, a=lambda: nn.Parameter(torch.ones(3, 6))),
     "imaginary": module(lambda s, x: s.f(torch.fft.fft(x * s.w).imag)),
     "sorted": module(lambda s, x: s.f((x * s.w).sort(1)[0]) + (x * s.w).topk(3, 1)[0]),
     "cut and glued": module(

@@ -128,7 +128,7 @@ class Program:
         self._keys = {_key(t): t for c in tape.calls for t in c.outs}
         self._maker = {id(t): c for c in tape.calls for t in c.outs if not mutates(c)}
         self._where: dict[int, Any] = {id(a): b for a, b in tape.bound}
-        self._real = {memory(a): (a, b) for a, b in tape.bound if a.numel()}
+        self._twins = {memory(a) for a, _ in tape.bound} - {0}
         self._mutated = {memory(t) for c in tape.calls if mutates(c) for t in c.ins if t.numel()}
         trained = {memory(w) for w in weights}
         self._moving = {memory(a) for a, b in tape.bound if memory(b) in trained} | self._mutated
@@ -146,7 +146,7 @@ class Program:
             self._drain(sink, weights[sink.parameter], gradient[sink.parameter], fused)
         self.loss = self._at(tape.loss)
         # The recorded tensors are no longer needed; buffers and views are held by the steps.
-        del self._tape, self._keys, self._maker, self._where, self._real, self._free
+        del self._tape, self._keys, self._maker, self._where, self._twins, self._free
 
     def run(self) -> None:
         """Forward and backward."""
@@ -237,10 +237,8 @@ class Program:
         same = self._keys.get(_key(t))
         if same is not None and id(same) in self._where:
             return self._where[id(same)]
-        if memory(t) in self._real:  # another handle on a parameter or buffer
-            twin, real = self._real[memory(t)]
-            start = real.storage_offset() + t.storage_offset() - twin.storage_offset()
-            return real.as_strided(t.shape, t.stride(), start)
+        if (same is not None and id(same) in self._maker) or memory(t) in self._twins:
+            raise Untraceable("a value is read in a way that is not known here")
         return t.detach()
 
     def _map(self, value: Any) -> Any:
