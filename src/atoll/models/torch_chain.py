@@ -17,7 +17,7 @@ from atoll.models.batches import plan
 from atoll.models.networks import Rows
 from atoll.models.torch_record import hooked
 
-__all__ = ["Chain", "Dense", "chain_of", "group_size", "pays"]
+__all__ = ["Activation", "Chain", "Dense", "chain_of", "group_size", "pays"]
 
 _aten = torch.ops.aten
 
@@ -32,34 +32,34 @@ _MEMORY = 16 << 20
 
 
 @dataclass(frozen=True)
-class _Activation:
+class Activation:
     """An elementwise function and its backward pass from (gradient, input, output)."""
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _activation(module: nn.Module) -> _Activation | None:
+def _activation(module: nn.Module) -> Activation | None:
     if type(module) is nn.ReLU:
-        return _Activation(torch.relu, lambda g, z, h: _aten.threshold_backward(g, z, 0))
+        return Activation(torch.relu, lambda g, z, h: _aten.threshold_backward(g, z, 0))
     if type(module) is nn.Tanh:
-        return _Activation(torch.tanh, lambda g, z, h: _aten.tanh_backward(g, h))
+        return Activation(torch.tanh, lambda g, z, h: _aten.tanh_backward(g, h))
     if type(module) is nn.Sigmoid:
-        return _Activation(torch.sigmoid, lambda g, z, h: _aten.sigmoid_backward(g, h))
+        return Activation(torch.sigmoid, lambda g, z, h: _aten.sigmoid_backward(g, h))
     if type(module) is nn.GELU:
         kind = module.approximate
-        return _Activation(
+        return Activation(
             lambda z: nn.functional.gelu(z, approximate=kind),
             lambda g, z, h: _aten.gelu_backward(g, z, approximate=kind),
         )
     if type(module) is nn.LeakyReLU:
         slope = module.negative_slope
-        return _Activation(
+        return Activation(
             lambda z: nn.functional.leaky_relu(z, slope),
             lambda g, z, h: _aten.leaky_relu_backward(g, z, slope, False),
         )
     if type(module) is nn.SiLU:
-        return _Activation(nn.functional.silu, lambda g, z, h: _aten.silu_backward(g, z))
+        return Activation(nn.functional.silu, lambda g, z, h: _aten.silu_backward(g, z))
     return None
 
 
@@ -71,7 +71,7 @@ class Dense:
     inputs: int
     weight: slice
     bias: slice | None
-    activation: _Activation | None
+    activation: Activation | None
 
 
 @dataclass(frozen=True, eq=False)
