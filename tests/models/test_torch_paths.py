@@ -338,3 +338,17 @@ def test_compiled_steps_equal_autograd_in_float64(s):
     if isinstance(s.options["loss"], nn.CrossEntropyLoss):
         s.options["loss"] = nn.CrossEntropyLoss(weight=torch.tensor([0.5, 1.0, 2.0]).double())
     held(s)
+
+
+@pytest.mark.parametrize("path", ["general", "compiled"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_group_norm_before_all_else_that_is_trained_does_not_end_the_process(path, frozen):
+    """In NHWC order it would, in torch 2.13: its input needs no gradient."""
+    torch.manual_seed(0)
+    first = [nn.Conv2d(2, 4, 3).requires_grad_(False)] if frozen else []
+    body = [nn.GroupNorm(2, 4 if frozen else 2), nn.Conv2d(4 if frozen else 2, 3, 3)]
+    module = nn.Sequential(*first, *body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    clients = [rows(6, (2, 8, 7), 0, 0)]
+    for last in (None, True):
+        s = Setting(module, clients, LocalWork(batch_size=4), options={"channels_last": last})
+        held(s, path)

@@ -56,6 +56,7 @@ try:
         layout_of,
         on_cpu,
         pack_module,
+        starts_with_group_norm,
         unpack_module,
     )
 except ImportError as missing:  # pragma: no cover - depends on the installation
@@ -222,7 +223,7 @@ class TorchTrainer:
         last = self.channels_last
         if last is None:
             last = any(isinstance(part, nn.Conv2d) for part in module.modules())
-        return Bench(module, self.layout, last)
+        return Bench(module, self.layout, last and not starts_with_group_norm(module))
 
     def _leaves_nhwc(self) -> bool:
         """Go over to NCHW for good; False where NHWC was asked for or is not in use."""

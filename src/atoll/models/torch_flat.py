@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from atoll.core.errors import Fault, LayoutError, raise_faults
 from atoll.core.layout import Array, Entry, Layout
 
-__all__ = ["Bench", "layout_of", "on_cpu", "pack_module", "tensor_over", "unpack_module"]
+__all__ = [
+    "Bench",
+    "layout_of",
+    "on_cpu",
+    "pack_module",
+    "starts_with_group_norm",
+    "tensor_over",
+    "unpack_module",
+]
 
 
 @dataclass(eq=False)
@@ -65,6 +73,18 @@ def on_cpu(module: nn.Module) -> nn.Module:
     """The module itself, moved to the CPU if some of it is on a device."""
     places = {t.device.type for t in (*module.parameters(), *module.buffers())}
     return module.cpu() if places - {"cpu", "meta"} else module
+
+
+def starts_with_group_norm(module: nn.Module) -> bool:
+    """Whether a ``GroupNorm`` stands before everything else that is trained.
+
+    Its backward pass in torch 2.13 ends the process when its input is in NHWC order and needs no
+    gradient, as images and the results of frozen layers do.
+    """
+    for part in module.modules():
+        if any(p.requires_grad for p in part.parameters(recurse=False)):
+            return isinstance(part, nn.GroupNorm)
+    return False
 
 
 def layout_of(module: nn.Module, personal: Sequence[str]) -> Layout:
