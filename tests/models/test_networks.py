@@ -1,7 +1,10 @@
+import numpy as np
 import pytest
 import torch
 
+from atoll.core.contracts import Examples
 from atoll.core.errors import DataError, JobError
+from atoll.core.local import LocalWork
 from atoll.core.seeds import Seed
 from atoll.models.networks import NETWORKS, CropFlip, network
 from atoll.models.torch import TorchTrainer
@@ -81,3 +84,15 @@ def test_the_same_generator_state_cuts_the_same_and_no_padding_no_flip_changes_n
 def test_rows_that_are_no_images_are_refused():
     with pytest.raises(DataError, match="no images of 28 x 28"):
         cut(torch.rand(2, 100))
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_every_network_of_ours_is_replayed(name):
+    """A network that falls back to the general way is right, and several times slower: nobody would notice."""
+    shape = (784,) if name in ("mlp", "logistic") else (1, 28, 28)
+    rng = np.random.default_rng(0)
+    data = Examples(
+        rng.normal(size=(3, *shape)).astype(np.float32), rng.integers(0, 10, 3).astype(np.int64)
+    )
+    trainer = TorchTrainer(network(name), path="compiled")
+    assert trainer.explain(LocalWork(batch_size=2), data) == "compiled"

@@ -81,6 +81,7 @@ class Tape:
         gradients: for each parameter its gradient, None where the loss does not reach it.
         calls: what ran, in order.
         bound: (recorded tensor, the module's own) for parameters, buffers and other state.
+        batch: features and targets, which a replay reads where they are.
         after: (the module's own tensor, its value after the step) for all but trained parameters.
         random: torch's random state after the step.
     """
@@ -89,6 +90,7 @@ class Tape:
     gradients: tuple[Tensor | None, ...]
     calls: list[Call]
     bound: list[tuple[Tensor, Tensor]]
+    batch: tuple[Tensor, Tensor]
     after: list[tuple[Tensor, Tensor]]
     random: Tensor
 
@@ -193,7 +195,7 @@ def record(
                 t.copy_(value)
             if changed:
                 _change(batch[0], own)
-            tapes.append(_run(lambda: forward(twin.module, twin.loss, *batch), own, twin))
+            tapes.append(_run(lambda: forward(twin.module, twin.loss, *batch), own, twin, batch))
         if _drawn(outside):
             raise Untraceable("random numbers are drawn outside torch")
         if twin.altered():
@@ -232,7 +234,12 @@ def _change(features: Tensor, parameters: Sequence[Tensor]) -> None:
         p.detach().mul_(0.9)
 
 
-def _run(step: Callable[[], Tensor], parameters: Sequence[Tensor], twin: _Twin) -> Tape:
+def _run(
+    step: Callable[[], Tensor],
+    parameters: Sequence[Tensor],
+    twin: _Twin,
+    batch: tuple[Tensor, Tensor],
+) -> Tape:
     failed: Exception | None = None
     with torch.enable_grad(), _Guard() as guard, _Recorder() as recorder:
         try:
@@ -246,7 +253,7 @@ def _run(step: Callable[[], Tensor], parameters: Sequence[Tensor], twin: _Twin) 
     trained = {id(p) for p in parameters}
     after = [(real, t.detach().clone()) for t, real in twin.bound if id(t) not in trained]
     state = torch.get_rng_state()
-    return Tape(value.detach(), tuple(gradients), recorder.calls, twin.bound, after, state)
+    return Tape(value.detach(), tuple(gradients), recorder.calls, twin.bound, batch, after, state)
 
 
 def _gradients(value: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:

@@ -128,6 +128,7 @@ class Program:
         self._keys = {_key(t): t for c in tape.calls for t in c.outs}
         self._maker = {id(t): c for c in tape.calls for t in c.outs if not mutates(c)}
         self._where: dict[int, Any] = {id(a): b for a, b in tape.bound}
+        self._where |= {id(t): t for t in tape.batch}
         self._twins = {memory(a) for a, _ in tape.bound} - {0}
         self._mutated = {memory(t) for c in tape.calls if mutates(c) for t in c.ins if t.numel()}
         trained = {memory(w) for w in weights}
