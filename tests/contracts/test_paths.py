@@ -7,48 +7,33 @@ gives the same bits on every executor.
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-from torch import nn  # noqa: E402  # only where torch is installed
+pytest.importorskip("torch")
 
-from atoll.algorithms import ALGORITHMS  # noqa: E402
-from atoll.core.contracts import Examples, Weighting  # noqa: E402
-from atoll.core.local import LocalRule, LocalWork, Optimizer, Schedule  # noqa: E402
-from atoll.core.seeds import Seed  # noqa: E402
-from atoll.models.torch import TorchTrainer  # noqa: E402
-from atoll.runtime.client import Parts  # noqa: E402
-from atoll.runtime.loop import Loop, Stop  # noqa: E402
-from atoll.runtime.processes import ProcessExecutor  # noqa: E402
-from atoll.runtime.schedule import Synchronous  # noqa: E402
-from atoll.runtime.serial import SerialExecutor  # noqa: E402
+from atoll.algorithms import ALGORITHMS
+from atoll.core.contracts import Examples, Weighting
+from atoll.core.local import LocalRule, LocalWork, Optimizer, Schedule
+from atoll.core.seeds import Seed
+from atoll.models.torch import TorchTrainer
+from atoll.runtime.client import Parts
+from atoll.runtime.loop import Loop, Stop
+from atoll.runtime.processes import ProcessExecutor
+from atoll.runtime.schedule import Synchronous
+from atoll.runtime.serial import SerialExecutor
+
+sys.path.insert(0, str(Path(__file__).parent))  # workers inherit it
+
+from path_models import WIDTH, dense, image  # only where torch is installed
 
 NEAR = {"float32": 1e-6, "float64": 1e-12}
-WIDTH = 6
 SIZES = {f"c{i}": n for i, n in enumerate([1, 2, 5, 8, 9, 13, 20, 3])}
-
-
-def dense(dtype="float32"):
-    net = nn.Sequential(nn.Linear(WIDTH, 7), nn.ReLU(), nn.Linear(7, 5), nn.Tanh(), nn.Linear(5, 3))
-    return net.to(getattr(torch, dtype))
-
-
-def image(dtype="float32"):
-    net = nn.Sequential(
-        nn.Unflatten(1, (1, 2, 3)),
-        nn.Conv2d(1, 4, 2, padding=1),
-        nn.GroupNorm(2, 4),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Dropout(0.2),
-        nn.Flatten(),
-        nn.Linear(8, 3),
-    )
-    return net.to(getattr(torch, dtype))
 
 
 def rows(n, seed):
