@@ -50,7 +50,7 @@ try:
     from atoll.models.torch_algebra import LOSSES as SUMMABLE
     from atoll.models.torch_algebra import dense, train_controlled, train_together
     from atoll.models.torch_chain import Chain, chain_of, group_size, pays
-    from atoll.models.torch_fit import OPTIMIZERS, Batch, Steps, alone, generator
+    from atoll.models.torch_fit import OPTIMIZERS, Batch, Steps, alone, generator, recurs
     from atoll.models.torch_flat import (
         Bench,
         layout_of,
@@ -388,6 +388,8 @@ class TorchTrainer:
             return f"algebra, {group} clients at once"
         if self.path == "general":
             return "general"
+        if not recurs(size := plan(len(data), work).size, work):
+            return f"general: batches of {size} rows, of {work.batch_size} asked for, do not recur"
         short = replace(work, epochs=1.0, steps=1)
         initial = self.initial(Seed(0))
         self.fit(initial, data, work=short, rule=LocalRule(), seed=Seed(0), round=0)

@@ -27,7 +27,7 @@ from atoll.models.torch_flat import Bench, tensor_over
 from atoll.models.torch_record import Forward, Tape, Untraceable, record
 from atoll.models.torch_tape import Program
 
-__all__ = ["OPTIMIZERS", "Batch", "Steps", "Walk", "alone", "generator"]
+__all__ = ["OPTIMIZERS", "Batch", "Steps", "Walk", "alone", "generator", "recurs"]
 
 OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sgd": ("SGD", ("momentum", "nesterov", "weight_decay")),
@@ -43,10 +43,13 @@ OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
 _SINGLE_PASS = ("Adam", "AdamW", "Adagrad")
 """Classes that can take a step in one pass over the vector: half the time of several."""
 
+_SMALL = 16
+"""Rows of a batch up to which all sizes are compiled."""
+
 _LOCK = threading.RLock()
 """torch's generator and thread count belong to the process, so one piece of work at a time."""
 
-_KEPT = 16
+_KEPT = 64
 """Compiled steps that are kept, one for each shape of batch; all go when there are more."""
 
 
@@ -118,7 +121,8 @@ class Steps:
             lr = learning_rate(work, round=round, epoch=epoch)
             share = 1.0 / len(index) if self.summed else 1.0
             given = None if augment is None else self._augmented(batch, index, augment)
-            step = None if self._never else self._step(batch, index, given, fused)
+            replay = not self._never and recurs(len(index), work)
+            step = self._step(batch, index, given, fused) if replay else None
             if step is None:
                 self._differentiate(*(given or batch.take(index)), total, share)
             else:
@@ -324,6 +328,15 @@ def alone(seed: Seed) -> Iterator[None]:
             if threads != 1:
                 torch.set_num_threads(threads)
             torch.set_rng_state(state)
+
+
+def recurs(rows: int, work: LocalWork) -> bool:
+    """Whether batches of this size come often enough to pay for a recording.
+
+    Full batches do, and small ones of which there are few sizes; a rule that counted how often a size has
+    come would have other workers go other ways.
+    """
+    return rows == work.batch_size or rows <= _SMALL
 
 
 def _plain(work: LocalWork) -> bool:
