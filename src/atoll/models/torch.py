@@ -11,8 +11,8 @@ Things to know:
   weight decay and momentum therefore act on it too.
 * Parameters of another dtype than the vector (float16, bfloat16) are trained with master weights in
   the vector's precision, as in mixed-precision training.
-* NumPy has no bfloat16 or float8: such an entry is ``float32`` in the layout, and gets its own dtype
-  back in the module. Any float64 entry makes the vector float64.
+* NumPy has no bfloat16 or float8: such an entry is ``float32`` in the layout. Any float64 entry makes
+  the vector float64. In the module, entries keep their own dtypes.
 * Work runs on one thread and under a random state of its own, so results do not depend on the
   executor; the global thread count and generator are as before afterwards.
 """
@@ -391,10 +391,9 @@ class TorchTrainer:
         if not recurs(size := plan(len(data), work).size, work):
             return f"general: batches of {size} rows, of {work.batch_size} asked for, do not recur"
         short = replace(work, epochs=1.0, steps=1)
-        initial = self.initial(Seed(0))
-        self.fit(initial, data, work=short, rule=LocalRule(), seed=Seed(0), round=0)
-        reason = self._steps.reason
-        return f"general: {reason}" if reason else "compiled"
+        start = self.initial(Seed(0))
+        self.fit(start, data, work=short, rule=LocalRule(), seed=Seed(0), round=0)
+        return f"general: {self._steps.reason}" if self._steps.reason else "compiled"
 
     @_in_either_order
     def gradient(self, parameters: Array, data: Any) -> tuple[Array, float]:
