@@ -41,7 +41,7 @@ from benchmarks.workloads import WORKLOADS
 RAW = ROOT / ".bench" / "peers.jsonl"
 TABLES = ROOT / ".bench" / "peers-tables.json"
 FIGURE = ROOT / "docs" / "figures" / "peers.svg"
-PATIENCE = 900
+PATIENCE = 300
 """Seconds after which a run counts as failed."""
 FEW = {"W1": 3, "W2": 3, "W3": 1, "W4": 6}
 """Rounds of quick runs and of those that are made for their memory."""
