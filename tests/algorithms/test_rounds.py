@@ -1,5 +1,7 @@
 """Single rounds whose numbers can be checked by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -21,6 +23,7 @@ from atoll.algorithms import (
 )
 from atoll.algorithms.reach import reach
 from atoll.core.contracts import Examples, Weighting
+from atoll.core.errors import JobConflict
 from atoll.core.local import LocalWork, Optimizer
 from atoll.core.values import Aggregate
 
@@ -211,6 +214,43 @@ class TestScaffold:
             s = h.Setting(Scaffold(), h.QuadraticTrainer(h.vector_layout()), client, local)
             _, memories = s.round(s.start())
             assert memories["a"]["control"] == pytest.approx([1.0], abs=1e-7)
+
+    @pytest.fixture
+    def alone(self, h):
+        """One client, a = b = 1, with two steps of rate .5."""
+
+        def make(trainer=h.QuadraticTrainer):
+            one = {"a": h.Quadratic(1.0, 1.0)}
+            return h.Setting(Scaffold(), trainer(h.vector_layout()), one, h.sgd(0.5, 2))
+
+        return make
+
+    def test_a_control_variate_that_the_trainer_cannot_read_is_no_zero(self, alone):
+        s = alone()
+        with pytest.raises(JobConflict, match="cannot read the control variate") as caught:
+            s.round(s.start(), {"a": {"control.rows": np.ones(3)}})
+        assert "the trainer it was begun with" in caught.value.remedy
+
+    def test_one_that_the_trainer_can_read_corrects_the_steps(self, h, alone):
+        class Reader(h.QuadraticTrainer):
+            def fit_controlled(self, parameters, lanes, plus, *, round):
+                raise JobConflict("no groups")
+
+            def dense(self, own, data):
+                return own["rows"].sum(keepdims=True)
+
+        # c - c_i = 2 - 2.5: the gradients -1 and then -.25 become -1.5 and -.75, so w = .75, 1.125.
+        s = alone(Reader)
+        start = replace(s.start(), slots={"control": np.array([2.0])})
+        _, memories = s.round(start, {"a": {"control.rows": np.array([1.0, 1.5])}})
+        # c_i - c + (x - y) / (K eta) = 2.5 - 2 - 1.125
+        assert memories["a"] == {"control": [-0.625]}
+
+    def test_a_group_that_cannot_be_trained_in_one_go_is_refused(self, alone):
+        s = alone()
+        broadcast = s.algorithm.broadcast(s.start())
+        with pytest.raises(JobConflict, match="in terms of rows"):
+            s.algorithm.cohort(broadcast, [(s.work("a", 0), 1.0, {})])
 
 
 class TestFedNova:

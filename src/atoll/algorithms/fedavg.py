@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from atoll.algorithms.averaging import average_client, average_cohort, stepped, tell
 from atoll.algorithms.options import check
-from atoll.core.contracts import Member, Weighting, Work
+from atoll.core.contracts import Member, Trainer, Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
@@ -68,6 +68,10 @@ class FedAvg:
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
         """ClientUpdate(k, w) of Algorithm 1, sending the change instead of the model."""
         return average_client(broadcast, memory, work)
+
+    def groups(self, trainer: Trainer, local: LocalWork) -> bool:
+        """Always: nothing but the sum is wanted."""
+        return True
 
     def cohort(
         self, broadcast: Broadcast, works: Sequence[Member]

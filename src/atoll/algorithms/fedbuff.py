@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 from atoll.algorithms.averaging import average_client, average_cohort, stepped, tell
 from atoll.algorithms.options import check
-from atoll.core.contracts import Member, Weighting, Work
+from atoll.core.contracts import Member, Trainer, Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
@@ -71,6 +71,10 @@ class FedBuff:
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
         """FL-client: train from the version at hand, send the change."""
         return average_client(broadcast, memory, work)
+
+    def groups(self, trainer: Trainer, local: LocalWork) -> bool:
+        """Always: nothing but the sum is wanted."""
+        return True
 
     def cohort(
         self, broadcast: Broadcast, works: Sequence[Member]

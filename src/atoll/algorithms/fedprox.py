@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from atoll.algorithms.averaging import average_client, average_cohort, stepped, tell
 from atoll.algorithms.options import check
-from atoll.core.contracts import Member, Weighting, Work
+from atoll.core.contracts import Member, Trainer, Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalRule, LocalWork
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
@@ -68,6 +68,10 @@ class FedProx:
         """Algorithm 2, line 4: w_k ~ argmin h_k(w; w^t)."""
         rule = LocalRule(mu=self.mu, anchor=broadcast.parameters)
         return average_client(broadcast, memory, work, rule)
+
+    def groups(self, trainer: Trainer, local: LocalWork) -> bool:
+        """Always: nothing but the sum is wanted."""
+        return True
 
     def cohort(
         self, broadcast: Broadcast, works: Sequence[Member]

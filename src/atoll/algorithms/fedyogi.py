@@ -36,7 +36,7 @@ from atoll.algorithms.adaptive import (
 )
 from atoll.algorithms.averaging import average_client, average_cohort, tell
 from atoll.algorithms.options import check
-from atoll.core.contracts import Member, Weighting, Work
+from atoll.core.contracts import Member, Trainer, Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
@@ -98,6 +98,10 @@ class FedYogi:
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
         """Train and send the change."""
         return average_client(broadcast, memory, work)
+
+    def groups(self, trainer: Trainer, local: LocalWork) -> bool:
+        """Always: nothing but the sum is wanted."""
+        return True
 
     def cohort(
         self, broadcast: Broadcast, works: Sequence[Member]

@@ -36,7 +36,7 @@ import numpy as np
 from atoll.algorithms.averaging import joined, stepped, tell, train
 from atoll.algorithms.options import check
 from atoll.algorithms.reach import reach
-from atoll.core.contracts import Controlled, ControlTrainer, Lane, Member, Weighting, Work
+from atoll.core.contracts import ControlTrainer, Lane, Member, Trainer, Weighting, Work
 from atoll.core.errors import Fault, JobConflict
 from atoll.core.layout import Array, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
@@ -103,6 +103,11 @@ class Scaffold:
         update = done.update(work, delta=done.delta, control=change)
         return update, done.memory(control=c_i + change)
 
+    def groups(self, trainer: Trainer, local: LocalWork) -> bool:
+        """Where c_i can be kept in terms of rows: option II, and no decay in the distance travelled."""
+        able = isinstance(trainer, ControlTrainer) and self.option == 2
+        return able and not local.optimizer.weight_decay
+
     def cohort(
         self, broadcast: Broadcast, works: Sequence[Member]
     ) -> tuple[Aggregate, Sequence[Memory]]:
@@ -111,18 +116,19 @@ class Scaffold:
         Under option II c_i^+ is the mean of the local gradients, lines 10 and 12 (ii) taken together.
 
         Raises:
-            JobConflict: option I, or a group that cannot be trained so.
+            JobConflict: a group that cannot be trained so.
         """
-        first = works[0][0]
-        fit = getattr(first.trainer, "fit_controlled", None)
-        if self.option != 2 or fit is None or any("control" in m for _, _, m in works):
+        first, trainer = works[0][0], works[0][0].trainer
+        possible = self.groups(trainer, first.local)
+        possible = possible and not any("control" in memory for _, _, memory in works)
+        if not possible or not isinstance(trainer, ControlTrainer):
             raise JobConflict("control variates of this group are not kept in terms of rows")
         lanes = [
             Lane(w.data, w.local, LocalRule(), w.seed / "fit", scale * w.weight, _compact(memory))
             for w, scale, memory in works
         ]
         c = broadcast.vectors["control"]
-        done: Controlled = fit(broadcast.parameters, lanes, c, round=first.round)
+        done = trainer.fit_controlled(broadcast.parameters, lanes, c, round=first.round)
         total = joined(works, done.together, delta=done.together.change, control=done.control)
         return total, [{f"{_OWN}{k}": v for k, v in mean.items()} for mean in done.means]
 
@@ -152,9 +158,14 @@ def _control(memory: Memory, work: Work, like: Array) -> Array:
     if "control" in memory:
         return memory["control"]
     own, trainer = _compact(memory), work.trainer
-    if own and isinstance(trainer, ControlTrainer):
-        return trainer.dense(own, work.data)
-    return np.zeros_like(like)
+    if not own:
+        return np.zeros_like(like)
+    if not isinstance(trainer, ControlTrainer):
+        raise JobConflict(
+            "this trainer cannot read the control variate that another one kept",
+            remedy="continue the run with the trainer it was begun with",
+        )
+    return trainer.dense(own, work.data)
 
 
 def _travelled(fit: Fit, local: LocalWork) -> float:

@@ -354,6 +354,10 @@ class CohortAlgorithm(Protocol):
     client at a time.
     """
 
+    def groups(self, trainer: Trainer, local: LocalWork) -> bool:
+        """Whether clients with this trainer and local work can be run as a group."""
+        ...
+
     def cohort(
         self, broadcast: Broadcast, works: Sequence[Member]
     ) -> tuple[Aggregate, Sequence[Memory]]:
