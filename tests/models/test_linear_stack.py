@@ -99,6 +99,27 @@ def test_small_steps_are_taken_together_and_large_or_stateful_ones_alone():
     assert trainer.together(LocalWork(steps=3), 113) == 1
 
 
+@pytest.mark.parametrize(
+    ("work", "rows", "sums", "says"),
+    [
+        (LocalWork(batch_size=32), 113, True, "stacked, 32 clients at once"),
+        (LocalWork(batch_size=32), 113, False, "one by one: single clients' models are wanted"),
+        (
+            LocalWork(batch_size=0),
+            2000,
+            True,
+            "one by one: a batch of 64000 values, more than 9000",
+        ),
+        (LocalWork(optimizer=Optimizer(momentum=0.9)), 9, True, "one by one: momentum 0.9"),
+        (LocalWork(optimizer=Optimizer("adam")), 9, True, "one by one: adam is not plain SGD"),
+        (LocalWork(steps=3), 9, True, "one by one: 3 steps are asked for, not epochs"),
+    ],
+)
+def test_the_way_is_told_and_why_it_is_not_a_faster_one(work, rows, sums, says):
+    data = Examples(np.zeros((rows, 30)), np.zeros(rows, int))
+    assert LinearTrainer("multinomial", 30).explain(work, data, sums=sums) == says
+
+
 def test_lanes_that_differ_or_keep_a_part_to_themselves_are_refused():
     trainer, work = LinearTrainer("linear", 4), LocalWork(batch_size=4, optimizer=SGD)
     start = trainer.initial(Seed(0))

@@ -176,10 +176,39 @@ class LinearTrainer:
 
         Only plain SGD by epochs is: momentum would have to be kept for clients whose pass is over.
         """
-        o, values = work.optimizer, plan(max(1, rows), work).size * (self.features + self.classes)
-        if o.name != "sgd" or o.momentum or work.steps is not None or values > _PRODUCT:
-            return 1
-        return _STACK // values
+        return 1 if self._why_alone(work, rows) else _STACK // self._batch(work, rows)
+
+    def _batch(self, work: LocalWork, rows: int) -> int:
+        """Values of a batch and its outputs at a client of so many rows."""
+        return plan(max(1, rows), work).size * (self.features + self.classes)
+
+    def _why_alone(self, work: LocalWork, rows: int) -> str:
+        """Why clients of up to ``rows`` rows are trained one by one; empty where they need not be."""
+        o = work.optimizer
+        if o.name != "sgd":
+            return f"{o.name} is not plain SGD"
+        if o.momentum:
+            return f"momentum {o.momentum}"
+        if work.steps is not None:
+            return f"{work.steps} steps are asked for, not epochs"
+        values = self._batch(work, rows)
+        return f"a batch of {values} values, more than {_PRODUCT}" if values > _PRODUCT else ""
+
+    def explain(self, work: LocalWork, data: Any, *, sums: bool = True) -> str:
+        """Whether clients with rows like these are trained side by side, and if not, why.
+
+        Args:
+            work: the local work.
+            data: one client's rows.
+            sums: whether the algorithm wants no more than sums over a group, and nothing is personal.
+        """
+        rows = len(data)
+        alone = self._why_alone(work, rows) if sums else "single clients' models are wanted"
+        return (
+            f"one by one: {alone}"
+            if alone
+            else f"stacked, {self.together(work, rows)} clients at once"
+        )
 
     def fit_together(self, parameters: Array, lanes: Sequence[Lane], *, round: int) -> Together:
         """Train every lane from ``parameters`` and add up their changes.
