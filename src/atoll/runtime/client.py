@@ -26,7 +26,8 @@ from atoll.core.contracts import (
     halves_agree,
 )
 from atoll.core.errors import AtollError, ClientError, UpdateRefused
-from atoll.core.local import LocalWork
+from atoll.core.layout import Array
+from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Metrics
 from atoll.core.seeds import Seed
 from atoll.core.values import Broadcast, ClientId, Memory
@@ -94,7 +95,8 @@ class Parts:
         if not isinstance(trainer, CohortTrainer) or not isinstance(algorithm, CohortAlgorithm):
             return None
         whole = trainer.layout.shared.stop == trainer.layout.size
-        return (trainer, algorithm) if whole and halves_agree(algorithm) else None
+        possible = whole and halves_agree(algorithm) and algorithm.groups(trainer, self.local)
+        return (trainer, algorithm) if possible else None
 
     @cached_property
     def side_by_side(self) -> LaneTrainer | None:
@@ -117,9 +119,18 @@ def fold_task(
     memory: Memory,
     fold: Fold,
     *,
-    trainer: Trainer | None = None,
+    fit: Fit | None = None,
 ) -> Done:
-    """Run ``task`` and fold its update; a failure is this client's outcome, never the round's end."""
+    """Run ``task`` and fold its update; a failure is this client's outcome, never the round's end.
+
+    Args:
+        parts: what is fixed for the run.
+        task: who does what.
+        broadcast: what it starts from.
+        memory: the client's own.
+        fold: where its update goes.
+        fit: what the client's first training gives, where that has been done already.
+    """
     start = time.perf_counter()
 
     def ended(status: str, reason: str = "", examples: int = 0) -> Outcome:
@@ -128,8 +139,8 @@ def fold_task(
 
     try:
         work = parts.work(task)
-        if trainer is not None:
-            work = replace(work, trainer=trainer)
+        if fit is not None:
+            work = _Answered(**vars(work), answers=[fit])
         update, kept = parts.algorithm.client(broadcast, memory, work)
         for name, value in kept.items():
             if not np.isfinite(value).all():
@@ -142,6 +153,16 @@ def fold_task(
     except Exception as error:
         return ended("failed", _where(error)), None
     return ended("contributed", examples=update.examples), kept or None
+
+
+@dataclass(frozen=True, eq=False)
+class _Answered(Work):
+    """A client's work whose first training has been done already."""
+
+    answers: list[Fit] = field(default_factory=list)
+
+    def fit(self, parameters: Array, rule: LocalRule | None = None) -> Fit:
+        return self.answers.pop() if self.answers else super().fit(parameters, rule)
 
 
 def _where(error: Exception) -> str:

@@ -11,21 +11,11 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import Any
 
 from atoll.aggregation.exact import Fold
-from atoll.core.contracts import (
-    Lane,
-    LaneTrainer,
-    Outcome,
-    Task,
-    Trainer,
-)
-from atoll.core.layout import Array, Layout
-from atoll.core.local import Fit, LocalRule, LocalWork
-from atoll.core.metrics import Metrics
-from atoll.core.seeds import Seed
+from atoll.core.contracts import Lane, LaneTrainer, Outcome, Task, Work
+from atoll.core.layout import Array
+from atoll.core.local import Fit, LocalRule
 from atoll.core.values import Broadcast, ClientId, Memory
 from atoll.runtime.client import Done, Parts, fold_task
 
@@ -102,7 +92,7 @@ def fold_group(
     if len(group) > 1 and parts.side_by_side is not None:
         return _side_by_side(parts, parts.side_by_side, group, broadcast, memories, fold)
     return [
-        fold_task(parts, task, broadcast, memories.get(task.client, {}), fold) for task in group
+        fold_task(parts, task, broadcast, memories.get(task.client, _NONE), fold) for task in group
     ]
 
 
@@ -119,101 +109,42 @@ def _side_by_side(
     A client half is pure (decision D2), so it may be run twice. What it trains beyond its first fit, or
     not through ``fit``, it trains by itself.
     """
-    asked: dict[ClientId, _Asked] = {}
+    asked: dict[ClientId, tuple[Array, Lane]] = {}
     for task in group:
-        question = _Asking(parts.trainer)
         with suppress(Exception):  # the second run meets it again, and says so in the outcome
-            work = replace(parts.work(task), trainer=question)
-            parts.algorithm.client(broadcast, memories.get(task.client, {}), work)
-        if question.asked is not None:
-            asked[task.client] = question.asked
+            try:
+                work = _Asking(**vars(parts.work(task)))
+                parts.algorithm.client(broadcast, memories.get(task.client, _NONE), work)
+            except _Asked as question:  # kept itself, it would hold on to this frame and its arrays
+                asked[task.client] = question.parameters, question.lane
     answers: dict[ClientId, Fit] = {}
     if asked:
         with suppress(Exception):  # one by one, each then has its own failure
             fits = trainer.fit_lanes(
-                [q.parameters for q in asked.values()],
-                [q.lane for q in asked.values()],
+                [parameters for parameters, _ in asked.values()],
+                [lane for _, lane in asked.values()],
                 round=group[0].version,
             )
             answers = dict(zip(asked, fits, strict=True))
-    return [
-        fold_task(
-            parts,
-            task,
-            broadcast,
-            memories.get(task.client, {}),
-            fold,
-            trainer=_Answering(parts.trainer, answers[task.client])
-            if task.client in answers
-            else None,
-        )
-        for task in group
-    ]
+
+    def again(task: Task) -> Done:
+        memory, fit = memories.get(task.client, _NONE), answers.get(task.client)
+        return fold_task(parts, task, broadcast, memory, fold, fit=fit)
+
+    return [again(task) for task in group]
 
 
 class _Asked(Exception):
+    """Ends a client half with what it would train; no error."""
+
     def __init__(self, parameters: Array, lane: Lane) -> None:
         super().__init__()
         self.parameters, self.lane = parameters, lane
 
 
-@dataclass(eq=False)
-class _Standing:
-    """A trainer that stands before the real one and answers everything but ``fit`` through it."""
+class _Asking(Work):
+    """A client's work that says what it would train instead of training it."""
 
-    inner: Trainer
-
-    @property
-    def layout(self) -> Layout:
-        return self.inner.layout
-
-    @property
-    def corrects(self) -> bool:
-        return self.inner.corrects
-
-    def initial(self, seed: Seed) -> Array:
-        return self.inner.initial(seed)
-
-    def gradient(self, parameters: Array, data: Any) -> tuple[Array, float]:
-        return self.inner.gradient(parameters, data)
-
-    def evaluate(self, parameters: Array, data: Any) -> Metrics:
-        return self.inner.evaluate(parameters, data)
-
-
-@dataclass(eq=False)
-class _Asking(_Standing):
-    asked: _Asked | None = None
-
-    def fit(
-        self,
-        parameters: Array,
-        data: Any,
-        *,
-        work: LocalWork,
-        rule: LocalRule,
-        seed: Seed,
-        round: int,
-    ) -> Fit:
-        self.asked = _Asked(parameters, Lane(data, work, rule, seed, 1.0))
-        raise InterruptedError  # ends the client half here; it runs again with the answer
-
-
-@dataclass(eq=False)
-class _Answering(_Standing):
-    answer: Fit | None
-
-    def fit(
-        self,
-        parameters: Array,
-        data: Any,
-        *,
-        work: LocalWork,
-        rule: LocalRule,
-        seed: Seed,
-        round: int,
-    ) -> Fit:
-        answer, self.answer = self.answer, None
-        if answer is not None:
-            return answer
-        return self.inner.fit(parameters, data, work=work, rule=rule, seed=seed, round=round)
+    def fit(self, parameters: Array, rule: LocalRule | None = None) -> Fit:
+        lane = Lane(self.data, self.local, rule or LocalRule(), self.seed / "fit", 1.0)
+        raise _Asked(parameters, lane)
