@@ -145,6 +145,7 @@ def test_profile_tells_where_the_time_went(atoll_command, job, tmp_path):
         assert re.search(rf"^{words} *[\d.]+ m?s +[\d.]+ %", table, flags=re.M), words
     assert "where the time went" not in err
     assert re.search(r"^12 tasks took", table, flags=re.M)
+    assert re.search(r"^path of local training: (stacked|one by one|general)", table, flags=re.M)
     kept = json.loads((tmp_path / "out" / "profile.json").read_text())
     assert kept["rounds"] == 3
     assert sum(p["seconds"] for p in kept["phases"]) == pytest.approx(kept["total"])

@@ -23,6 +23,7 @@ from atoll.core.errors import (
 )
 from atoll.core.layout import Layout
 from atoll.job.build import Job
+from atoll.models.linear import LinearTrainer
 from atoll.runtime import checkpoint
 from atoll.runtime.clock import Clock, Delay
 from atoll.runtime.cohort import Cohort
@@ -110,6 +111,18 @@ def test_a_profile_is_kept_and_changes_nothing(tmp_path, where):
     assert names[:3] == ["data", "model", "start"]
     assert names[-2:] == ["finish", "rest"]
     assert run.profile.tasks == 4 * len(CLIENTS)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "says"), [(FedAvg(), "stacked, "), (Scaffold(), "one by one: ")]
+)
+def test_manifest_and_profile_say_which_way_training_took(tmp_path, algorithm, says):
+    named = job(algorithm=algorithm, trainer=LinearTrainer("logistic", rc.FEATURES))
+    run = simulate(named, CLIENTS, out=tmp_path, profile=True)
+    assert run.manifest["training"].startswith(says)
+    for file, key in (("manifest.json", "training"), ("profile.json", "path")):
+        assert json.loads((tmp_path / file).read_text())[key] == run.manifest["training"]
+    assert run.profile.path == run.manifest["training"]
 
 
 @pytest.mark.parametrize("every", [0, 1, 3])

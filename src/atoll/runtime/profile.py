@@ -1,13 +1,9 @@
 """Where a run's time went: a stopwatch that the loop holds when it is asked to, and its account.
 
 Phases are exclusive: what an inner phase takes is not the outer's, so all phases and the rest add up to
-the whole. An executor may say more of its last ``run`` in two optional attributes:
-
-``timings``
-    ``{name: seconds}``. ``broadcast``, ``fold`` and ``wait`` (for the slowest worker) are seconds of the
-    call that were not local training; ``worker/0``, ``worker/1`` … how long each worker was at work.
-``path``
-    the way training took, in a word or two.
+the whole. An executor may say more of its last ``run`` in an optional attribute ``timings``, ``{name:
+seconds}``: ``broadcast``, ``fold`` and ``wait`` (for the slowest worker) are seconds of the call that
+were not local training; ``worker/0``, ``worker/1`` … how long each worker was at work.
 
 Whatever an executor does not tell stays with ``training`` (as long as its outcomes say) or ``dispatch``.
 """
@@ -76,7 +72,8 @@ class Profile:
         working: seconds of all tasks together, over all workers.
         longest: seconds of the longest task.
         workers: share of the executor's time in which each worker was at work; empty if it does not say.
-        path: the way local training took; empty if the executor does not say.
+        path: the way local training took, which a stopwatch cannot know: whoever holds the run's parts
+            fills it in. Empty if nobody says.
     """
 
     total: float
@@ -86,7 +83,7 @@ class Profile:
     working: float
     longest: float
     workers: tuple[float, ...]
-    path: str
+    path: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """JSON-able form, as ``profile.json`` holds it."""
@@ -138,7 +135,6 @@ class Stopwatch:
         self._rounds = self._tasks = 0
         self._working = self._longest = self._ran = 0.0
         self._busy: dict[str, float] = {}
-        self._path = ""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time goes to ``name``, a key of :data:`PHASES`, as long as the context lasts."""
@@ -156,7 +152,7 @@ class Stopwatch:
         """Split the executor's last call, which was charged to ``training`` since ``before``.
 
         Args:
-            executor: may have ``timings`` and ``path``.
+            executor: may have ``timings``.
             outcomes: of its tasks.
             before: :meth:`seconds` of ``training`` before the call.
         """
@@ -181,7 +177,6 @@ class Stopwatch:
         self._tasks += len(outcomes)
         self._working += working
         self._longest = max([self._longest, *(o.seconds for o in outcomes)])
-        self._path = str(getattr(executor, "path", "") or self._path)
 
     def profile(self) -> Profile:
         """The account up to now."""
@@ -197,7 +192,6 @@ class Stopwatch:
                 self._busy[name] / self._ran
                 for name in sorted(self._busy, key=lambda n: int(n.partition("/")[2]))
             ),
-            path=self._path,
         )
 
     def _phase(self, name: str) -> Phase:

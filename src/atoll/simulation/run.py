@@ -125,7 +125,7 @@ def simulate(
 
 
 def _profiled(run: Run, watch: Stopwatch, folder: RunFolder | None) -> Run:
-    found = watch.profile()
+    found = replace(watch.profile(), path=run.manifest["training"])
     if folder is not None:
         folder.write_profile(found.to_plain())
     return replace(run, profile=found)
