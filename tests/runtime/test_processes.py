@@ -1,6 +1,7 @@
 """Worker processes that die, hang or cannot start: named, quickly, and with nothing left behind."""
 
 import dataclasses
+import functools
 import gc
 import multiprocessing
 import os
@@ -21,9 +22,10 @@ from atoll.core.contracts import Task
 from atoll.core.errors import ClientError, JobError
 from atoll.models.function import FunctionTrainer
 from atoll.runtime.loop import Evaluation, Loop, Stop
+from atoll.runtime.packed import pack
 from atoll.runtime.processes import ProcessExecutor
 from atoll.runtime.serial import SerialExecutor
-from atoll.runtime.shared import share_clients
+from atoll.runtime.shared import SharedArray
 
 METHODS = ("fork", "forkserver")
 FAST = 4.0
@@ -219,7 +221,8 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
 def test_data_that_are_alike_are_mapped_and_others_are_sent_as_they_are():
     context = multiprocessing.get_context("forkserver")
     clients = rc.federation(rc.SIZES)
-    shared = share_clients(context, clients)
+    lay = functools.partial(SharedArray.laid, context)
+    shared = pack(clients, lay)
     assert list(shared) == list(clients)
     assert len(shared) == len(clients)
     for name, examples in clients.items():
@@ -227,8 +230,8 @@ def test_data_that_are_alike_are_mapped_and_others_are_sent_as_they_are():
         assert shared[name].targets.dtype == examples.targets.dtype
         assert shared[name].features.base is not None
     odd = {**clients, "wide": type(clients["c0"])(np.zeros((2, 9)), np.zeros(2, np.int64))}
-    assert share_clients(context, odd) is odd
-    assert share_clients(context, {}) == {}
+    assert pack(odd, lay) is odd
+    assert pack({}, lay) == {}
 
 
 def test_a_federation_of_unlike_rows_still_runs():

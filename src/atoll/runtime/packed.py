@@ -1,10 +1,10 @@
-"""A federation's rows in two arrays, so that they travel as two blocks and are mapped, not copied."""
+"""A federation's rows in two blocks, so that they travel as two blocks and are mapped, not copied."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,12 +13,20 @@ from atoll.core.layout import Array
 from atoll.core.values import ClientId
 from atoll.data.population import LazyClients
 
-__all__ = ["Packed", "pack"]
+__all__ = ["Block", "Packed", "pack"]
+
+
+class Block(Protocol):
+    """Rows in one piece: an array, or memory that can be seen as one."""
+
+    def view(self) -> Array:
+        """The array, without a copy."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
 class Packed(Mapping[ClientId, Examples]):
-    """A client is a slice of both arrays.
+    """A client is a slice of both blocks.
 
     Args:
         features: all rows, ``(rows, ...)``.
@@ -26,14 +34,14 @@ class Packed(Mapping[ClientId, Examples]):
         spans: client -> (first row, end row).
     """
 
-    features: Array
-    targets: Array
+    features: Block
+    targets: Block
     spans: Mapping[ClientId, tuple[int, int]]
 
     def __getitem__(self, client: ClientId) -> Examples:
         """Slices; nothing is copied."""
         start, stop = self.spans[client]
-        return Examples(self.features[start:stop], self.targets[start:stop])
+        return Examples(self.features.view()[start:stop], self.targets.view()[start:stop])
 
     def __iter__(self) -> Iterator[ClientId]:
         """Client ids in the federation's order."""
@@ -44,14 +52,20 @@ class Packed(Mapping[ClientId, Examples]):
         return len(self.spans)
 
 
-def pack(clients: Mapping[ClientId, Any]) -> Mapping[ClientId, Any]:
-    """The same federation in two arrays; data that are not alike arrays stay as they are.
+def pack(
+    clients: Mapping[ClientId, Any], lay: Callable[[Sequence[Array]], Block] = np.concatenate
+) -> Mapping[ClientId, Any]:
+    """The same federation in two blocks; data that are not alike arrays stay as they are.
 
     Of a lazy population only what its clients draw from is packed: no client is made.
+
+    Args:
+        clients: the federation.
+        lay: makes a block of arrays that differ in their number of rows alone, one below the other.
     """
     if isinstance(clients, LazyClients):
         source = clients.source
-        return clients if source is None else replace(clients, source=pack(source))
+        return clients if source is None else replace(clients, source=pack(source, lay))
     every = list(clients.values())
     if not every or not all(isinstance(e, Examples) for e in every):
         return clients
@@ -63,8 +77,4 @@ def pack(clients: Mapping[ClientId, Any]) -> Mapping[ClientId, Any]:
         return clients
     ends = np.cumsum([len(e) for e in every]).tolist()
     spans = dict(zip(clients, zip([0, *ends], ends, strict=False), strict=True))
-    return Packed(
-        np.concatenate([e.features for e in every]),
-        np.concatenate([e.targets for e in every]),
-        spans,
-    )
+    return Packed(lay([e.features for e in every]), lay([e.targets for e in every]), spans)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
@@ -25,7 +26,8 @@ from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
 from atoll.data.population import known_rows
 from atoll.runtime.client import Parts
 from atoll.runtime.groups import groups
-from atoll.runtime.shared import Board, Tray, Turns, share_clients
+from atoll.runtime.packed import pack
+from atoll.runtime.shared import Board, SharedArray, Tray, Turns
 from atoll.runtime.shelf import Place, Shelf
 from atoll.runtime.starting import frozen, method_for, one_thread, open_files, quiet_fork
 from atoll.runtime.worker import Desk, Given, Item, work
@@ -77,10 +79,9 @@ class ProcessExecutor:
             if chosen == "fork":
                 self._held.enter_context(frozen())
             else:
+                lay = partial(SharedArray.laid, context)
                 parts = replace(
-                    parts,
-                    clients=share_clients(context, parts.clients),
-                    held_out=share_clients(context, parts.held_out),
+                    parts, clients=pack(parts.clients, lay), held_out=pack(parts.held_out, lay)
                 )
             if chosen == "forkserver":
                 context.set_forkserver_preload([type(parts.trainer).__module__, work.__module__])

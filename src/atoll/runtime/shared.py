@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import mmap
-from collections.abc import Iterator, Mapping, Sized
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from multiprocessing.context import BaseContext
 from typing import Any
 
 import numpy as np
 
 from atoll.aggregation.exact import Fold
-from atoll.core.contracts import Examples
 from atoll.core.layout import Array
-from atoll.core.values import Broadcast, ClientId
-from atoll.data.population import LazyClients
+from atoll.core.values import Broadcast
 
-__all__ = ["Board", "SharedArray", "SharedExamples", "Tray", "Turns", "share_clients"]
+__all__ = ["Board", "SharedArray", "Tray", "Turns"]
 
 
 class SharedArray:
@@ -41,8 +38,15 @@ class SharedArray:
             self._block = mmap.mmap(-1, size)  # no file, so no limit but that of memory
         else:
             self._block = context.RawArray(ctypes.c_byte, size)
-
         self._view: Array | None = None
+
+    @classmethod
+    def laid(cls, context: BaseContext, arrays: Sequence[Array]) -> SharedArray:
+        """``arrays`` one below the other, copied; they differ in their number of rows alone."""
+        shape, rows = arrays[0].shape[1:], sum(map(len, arrays))
+        made = cls(context, (rows, *shape), arrays[0].dtype)
+        np.concatenate(arrays, out=made.view())
+        return made
 
     def __getstate__(self) -> dict[str, Any]:
         """A child maps the block anew."""
@@ -54,72 +58,6 @@ class SharedArray:
             count = int(np.prod(self.shape, dtype=np.int64))
             self._view = np.frombuffer(self._block, self.dtype, count).reshape(self.shape)
         return self._view
-
-
-@dataclass(eq=False)
-class SharedExamples(Mapping[ClientId, Examples]):
-    """A federation whose rows lie in two shared blocks; a client is a slice of both.
-
-    Args:
-        features: all rows, ``(rows, ...)``.
-        targets: all targets, ``(rows,)``.
-        spans: client -> (first row, end row).
-    """
-
-    features: SharedArray
-    targets: SharedArray
-    spans: dict[ClientId, tuple[int, int]]
-
-    def __getitem__(self, client: ClientId) -> Examples:
-        """Slices of the shared blocks."""
-        start, stop = self.spans[client]
-        return Examples(self.features.view()[start:stop], self.targets.view()[start:stop])
-
-    def __iter__(self) -> Iterator[ClientId]:
-        """Client ids in the federation's order."""
-        return iter(self.spans)
-
-    def __len__(self) -> int:
-        """Number of clients."""
-        return len(self.spans)
-
-
-def share_clients(
-    context: BaseContext, clients: Mapping[ClientId, Sized]
-) -> Mapping[ClientId, Sized]:
-    """The same federation in shared memory; data that are not alike arrays stay as they are.
-
-    Of a lazy population only what its clients draw from is shared: no client is made.
-    """
-    if isinstance(clients, LazyClients):
-        source = clients.source
-        return (
-            clients if source is None else replace(clients, source=share_clients(context, source))
-        )
-    every = list(clients.values())
-    if not every or not all(isinstance(e, Examples) for e in every):
-        return clients
-    examples = [e for e in every if isinstance(e, Examples)]
-    kinds = {
-        (e.features.shape[1:], e.features.dtype, e.targets.shape[1:], e.targets.dtype)
-        for e in examples
-    }
-    if len(kinds) != 1:
-        return clients
-    shape, dtype, target_shape, target_dtype = kinds.pop()
-    rows = sum(map(len, examples))
-    features = SharedArray(context, (rows, *shape), dtype)
-    targets = SharedArray(context, (rows, *target_shape), target_dtype)
-    into, into_targets = features.view(), targets.view()
-    spans: dict[ClientId, tuple[int, int]] = {}
-    start = 0
-    for client, e in zip(clients, examples, strict=True):
-        stop = start + len(e)
-        into[start:stop] = e.features
-        into_targets[start:stop] = e.targets
-        spans[client] = (start, stop)
-        start = stop
-    return SharedExamples(features, targets, spans)
 
 
 class Board:
