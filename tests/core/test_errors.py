@@ -16,8 +16,11 @@ EXIT = {
     2: {"JobError", "JobConflict"},
     3: {"DataError", "LayoutError"},
     4: {"UpdateRefused", "QuorumError", "ClientError"},
-    5: {"CheckpointError", "StorageError"},
+    5: {"CheckpointError", "StorageError", "FenceError"},
     6: {"MissingExtra"},
+    7: {"WireError", "Unreachable", "TooLarge"},
+    8: {"AuthError", "Forbidden"},
+    9: {"StateError", "NotFound", "Equivocation"},
 }
 
 

@@ -12,7 +12,16 @@
     ├── ClientError           code at a client raised                      exit 4
     ├── CheckpointError       a checkpoint cannot be read or continued     exit 5
     ├── StorageError          a folder cannot be written                   exit 5
-    └── MissingExtra          an optional library is not installed         exit 6
+    │   └── FenceError        another server holds the store               exit 5
+    ├── MissingExtra          an optional library is not installed         exit 6
+    ├── WireError             bytes from another machine are not valid     exit 7
+    │   ├── Unreachable       the other side does not answer               exit 7
+    │   └── TooLarge          more than was declared or is allowed         exit 7
+    ├── AuthError             who sent this is not known for certain       exit 8
+    │   └── Forbidden         known, and not allowed to do this            exit 8
+    └── StateError            the request does not fit what already is     exit 9
+        ├── NotFound          there is no such thing                       exit 9
+        └── Equivocation      two different answers to one task            exit 9
 
 Each error carries a stable ``code``, what is wrong, and the next step. Faults that can be found
 together are reported together: see :class:`Fault` and :func:`raise_faults`.
@@ -26,17 +35,26 @@ from dataclasses import dataclass
 
 __all__ = [
     "AtollError",
+    "AuthError",
     "CheckpointError",
     "ClientError",
     "DataError",
+    "Equivocation",
     "Fault",
+    "FenceError",
+    "Forbidden",
     "JobConflict",
     "JobError",
     "LayoutError",
     "MissingExtra",
+    "NotFound",
     "QuorumError",
+    "StateError",
     "StorageError",
+    "TooLarge",
+    "Unreachable",
     "UpdateRefused",
+    "WireError",
     "raise_faults",
     "suggest",
 ]
@@ -164,6 +182,63 @@ class MissingExtra(AtollError):
 
     code = "install.extra"
     exit_status = 6
+
+
+class FenceError(StorageError):
+    """Another server holds the store, or has held it since: this one may not write any more."""
+
+    code = "store.fenced"
+
+
+class WireError(AtollError):
+    """Bytes that came from another machine are not what they should be."""
+
+    code = "wire.invalid"
+    exit_status = 7
+
+
+class Unreachable(WireError):
+    """The other side does not answer, or the connection broke; trying again may help."""
+
+    code = "wire.unreachable"
+
+
+class TooLarge(WireError):
+    """More bytes than were declared, or than are allowed."""
+
+    code = "wire.toolarge"
+
+
+class AuthError(AtollError):
+    """Who sent this is not known for certain: no signature, a wrong one, or an old one."""
+
+    code = "auth.refused"
+    exit_status = 8
+
+
+class Forbidden(AuthError):
+    """The sender is known and may not do this."""
+
+    code = "auth.forbidden"
+
+
+class StateError(AtollError):
+    """The request contradicts what already is."""
+
+    code = "state.conflict"
+    exit_status = 9
+
+
+class NotFound(StateError):
+    """There is no such thing, or not for this sender."""
+
+    code = "state.missing"
+
+
+class Equivocation(StateError):
+    """A site gave two different answers to one and the same task."""
+
+    code = "wire.equivocation"
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
