@@ -150,6 +150,15 @@ def test_an_interrupted_run_goes_on_to_the_same_bits(tmp_path, every):
     assert len(rest.rounds) == 7
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own handler, which is missing where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_asking_twice_stops_at_once():
     def twice(record):
         os.kill(os.getpid(), signal.SIGINT)
