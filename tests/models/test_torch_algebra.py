@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -202,6 +203,82 @@ def test_where_the_parameters_lie_in_memory_does_not_show():
         there = room[start : start + len(point)]
         there[:] = point
         assert trainer.fit_together(there, lanes, round=0).change.tobytes() == wanted
+
+
+def trained(trainer, lanes, controlled=False):
+    """All that a group's training gives, as bytes."""
+    point = trainer.initial(Seed(0))
+    if not controlled:
+        done, means = trainer.fit_together(point, lanes, round=0), []
+        parts = [done.change]
+    else:
+        found = trainer.fit_controlled(point, lanes, point * 0.1, round=0)
+        done, means = found.together, found.means
+        parts = [done.change, found.control, *(m[k] for m in means for k in sorted(m))]
+    return [p.tobytes() for p in parts], list(done.steps), list(done.losses)
+
+
+def several(features=6):
+    """Groups of other sizes, ways and numbers of epochs, one after the other."""
+    sizes = [(13, 13, 13, 13), (2, 13), (7, 4, 9), (1, 1), (8, 8, 8), (30, 3), (5, 5)]
+    for i, (rows, epochs, controlled) in enumerate(
+        itertools.product(sizes, (1.0, 1.5), (False, True))
+    ):
+        work = replace(WORK, epochs=epochs)
+        clients = [examples(n, features, seed=i + j) for j, n in enumerate(rows)]
+        yield lanes_for(clients, [work] * len(rows), LocalRule(), i), controlled
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_what_groups_leave_in_memory_never_reaches_another(biased):
+    """Memory is kept from group to group, also what a group with NaNs has left there."""
+    trainer = TorchTrainer(chain(bias=biased), path="algebra")
+    poison = lanes_for([bad("nan"), examples(40, seed=3)], [WORK] * 2, LocalRule(), 0)
+    for lanes, controlled in several():
+        with pytest.raises(JobConflict):
+            trainer.fit_together(trainer.initial(Seed(0)), poison, round=0)
+        fresh = TorchTrainer(trainer.module, path="algebra")
+        assert trained(trainer, lanes, controlled) == trained(fresh, lanes, controlled)
+
+
+def test_two_threads_that_share_a_trainer_do_not_share_memory():
+    trainer = TorchTrainer(chain(), path="algebra")
+    groups = list(several())
+    wanted = [trained(TorchTrainer(trainer.module, path="algebra"), *g) for g in groups]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(3):
+            assert list(pool.map(lambda g: trained(trainer, *g), groups)) == wanted
+
+
+def test_a_group_trained_while_another_reads_its_rows_has_memory_of_its_own():
+    """Rows may be made when they are asked for, by code that may train."""
+    trainer = TorchTrainer(chain(), path="algebra")
+    groups = list(several())
+
+    class Asking(Examples):
+        @property
+        def features(self):
+            trained(trainer, *groups[0])
+            return self.__dict__["features"]
+
+        @features.setter
+        def features(self, value):
+            self.__dict__["features"] = value
+
+    lanes, controlled = groups[4]
+    wanted = trained(TorchTrainer(trainer.module, path="algebra"), lanes, controlled)
+    trained(trainer, lanes, controlled)  # so that there is memory to be had
+    asking = [replace(n, data=Asking(n.data.features, n.data.targets)) for n in lanes]
+    assert trained(trainer, asking, controlled) == wanted
+
+
+def test_targets_of_another_shape_are_not_trained_as_one_group():
+    trainer = TorchTrainer(chain((6, 5, 1)), loss="mse", path="algebra")
+    flat, column = examples(8, real=1), examples(8, real=1)
+    flat = Examples(flat.features, flat.targets[:, 0])
+    lanes = lanes_for([column, flat], [WORK] * 2, LocalRule(), 0)
+    with pytest.raises(JobConflict, match="targets of"):
+        trainer.fit_together(trainer.initial(Seed(0)), lanes, round=0)
 
 
 def test_a_clients_share_does_not_depend_on_when_others_are_done():

@@ -49,7 +49,7 @@ try:
 
     from atoll.models.torch_algebra import LOSSES as SUMMABLE
     from atoll.models.torch_algebra import dense, train_controlled, train_together
-    from atoll.models.torch_chain import Chain, chain_of, group_size, pays
+    from atoll.models.torch_chain import Chain, Scratch, Setting, chain_of, group_size, pays
     from atoll.models.torch_fit import OPTIMIZERS, Batch, Steps, alone, generator, recurs
     from atoll.models.torch_flat import (
         Bench,
@@ -130,7 +130,7 @@ def _in_either_order(
     return run
 
 
-_BUILT = ("_bench", "_latest", "_steps", "_chain")
+_BUILT = ("_bench", "_latest", "_steps", "_chain", "_scratch")
 """What a trainer builds when it is first needed, in every process for itself."""
 
 
@@ -256,6 +256,10 @@ class TorchTrainer:
         return chain_of(self._build(Seed(0)), self.layout)
 
     @cached_property
+    def _scratch(self) -> Scratch:
+        return Scratch()
+
+    @cached_property
     def _latest(self) -> dict[Seed, Array]:
         """The last initial vector: personal parts ask for the same one at every new client."""
         return {}
@@ -322,9 +326,8 @@ class TorchTrainer:
 
         Depends on shapes and options only, so that the same run does the same everywhere.
         """
-        chain = self._chain
-        possible = chain is not None and work.optimizer.name == "sgd" and rows > 0
-        if chain is None or not possible or work.optimizer.momentum or work.clip_norm:
+        chain, o = self._chain, work.optimizer
+        if chain is None or o.name != "sgd" or o.momentum or work.clip_norm or rows <= 0:
             return 1
         if self.path == "auto" and not pays(chain, work, rows):
             return 1
@@ -337,11 +340,9 @@ class TorchTrainer:
         Raises:
             JobConflict: this cannot be done for this group.
         """
-        chain, targets = self._grouped(parameters, lanes)
+        setting = self._setting(parameters, lanes)
         with alone(Seed(0)):
-            return train_together(
-                chain, self.layout, str(self.loss), targets, parameters, lanes, round
-            )
+            return train_together(setting, parameters, lanes, round)
 
     def fit_controlled(
         self, parameters: Array, lanes: Sequence[Lane], plus: Array, *, round: int
@@ -351,11 +352,9 @@ class TorchTrainer:
         Raises:
             JobConflict: this cannot be done for this group.
         """
-        chain, targets = self._grouped(parameters, lanes)
+        setting = self._setting(parameters, lanes)
         with alone(Seed(0)):
-            return train_controlled(
-                chain, self.layout, str(self.loss), targets, parameters, lanes, plus, round
-            )
+            return train_controlled(setting, parameters, lanes, plus, round)
 
     def dense(self, own: Mapping[str, Array], data: Any) -> Array:
         """The vector that a compact mean gradient stands for; see :meth:`fit_controlled`.
@@ -367,13 +366,14 @@ class TorchTrainer:
             raise JobConflict("this module is not a chain of dense layers")
         return dense(self._chain, self.layout, own, np.asarray(data.features))
 
-    def _grouped(self, parameters: Array, lanes: Sequence[Lane]) -> tuple[Chain, torch.dtype]:
-        """The chain of a group's training and the dtype of its targets."""
+    def _setting(self, parameters: Array, lanes: Sequence[Lane]) -> Setting:
+        """What a group's training needs to know of this trainer."""
         self.layout.check(parameters, what="parameters")
         if self._chain is None:
             raise JobConflict("this module is not a chain of dense layers")
-        kinds = [self._target_dtype(lane.data) for lane in lanes]
-        return self._chain, kinds[0] or getattr(torch, self.layout.dtype)
+        real = getattr(torch, self.layout.dtype)
+        targets = [self._target_dtype(lane.data) or real for lane in lanes]  # all are checked
+        return Setting(self._chain, self.layout, str(self.loss), targets[0], self._scratch)
 
     def explain(self, work: LocalWork, data: Any, *, sums: bool = True) -> str:
         """Which path training takes on rows like these, and why not a faster one.

@@ -18,8 +18,10 @@ matrix, and a memory is as small as the layer is narrow.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +31,7 @@ from atoll.core.contracts import Controlled, Lane, Together
 from atoll.core.errors import JobConflict
 from atoll.core.layout import Array, Layout
 from atoll.models.batches import learning_rate, passes
-from atoll.models.torch_chain import Chain
+from atoll.models.torch_chain import Chain, Rooms, Setting
 from atoll.models.torch_flat import tensor_over
 
 __all__ = ["LOSSES", "dense", "train_controlled", "train_together"]
@@ -41,10 +43,12 @@ LOSSES = ("cross_entropy", "nll_sum", "bce", "mse")
 def _slopes(loss: str, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Per row the loss ``(k, b)`` and its gradient ``(k, b, out)``, of a loss that is summed over rows."""
     if loss in ("cross_entropy", "nll_sum"):
-        logp = torch.log_softmax(z, 2)
-        index = y.unsqueeze(2)
-        slope = logp.exp().scatter_add_(2, index, torch.full_like(index, -1, dtype=z.dtype))
-        return -logp.gather(2, index).squeeze(2), slope
+        # Over columns a softmax takes whole vectors of rows at a time: a tenth of the time for ten classes.
+        logp = torch.log_softmax(z.reshape(-1, z.shape[2]).t().contiguous(), 0)
+        index = y.reshape(1, -1)
+        each = logp.gather(0, index).neg_().view(y.shape)
+        slope = logp.exp_().scatter_add_(0, index, torch.full_like(index, -1, dtype=z.dtype))
+        return each, slope.t().view(z.shape)
     target = y.reshape(z.shape).to(z.dtype)
     if loss == "mse":
         gap = z - target
@@ -85,17 +89,20 @@ def _schedule(lanes: Sequence[Lane], round: int, summed: bool) -> _Steps:
     at = None if once else np.zeros(shape, np.int64)
     orders = [_first_order(len(lane.data), walk) for lane, walk in zip(lanes, walks, strict=True)]
     for i, (lane, walk) in enumerate(zip(lanes, walks, strict=True)):
-        place = np.argsort(orders[i]) if at is not None else None
+        place = None if at is None else np.argsort(orders[i])
         t = 0
         for epoch, rows, size in walk:
-            rate = learning_rate(lane.work, round=round, epoch=epoch)
-            for start in range(0, len(rows), size):
-                n = min(size, len(rows) - start)
-                share[t, i, :n] = 1.0 if summed else 1.0 / n
-                lr[t, i] = rate
+            full, rest = divmod(len(rows), size)
+            end = t + full
+            share[t:end, i, :size] = 1.0 if summed else 1.0 / size
+            if at is not None and place is not None:
+                at[t:end, i, :size] = place[rows[: full * size]].reshape(full, size)
+            if rest:
+                share[end, i, :rest] = 1.0 if summed else 1.0 / rest
                 if at is not None and place is not None:
-                    at[t, i, :n] = place[rows[start : start + n]]
-                t += 1
+                    at[end, i, :rest] = place[rows[full * size :]]
+            lr[t : end + (rest > 0), i] = learning_rate(lane.work, round=round, epoch=epoch)
+            t = end + (rest > 0)
     return _Steps(orders, at, share, lr, width)
 
 
@@ -110,21 +117,12 @@ def _first_order(rows: int, walk: Sequence[_Pass]) -> Array:
 
 
 def train_together(
-    chain: Chain,
-    layout: Layout,
-    loss: str,
-    targets: torch.dtype,
-    parameters: Array,
-    lanes: Sequence[Lane],
-    round: int,
+    setting: Setting, parameters: Array, lanes: Sequence[Lane], round: int
 ) -> Together:
     """Train every lane from ``parameters`` and add up what they changed.
 
     Args:
-        chain: the network.
-        layout: its layout.
-        loss: a name of :data:`LOSSES`.
-        targets: dtype of the targets.
+        setting: the network, its loss, and memory to work in.
         parameters: where all start, ``(layout.size,)``.
         lanes: the clients.
         round: version of the model, for the learning-rate schedule.
@@ -136,31 +134,21 @@ def train_together(
     anchor = parameters if rule.anchor is None or rule.mu == 0.0 else rule.anchor
     if rule.shift is not None or not (anchor is parameters or np.array_equal(anchor, parameters)):
         raise JobConflict("the local rule pulls elsewhere than to the starting point")
-    with torch.inference_mode():
-        group = _Group(chain, layout, parameters, lanes, targets)
-        steps = _schedule(lanes, round, loss == "nll_sum")
+    with torch.inference_mode(), setting.scratch.lent() as rooms:
+        group = _Group(setting, rooms, parameters, lanes)
+        steps = _schedule(lanes, round, setting.loss == "nll_sum")
         group.gather(steps)
-        losses = group.walk(steps, loss, rule.mu, lanes[0].work.optimizer.weight_decay)
+        losses = group.walk(steps, rule.mu, lanes[0].work.optimizer.weight_decay)
         return _together(group, steps, losses)
 
 
 def train_controlled(
-    chain: Chain,
-    layout: Layout,
-    loss: str,
-    targets: torch.dtype,
-    parameters: Array,
-    lanes: Sequence[Lane],
-    plus: Array,
-    round: int,
+    setting: Setting, parameters: Array, lanes: Sequence[Lane], plus: Array, round: int
 ) -> Controlled:
     """:func:`train_together` with every gradient corrected by ``plus - own_i``.
 
     Args:
-        chain: the network.
-        layout: its layout.
-        loss: a name of :data:`LOSSES`.
-        targets: dtype of the targets.
+        setting: the network, its loss, and memory to work in.
         parameters: where all start, ``(layout.size,)``.
         lanes: the clients, each with its ``own``.
         plus: the vector added to all gradients, ``(layout.size,)``.
@@ -169,19 +157,19 @@ def train_controlled(
     Raises:
         JobConflict: weight decay, a client that takes no step, or a value that is not finite.
     """
-    with torch.inference_mode():
-        group = _Group(chain, layout, parameters, lanes, targets)
-        steps = _schedule(lanes, round, loss == "nll_sum")
+    with torch.inference_mode(), setting.scratch.lent() as rooms:
+        group = _Group(setting, rooms, parameters, lanes)
+        steps = _schedule(lanes, round, setting.loss == "nll_sum")
         if lanes[0].work.optimizer.weight_decay or not steps.lr[:1].all():
             raise JobConflict("mean gradients are not told by where a client arrived")
         group.gather(steps)
         group.control(plus, steps)
-        losses = group.walk(steps, loss, 0.0, 0.0)
+        losses = group.walk(steps, 0.0, 0.0)
         together = _together(group, steps, losses)
         change, means = group.means(steps)
-    if not np.isfinite(change).all():
+    if not _finite(change):
         raise JobConflict("a mean gradient is not finite")
-    return Controlled(together, change, means)
+    return Controlled(together, np.asarray(change.numpy()), means)
 
 
 def dense(chain: Chain, layout: Layout, own: Mapping[str, Array], features: Array) -> Array:
@@ -207,11 +195,16 @@ def _later(chain: Chain) -> list[slice]:
 
 def _together(group: _Group, steps: _Steps, losses: Array) -> Together:
     change = group.change()
-    counts = [int(np.count_nonzero(steps.share[:, i, 0])) for i in range(len(group.lanes))]
-    if not np.isfinite(losses).all() or not np.isfinite(change).all():
+    counts = np.count_nonzero(steps.share[:, :, 0], axis=0).tolist()
+    if not np.isfinite(losses).all() or not _finite(change):
         raise JobConflict("a loss or a change is not finite")
-    means = [float(s / n) if n else float("nan") for s, n in zip(losses, counts, strict=True)]
-    return Together(change, counts, means)
+    means = [s / n if n else float("nan") for s, n in zip(losses.tolist(), counts, strict=True)]
+    return Together(np.asarray(change.numpy()), counts, means)
+
+
+def _finite(vector: Tensor) -> bool:
+    """Whether all values are finite; the extremes tell, for a NaN is passed on by both."""
+    return all(math.isfinite(end.item()) for end in torch.aminmax(vector)) if len(vector) else True
 
 
 @dataclass(eq=False)
@@ -234,19 +227,15 @@ class _Group:
     """The state of a group while it trains."""
 
     def __init__(
-        self,
-        chain: Chain,
-        layout: Layout,
-        parameters: Array,
-        lanes: Sequence[Lane],
-        targets: torch.dtype,
+        self, setting: Setting, rooms: Rooms, parameters: Array, lanes: Sequence[Lane]
     ) -> None:
-        self.chain, self.layout, self.lanes, self.targets = chain, layout, lanes, targets
+        self.chain, self.layout, self.loss = setting.chain, setting.layout, setting.loss
+        self.lanes, self.targets, self.rooms = lanes, setting.targets, rooms
         flat = tensor_over(parameters)
         self.dtype = flat.dtype
         self.start = [
             (flat[d.weight].view(d.out, d.inputs), None if d.bias is None else flat[d.bias])
-            for d in chain.layers
+            for d in self.chain.layers
         ]
         k = len(lanes)
         self.weights = [w.expand(k, -1, -1).contiguous() for w, _ in self.start[1:]]
@@ -256,6 +245,7 @@ class _Group:
         self.alpha = torch.ones(k, 1, 1, dtype=torch.float64)
         self.weight = torch.tensor([lane.weight for lane in lanes], dtype=self.dtype)
         self.pull: _Control | None = None
+        self.gram: Tensor | None = None
 
     def later(self) -> list[Tensor]:
         """Weights and biases behind the first layer, of all clients, in the order of the chain."""
@@ -263,35 +253,51 @@ class _Group:
         return [t for pair in pairs for t in pair if t is not None]
 
     def gather(self, steps: _Steps) -> None:
-        """Rows and targets in visiting order, products with the shared weights, Gram matrices."""
+        """Rows and targets in visiting order, and products with the shared weights."""
         k, n = len(self.lanes), max(len(order) for order in steps.order)
         first = self.chain.layers[0]
-        self.x = torch.zeros(k, n, first.inputs, dtype=self.dtype)
-        y = []
-        for i, (lane, order) in enumerate(zip(self.lanes, steps.order, strict=True)):
-            rows = torch.from_numpy(order)
-            x = tensor_over(lane.data.features)  # type: ignore[attr-defined]  # Examples
-            flat = x.reshape(len(x), -1)
-            if flat.shape[1] != first.inputs or not flat.is_floating_point():
-                raise JobConflict(
-                    f"rows of {flat.shape[1]} {flat.dtype} values for {first.inputs} inputs"
-                )
-            if flat.dtype == self.dtype:
-                torch.index_select(flat, 0, rows, out=self.x[i, : len(rows)])
-            else:
-                self.x[i, : len(rows)] = flat[rows]
-            target = tensor_over(lane.data.targets).to(self.targets)[rows]  # type: ignore[attr-defined]
-            y.append(target)
-        self.y = torch.zeros(k, n, *y[0].shape[1:], dtype=y[0].dtype)
-        for i, target in enumerate(y):
-            self.y[i, : len(target)] = target
+        self.x = self.rooms.take("x", (k, n, first.inputs), self.dtype)
+        shape = np.shape(self.lanes[0].data.targets)[1:]  # type: ignore[attr-defined]  # Examples
+        self.y = self.rooms.take("y", (k, n, *shape), self.targets).zero_()
+        for x, y, lane, order in zip(self.x, self.y, self.lanes, steps.order, strict=True):
+            if len(order) < n:
+                x[len(order) :] = 0  # whatever the group before has left there
+                x, y = x[: len(order)], y[: len(order)]
+            self._rows(lane, torch.from_numpy(order), x, y)
         w, b = self.start[0]
         flat = self.x.view(k * n, -1)
-        z = flat.mm(w.t()) if b is None else torch.addmm(b, flat, w.t())
-        self.z0 = z.view(k, n, -1)
-        one = torch.full((1, 1, 1), 0.0 if b is None else 1.0, dtype=self.dtype)
-        self.gram = torch.baddbmm(one, self.x, self.x.transpose(1, 2))
-        self.d = torch.zeros_like(self.z0)
+        self.z0 = self.rooms.take("z0", (k, n, first.out), self.dtype)
+        z0 = self.z0.view(k * n, -1)
+        if b is None:
+            torch.mm(flat, w.t(), out=z0)
+        else:
+            torch.addmm(b, flat, w.t(), out=z0)
+        self.d = self.rooms.take("d", (k, n, first.out), self.dtype).zero_()
+        if steps.at is not None:
+            self.gram = self._products(self.x, self.x)
+
+    def _rows(self, lane: Lane, order: Tensor, x: Tensor, y: Tensor) -> None:
+        """One client's rows and targets."""
+        features = tensor_over(lane.data.features)  # type: ignore[attr-defined]  # Examples
+        targets = tensor_over(lane.data.targets)  # type: ignore[attr-defined]
+        flat = features.reshape(len(features), -1)
+        if flat.shape[1] != x.shape[1] or not flat.is_floating_point():
+            raise JobConflict(
+                f"rows of {flat.shape[1]} {flat.dtype} values for {x.shape[1]} inputs"
+            )
+        if targets.shape[1:] != y.shape[1:]:
+            raise JobConflict(f"targets of {targets.shape[1:]} beside others of {y.shape[1:]}")
+        for given, into in ((flat, x), (targets, y)):
+            if given.dtype == into.dtype:
+                torch.index_select(given, 0, order, out=into)
+            else:
+                into.copy_(given[order])
+
+    def _products(self, a: Tensor, b: Tensor) -> Tensor:
+        """Products of each client's rows: how much a step on row j moves the outputs at row i."""
+        into = self.rooms.take("gram", (len(a), a.shape[1], b.shape[1]), self.dtype)
+        torch.bmm(a, b.transpose(1, 2), out=into)
+        return into if self.start[0][1] is None else into.add_(1.0)
 
     def control(self, plus: Array, steps: _Steps) -> None:
         """Correct all gradients from now on."""
@@ -312,16 +318,17 @@ class _Group:
         c = flat[first.weight].view(first.out, first.inputs)
         rows = self.x.view(k * n, -1)
         z = rows.mm(c.t()) if first.bias is None else torch.addmm(flat[first.bias], rows, c.t())
+        self.gram = self._products(self.x, self.x)
         moved = torch.baddbmm(z.view(k, n, -1).neg_(), self.gram, own)
         path = torch.zeros(k, 1, 1, dtype=self.dtype)
         self.pull = _Control(flat, own, moved, later, path)
 
-    def means(self, steps: _Steps) -> tuple[Array, list[dict[str, Array]]]:
+    def means(self, steps: _Steps) -> tuple[Tensor, list[dict[str, Array]]]:
         """Each client's mean gradient in compact form, and the weighted sum of how they changed."""
         pull = self.pull
         if pull is None:
             raise JobConflict("no correction was set")
-        out = torch.zeros(self.layout.size, dtype=self.dtype)
+        out = torch.empty(self.layout.size, dtype=self.dtype)
         rows = self.d / -pull.path
         self._outer(out, rows - pull.own)
         later = []
@@ -340,60 +347,63 @@ class _Group:
             natural = np.empty((len(order), rows.shape[2]), self.layout.dtype)
             natural[order] = rows[i, : len(order)].numpy()
             means.append({"rows": natural, "later": joined[i].numpy().copy()})
-        return np.asarray(out.numpy()), means
+        return out, means
 
     def _outer(self, out: Tensor, rows: Tensor) -> None:
-        """``sum_i weight_i rows_i^T X_i`` into the first layer's part of ``out``."""
+        """``sum_i weight_i rows_i^T X_i`` into the first layer's part of ``out``; ``rows`` are used up."""
         first = self.chain.layers[0]
-        scaled = (rows * self.weight.view(-1, 1, 1)).view(-1, first.out)
+        scaled = rows.mul_(self.weight.view(-1, 1, 1)).view(-1, first.out)
         into = out[first.weight].view(first.out, first.inputs)
         torch.mm(scaled.t(), self.x.view(-1, first.inputs), out=into)
         if first.bias is not None:
-            out[first.bias] = scaled.sum(0)
+            torch.sum(scaled, 0, out=out[first.bias])
 
-    def walk(self, steps: _Steps, loss: str, mu: float, decay: float) -> Array:
+    def walk(self, steps: _Steps, mu: float, decay: float) -> Array:
         """All local steps; the sum of the batch losses of each client, ``(k,)``."""
         share = torch.from_numpy(steps.share).to(self.dtype)
         rates = torch.from_numpy(steps.lr).to(self.dtype)
+        scale = share * -rates.unsqueeze(2)
+        told = torch.zeros_like(share)
         lane = torch.arange(len(self.lanes)).unsqueeze(1)
-        total = np.zeros(len(self.lanes))
-        for t in range(len(steps.share)):
+        for t in range(len(share)):
             if steps.at is None:
                 a = t * steps.width
-                b = min(a + steps.width, self.x.shape[1])
-                z, y = self.z0[:, a:b], self.y[:, a:b]
-                part, before = self.gram[:, a:b, :a], self.d[:, :a]
+                here: Any = (slice(None), slice(a, a + steps.width))
+                before = self.d[:, :a]
             else:
-                b, a = steps.width, 0
-                index = torch.from_numpy(steps.at[t])
-                z, y = self.z0[lane, index], self.y[lane, index]
-                part, before = self.gram[lane, index], self.d
-            if mu or decay:
-                z = z * self.alpha.to(self.dtype)
-            if before.shape[1]:
-                z = torch.baddbmm(z, part, before)
-            if self.pull is not None:
-                moved = self.pull.moved
-                z = z + self.pull.path * (moved[:, a:b] if steps.at is None else moved[lane, index])
-            weight = share[t, :, : b - a]
-            slope, losses = self._back(z, y, weight, rates[t], loss, mu, decay)
-            total += losses
+                here, before = (lane, torch.from_numpy(steps.at[t])), self.d
+            z = self._outputs(here, before, bool(mu or decay))
+            n = z.shape[1]
+            slope, told[t, :, :n] = self._back(
+                z, self.y[here], scale[t, :, :n], rates[t], mu, decay
+            )
             if steps.at is None:
-                self.d[:, a:b] += slope
+                self.d[here] = slope  # nothing has been there yet
             else:
-                self.d.index_put_((lane, index), slope, accumulate=True)
-        return total
+                self.d.index_put_(here, slope, accumulate=True)
+        losses = (told * share).sum(2)
+        if self.loss == "nll_sum":  # summed over rows to train on, but reported per row
+            losses /= share.sum(2).clamp_(min=1.0)
+        return np.asarray(losses.to(torch.float64).sum(0).numpy())
+
+    def _outputs(self, here: Any, before: Tensor, scaled: bool) -> Tensor:
+        """The first layer's outputs at the rows ``here``, moved by the steps ``before``."""
+        z = self.z0[here]
+        if scaled:
+            z = z * self.alpha.to(self.dtype)
+        if before.shape[1]:
+            if self.gram is None:
+                part = self._products(self.x[here], self.x[:, : before.shape[1]])
+            else:
+                part = self.gram[here][..., : before.shape[1]]
+            z = torch.baddbmm(z, part, before)
+        if self.pull is not None:
+            z = z + self.pull.path * self.pull.moved[here]
+        return z
 
     def _back(
-        self,
-        z: Tensor,
-        y: Tensor,
-        weight: Tensor,
-        rate: Tensor,
-        loss: str,
-        mu: float,
-        decay: float,
-    ) -> tuple[Tensor, Array]:
+        self, z: Tensor, y: Tensor, scale: Tensor, rate: Tensor, mu: float, decay: float
+    ) -> tuple[Tensor, Tensor]:
         """Later layers forward, backward and moved; the first layer's scaled slopes and the losses."""
         inputs, before = list[Tensor](), list[tuple[Tensor, Tensor]]()
         for d, w, b in zip(
@@ -408,12 +418,8 @@ class _Group:
                     else torch.baddbmm(b.unsqueeze(1), h, w.transpose(1, 2))
                 )
             before.append((z, z if d.activation is None else d.activation.forward(z)))
-        each, slope = _slopes(loss, z, y)
-        told = (each * weight).sum(1)
-        if loss == "nll_sum":  # summed over rows to train on, but reported per row
-            told /= weight.sum(1).clamp_(min=1.0)
-        losses = told.to(torch.float64).numpy()
-        slope *= (weight * -rate.unsqueeze(1)).unsqueeze(2)
+        losses, slope = _slopes(self.loss, z, y)
+        slope *= scale.unsqueeze(2)
         slopes = [slope]
         for i in range(len(self.weights) - 1, -1, -1):
             slope = torch.bmm(slope, self.weights[i])
@@ -445,9 +451,9 @@ class _Group:
             if b is not None and b0 is not None:
                 b.addcmul_(b, less[:, 0], value=-1.0).add_(pull[:, 0] * b0)
 
-    def change(self) -> Array:
-        """``sum_i weight_i (theta_i - theta_0)``, ``(layout.size,)``."""
-        out = torch.zeros(self.layout.size, dtype=self.dtype)
+    def change(self) -> Tensor:
+        """``sum_i weight_i (theta_i - theta_0)``, ``(layout.size,)``; the slopes are used up."""
+        out = torch.empty(self.layout.size, dtype=self.dtype)  # a chain fills all of it
         by, pull = self.weight, self.pull
         first, (w0, b0) = self.chain.layers[0], self.start[0]
         self._outer(out, self.d if pull is None else self.d + pull.path * pull.own)
@@ -464,4 +470,4 @@ class _Group:
         starts = [t for pair in self.start[1:] for t in pair if t is not None]
         for t, t0, part in zip(self.later(), starts, _later(self.chain), strict=True):
             out[part] = by @ (t - t0).view(len(by), -1)
-        return np.asarray(out.numpy())
+        return out

@@ -5,8 +5,10 @@ The workbench of :mod:`atoll.models.torch_algebra`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +19,17 @@ from atoll.models.batches import plan
 from atoll.models.networks import Rows
 from atoll.models.torch_record import hooked
 
-__all__ = ["Activation", "Chain", "Dense", "chain_of", "group_size", "pays"]
+__all__ = [
+    "Activation",
+    "Chain",
+    "Dense",
+    "Rooms",
+    "Scratch",
+    "Setting",
+    "chain_of",
+    "group_size",
+    "pays",
+]
 
 _aten = torch.ops.aten
 
@@ -84,6 +96,59 @@ class Chain:
     def later(self) -> int:
         """Parameters behind the first layer, which each client holds."""
         return sum(d.out * (d.inputs + 1) for d in self.layers[1:])
+
+
+class Rooms:
+    """Memory by name. What is taken holds anything: whoever takes it writes it first."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A contiguous tensor on the room's memory, which grows as needed; not initialised."""
+        size = math.prod(shape)
+        room = self._held.get(name)
+        if room is None or room.dtype != dtype or len(room) < size:
+            room = torch.empty(size, dtype=dtype)
+            if room.nbytes <= _MEMORY:  # what is larger, nobody should have to keep
+                self._held[name] = room
+        return room[:size].view(tuple(shape))
+
+
+@dataclass(eq=False)
+class Scratch:
+    """Rooms that one group leaves to the next; fresh memory costs a group a twentieth of its time."""
+
+    _free: list[Rooms] = field(default_factory=list)
+
+    @contextmanager
+    def lent(self) -> Iterator[Rooms]:
+        """Rooms that nobody else has meanwhile."""
+        rooms = self._free.pop() if self._free else Rooms()
+        try:
+            yield rooms
+        finally:
+            if not self._free:
+                self._free.append(rooms)
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What does not change from group to group.
+
+    Args:
+        chain: the network.
+        layout: its layout.
+        loss: a name of :data:`atoll.models.torch_algebra.LOSSES`.
+        targets: dtype of the targets.
+        scratch: memory to work in.
+    """
+
+    chain: Chain
+    layout: Layout
+    loss: str
+    targets: torch.dtype
+    scratch: Scratch
 
 
 def chain_of(module: nn.Module, layout: Layout) -> Chain | None:
