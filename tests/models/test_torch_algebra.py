@@ -267,7 +267,7 @@ def test_a_group_trained_while_another_reads_its_rows_has_memory_of_its_own():
 
     lanes, controlled = groups[4]
     wanted = trained(TorchTrainer(trainer.module, path="algebra"), lanes, controlled)
-    trained(trainer, lanes, controlled)  # so that there is memory to be had
+    trained(trainer, *groups[0])  # so that there is memory, and enough of it
     asking = [replace(n, data=Asking(n.data.features, n.data.targets)) for n in lanes]
     assert trained(trainer, asking, controlled) == wanted
 
