@@ -1,1 +1,14 @@
-"""What the server remembers: SQLite by default, PostgreSQL by URL, and a twin in memory for tests."""
+"""What the server remembers: runs, rounds, contributions, members. One interface, three homes."""
+
+from atoll.server.store.contract import (
+    Contribution,
+    Event,
+    Invite,
+    Lease,
+    Member,
+    RoundRow,
+    RunRow,
+    Store,
+)
+
+__all__ = ["Contribution", "Event", "Invite", "Lease", "Member", "RoundRow", "RunRow", "Store"]

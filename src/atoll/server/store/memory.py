@@ -1,0 +1,275 @@
+"""The store's twin in memory, for simulations and quick tests: no disk, and crashes on demand.
+
+A :class:`MemoryDatabase` is what survives; a :class:`MemoryStore` is one server's connection to it.
+Several stores on one database are several servers. Each operation checks first and then writes in one
+step that cannot be cut, so a crash falls before it or after it:
+
+    >>> database = MemoryDatabase()
+    >>> store = MemoryStore(database)
+    >>> store.acquire("server", now=0.0)
+    1
+    >>> store.crash()
+    >>> MemoryStore(database).acquire("server again", now=1.0)
+    2
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from atoll.core.errors import StateError, StorageError
+from atoll.server.store import rules
+from atoll.server.store.contract import (
+    Contribution,
+    Event,
+    Heard,
+    Invite,
+    Lease,
+    Member,
+    RoundRow,
+    RunRow,
+)
+
+__all__ = ["MemoryDatabase", "MemoryStore"]
+
+Hook = Callable[[str], None]
+
+
+def _nothing(operation: str) -> None:
+    """The hook that does nothing."""
+
+
+@dataclass(eq=False)
+class MemoryDatabase:
+    """What all stores on it share and no crash of a store takes away."""
+
+    lease: Lease = field(default_factory=lambda: Lease(0, "", 0.0))
+    holder: MemoryStore | None = None
+    members: dict[str, Member] = field(default_factory=dict)
+    invites: dict[str, Invite] = field(default_factory=dict)
+    runs: dict[str, RunRow] = field(default_factory=dict)
+    contributions: dict[str, dict[str, Contribution]] = field(default_factory=dict)
+    taken: dict[str, dict[str, int]] = field(default_factory=dict)
+    rounds: dict[str, list[RoundRow]] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+class MemoryStore:
+    """One server's connection to a :class:`MemoryDatabase`; a :class:`~.contract.Store`.
+
+    Args:
+        database: what it writes to; a new one when left out.
+        before: called with the operation's name before anything is written; what it raises is seen
+            by the caller, and nothing is written.
+        after: called when the operation is durable and its caller does not know yet; what it raises
+            is seen by the caller, and all is written.
+    """
+
+    def __init__(
+        self,
+        database: MemoryDatabase | None = None,
+        *,
+        before: Hook = _nothing,
+        after: Hook = _nothing,
+    ) -> None:
+        self.database = MemoryDatabase() if database is None else database
+        self.before = before
+        self.after = after
+        self._gone = ""
+
+    def crash(self) -> None:
+        """Die: the lock is free, what was committed stays, this store answers no more."""
+        self._end("this store's process has crashed")
+
+    def close(self) -> None:
+        """Let go of the lock; nothing may be called afterwards."""
+        self._end("this store is closed")
+
+    def lose_lock(self) -> None:
+        """Lose the lock and live on, as when the connection that held it broke."""
+        with self.database.lock:
+            if self.database.holder is self:
+                self.database.holder = None
+
+    def _end(self, why: str) -> None:
+        self.lose_lock()
+        self._gone = why
+
+    @contextmanager
+    def _operation(self, name: str, epoch: int | None = None) -> Iterator[MemoryDatabase]:
+        with self.database.lock:
+            if self._gone:
+                raise StorageError(self._gone, remedy="open the store again")
+            self.before(name)
+            if epoch is not None:
+                self._fence(epoch)
+            yield self.database
+            self.after(name)
+
+    def _fence(self, epoch: int) -> None:
+        rules.fence(epoch, self.database.lease.epoch)
+
+    # The lock
+
+    def acquire(self, holder: str, now: float) -> int:
+        """Become the one server on this store; returns the new epoch."""
+        with self._operation("acquire") as db:
+            if db.holder is not None:
+                raise rules.held_by(db.lease.holder)
+            db.holder, db.lease = self, Lease(db.lease.epoch + 1, rules.readable(holder), now)
+            return db.lease.epoch
+
+    def lease(self) -> Lease:
+        """Who acquired the store last."""
+        with self._operation("lease") as db:
+            return db.lease
+
+    # Members
+
+    def members(self) -> tuple[Member, ...]:
+        """All keys ever admitted."""
+        with self._operation("members") as db:
+            return tuple(db.members.values())
+
+    def member(self, fingerprint: str) -> Member | None:
+        """The key with this fingerprint."""
+        with self._operation("member") as db:
+            return db.members.get(fingerprint)
+
+    def add_invite(self, invite: Invite) -> None:
+        """Keep an invitation."""
+        with self._operation("add_invite") as db:
+            namesakes = [m for m in db.members.values() if m.name == invite.name]
+            rules.allow_invite(invite, db.invites.get(invite.secret_hash), namesakes)
+            db.invites[invite.secret_hash] = invite
+
+    def invites(self) -> tuple[Invite, ...]:
+        """All invitations."""
+        with self._operation("invites") as db:
+            return tuple(db.invites.values())
+
+    def join(self, secret_hash: str, name: str, key: bytes, now: float) -> Member:
+        """Admit a key by its invitation."""
+        with self._operation("join") as db:
+            known = tuple(db.members.values())
+            newcomer, used = rules.admit(db.invites.get(secret_hash), name, key, now, known)
+            db.members[newcomer.fingerprint] = newcomer
+            db.invites[secret_hash] = used
+            return newcomer
+
+    def set_member(self, name: str, status: Literal["revoked", "left"]) -> Member:
+        """Revoke all keys of a name, or let its active key leave."""
+        with self._operation("set_member") as db:
+            changed = [
+                replace(m, status=status)
+                for m in db.members.values()
+                if m.name == name and (status == "revoked" or m.status == "active")
+            ]
+            if not changed:
+                raise rules.nobody(name)
+            db.members.update({m.fingerprint: m for m in changed})
+            return changed[-1]
+
+    # Runs
+
+    def add_run(self, epoch: int, row: RunRow) -> None:
+        """Keep a new run."""
+        kept = replace(row, files=_copied(row.files), reason=rules.readable(row.reason))
+        with self._operation("add_run", epoch) as db:
+            if row.id in db.runs:
+                raise StateError(f"there is a run {row.id} already")
+            db.runs[row.id] = kept
+            db.contributions[row.id], db.taken[row.id], db.rounds[row.id] = {}, {}, []
+
+    def run(self, id: str) -> RunRow:
+        """One run."""
+        with self._operation("run") as db:
+            return _known(db, id)
+
+    def runs(self) -> tuple[RunRow, ...]:
+        """All runs."""
+        with self._operation("runs") as db:
+            return tuple(db.runs.values())
+
+    def set_run(self, epoch: int, id: str, **changes: str) -> None:
+        """Change status, reason, plan or phase."""
+        checked: dict[str, Any] = rules.run_changes(changes)
+        with self._operation("set_run", epoch) as db:
+            db.runs[id] = replace(_known(db, id), **checked)
+
+    # Rounds
+
+    def contribute(self, epoch: int, row: Contribution) -> Heard:
+        """Keep a site's answer unless its task has one."""
+        with self._operation("contribute", epoch) as db:
+            _known(db, row.run)
+            first = db.contributions[row.run].setdefault(row.task, row)
+            return "new" if first is row else "same" if first.sha256 == row.sha256 else "different"
+
+    def contributions(self, run: str, prefix: str = "") -> tuple[Contribution, ...]:
+        """Answers to tasks whose id starts with ``prefix``."""
+        with self._operation("contributions") as db:
+            heard = db.contributions.get(run, {}).values()
+            return tuple(row for row in heard if row.task.startswith(prefix))
+
+    def commit_round(self, epoch: int, row: RoundRow) -> None:
+        """Write a round and mark its contributions, together."""
+        kept = replace(row, record=_copied(row.record))
+        with self._operation("commit_round", epoch) as db:
+            _known(db, row.run)
+            heard, taken = db.contributions[row.run], db.taken[row.run]
+            last = max((r.number for r in db.rounds[row.run]), default=0)
+            rules.allow_round(row, last, {t: taken.get(t) for t in row.tasks if t in heard})
+            db.rounds[row.run].append(kept)
+            taken.update(dict.fromkeys(row.tasks, row.number))
+
+    def rounds(self, run: str, after: int = 0) -> tuple[RoundRow, ...]:
+        """Rounds with a number larger than ``after``."""
+        with self._operation("rounds") as db:
+            return tuple(row for row in db.rounds.get(run, ()) if row.number > after)
+
+    def last_round(self, run: str) -> RoundRow | None:
+        """The newest round."""
+        with self._operation("last_round") as db:
+            return next(reversed(db.rounds.get(run, [])), None)
+
+    def kept(self, run: str, client: str) -> str:
+        """Id of this client's last train task that went into a round."""
+        with self._operation("kept") as db:
+            taken, start = db.taken.get(run, {}), rules.train_prefix(run)
+            mine = [
+                (taken[row.task], place, row.task)
+                for place, row in enumerate(db.contributions.get(run, {}).values())
+                if row.client == client and row.task in taken and row.task.startswith(start)
+            ]
+            return max(mine, default=(0, 0, ""))[2]
+
+    # Log
+
+    def add_event(self, kind: str, text: str, run: str, site: str, now: float) -> None:
+        """Append a line to the log."""
+        with self._operation("add_event") as db:
+            number = len(db.events) + 1
+            db.events.append(Event(number, kind, rules.readable(text), run, site, now))
+
+    def events(self, run: str | None = None, after: int = 0) -> tuple[Event, ...]:
+        """Lines with a number larger than ``after``."""
+        with self._operation("events") as db:
+            return tuple(e for e in db.events[max(after, 0) :] if run is None or e.run == run)
+
+
+def _known(db: MemoryDatabase, run: str) -> RunRow:
+    if run not in db.runs:
+        raise rules.no_run(run)
+    return db.runs[run]
+
+
+def _copied(value: Any) -> Any:
+    """As it comes back from a database, and not to be changed from outside."""
+    return json.loads(rules.plain(value))

@@ -1,0 +1,162 @@
+"""What a store admits and refuses, as pure functions of rows: the same for every kind of store."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from atoll.core.errors import AuthError, FenceError, NotFound, StateError
+from atoll.server.store.contract import Invite, Member, RoundRow
+
+__all__ = [
+    "admit",
+    "allow_invite",
+    "allow_round",
+    "fence",
+    "held_by",
+    "no_run",
+    "nobody",
+    "plain",
+    "readable",
+    "run_changes",
+    "train_prefix",
+]
+
+_CHANGEABLE = frozenset({"status", "reason", "plan", "phase"})
+_LONGEST_NAME = 200
+
+
+def fence(epoch: int, newest: int) -> None:
+    """Refuse an ``epoch`` that is not the newest."""
+    if epoch != newest or epoch < 1:
+        raise FenceError(
+            f"this server's epoch is {epoch}, the store's is {newest}: another server took over",
+            remedy="leave the work to the other server, or stop it and start this one again",
+        )
+
+
+def held_by(holder: str) -> FenceError:
+    """The refusal of a second server."""
+    return FenceError(
+        f"the store is held by {holder or 'another server'}",
+        remedy="stop that server first, or give this one a store of its own",
+    )
+
+
+def no_run(run: str) -> NotFound:
+    """The answer where a run is asked for that is not there."""
+    return NotFound(f"there is no run {run}", remedy="list the runs: atoll job list")
+
+
+def nobody(name: str) -> NotFound:
+    """The answer where a name is not a member's."""
+    return NotFound(f"{name!r} is not a member", remedy="list the members: atoll server sites")
+
+
+def readable(text: str) -> str:
+    """``text`` as every database can hold it: no NUL, no half of a surrogate pair."""
+    return (
+        text.encode("utf-8", "replace").decode("utf-8").replace("\0", "\N{REPLACEMENT CHARACTER}")
+    )
+
+
+def plain(value: Any) -> str:
+    """JSON text of ``value``; floats are exact, key order is kept."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def run_changes(changes: Mapping[str, str]) -> dict[str, str]:
+    """The changes to a run, checked for their names."""
+    if unknown := sorted(set(changes) - _CHANGEABLE):
+        raise TypeError(f"a run's {unknown} cannot change; only {sorted(_CHANGEABLE)} can")
+    return {name: readable(value) for name, value in changes.items()}
+
+
+def train_prefix(run: str) -> str:
+    """How the ids of a run's train tasks start."""
+    return f"{run}.train."
+
+
+def allow_invite(invite: Invite, known: Invite | None, namesakes: Sequence[Member]) -> None:
+    """Refuse an invitation whose secret is known or whose name is taken."""
+    if known is not None:
+        raise StateError("an invitation with this secret exists", remedy="make another one")
+    if invite.name:
+        _allow_name(invite.name)
+        _refuse_taken(invite.name, namesakes)
+
+
+def admit(
+    invite: Invite | None, name: str, key: bytes, now: float, members: Sequence[Member]
+) -> tuple[Member, Invite]:
+    """The new member and the used invitation, as they are to be written.
+
+    Args:
+        invite: the one with the secret that was shown; None when there is none.
+        name: what the newcomer calls itself; may be empty where the invitation says it.
+        key: raw public key.
+        now: seconds since 1970.
+        members: all keys ever admitted.
+    """
+    print_ = hashlib.sha256(key).hexdigest()
+    mine = next((m for m in members if m.fingerprint == print_), None)
+    if mine is not None and mine.status == "revoked":
+        raise AuthError("this key was revoked", remedy="make a new key and ask for a new code")
+    if invite is None:
+        raise AuthError("this code is not known here", remedy="ask the server for a new code")
+    if invite.used is not None:
+        if invite.used_by == print_ and mine is not None and mine.status == "active":
+            return mine, invite
+        raise AuthError("this code was used before", remedy="ask the server for a new code")
+    if now >= invite.expires:
+        raise AuthError("this code has expired", remedy="ask the server for a new code")
+    if invite.name and name and name != invite.name:
+        raise AuthError(
+            f"this code is for {invite.name!r}, not {name!r}", remedy="ask for a code of your own"
+        )
+    called = invite.name or name
+    _allow_name(called)
+    if mine is not None and (mine.name != called or mine.role != invite.role):
+        raise StateError(
+            f"this key belongs to {mine.name!r} ({mine.role})", remedy="join with a key of its own"
+        )
+    _refuse_taken(called, [m for m in members if m.name == called and m.fingerprint != print_])
+    newcomer = Member(called, invite.role, key, print_, "active", now)
+    return newcomer, replace(invite, used=now, used_by=print_)
+
+
+def _allow_name(name: str) -> None:
+    if not name or len(name) > _LONGEST_NAME or not name.isprintable() or name.strip() != name:
+        raise StateError(
+            f"{name[:_LONGEST_NAME]!r} is not a name",
+            remedy=f"use 1 to {_LONGEST_NAME} printable characters without spaces at the ends",
+        )
+
+
+def _refuse_taken(name: str, namesakes: Sequence[Member]) -> None:
+    if any(member.status == "active" for member in namesakes):
+        raise StateError(
+            f"{name!r} is a member already", remedy="revoke it first, or choose another name"
+        )
+
+
+def allow_round(row: RoundRow, last: int, marks: Mapping[str, int | None]) -> None:
+    """Refuse a round out of order, or one with contributions that are not there to be taken.
+
+    Args:
+        row: the round.
+        last: number of the newest round; 0 before the first.
+        marks: for each contribution found among the row's tasks, the round it went into.
+    """
+    if row.number <= last:
+        raise StateError(f"round {row.number} of run {row.run} cannot follow round {last}")
+    if len(set(row.tasks)) != len(row.tasks):
+        raise StateError(f"round {row.number} of run {row.run} names a task twice")
+    for task in row.tasks:
+        if task not in marks:
+            raise NotFound(f"nobody contributed to task {task} of round {row.number}")
+        if marks[task] is not None:
+            raise StateError(f"the answer to task {task} went into round {marks[task]} already")
