@@ -209,8 +209,11 @@ class MemoryStore:
         """Keep a site's answer unless its task has one."""
         with self._operation("contribute", epoch) as db:
             _known(db, row.run)
-            first = db.contributions[row.run].setdefault(row.task, row)
-            return "new" if first is row else "same" if first.sha256 == row.sha256 else "different"
+            first = db.contributions[row.run].get(row.task)
+            if first is None:
+                db.contributions[row.run][row.task] = row
+                return "new"
+            return "same" if first.sha256 == row.sha256 else "different"
 
     def contributions(self, run: str, prefix: str = "") -> tuple[Contribution, ...]:
         """Answers to tasks whose id starts with ``prefix``."""
