@@ -1,0 +1,225 @@
+"""The few things that server and nodes ask of a disk, so that a simulator can play an unkind one.
+
+What a disk promises is little: bytes written may be lost until the file is synced, and a name made,
+changed or removed may be lost until its folder is. :func:`keep` is the one order of steps that makes a
+whole file durable: write beside it, sync, rename, sync the folder. :class:`RealDisk` does them for
+real; :class:`atoll.wire.lossy_disk.LossyDisk` forgets whatever was not synced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import mmap
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from atoll.core.errors import StorageError
+from atoll.wire.frames import Blob
+
+__all__ = ["Disk", "Piece", "RealDisk", "keep"]
+
+Piece = bytes | memoryview
+
+
+class Disk(Protocol):
+    """A disk. Every method may raise :class:`~atoll.core.errors.StorageError`."""
+
+    def write(self, path: Path, pieces: Iterable[Piece]) -> None:
+        """A file of these bytes in place of what was there; not durable before :meth:`fsync`."""
+        ...
+
+    def append(self, path: Path, offset: int, data: Piece) -> None:
+        """Write at ``offset``, at most the file's size, and end the file there; not yet durable."""
+        ...
+
+    def read(self, path: Path, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes from ``start`` up to ``stop`` or the end."""
+        ...
+
+    def view(self, path: Path) -> memoryview:
+        """The whole file, read only, without loading it; good even after the file is removed."""
+        ...
+
+    def size(self, path: Path) -> int | None:
+        """Bytes of a file; None when there is none."""
+        ...
+
+    def fsync(self, path: Path) -> None:
+        """Make a file's bytes durable; not its name."""
+        ...
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file another name, in one step, over whatever had it; not yet durable."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Remove a file if it is there; not yet durable."""
+        ...
+
+    def names(self, folder: Path) -> tuple[str, ...]:
+        """Names in a folder, sorted; none where there is no folder."""
+        ...
+
+    def make_folder(self, folder: Path) -> None:
+        """A folder with those above it, durable; nothing when it is there."""
+        ...
+
+    def fsync_folder(self, folder: Path) -> None:
+        """Make a folder's names durable."""
+        ...
+
+
+def keep(disk: Disk, path: Path, pieces: Iterable[Piece], by: Path | None = None) -> Blob:
+    """Write a file durably: when this returns it is there in full; before, what was there still is.
+
+    Args:
+        disk: where.
+        path: the file; one writer at a time.
+        pieces: its bytes.
+        by: where to write before the name is given, on the same disk; beside ``path`` when left out.
+
+    Returns:
+        digest and size, taken while the bytes were written.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    partial = path.with_name(f".{path.name}.partial") if by is None else by
+    sha, size = hashlib.sha256(), 0
+
+    def counted() -> Iterator[Piece]:
+        nonlocal size
+        for piece in pieces:
+            sha.update(piece)
+            size += len(piece)
+            yield piece
+
+    try:
+        disk.write(partial, counted())
+        disk.fsync(partial)
+        disk.rename(partial, path)
+    except BaseException:
+        with contextlib.suppress(StorageError):
+            disk.remove(partial)
+        raise
+    disk.fsync_folder(path.parent)
+    return Blob(sha.hexdigest(), size)
+
+
+class RealDisk:
+    """The disk of this machine; a :class:`Disk`."""
+
+    def write(self, path: Path, pieces: Iterable[Piece]) -> None:
+        """A file of these bytes in place of what was there."""
+        with _explained(path, "written"), path.open("wb", buffering=0) as file:
+            for piece in pieces:
+                _write_all(file.fileno(), piece)
+
+    def append(self, path: Path, offset: int, data: Piece) -> None:
+        """Write at ``offset`` and end the file there."""
+        with _explained(path, "written"):
+            number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                if offset > os.fstat(number).st_size:
+                    raise OSError(errno.EINVAL, "nothing may be left out")
+                os.ftruncate(number, offset)
+                os.lseek(number, offset, os.SEEK_SET)
+                _write_all(number, data)
+            finally:
+                os.close(number)
+
+    def read(self, path: Path, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes from ``start`` up to ``stop`` or the end."""
+        with _explained(path, "read"), path.open("rb") as file:
+            file.seek(start)
+            return file.read(-1 if stop is None else max(stop - start, 0))
+
+    def view(self, path: Path) -> memoryview:
+        """The whole file, read only, without loading it."""
+        with _explained(path, "read"), path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def size(self, path: Path) -> int | None:
+        """Bytes of a file; None when there is none."""
+        with _explained(path, "read"):
+            try:
+                return path.stat().st_size
+            except FileNotFoundError:
+                return None
+
+    def fsync(self, path: Path) -> None:
+        """Make a file's bytes durable."""
+        with _explained(path, "written"):
+            _sync(path)
+
+    def rename(self, old: Path, new: Path) -> None:
+        """Give a file another name, in one step."""
+        with _explained(new, "written"):
+            old.replace(new)
+
+    def remove(self, path: Path) -> None:
+        """Remove a file if it is there."""
+        with _explained(path, "removed"):
+            path.unlink(missing_ok=True)
+
+    def names(self, folder: Path) -> tuple[str, ...]:
+        """Names in a folder, sorted."""
+        with _explained(folder, "read"):
+            try:
+                return tuple(sorted(os.listdir(folder)))
+            except FileNotFoundError:
+                return ()
+
+    def make_folder(self, folder: Path) -> None:
+        """A folder with those above it, durable."""
+        with _explained(folder, "made"):
+            missing = [p for p in (folder, *folder.parents) if not p.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            for made in reversed(missing):
+                _sync(made.parent)
+
+    def fsync_folder(self, folder: Path) -> None:
+        """Make a folder's names durable."""
+        with _explained(folder, "written"):
+            _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def _write_all(number: int, data: Piece) -> None:
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[os.write(number, left) :]
+
+
+@contextlib.contextmanager
+def _explained(path: Path, what: str) -> Iterator[None]:
+    """An OSError in words, with what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be {what}: {error.strerror or error}", remedy=_remedy(error)
+        ) from error
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "free space on this disk; what was acknowledged is still there"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "let the user that runs this program write there"
+    if error.errno == errno.EIO:
+        return "check the disk: its hardware or file system reports errors"
+    return ""
