@@ -162,7 +162,7 @@ def train_controlled(
         steps = _schedule(lanes, round, setting.loss == "nll_sum")
         if lanes[0].work.optimizer.weight_decay or not steps.lr[:1].all():
             raise JobConflict("mean gradients are not told by where a client arrived")
-        group.gather(steps)
+        group.gather(steps, whole=True)
         group.control(plus, steps)
         losses = group.walk(steps, 0.0, 0.0)
         together = _together(group, steps, losses)
@@ -200,6 +200,14 @@ def _together(group: _Group, steps: _Steps, losses: Array) -> Together:
         raise JobConflict("a loss or a change is not finite")
     means = [s / n if n else float("nan") for s, n in zip(losses.tolist(), counts, strict=True)]
     return Together(np.asarray(change.numpy()), counts, means)
+
+
+def _linear(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> None:
+    """``x w^T + b``."""
+    if b is None:
+        torch.mm(x, w.t(), out=out)
+    else:
+        torch.addmm(b, x, w.t(), out=out)
 
 
 def _finite(vector: Tensor) -> bool:
@@ -246,14 +254,19 @@ class _Group:
         self.weight = torch.tensor([lane.weight for lane in lanes], dtype=self.dtype)
         self.pull: _Control | None = None
         self.gram: Tensor | None = None
+        self.parts: list[Tensor] = []
 
     def later(self) -> list[Tensor]:
         """Weights and biases behind the first layer, of all clients, in the order of the chain."""
         pairs = zip(self.weights, self.biases, strict=True)
         return [t for pair in pairs for t in pair if t is not None]
 
-    def gather(self, steps: _Steps) -> None:
-        """Rows and targets in visiting order, and products with the shared weights."""
+    def gather(self, steps: _Steps, *, whole: bool = False) -> None:
+        """Rows and targets in visiting order, products with the shared weights and with each other.
+
+        A step reads products with rows of the steps before it: less than half of each Gram matrix. It is
+        made ``whole`` where that is asked for, or where rows are visited more than once.
+        """
         k, n = len(self.lanes), max(len(order) for order in steps.order)
         first = self.chain.layers[0]
         self.x = self.rooms.take("x", (k, n, first.inputs), self.dtype)
@@ -267,14 +280,20 @@ class _Group:
         w, b = self.start[0]
         flat = self.x.view(k * n, -1)
         self.z0 = self.rooms.take("z0", (k, n, first.out), self.dtype)
-        z0 = self.z0.view(k * n, -1)
-        if b is None:
-            torch.mm(flat, w.t(), out=z0)
-        else:
-            torch.addmm(b, flat, w.t(), out=z0)
+        _linear(flat, w, b, self.z0.view(k * n, -1))
         self.d = self.rooms.take("d", (k, n, first.out), self.dtype).zero_()
-        if steps.at is not None:
-            self.gram = self._products(self.x, self.x)
+        if whole or steps.at is not None:
+            self.gram = self._products("gram", self.x, self.x)
+        if steps.at is None:
+            cuts = [
+                (a, a + steps.width) for a in range(0, len(steps.share) * steps.width, steps.width)
+            ]
+            self.parts = [
+                self._products(f"part {a}", self.x[:, a:b], self.x[:, :a])
+                if self.gram is None
+                else self.gram[:, a:b, :a]
+                for a, b in cuts
+            ]
 
     def _rows(self, lane: Lane, order: Tensor, x: Tensor, y: Tensor) -> None:
         """One client's rows and targets."""
@@ -293,9 +312,9 @@ class _Group:
             else:
                 into.copy_(given[order])
 
-    def _products(self, a: Tensor, b: Tensor) -> Tensor:
+    def _products(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """Products of each client's rows: how much a step on row j moves the outputs at row i."""
-        into = self.rooms.take("gram", (len(a), a.shape[1], b.shape[1]), self.dtype)
+        into = self.rooms.take(name, (len(a), a.shape[1], b.shape[1]), self.dtype)
         torch.bmm(a, b.transpose(1, 2), out=into)
         return into if self.start[0][1] is None else into.add_(1.0)
 
@@ -303,7 +322,7 @@ class _Group:
         """Correct all gradients from now on."""
         flat, first = tensor_over(plus), self.chain.layers[0]
         k, n, _ = self.x.shape
-        own = torch.zeros_like(self.d)
+        own = self.rooms.take("own", self.d.shape, self.dtype).zero_()
         later = [torch.zeros_like(t) for t in self.later()]
         for i, (lane, order) in enumerate(zip(self.lanes, steps.order, strict=True)):
             if not lane.own:
@@ -317,9 +336,11 @@ class _Group:
             t.neg_().add_(flat[part].view(t.shape[1:]))
         c = flat[first.weight].view(first.out, first.inputs)
         rows = self.x.view(k * n, -1)
-        z = rows.mm(c.t()) if first.bias is None else torch.addmm(flat[first.bias], rows, c.t())
-        self.gram = self._products(self.x, self.x)
-        moved = torch.baddbmm(z.view(k, n, -1).neg_(), self.gram, own)
+        moved = self.rooms.take("moved", self.d.shape, self.dtype)
+        _linear(rows, c, None if first.bias is None else flat[first.bias], moved.view(k * n, -1))
+        if self.gram is None:
+            raise JobConflict("the Gram matrices were not made whole")
+        moved.baddbmm_(self.gram, own, beta=-1)
         path = torch.zeros(k, 1, 1, dtype=self.dtype)
         self.pull = _Control(flat, own, moved, later, path)
 
@@ -329,8 +350,10 @@ class _Group:
         if pull is None:
             raise JobConflict("no correction was set")
         out = torch.empty(self.layout.size, dtype=self.dtype)
-        rows = self.d / -pull.path
-        self._outer(out, rows - pull.own)
+        rows = torch.div(self.d, -pull.path, out=self.d)
+        self._outer(
+            out, torch.sub(rows, pull.own, out=self.rooms.take("rest", rows.shape, rows.dtype))
+        )
         later = []
         starts = [t for pair in self.start[1:] for t in pair if t is not None]
         for t, t0, gap, part in zip(
@@ -369,10 +392,11 @@ class _Group:
             if steps.at is None:
                 a = t * steps.width
                 here: Any = (slice(None), slice(a, a + steps.width))
-                before = self.d[:, :a]
+                before, part = self.d[:, :a], self.parts[t] if t else None
             else:
                 here, before = (lane, torch.from_numpy(steps.at[t])), self.d
-            z = self._outputs(here, before, bool(mu or decay))
+                part = None if self.gram is None else self.gram[here]
+            z = self._outputs(here, part, before, bool(mu or decay))
             n = z.shape[1]
             slope, told[t, :, :n] = self._back(
                 z, self.y[here], scale[t, :, :n], rates[t], mu, decay
@@ -386,16 +410,12 @@ class _Group:
             losses /= share.sum(2).clamp_(min=1.0)
         return np.asarray(losses.to(torch.float64).sum(0).numpy())
 
-    def _outputs(self, here: Any, before: Tensor, scaled: bool) -> Tensor:
-        """The first layer's outputs at the rows ``here``, moved by the steps ``before``."""
+    def _outputs(self, here: Any, part: Tensor | None, before: Tensor, scaled: bool) -> Tensor:
+        """The first layer's outputs at the rows ``here``, moved by the steps ``before``; to be used up."""
         z = self.z0[here]
         if scaled:
             z = z * self.alpha.to(self.dtype)
-        if before.shape[1]:
-            if self.gram is None:
-                part = self._products(self.x[here], self.x[:, : before.shape[1]])
-            else:
-                part = self.gram[here][..., : before.shape[1]]
+        if part is not None:
             z = torch.baddbmm(z, part, before)
         if self.pull is not None:
             z = z + self.pull.path * self.pull.moved[here]
@@ -456,7 +476,11 @@ class _Group:
         out = torch.empty(self.layout.size, dtype=self.dtype)  # a chain fills all of it
         by, pull = self.weight, self.pull
         first, (w0, b0) = self.chain.layers[0], self.start[0]
-        self._outer(out, self.d if pull is None else self.d + pull.path * pull.own)
+        rows = self.d
+        if pull is not None:  # the slopes are needed again
+            room = self.rooms.take("rest", rows.shape, rows.dtype)
+            rows = torch.addcmul(rows, pull.path, pull.own, out=room)
+        self._outer(out, rows)
         rest = float(((self.alpha.view(-1) - 1.0) * by).sum())
         if rest:
             out[first.weight] += rest * w0.reshape(-1)

@@ -45,7 +45,10 @@ _MEMORY = 16 << 20
 
 @dataclass(frozen=True)
 class Activation:
-    """An elementwise function and its backward pass from (gradient, input, output)."""
+    """An elementwise function and its backward pass from (gradient, input, output).
+
+    Where the output tells the slope, either pass overwrites what it gets: half the memory to go through.
+    """
 
     forward: Callable[[Tensor], Tensor]
     backward: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -53,11 +56,14 @@ class Activation:
 
 def _activation(module: nn.Module) -> Activation | None:
     if type(module) is nn.ReLU:
-        return Activation(torch.relu, lambda g, z, h: _aten.threshold_backward(g, z, 0))
+        relu_back = _aten.threshold_backward.grad_input
+        return Activation(torch.relu_, lambda g, z, h: relu_back(g, h, 0, grad_input=g))
     if type(module) is nn.Tanh:
-        return Activation(torch.tanh, lambda g, z, h: _aten.tanh_backward(g, h))
+        tanh_back = _aten.tanh_backward.grad_input
+        return Activation(torch.tanh_, lambda g, z, h: tanh_back(g, h, grad_input=g))
     if type(module) is nn.Sigmoid:
-        return Activation(torch.sigmoid, lambda g, z, h: _aten.sigmoid_backward(g, h))
+        sigmoid_back = _aten.sigmoid_backward.grad_input
+        return Activation(torch.sigmoid_, lambda g, z, h: sigmoid_back(g, h, grad_input=g))
     if type(module) is nn.GELU:
         kind = module.approximate
         return Activation(
