@@ -142,3 +142,19 @@ def test_the_model_hash_is_of_bytes_and_dtype():
     assert checkpoint.model_hash(zeros) == checkpoint.model_hash(np.zeros(4, np.float32)[::2])
     hashes = {checkpoint.model_hash(v) for v in (zeros, np.zeros(1), -zeros, np.zeros(2))}
     assert len(hashes) == 4
+
+
+def test_bytes_and_file_hold_the_same_and_bytes_are_checked_alike(tmp_path):
+    raw = checkpoint.encode(progress(), JOB, {"node": "x"})
+    path = checkpoint.write(tmp_path, progress(), JOB, {"node": "x"})
+    assert checkpoint.decode(path.read_bytes(), JOB)[1] == {"node": "x"}
+    found, notes = checkpoint.decode(raw, JOB)
+    assert flat(found) == flat(progress())
+    assert notes == {"node": "x"}
+    with pytest.raises(CheckpointError, match="belongs to another job"):
+        checkpoint.decode(raw, "0" * 64)
+    for length in (0, 7, 100, len(raw) - 1):
+        with pytest.raises(CheckpointError, match=f"checkpoint of {length} bytes cannot be read"):
+            checkpoint.decode(raw[:length], JOB)
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoint.decode(raw[:-1] + bytes([raw[-1] ^ 1]), JOB)

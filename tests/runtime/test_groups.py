@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import runtime_clients as rc
 
+from atoll.aggregation.exact import Fold
 from atoll.algorithms import ALGORITHMS, FedAvg, FedProx, Scaffold
 from atoll.core.contracts import Controlled, Task, Together
 from atoll.core.local import LocalWork, Optimizer
 from atoll.models.linear import LinearTrainer
-from atoll.runtime.groups import way
+from atoll.runtime.client import answer_task
+from atoll.runtime.groups import groups, way
 from atoll.runtime.loop import Loop, Stop
 from atoll.runtime.serial import SerialExecutor
 
@@ -181,3 +183,23 @@ def test_what_was_asked_is_let_go_of_at_once():
         assert [ref() for ref in parts.trainer.seen] == [None] * 5
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("kind", ["stacked", "lanes"])
+def test_clients_that_are_to_be_apart_are_trained_one_by_one_to_the_bits_of_sites(kind):
+    parts = rc.parts(FedAvg(), personal=())
+    parts = replace(parts, trainer=parts.trainer.inner, local=LocalWork(batch_size=4))
+    if kind == "lanes":
+        parts = replace(parts, trainer=Beside(parts.trainer))
+    apart = replace(parts, apart=True)
+    assert (parts.cohort or parts.side_by_side) is not None
+    assert apart.cohort is apart.side_by_side is None
+    assert all(len(g) == 1 for g in groups(apart, [Task(c, 0) for c in rc.SIZES]))
+    steps = Loop(apart).play()
+    plan, pace = steps.send(None).planned()
+    call = steps.send((plan, pace))
+    fold = Fold(len(plan.tasks))
+    for task in plan.tasks:
+        fold.add(answer_task(parts, task, call.broadcasts[0], {})[0], task.scale)
+    there, _, _ = SerialExecutor(apart).run(call.tasks, call.broadcasts, {})
+    assert there.sums["delta"].tobytes() == fold.aggregate().sums["delta"].tobytes()

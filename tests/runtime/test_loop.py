@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import runtime_clients as rc
 
+from atoll.aggregation.exact import Fold
 from atoll.algorithms import ALGORITHMS, FedAsync, FedAvg, Scaffold
 from atoll.core.contracts import Outcome
-from atoll.core.errors import ClientError, JobError, QuorumError
+from atoll.core.errors import ClientError, JobError, QuorumError, UpdateRefused
 from atoll.core.metrics import Mean
 from atoll.core.values import Aggregate
 from atoll.runtime.checkpoint import model_hash
+from atoll.runtime.client import answer_task, fold_task
 from atoll.runtime.clock import Availability, Clock, Delay
 from atoll.runtime.cohort import Cohort
-from atoll.runtime.loop import Evaluation, Loop, Stop
+from atoll.runtime.loop import Evaluate, Evaluation, Loop, Next, Stop, Train
 from atoll.runtime.schedule import Asynchronous, Synchronous
 from atoll.runtime.serial import SerialExecutor
 
@@ -280,3 +282,120 @@ def test_an_impossible_schedule_is_refused_before_the_first_round():
     parts = rc.parts(FedAvg())
     with pytest.raises(JobError, match="cohort of 11 from a federation of 10"):
         Loop(parts, SerialExecutor(parts), Synchronous(Cohort("uniform", 11))).run()
+
+
+def drive(loop, executor, progress=None, *, deaf=(), calls=None):
+    """Answer a loop's calls as an executor would; ``deaf`` clients do not answer evaluations."""
+    steps, answer = loop.play(progress), None
+    while True:
+        try:
+            call = steps.send(answer)
+        except StopIteration as end:
+            return end.value
+        if calls is not None:
+            calls.append(call)
+        if isinstance(call, Next):
+            answer = call.planned()
+        elif isinstance(call, Train):
+            answer = executor.run(call.tasks, call.broadcasts, call.memories)
+        else:
+            asked = [c for c in call.clients if c not in deaf]
+            answer = executor.evaluate(call.broadcast, asked, call.memories)
+
+
+def looped(parts, **options):
+    rows, saved = [], []
+    loop = Loop(
+        parts,
+        evaluation=Evaluation(1, None, True),
+        observers=[rows.append],
+        save=saved.append,
+        **options,
+    )
+    return loop, rows, saved
+
+
+def test_whoever_answers_the_calls_the_run_is_the_same():
+    parts, clock = rc.parts(Scaffold()), Clock(Delay("exponential", 1.0), dropout=0.2)
+    for schedule in (Synchronous(Cohort("uniform", 4)), Asynchronous(buffer=3)):
+        options = {"schedule": schedule, "clock": clock, "stop": Stop(4)}
+        loop, rows, _ = looped(parts, **options)
+        calls = []
+        end = drive(loop, SerialExecutor(parts), calls=calls)
+        kinds = [type(c) for c in calls]
+        assert kinds == [Next, Train, Evaluate] * 4
+        assert [c.number for c in calls] == [0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4]
+        loop, again, _ = looped(parts, **options)
+        loop = dataclasses.replace(loop, executor=SerialExecutor(parts))
+        assert model_hash(loop.run().progress.state.parameters) == rows[-1]["model_hash"]
+        for row, other in zip(rows, again, strict=True):
+            assert {**row, "seconds": 0} == {**other, "seconds": 0}
+        assert end.status == "completed"
+
+
+def test_a_run_that_goes_on_from_any_save_makes_the_same_calls_and_ends_in_the_same_bits():
+    parts = rc.parts(Scaffold())
+    loop, rows, saved = looped(parts, schedule=Asynchronous(buffer=3), stop=Stop(4))
+    calls = []
+    drive(loop, SerialExecutor(parts), calls=calls)
+    for ended, progress in enumerate(saved, start=1):
+        loop, after, _ = looped(parts, schedule=Asynchronous(buffer=3), stop=Stop(4))
+        resumed = []
+        drive(loop, SerialExecutor(parts), progress, calls=resumed)
+        assert [r["model_hash"] for r in after] == [r["model_hash"] for r in rows[ended:]]
+        wanted = [c.tasks for c in calls[3 * ended :] if isinstance(c, Train)]
+        assert [c.tasks for c in resumed if isinstance(c, Train)] == wanted
+
+
+def test_a_client_that_does_not_answer_an_evaluation_is_shown_without_figures():
+    parts = rc.parts(FedAvg())
+    loop, rows, _ = looped(parts, stop=Stop(1))
+    drive(loop, SerialExecutor(parts), deaf=("c1", "c2"))
+    assert rows[0]["sites"]["c1"] == rows[0]["sites"]["c2"] == {}
+    assert list(rows[0]["sites"]) == NAMES
+    others = [c for c in NAMES if c not in ("c1", "c2")]
+    loop, alone, _ = looped(
+        dataclasses.replace(parts, held_out={c: parts.held_out[c] for c in others}), stop=Stop(1)
+    )
+    drive(loop, SerialExecutor(parts))
+    assert rows[0]["federated"] == alone[0]["federated"]
+    loop, none, _ = looped(parts, stop=Stop(1))
+    assert drive(loop, SerialExecutor(parts), deaf=NAMES).status == "completed"
+    assert none[0]["federated"] is None
+
+
+def test_a_run_without_executor_says_who_must_drive_it():
+    with pytest.raises(JobError, match="no executor"):
+        Loop(rc.parts(FedAvg())).run()
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_answer_folded_elsewhere_is_what_an_executor_folds(name):
+    """What a node sends and its server folds: the bits of a task run in one place."""
+    parts = rc.parts(ALGORITHMS[name]())
+    start = Loop(parts).start().state
+    steps = Loop(parts).play()
+    call = steps.send(None)
+    plan, pace = call.planned()
+    tasks = plan.tasks
+    broadcasts = steps.send((plan, pace)).broadcasts
+    here, there = Fold(len(tasks)), Fold(len(tasks))
+    for task in tasks:
+        outcome, kept = fold_task(parts, task, broadcasts[0], {}, here)
+        update, memory = answer_task(parts, task, broadcasts[0], {})
+        there.add(update, task.scale)
+        assert outcome.examples == update.examples
+        assert {n: v.tobytes() for n, v in (kept or {}).items()} == {
+            n: v.tobytes() for n, v in memory.items()
+        }
+    ends = [parts.algorithm.server(start, f.aggregate()).parameters for f in (here, there)]
+    assert ends[0].tobytes() == ends[1].tobytes()
+
+
+def test_a_memory_that_is_not_finite_is_refused_before_it_is_sent():
+    parts = rc.parts(Scaffold(), rc.federation(rc.SIZES, {"c2": rc.WILD}), scale=np.nan)
+    steps = Loop(parts).play()
+    plan, pace = steps.send(None).planned()
+    broadcast = steps.send((plan, pace)).broadcasts[0]
+    with pytest.raises(UpdateRefused, match="is not finite"):
+        answer_task(parts, plan.tasks[2], broadcast, {})

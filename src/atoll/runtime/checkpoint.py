@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from atoll.core.errors import CheckpointError, StorageError
 from atoll.core.layout import Array
 from atoll.core.values import Broadcast, ClientId, Memory, State, freeze
 from atoll.runtime.schedule import Pace
 
-__all__ = ["Best", "Progress", "model_hash", "newest", "read", "write"]
+__all__ = ["Best", "Progress", "decode", "encode", "model_hash", "newest", "read", "write"]
 
 _FORMAT = "1"
 
@@ -97,17 +97,13 @@ def _digest(arrays: Mapping[str, Array], record: str) -> str:
     return sha.hexdigest()
 
 
-def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, Any]) -> Path:
-    """Write ``progress`` durably; older checkpoints but one are removed afterwards.
+def encode(progress: Progress, job_hash: str, extra: Mapping[str, Any]) -> bytes:
+    """A checkpoint as bytes: what :func:`write` writes and :func:`decode` reads.
 
     Args:
-        folder: where checkpoints lie; made if missing.
         progress: the record.
         job_hash: of the job it belongs to.
-        extra: JSON-able notes of the caller, given back by :func:`read`.
-
-    Raises:
-        StorageError: the folder cannot be written; the earlier checkpoint is still whole.
+        extra: JSON-able notes of the caller, given back by :func:`decode` and :func:`read`.
     """
     arrays = _arrays(progress)
     state, best = progress.state, progress.best
@@ -126,7 +122,22 @@ def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, A
             "extra": dict(extra),
         }
     )
-    raw = save(arrays, {"record": record, "sha256": _digest(arrays, record)})
+    return save(arrays, {"record": record, "sha256": _digest(arrays, record)})
+
+
+def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, Any]) -> Path:
+    """Write ``progress`` durably; older checkpoints but one are removed afterwards.
+
+    Args:
+        folder: where checkpoints lie; made if missing.
+        progress: the record.
+        job_hash: of the job it belongs to.
+        extra: JSON-able notes of the caller, given back by :func:`read`.
+
+    Raises:
+        StorageError: the folder cannot be written; the earlier checkpoint is still whole.
+    """
+    raw = encode(progress, job_hash, extra)
     path = folder / f"round-{progress.rounds:08d}.safetensors"
     partial = path.with_suffix(".partial")
     try:
@@ -176,15 +187,34 @@ def read(path: Path, job_hash: str) -> tuple[Progress, dict[str, Any]]:
         raise CheckpointError(
             f"{path} cannot be read: {error}", remedy="delete it to use the one before"
         ) from error
+    return _checked(meta, arrays, job_hash, str(path))
+
+
+def decode(raw: bytes, job_hash: str) -> tuple[Progress, dict[str, Any]]:
+    """Read what :func:`encode` gave; see :func:`read`."""
+    what = f"the checkpoint of {len(raw)} bytes"
+    try:
+        arrays = load(raw)
+        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{what} cannot be read: {error}", remedy="use the one before"
+        ) from error
+    return _checked(header.get("__metadata__") or {}, arrays, job_hash, what)
+
+
+def _checked(
+    meta: Mapping[str, str], arrays: Mapping[str, Array], job_hash: str, what: str
+) -> tuple[Progress, dict[str, Any]]:
     record = meta.get("record", "")
     if not record or _digest(arrays, record) != meta.get("sha256"):
-        raise CheckpointError(f"{path} is damaged", remedy="delete it to use the one before")
+        raise CheckpointError(f"{what} is damaged", remedy="delete it to use the one before")
     raw = json.loads(record)
     if raw["format"] != _FORMAT:
-        raise CheckpointError(f"{path} has format {raw['format']}, this version reads {_FORMAT}")
+        raise CheckpointError(f"{what} has format {raw['format']}, this version reads {_FORMAT}")
     if raw["job"] != job_hash:
         raise CheckpointError(
-            f"{path} belongs to another job ({raw['job'][:12]}, not {job_hash[:12]})",
+            f"{what} belongs to another job ({raw['job'][:12]}, not {job_hash[:12]})",
             remedy="resume with the unchanged job, or start anew in another folder",
         )
     return _progress(raw, arrays), raw["extra"]

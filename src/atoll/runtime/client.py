@@ -30,10 +30,10 @@ from atoll.core.layout import Array
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Metrics
 from atoll.core.seeds import Seed
-from atoll.core.values import Broadcast, ClientId, Memory
+from atoll.core.values import Broadcast, ClientId, Memory, Update
 from atoll.data.population import known_rows, rows_of
 
-__all__ = ["Done", "Parts", "evaluate_client", "fold_task"]
+__all__ = ["Done", "Parts", "answer_task", "evaluate_client", "fold_task"]
 
 Done = tuple[Outcome, Memory | None]
 """What became of a task, and the client's new memory (None when there is nothing to keep)."""
@@ -51,6 +51,8 @@ class Parts:
         local: the planned local work.
         weighting: the rule for w_i.
         held_out: test rows by client, for federated evaluation.
+        apart: whether every client is trained by itself though a group would be faster: as it is at
+            the sites of a deployment, and so to the same bits.
     """
 
     algorithm: Algorithm
@@ -60,6 +62,7 @@ class Parts:
     local: LocalWork = field(default_factory=LocalWork)
     weighting: Weighting = field(default_factory=Weighting)
     held_out: Mapping[ClientId, Any] = field(default_factory=dict)
+    apart: bool = False
 
     def work(self, task: Task) -> Work:
         """What the algorithm's client half gets for ``task``."""
@@ -92,7 +95,9 @@ class Parts:
     def cohort(self) -> tuple[CohortTrainer, CohortAlgorithm] | None:
         """Trainer and algorithm, where nothing but the sum of the clients' changes is wanted."""
         trainer, algorithm = self.trainer, self.algorithm
-        if not isinstance(trainer, CohortTrainer) or not isinstance(algorithm, CohortAlgorithm):
+        if self.apart or not isinstance(trainer, CohortTrainer):
+            return None
+        if not isinstance(algorithm, CohortAlgorithm):
             return None
         whole = trainer.layout.shared.stop == trainer.layout.size
         possible = whole and halves_agree(algorithm) and algorithm.groups(trainer, self.local)
@@ -102,7 +107,9 @@ class Parts:
     def side_by_side(self) -> LaneTrainer | None:
         """The trainer, where it takes several clients at once."""
         trainer = self.trainer
-        return trainer if isinstance(trainer, LaneTrainer) and trainer.lanes > 1 else None
+        if self.apart or not isinstance(trainer, LaneTrainer):
+            return None
+        return trainer if trainer.lanes > 1 else None
 
 
 def _share(local: LocalWork, fraction: float) -> LocalWork:
@@ -110,6 +117,35 @@ def _share(local: LocalWork, fraction: float) -> LocalWork:
         return local
     steps = None if local.steps is None else max(1, round(local.steps * fraction))
     return replace(local, epochs=local.epochs * fraction, steps=steps)
+
+
+def answer_task(
+    parts: Parts, task: Task, broadcast: Broadcast, memory: Memory, *, fit: Fit | None = None
+) -> tuple[Update, Memory]:
+    """What the client of ``task`` sends, and what it keeps.
+
+    A node's worker calls this where an executor calls :func:`fold_task`; linear algebra must be held
+    at one thread there too (:class:`~atoll.runtime.threads.Threads`).
+
+    Args:
+        parts: what is fixed for the run.
+        task: who does what.
+        broadcast: what it starts from.
+        memory: the client's own.
+        fit: what the client's first training gives, where that has been done already.
+
+    Raises:
+        UpdateRefused: what it would keep is not finite.
+        Exception: whatever the client's code raises.
+    """
+    work = parts.work(task)
+    if fit is not None:
+        work = _Answered(**vars(work), answers=[fit])
+    update, kept = parts.algorithm.client(broadcast, memory, work)
+    for name, value in kept.items():
+        if not np.isfinite(value).all():
+            raise UpdateRefused(f"the client's own {name!r} is not finite")
+    return update, kept
 
 
 def fold_task(
@@ -138,13 +174,7 @@ def fold_task(
         return Outcome(task.client, status, examples, reason, seconds)
 
     try:
-        work = parts.work(task)
-        if fit is not None:
-            work = _Answered(**vars(work), answers=[fit])
-        update, kept = parts.algorithm.client(broadcast, memory, work)
-        for name, value in kept.items():
-            if not np.isfinite(value).all():
-                raise UpdateRefused(f"the client's own {name!r} is not finite")
+        update, kept = answer_task(parts, task, broadcast, memory, fit=fit)
         fold.add(update, task.scale)
     except UpdateRefused as error:
         return ended("refused", error.message), None

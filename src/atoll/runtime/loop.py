@@ -1,15 +1,19 @@
 """The round loop: the only one (decision D6).
 
-It asks the schedule for the next server step, has the executor compute it, hands the aggregate to
-the algorithm, and tells its observers. What it knows between rounds is one
+It asks the schedule for the next server step, has its tasks run, hands the aggregate to the
+algorithm, and tells its observers. What it knows between rounds is one
 :class:`~atoll.runtime.checkpoint.Progress`.
+
+The loop is a generator, :meth:`Loop.play`: what it cannot do itself it yields as a :data:`Call` and goes
+on with the answer. :meth:`Loop.run` answers with an executor, at once; a coordinating server answers
+when its sites have. Both go through the same lines.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from atoll.core.contracts import Executor, Observer, Outcome, Task
-from atoll.core.errors import ClientError, QuorumError
+from atoll.core.errors import ClientError, JobError, QuorumError
 from atoll.core.layout import Array
 from atoll.core.metrics import Confusion, Metrics, merge_all, values
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
@@ -26,10 +30,17 @@ from atoll.runtime.checkpoint import Best, Progress, model_hash
 from atoll.runtime.client import Parts
 from atoll.runtime.clock import Clock
 from atoll.runtime.profile import Stopwatch, timed
-from atoll.runtime.schedule import Plan, Population, Schedule, Synchronous, check_schedule
+from atoll.runtime.schedule import (
+    Pace,
+    Plan,
+    Population,
+    Schedule,
+    Synchronous,
+    check_schedule,
+)
 from atoll.runtime.threads import Threads
 
-__all__ = ["Evaluation", "Finished", "Loop", "Stop"]
+__all__ = ["Call", "Evaluate", "Evaluation", "Finished", "Loop", "Next", "Stop", "Train"]
 
 _WAYS_OUT = (
     "lower the quorum, lengthen the deadline, or see metrics.jsonl for who is missing and why"
@@ -108,12 +119,83 @@ class Finished:
 
 
 @dataclass(frozen=True, eq=False)
+class Next:
+    """Which tasks make up the next server step? Answered by ``(Plan, Pace)``.
+
+    Args:
+        number: rounds ended so far.
+        pace: where the schedule stands.
+        version: of the model.
+        broadcasts: what tasks start from: of this version, and of those that tasks under way have.
+        people: the federation.
+        schedule: the job's own.
+        staleness: s(tau) of the algorithm.
+    """
+
+    number: int
+    pace: Pace
+    version: int
+    broadcasts: Mapping[int, Broadcast]
+    people: Population
+    schedule: Schedule
+    staleness: Callable[[int], float]
+
+    def planned(self) -> tuple[Plan, Pace]:
+        """The schedule's own answer, on its virtual clock."""
+        return self.schedule.plan(self.pace, self.version, self.people, self.staleness)
+
+
+@dataclass(frozen=True, eq=False)
+class Train:
+    """Run these tasks and fold their updates. Answered by what :meth:`Executor.run` returns.
+
+    Args:
+        number: rounds ended so far.
+        tasks: who does what.
+        broadcasts: by version, what each task starts from.
+        memories: clients' own, where the coordinator holds them.
+        quorum: least number of updates for a commit.
+    """
+
+    number: int
+    tasks: Sequence[Task]
+    broadcasts: Mapping[int, Broadcast]
+    memories: Mapping[ClientId, Memory]
+    quorum: int
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluate:
+    """Evaluate this model on clients' held-out rows. Answered by metrics by client.
+
+    A client that does not answer is left out of the answer, and of the round's figures.
+
+    Args:
+        number: rounds ended so far, the present one among them.
+        broadcast: the model.
+        clients: who is asked.
+        memories: clients' own, where the coordinator holds them.
+    """
+
+    number: int
+    broadcast: Broadcast
+    clients: Sequence[ClientId]
+    memories: Mapping[ClientId, Memory]
+
+
+Call = Next | Train | Evaluate
+"""What the loop asks of whoever drives it."""
+
+Answered = tuple[Aggregate, Sequence[Outcome], Mapping[ClientId, Memory]]
+
+
+@dataclass(frozen=True, eq=False)
 class Loop:
     """One run.
 
     Args:
         parts: what is fixed wherever tasks run.
-        executor: where they run.
+        executor: where they run; None where another than :meth:`run` drives :meth:`play`.
         schedule: when the server has enough.
         clock: the model of clients in virtual time.
         evaluation: what is evaluated.
@@ -125,7 +207,7 @@ class Loop:
     """
 
     parts: Parts
-    executor: Executor
+    executor: Executor | None = None
     schedule: Schedule = field(default_factory=Synchronous)
     clock: Clock = field(default_factory=Clock)
     evaluation: Evaluation = field(default_factory=Evaluation)
@@ -143,12 +225,46 @@ class Loop:
         return Progress(parts.algorithm.init(initial, layout, len(parts.clients)))
 
     def run(self, progress: Progress | None = None) -> Finished:
-        """Run from ``progress`` (or from the start) to the end.
+        """Run from ``progress`` (or from the start) to the end, on the executor.
 
         Raises:
             QuorumError: ``stop.max_aborts`` rounds in a row could not commit, or none at all could.
             ClientError: every client of a round failed with an error of its own (a single one among
                 many ends an asynchronous step, not the run).
+        """
+        if self.executor is None:
+            raise JobError("this run has no executor", remedy="give it one, or drive play()")
+        steps, answer = self.play(progress), None
+        while True:
+            try:
+                call = steps.send(answer)
+            except StopIteration as end:
+                finished: Finished = end.value
+                return finished
+            answer = self._answer(call, self.executor)
+
+    def _answer(self, call: Call, executor: Executor) -> Any:
+        if isinstance(call, Next):
+            return call.planned()
+        if isinstance(call, Evaluate):
+            return executor.evaluate(call.broadcast, call.clients, call.memories)
+        watch = self.watch
+        if watch is None:
+            return executor.run(call.tasks, call.broadcasts, call.memories)
+        before = watch.seconds("training")
+        with watch.phase("training"):
+            found = executor.run(call.tasks, call.broadcasts, call.memories)
+        watch.executed(executor, found[1], before)
+        return found
+
+    def play(self, progress: Progress | None = None) -> Generator[Call, Any, Finished]:
+        """The run as a generator: yields calls, is sent their answers, returns how it ended.
+
+        It may be closed at any call; a run that goes on from the last progress that was saved makes
+        the same calls again.
+
+        Raises:
+            AtollError: see :meth:`run`.
         """
         check_schedule(self.schedule, len(self.parts.clients))
         progress = progress or self.start()
@@ -161,7 +277,7 @@ class Loop:
         record: Mapping[str, Any] = {}
         while not (reason := self._ended(progress, record)):
             with nullcontext() if self.watch is None else self.watch.round():
-                progress, record = self._round(progress, people)
+                progress, record = yield from self._round(progress, people)
                 with timed(self.watch, "observers"):
                     for observer in self.observers:
                         observer(record)
@@ -193,17 +309,30 @@ class Loop:
             return f"stopped early: {stop.metric} reached {stop.target:g}"
         return ""
 
-    def _round(self, progress: Progress, people: Population) -> tuple[Progress, Mapping[str, Any]]:
+    def _round(
+        self, progress: Progress, people: Population
+    ) -> Generator[Call, Any, tuple[Progress, Mapping[str, Any]]]:
         began = time.perf_counter()
         state, algorithm = progress.state, self.parts.algorithm
-        with timed(self.watch, "cohort"):
-            plan, pace = self.schedule.plan(progress.pace, state.round, people, algorithm.staleness)
         with timed(self.watch, "broadcast"):
             broadcasts = {**progress.broadcasts, state.round: algorithm.broadcast(state)}
+        with timed(self.watch, "cohort"):
+            plan, pace = yield Next(
+                number=progress.rounds,
+                pace=progress.pace,
+                version=state.round,
+                broadcasts=broadcasts,
+                people=people,
+                schedule=self.schedule,
+                staleness=algorithm.staleness,
+            )
         memories, outcomes = progress.memories, list[Outcome]()
         reason, train = plan.abort, _NONE
         if not reason:
-            aggregate, outcomes, changed = self._execute(plan.tasks, broadcasts, memories)
+            answer: Answered = yield Train(
+                progress.rounds, plan.tasks, broadcasts, memories, plan.quorum
+            )
+            aggregate, outcomes, changed = answer[0], list(answer[1]), answer[2]
             reason = self._why_not(plan, aggregate, outcomes)
             if not reason:
                 with timed(self.watch, "server"):
@@ -222,7 +351,7 @@ class Loop:
             aborted=progress.aborted + 1 if reason else 0,
         )
         with timed(self.watch, "evaluation"):
-            shown = self._evaluate(progress)
+            shown = yield from self._evaluate(progress)
         if not reason:  # an aborted round left the model as it was: no news for the watched metric
             progress = self._watch(progress, shown)
         seconds = time.perf_counter() - began
@@ -232,22 +361,6 @@ class Loop:
             record["train"] = _shown(train)
             record.update(shown)
         return progress, record
-
-    def _execute(
-        self,
-        tasks: Sequence[Task],
-        broadcasts: Mapping[int, Broadcast],
-        memories: Mapping[ClientId, Memory],
-    ) -> tuple[Aggregate, list[Outcome], Mapping[ClientId, Memory]]:
-        watch = self.watch
-        if watch is None:
-            aggregate, outcomes, changed = self.executor.run(tasks, broadcasts, memories)
-            return aggregate, list(outcomes), changed
-        before = watch.seconds("training")
-        with watch.phase("training"):
-            aggregate, outcomes, changed = self.executor.run(tasks, broadcasts, memories)
-        watch.executed(self.executor, outcomes, before)
-        return aggregate, list(outcomes), changed
 
     def _why_not(self, plan: Plan, aggregate: Aggregate, outcomes: Sequence[Outcome]) -> str:
         """Why the round cannot commit; empty when it can."""
@@ -265,7 +378,7 @@ class Loop:
             return f"{aggregate.count} of {len(plan.invited)} updates were usable; quorum {plan.quorum}"
         return "" if aggregate.weight > 0 else "all weights are zero"
 
-    def _evaluate(self, progress: Progress) -> dict[str, Any]:
+    def _evaluate(self, progress: Progress) -> Generator[Call, Any, dict[str, Any]]:
         every, number = self.evaluation.every, progress.rounds
         shown: dict[str, Any] = {"central": None, "federated": None, "sites": None}
         state, stop = progress.state, self.stop
@@ -277,12 +390,13 @@ class Loop:
                 whole = self._whole(state.parameters)
                 found = self.parts.trainer.evaluate(whole, self.evaluation.central)
             shown["central"] = _shown(found)
-        if self.evaluation.federated:
-            names = list(self.parts.held_out)
+        names = list(self.parts.held_out)
+        if self.evaluation.federated and names:
             model = Broadcast(state.round, {**self.parts.algorithm.broadcast(state).vectors})
-            sites = self.executor.evaluate(model, names, progress.memories)
-            shown["federated"] = _shown(merge_all(sites.values()))
-            shown["sites"] = {c: _shown(m) for c, m in sites.items()}
+            sites = yield Evaluate(number, model, names, progress.memories)
+            heard = [sites[c] for c in names if c in sites]
+            shown["federated"] = _shown(merge_all(heard)) or None
+            shown["sites"] = {c: _shown(sites.get(c, _NONE)) for c in names}
         return shown
 
     def _whole(self, shared: Array) -> Array:

@@ -25,7 +25,7 @@ from atoll.core.errors import (
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.job.build import Job
-from atoll.job.datasets import Islands, islands_of
+from atoll.job.datasets import BUILT_IN, Islands, islands_of
 from atoll.report.folder import RunFolder
 from atoll.runtime.client import Parts
 from atoll.runtime.loop import Evaluation, Loop
@@ -91,7 +91,7 @@ def simulate(
     with timed(watch, "data"):
         islands = _islands(job, clients, held_out, central)
     with timed(watch, "model"):
-        parts = _parts(job, islands)
+        parts = _parts(job, islands, apart=clients is None and _has_sites(job))
     with _locked(out):
         folder = None if out is None else _folder(Path(out), resume, overwrite)
         session = Session(job, parts, islands, folder, began)
@@ -206,8 +206,19 @@ def _trainer(job: Job, islands: Islands) -> Trainer:
     return job.trainer(islands)
 
 
-def _parts(job: Job, islands: Islands) -> Parts:
+def _has_sites(job: Job) -> bool:
+    """Whether the job's clients are sites with tables of their own, which a deployment could ask."""
+    data: Mapping[str, Any] = job.definition.get("data", {})
+    return bool(data) and not data["partition"] and data["source"] not in BUILT_IN
+
+
+def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
     """What is fixed for the run; all its faults at once, before anything is written.
+
+    Args:
+        job: what runs.
+        islands: its data.
+        apart: see :class:`~atoll.runtime.client.Parts`.
 
     Raises:
         JobConflict: the job cannot run on this federation.
@@ -220,6 +231,7 @@ def _parts(job: Job, islands: Islands) -> Parts:
         local=job.local,
         weighting=job.weighting,
         held_out=islands.held_out if job.federated or job.compare else {},
+        apart=apart,
     )
     faults = job.faults(parts.trainer, parts.clients, parts.held_out)
     faults += evaluation_faults(parts.clients, parts.held_out, job.federated, job.compare)
