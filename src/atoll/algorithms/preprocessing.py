@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Weighting, Work
 from atoll.core.errors import DataError, JobError, raise_faults
@@ -20,7 +22,7 @@ from atoll.data.preprocessing import Plan, Preprocessor, column_sums, finish
 from atoll.data.schema import Schema
 from atoll.data.table import Table
 
-__all__ = ["FitPreprocessor", "fit_preprocessor"]
+__all__ = ["FitPreprocessor", "fit_preprocessor", "fitted_at", "site_sums"]
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,7 @@ def fit_preprocessor(
     Raises:
         JobError: the plan does not fit the columns; all faults are listed.
     """
-    raise_faults(JobError, "preprocessing", plan.faults(schema))
-    algorithm = FitPreprocessor(plan, schema)
-    updates = {site: algorithm.update(table) for site, table in tables.items()}
+    updates = {site: site_sums(table, plan, schema) for site, table in tables.items()}
     if plan.mode == "site":
         return {site: finish(update.vectors, plan, schema) for site, update in updates.items()}
     fold = Fold()
@@ -108,3 +108,39 @@ def fit_preprocessor(
         fold.add(update)
     fitted = finish(fold.aggregate().sums, plan, schema)
     return dict.fromkeys(tables, fitted)
+
+
+def site_sums(table: Table, plan: Plan, schema: Schema) -> Update:
+    """The site's half of the fit: what it sends to be folded.
+
+    Raises:
+        JobError: the plan does not fit the columns; all faults are listed.
+    """
+    raise_faults(JobError, "preprocessing", plan.faults(schema))
+    return FitPreprocessor(plan, schema).update(table)
+
+
+def fitted_at(table: Table, sums: Mapping[str, Array], plan: Plan, schema: Schema) -> Preprocessor:
+    """The preprocessor of one site, as :func:`fit_preprocessor` gives it to that site.
+
+    Args:
+        table: its typed training rows.
+        sums: what the :func:`site_sums` of all sites fold to; not read where each site has its own.
+        plan: what to fit.
+        schema: the declared columns, with categories and classes.
+
+    Raises:
+        DataError: the sums are not those of this plan and these columns.
+        JobError: the plan does not fit the columns.
+    """
+    own = site_sums(table, plan, schema).vectors
+    if plan.mode == "site":
+        return finish(own, plan, schema)
+    shapes = {name: vector.shape for name, vector in own.items()}
+    fit = shapes == {name: vector.shape for name, vector in sums.items()}
+    if not fit or not all(np.isfinite(vector).all() for vector in sums.values()):
+        raise DataError(
+            "the folded column sums do not fit the declared columns",
+            remedy="check that all sites and the server run the same version of Atoll",
+        )
+    return finish(sums, plan, schema)

@@ -7,7 +7,7 @@ import glob
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -86,11 +86,21 @@ def read_examples(path: str | Path) -> Examples:
     return examples
 
 
-def sites_from_files(where: str | Path) -> dict[ClientId, Table]:
+_Data = TypeVar("_Data", Table, Examples)
+
+
+@overload
+def sites_from_files(where: str | Path) -> dict[ClientId, Table]: ...
+@overload
+def sites_from_files(where: str | Path, read: Callable[[Path], _Data]) -> dict[ClientId, _Data]: ...
+def sites_from_files(
+    where: str | Path, read: Callable[[Path], Any] = read_table
+) -> dict[ClientId, Any]:
     """One site per file, named after the file without its suffix, in alphabetical order.
 
     Args:
         where: a folder (all its files of a known format) or a pattern such as ``data/*.csv``.
+        read: reads one file; :func:`read_examples` for rows that are no table.
 
     Raises:
         DataError: no file, two files of one name, or files that cannot be read; all are listed.
@@ -104,18 +114,18 @@ def sites_from_files(where: str | Path) -> dict[ClientId, Table]:
         raise DataError(
             f"no table at {str(where)!r}", remedy="name a folder or a pattern like *.csv"
         )
-    sites: dict[ClientId, Table] = {}
+    sites: dict[ClientId, Any] = {}
     faults: list[Fault] = []
     for path in paths:
         if path.stem in sites:
             faults.append(Fault(str(path), f"a second file for site {path.stem!r}", "rename one"))
             continue
         try:
-            sites[path.stem] = read_table(path)
+            sites[path.stem] = read(path)
         except DataError as error:
             faults.append(Fault(f"site {path.stem!r}", error.message, error.remedy))
     raise_faults(DataError, f"sites from {str(where)!r}", faults)
-    return sites
+    return dict(sorted(sites.items()))  # "a-b.csv" comes before "a.csv", but "a" before "a-b"
 
 
 def sites_from_column(table: Table, column: str) -> dict[ClientId, Table]:

@@ -7,7 +7,7 @@ and gives typed tables back: numbers and booleans as float64 with NaN, categorie
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -20,18 +20,26 @@ from atoll.data.columns import (
     is_missing,
     labels_of,
     natural,
-    numbers_of,
     place_of,
     read_cells,
     where,
 )
-from atoll.data.table import Table, as_column, label
+from atoll.data.sketches import Sketch, clashes, guessed, merged, sketch
+from atoll.data.table import Table, label
 
-__all__ = ["Column", "Schema", "check_sites", "complete_schema", "infer_schema"]
+__all__ = [
+    "Column",
+    "Schema",
+    "check_sites",
+    "complete_schema",
+    "goal_of",
+    "infer_schema",
+    "table_faults",
+    "unlabelled",
+    "with_names",
+]
 
 TASKS = ("classification", "regression")
-_MOST_LEVELS = 50
-"""A text column with more distinct values than this is taken for a name or key and left out."""
 _MOST_CLASSES = 20
 """A target of whole numbers with more distinct values than this is taken for a quantity."""
 
@@ -93,10 +101,7 @@ class Schema:
         """
         default = Column(self.target, "number", role="target")
         column = next((c for c in self.columns if c.name == self.target), default)
-        if self.task == "classification" and column.type != "boolean":
-            allowed = self.classes or column.categories
-            return replace(column, type="category", range=None, categories=allowed)
-        return column
+        return goal_of(column, self.task, self.classes)
 
     def read(self, site: str, raw: Table) -> Table:
         """The typed table of one site: features in declared order, then the target.
@@ -107,6 +112,14 @@ class Schema:
         table, faults = _read(self, site, raw)
         raise_faults(DataError, "the data do not match the declared columns", faults, site=site)
         return table
+
+
+def goal_of(column: Column, task: str, classes: tuple[str, ...] = ()) -> Column:
+    """How a target's column is read: as a category where its values are classes, unless it is boolean."""
+    if task == "classification" and column.type != "boolean":
+        allowed = classes or column.categories
+        return replace(column, type="category", range=None, categories=allowed)
+    return column
 
 
 def check_sites(
@@ -136,15 +149,30 @@ def complete_schema(schema: Schema, sites: Mapping[str, Table]) -> Schema:
     Only names travel, no counts; declare them where the names themselves are confidential.
     """
 
-    def names(column: Column) -> tuple[str, ...]:
-        found: set[str] = set()
-        for table in sites.values():
-            if column.name in table.columns:
-                found |= {n for n in labels_of(column, table[column.name]) if n is not None}
+    def names(column: Column) -> set[str | None]:
+        return {
+            name
+            for table in sites.values()
+            if column.name in table.columns
+            for name in labels_of(column, table[column.name])
+        }
+
+    return with_names(schema, names)
+
+
+def with_names(schema: Schema, names: Callable[[Column], Iterable[str | None]]) -> Schema:
+    """Fill in categories and classes that were not declared with what ``names`` finds for a column.
+
+    Raises:
+        DataError: the target has fewer than two classes.
+    """
+
+    def listed(column: Column) -> tuple[str, ...]:
+        found = {name for name in names(column) if name is not None}
         return tuple(sorted(found, key=natural))
 
     columns = tuple(
-        replace(c, categories=names(c))
+        replace(c, categories=listed(c))
         if c.type == "category"
         and not c.categories
         and c.role == "feature"
@@ -155,7 +183,7 @@ def complete_schema(schema: Schema, sites: Mapping[str, Table]) -> Schema:
     classes = schema.classes
     if schema.task == "classification" and not classes:
         goal = schema.goal
-        classes = ("false", "true") if goal.type == "boolean" else goal.categories or names(goal)
+        classes = ("false", "true") if goal.type == "boolean" else goal.categories or listed(goal)
         if len(classes) < 2:
             raise DataError(
                 f"the target {schema.target!r} has {len(classes)} class over all sites",
@@ -176,63 +204,80 @@ def infer_schema(
     when it is text or has at most 20 distinct whole values.
 
     Raises:
-        DataError: no site has the target.
+        DataError: no site has the target, or a column holds text at one site and numbers at another.
     """
     names = list(dict.fromkeys(name for table in sites.values() for name in table.names))
     if target not in names:
         raise DataError(f"no site has the target column {target!r}", remedy=suggest(target, names))
-    guess = {n: _guess(n, [t[n] for t in sites.values() if n in t.columns]) for n in names}
-    goal = replace(guess[target], role="target")
+    at: dict[str, dict[str, Sketch]] = {
+        n: {
+            site: sketch(Column(n), table[n], named=n == target)
+            for site, table in sites.items()
+            if n in table.columns
+        }
+        for n in names
+    }
+    every = {n: merged(found.values(), named=n == target) for n, found in at.items()}
+    faults = [fault for n, found in at.items() for fault in clashes(n, found)]
+    raise_faults(DataError, "the sites' columns do not match", faults)
+    goal = replace(guessed(target, every[target]), role="target")
     if task == "regression":
         goal = Column(target, role="target")
     if not task:
-        levels = {
-            n for t in sites.values() if target in t.columns for n in labels_of(goal, t[target])
-        }
-        few = goal.type == "integer" and len(levels - {None}) <= _MOST_CLASSES
+        levels = every[target].levels or ()
+        few = goal.type == "integer" and len(levels) <= _MOST_CLASSES
         task = "classification" if few or goal.type in ("category", "boolean") else "regression"
-    columns = tuple(goal if n == target else guess[n] for n in names)
-    return complete_schema(Schema(columns, target, task), sites)
-
-
-def _guess(name: str, parts: Sequence[Array]) -> Column:
-    joined = as_column([cell for part in parts for cell in part.tolist()])
-    numbers, wrong = numbers_of(Column(name), joined)
-    if wrong.any():
-        levels = set(labels_of(Column(name), joined)) - {None}
-        role: Literal["feature", "ignore"] = "ignore" if len(levels) > _MOST_LEVELS else "feature"
-        return Column(name, "category", role=role)
-    seen = numbers[~np.isnan(numbers)]
-    if not len(seen):
-        return Column(name, role="ignore")
-    if np.isin(seen, (0, 1)).all():
-        return Column(name, "boolean")
-    return Column(name, "integer" if np.all(seen == np.floor(seen)) else "number")
+    columns = tuple(goal if n == target else guessed(n, every[n]) for n in names)
+    return with_names(Schema(columns, target, task), lambda c: every[c.name].levels or ())
 
 
 def _read(schema: Schema, site: str, raw: Table) -> tuple[Table, list[Fault]]:
     """The typed table as far as it can be made, and every fault."""
+    typed: dict[str, Array] = {}
+    cells: dict[str, list[Fault]] = {}
+    for column in (*schema.features, schema.goal):
+        if column.name in raw.columns:
+            typed[column.name], cells[column.name] = read_cells(site, column, raw[column.name])
+    if schema.target in typed and not cells[schema.target]:
+        cells[schema.target] += unlabelled(site, schema.goal, typed[schema.target])
+    return Table(typed), table_faults(schema, site, raw.names, not len(raw), cells)
+
+
+def table_faults(
+    schema: Schema,
+    site: str,
+    names: Collection[str],
+    empty: bool,
+    cells: Mapping[str, Iterable[Fault]],
+) -> list[Fault]:
+    """Every fault of one site's table, in the order of the schema's columns.
+
+    Args:
+        schema: the declared columns.
+        site: whose table it is.
+        names: its columns.
+        empty: whether it has no rows.
+        cells: by column what is wrong with its cells.
+    """
     wanted = (*schema.features, schema.goal)
     faults = [
-        Fault(f"site {site!r}, column {c.name!r}", "is missing", suggest(c.name, raw.names))
+        Fault(f"site {site!r}, column {c.name!r}", "is missing", suggest(c.name, names))
         for c in wanted
-        if c.name not in raw.columns
+        if c.name not in names
     ]
-    if not len(raw):
+    if empty:
         faults.append(Fault(f"site {site!r}", "has no rows", "leave the site out or fill its file"))
-    typed: dict[str, Array] = {}
-    for column in wanted:
-        if column.name in raw.columns:
-            typed[column.name], found = read_cells(site, column, raw[column.name])
-            faults += found
-    if schema.target in typed:
-        empty = np.array([is_missing(cell) for cell in typed[schema.target]], bool)
-        told = [f for f in faults if f.place == place_of(site, schema.goal)]
-        if empty.any() and not told:
-            message = f"the target is missing {where(empty)}"
-            remedy = "remove these rows: they can neither train nor test"
-            faults.append(Fault(place_of(site, schema.goal), message, remedy))
-    return Table(typed), faults
+    return faults + [fault for c in wanted for fault in cells.get(c.name, ())]
+
+
+def unlabelled(site: str, goal: Column, typed: Array) -> list[Fault]:
+    """The fault of rows without a target, given the target's typed cells."""
+    empty = np.array([is_missing(cell) for cell in typed], bool)
+    if not empty.any():
+        return []
+    message = f"the target is missing {where(empty)}"
+    remedy = "remove these rows: they can neither train nor test"
+    return [Fault(place_of(site, goal), message, remedy)]
 
 
 def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,17 +15,17 @@ from atoll.core.errors import Fault, JobError, raise_faults
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data import partition as parts
-from atoll.data.card import examples_card
 from atoll.data.idx import fashion_mnist
-from atoll.data.readers import read_examples
+from atoll.data.readers import read_examples, sites_from_files
 from atoll.data.synthetic import fcube, synthetic
+from atoll.job.arrays import array_islands, arrays_agree, arrays_survey, examples_islands
 from atoll.job.dealing import partitioned
-from atoll.job.islands import MOST_CARDS, Islands, card, islands_of
+from atoll.job.islands import Islands, islands_of, together
 from atoll.job.options import checked_options
-from atoll.job.schema import JobSpec
+from atoll.job.schema import DataSpec, JobSpec
 from atoll.job.sites import tabular_islands
 
-__all__ = ["BUILT_IN", "Islands", "islands_of", "load_islands"]
+__all__ = ["BUILT_IN", "Islands", "brings_sites", "islands_of", "load_islands", "own_arrays"]
 
 _Count = Annotated[int, Field(ge=1)]
 _Spread = Annotated[float, Field(ge=0)]
@@ -35,6 +36,16 @@ BUILT_IN: Mapping[str, Mapping[str, Any]] = {
     "synthetic": {"alpha": _Spread, "beta": _Spread, "iid": bool},
 }
 """Sources that need no file of the job's own, and the options of each."""
+
+
+def brings_sites(data: DataSpec) -> bool:
+    """Whether the rows have sites of their own, so that the job may run where they lie."""
+    return data.source not in BUILT_IN and data.partition is None
+
+
+def own_arrays(data: DataSpec) -> bool:
+    """Whether the rows are no table: ``.npz`` files of features and targets."""
+    return data.source.endswith(".npz") and not data.target
 
 
 def _nothing(clients: Collection[ClientId]) -> list[Fault]:
@@ -64,12 +75,27 @@ def load_islands(
     source = spec.data.source
     if source in BUILT_IN:
         made = _built_in(spec, folder, stream)
-    elif source.endswith(".npz") and not spec.data.target:
+    elif own_arrays(spec.data) and any(sign in source for sign in "*?["):
+        made = _gathered(spec, folder, stream)
+    elif own_arrays(spec.data):
         made = _dealt(spec, read_examples(folder / source), None, stream, black=0.0)
     else:
         return tabular_islands(spec, folder, stream, expect)
     raise_faults(JobError, "the federation", expect(made.train))
     return made
+
+
+def _gathered(spec: JobSpec, folder: Path, stream: Seed) -> Islands:
+    """One site per file of rows that are no table."""
+    if spec.data.partition is not None:
+        fault = Fault("data.partition", "the data already have sites, one a file", "remove it")
+        raise JobError("the partition does not fit the data", faults=[fault])
+    sites = sites_from_files(folder / spec.data.source, read_examples)
+    surveys = {site: arrays_survey(spec.data, site, rows) for site, rows in sites.items()}
+    made = array_islands(spec, sites, arrays_agree(spec.data, surveys), stream)
+    if not spec.data.central_test or not made.held_out:
+        return made
+    return replace(made, central=together(made.held_out))
 
 
 def _built_in(spec: JobSpec, folder: Path, stream: Seed) -> Islands:
@@ -87,10 +113,10 @@ def _built_in(spec: JobSpec, folder: Path, stream: Seed) -> Islands:
         return _dealt(spec, train, test, stream, black)
     if source == "fcube":
         clients, central = fcube(stream, **options)
-        return _finished(clients, {}, central, 2)
+        return examples_islands(clients, {}, central, 2)
     alpha, beta = options.pop("alpha", 1.0), options.pop("beta", 1.0)
     clients, held_out = synthetic(alpha, beta, stream, **options)
-    return _finished(clients, held_out, held_out.examples, 10)
+    return examples_islands(clients, held_out, held_out.examples, 10)
 
 
 def _scaled(train: Examples, test: Examples, normalise: bool) -> tuple[Examples, Examples, float]:
@@ -120,27 +146,4 @@ def _dealt(
             clients, data.test_fraction, stream / "split", stratify=data.stratify
         )
     classes = 1 if data.task == "regression" else int(train.targets.max()) + 1
-    return _finished(clients, held_out, test, classes, black)
-
-
-def _finished(
-    clients: Mapping[ClientId, Examples],
-    held_out: Mapping[ClientId, Examples],
-    central: Examples | None,
-    classes: int,
-    black: float = 0.0,
-) -> Islands:
-    first = next(iter(clients.values()))
-    cards: list[Mapping[str, Any]] = []
-    if len(clients) <= MOST_CARDS:
-        number = 0 if classes < 2 else classes
-        cards = [card(c, examples_card(e, number)) for c, e in clients.items()]
-    return Islands(
-        train=clients,
-        held_out=held_out,
-        central=central,
-        features=int(np.prod(first.features.shape[1:])),
-        classes=classes,
-        cards=cards,
-        black=black,
-    )
+    return examples_islands(clients, held_out, test, classes, black)

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from atoll.core.contracts import Examples
 from atoll.core.errors import DataError, Fault, raise_faults, suggest
 from atoll.core.values import ClientId
 from atoll.data.card import examples_card
 from atoll.data.population import LazyClients
 
-__all__ = ["MOST_CARDS", "Islands", "card", "islands_of"]
+__all__ = ["MOST_CARDS", "Islands", "card", "islands_of", "together"]
 
 MOST_CARDS = 200
 """Data cards are made for at most so many clients; a simulation of thousands needs none."""
@@ -86,3 +88,11 @@ def card(site: ClientId, found: Mapping[str, Any]) -> dict[str, Any]:
     columns = found.get("columns", {})
     missing = {name: c["missing"] for name, c in columns.items() if c.get("missing")}
     return {"site": site, **found, "missing": missing, "labels": found.get("classes")}
+
+
+def together(sites: Mapping[ClientId, Examples]) -> Examples:
+    """The rows of all sites as one."""
+    return Examples(
+        np.concatenate([e.features for e in sites.values()]),
+        np.concatenate([e.targets for e in sites.values()]),
+    )
