@@ -2,8 +2,8 @@
 
 Two ways lead through the same steps. The *general* one runs the module under autograd. The *compiled*
 one replays what it recorded of it (:mod:`atoll.models.torch_tape`): under plain SGD the step is fused
-into the products that make the gradient, the local rule and weight decay being two operations on the
-flat weights; other optimisers get the flat gradient and go on as in the general way.
+into the products that make the gradient, the local rule and weight decay being one operation on the flat
+weights before it; other optimisers get the flat gradient and go on as in the general way.
 """
 
 from __future__ import annotations
@@ -114,7 +114,10 @@ class Steps:
         correct = _correction(rule, bench)
         settle = _settled(rule, work.optimizer, bench) if fused else None
         move = _optimizer(work.optimizer, bench)
-        total, rates = torch.zeros((), dtype=torch.float64), list[float]()
+        total, rates = 0.0, list[float]()
+        known = dict[
+            int, _Step | None
+        ]()  # by rows: the shapes of a client's batches differ in nothing else
         if not fused:
             bench.gradient.zero_()  # a replayed step does not write where there is no gradient
         for epoch, index in batches(batch.rows, work, seed):
@@ -122,13 +125,17 @@ class Steps:
             share = 1.0 / len(index) if self.summed else 1.0
             given = None if augment is None else self._augmented(batch, index, augment)
             replay = not self._never and recurs(len(index), work)
-            step = self._step(batch, index, given, fused) if replay else None
+            step = known.get(len(index)) if replay and given is None else None
             if step is None:
-                self._differentiate(*(given or batch.take(index)), total, share)
+                step = self._step(batch, index, given, fused) if replay else None
+                known[len(index)] = step
+            if step is None:
+                total += share * self._differentiate(*(given or batch.take(index)))
             else:
+                self.reason = ""
                 step.load(batch, index, given)
                 step.program.run()
-                total.add_(step.program.value(), alpha=share)
+                total += share * step.program.value().item()
             if step is not None and fused:
                 if settle is not None:
                     settle(lr)
@@ -141,14 +148,15 @@ class Steps:
                 move(lr)
                 bench.push()
             rates.append(lr)
-        return Walk(total.item(), rates)
+        return Walk(total, rates)
 
-    def _differentiate(self, x: Tensor, y: Tensor, total: Tensor, share: float) -> None:
+    def _differentiate(self, x: Tensor, y: Tensor) -> float:
+        """Autograd's gradient of a batch, and its loss."""
         self.bench.gradient.zero_()
         with torch.enable_grad():
             loss = self.forward(self.bench.module, self.loss, self.bench.formatted(x), y)
             self.bench.backward(loss)
-        total.add_(loss.detach(), alpha=share)
+        return loss.item()
 
     def _augmented(
         self, batch: Batch, index: Array, augment: Callable[[Tensor], Tensor]
