@@ -1,0 +1,193 @@
+"""The node: one question to the server is always open, each run has its thread, nothing listens.
+
+What the node was doing when it was killed it takes up again at the next start: results in the spool
+are sent again in the same bytes, everything else is offered again by the server.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from atoll.core.errors import AtollError, Forbidden, StorageError
+from atoll.core.layout import Array
+from atoll.node.cache import Cache
+from atoll.node.errands import Errands, Site
+from atoll.node.home import Home
+from atoll.node.link import Channel, Link
+from atoll.node.settings import GIB, Settings
+from atoll.node.spool import Spool
+from atoll.runtime.fulfilling import backoff
+from atoll.wire.disk import Disk, RealDisk
+from atoll.wire.messages import PollReply
+
+__all__ = ["Agent", "stop_on_signal"]
+
+log = logging.getLogger("atoll.node")
+
+_WAIT = 25
+"""Seconds the server may keep a question open."""
+_TELL = 1.0
+"""Seconds between looks at what is worth telling."""
+_BREATH = 0.5
+"""Seconds before the next question to a server that says nothing at once."""
+
+
+class Agent:
+    """A node at work.
+
+    Args:
+        home: its folder; it must be locked by the caller.
+        name: of the site in its federation.
+        channel: to the server.
+        settings: limits of this site.
+        disk: where the spool lies.
+        jitter: numbers in [0, 1).
+
+    Raises:
+        StorageError: the spool is damaged, or cannot be read.
+    """
+
+    def __init__(
+        self,
+        home: Home,
+        name: str,
+        channel: Channel,
+        settings: Settings,
+        *,
+        disk: Disk | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        shutil.rmtree(home.work, ignore_errors=True)
+        spool = Spool(home.spool, disk or RealDisk(), round(settings.spool * GIB))
+        cache = Cache(home.cache, round(settings.cache * GIB))
+        self._site = Site(home, name, settings, Link(channel), spool, cache, jitter)
+        self._runs: dict[str, Errands] = {}
+        self._strangers: set[str] = set()
+        self._stop = threading.Event()
+        self._ended: AtollError | None = None
+        self._epoch = 0
+        self._told: Mapping[str, Any] = {}
+        self._state, self._trouble = "starting", ""
+
+    def run(self) -> None:
+        """Work until :meth:`stop`.
+
+        Raises:
+            Forbidden: the federation does not know this node any more.
+        """
+        for run in sorted({held.run for held in self._site.spool.results}):
+            self._start(run, again=True)
+        asking = threading.Thread(target=self._ask_forever, name="poll", daemon=True)
+        asking.start()
+        self._tell()
+        while not self._stop.wait(_TELL):
+            self._tell()
+        self._state = "stopped"
+        runs = list(self._runs.values())
+        for errands in runs:
+            errands.stop()
+        for errands in runs:
+            errands.join(timeout=5.0)
+        self._tell()
+        if self._ended is not None:
+            raise self._ended
+
+    def stop(self) -> None:
+        """End soon; from any thread or signal handler."""
+        self._stop.set()
+
+    def _start(self, run: str, *, again: bool) -> Errands:
+        held = [h for h in self._site.spool.results if h.run == run]
+        made = Errands(run, self._site, held, again=again)
+        self._runs[run] = made
+        made.start()
+        return made
+
+    # The one open question ----------------------------------------------------------------------
+
+    def _ask_forever(self) -> None:
+        tries = 0
+        while not self._stop.is_set():
+            began = time.monotonic()
+            try:
+                reply, blobs = self._site.link.poll(self._have(), _WAIT)
+                self._take(reply, blobs)
+            except Forbidden as error:
+                self._ended = error
+                self._stop.set()
+            except AtollError as error:
+                tries += 1
+                self._trouble = str(error)
+                self._state = "not connected"
+                if tries == 1:
+                    log.warning("the server cannot be asked: %s", error)
+                self._stop.wait(backoff(tries, self._site.jitter()))
+            except Exception:  # nothing may end the node but its operator
+                tries += 1
+                log.exception("something unexpected")
+                self._stop.wait(backoff(tries, self._site.jitter()))
+            else:
+                if tries:
+                    log.warning("the server answers again")
+                tries, self._trouble = 0, ""
+                quiet = not reply.tasks and not reply.gone
+                if quiet and time.monotonic() - began < _BREATH:
+                    self._stop.wait(_BREATH)
+                self._state = "connected"
+
+    def _have(self) -> set[str]:
+        return self._strangers.union(*(errands.open for errands in list(self._runs.values())))
+
+    def _take(self, reply: PollReply, blobs: Mapping[str, Array]) -> None:
+        if reply.epoch != self._epoch:
+            log.info("the server is in its epoch %d", reply.epoch)
+            self._epoch = reply.epoch
+        for sha256, raw in blobs.items():
+            try:
+                self._site.cache.put(sha256, raw.data)
+            except StorageError as error:  # it can still be downloaded, when there is room again
+                log.warning("%s", error)
+        for task in reply.gone:
+            self._strangers.discard(task)
+            for errands in list(self._runs.values()):
+                errands.gone(task)
+        for body in reply.tasks:
+            if body.client != self._site.name:
+                log.error("a task for %r was sent to %r", body.client, self._site.name)
+                self._strangers.add(body.id)
+                continue
+            errands = self._runs.get(body.run) or self._start(body.run, again=False)
+            if not errands.offer(body):
+                self._start(body.run, again=False).offer(body)
+
+    def _tell(self) -> None:
+        runs = {run: errands.state() for run, errands in list(self._runs.items())}
+        told = {"state": self._state, "trouble": self._trouble, "epoch": self._epoch, "runs": runs}
+        if told != self._told:
+            self._told = told
+            when = datetime.now(UTC).isoformat(timespec="seconds")
+            self._site.home.tell({"since": when, **told})
+
+
+@contextmanager
+def stop_on_signal(agent: Agent) -> Iterator[None]:
+    """SIGINT and SIGTERM end the node, cleanly."""
+
+    def end(number: int, frame: Any) -> None:
+        agent.stop()
+
+    before = {s: signal.signal(s, end) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,133 @@
+"""Blobs that were downloaded: plans, models, code. Nothing here is precious; all of it is checked.
+
+A file's name is the digest of what it holds. What this process has not itself downloaded or checked is
+read through once before it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import threading
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from pathlib import Path
+
+from atoll.core.errors import StorageError, WireError
+from atoll.wire.frames import Blob
+
+__all__ = ["Cache"]
+
+
+class Cache:
+    """The cache in ``folder``. Any thread may use it.
+
+    Args:
+        folder: its own.
+        most: bytes it may hold; what was used longest ago goes first.
+    """
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self._folder, self._most = folder, most
+        self._lock = threading.Lock()
+        self._busy: dict[str, threading.Lock] = {}
+        self._known: dict[str, int] = {}  # checked by this process, least recently used first
+        self._numbers = itertools.count()
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+
+    def path(self, blob: Blob) -> Path:
+        """Where ``blob`` lies once it is there."""
+        return self._folder / blob.sha256
+
+    def has(self, blob: Blob) -> bool:
+        """Whether it is there, in its own bytes."""
+        with self._lock:
+            if self._known.pop(blob.sha256, None) is not None and self.path(blob).exists():
+                self._known[blob.sha256] = blob.size
+                return True
+        try:
+            with self.path(blob).open("rb") as file:
+                right = hashlib.file_digest(file, "sha256").hexdigest() == blob.sha256
+        except OSError:
+            return False
+        if right:
+            with self._lock:
+                self._known[blob.sha256] = blob.size
+        else:
+            with suppress(OSError):
+                self.path(blob).unlink()
+        return right
+
+    def put(self, sha256: str, raw: bytes | memoryview) -> None:
+        """Keep bytes that came with a message.
+
+        Raises:
+            WireError: they are not what they are called.
+            StorageError: the folder cannot be written.
+        """
+        blob = Blob.of(raw)
+        if blob.sha256 != sha256:
+            raise WireError(f"bytes called {sha256[:12]} are {blob.sha256[:12]}")
+        if self.has(blob):
+            return
+        aside = self._folder / f".{blob.sha256}.{os.getpid()}.{next(self._numbers)}"
+        try:
+            aside.write_bytes(raw)
+            aside.replace(self.path(blob))
+        except OSError as error:
+            with suppress(OSError):
+                aside.unlink()
+            raise StorageError(
+                f"{self._folder} cannot be written: {error.strerror}", remedy="free space"
+            ) from error
+        with self._lock:
+            self._known[sha256] = blob.size
+
+    def fetch(self, blob: Blob, download: Callable[[Blob, Path], None]) -> Path:
+        """The file of ``blob``, downloaded where it is not there.
+
+        Args:
+            blob: what is wanted.
+            download: brings it to a path, its digest checked; may resume what it began.
+
+        Raises:
+            AtollError: what ``download`` raises.
+        """
+        with self._lock:
+            own = self._busy.setdefault(blob.sha256, threading.Lock())
+        with own:
+            if not self.has(blob):
+                download(blob, self.path(blob))
+                with self._lock:
+                    self._known[blob.sha256] = blob.size
+        return self.path(blob)
+
+    def trim(self, keep: Collection[str]) -> None:
+        """Make room: remove what was used longest ago, but nothing that ``keep`` names.
+
+        Args:
+            keep: digests in use.
+        """
+        with self._lock:
+            found = {}
+            for entry in os.scandir(self._folder):
+                with suppress(OSError):
+                    found[entry.name] = entry.stat()
+            total = sum(stat.st_size for stat in found.values())
+            ranks = {name: rank for rank, name in enumerate(self._known)}
+            # Unknown to this process: older than anything it knows, oldest first among themselves.
+            order = sorted(found, key=lambda n: (ranks.get(n, -1), found[n].st_mtime, n))
+            for name in order:
+                if total <= self._most:
+                    return
+                if name in keep or name.startswith("."):
+                    continue
+                with suppress(OSError):
+                    (self._folder / name).unlink()
+                    total -= found[name].st_size
+                self._known.pop(name, None)
+                self._busy.pop(name, None)

@@ -1,0 +1,293 @@
+"""The datasets of a site: registered by name, so that no job ever names a path of its own.
+
+``datasets.toml`` is written by ``atoll node data`` and may be edited by hand::
+
+    [heart]
+    path = "/srv/registry/heart.csv"
+    missing = ["?", "chol=0"]
+
+    [heart.columns]
+    age = "number"
+    sex = "text"
+
+A job reads the dataset called like its ``data.source`` without the ending. The columns seen when it was
+registered are held against the file each time it is opened, so that an export that went wrong is found
+before it is trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atoll.core.contracts import Examples
+from atoll.core.errors import DataError, Fault, NotFound, StorageError, raise_faults, suggest
+from atoll.core.layout import Array
+from atoll.data.readers import read_examples, read_table
+from atoll.data.table import Table, label
+from atoll.node.home import write_text
+
+__all__ = ["Dataset", "Datasets", "digest_of", "open_examples", "open_table"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_KINDS = ("number", "text", "array")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One registered dataset.
+
+    Args:
+        name: what jobs call it.
+        path: where it lies.
+        missing: values that mean "not known": ``CODE`` in any column, ``COLUMN=CODE`` in one.
+        columns: kind of each column when it was registered: ``number``, ``text``, or ``array``.
+    """
+
+    name: str
+    path: str
+    missing: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "name": self.name,
+            "path": self.path,
+            "missing": list(self.missing),
+            "columns": dict(self.columns),
+        }
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """The register in the file ``path``."""
+
+    path: Path
+
+    def all(self) -> dict[str, Dataset]:
+        """Every dataset by name.
+
+        Raises:
+            StorageError: the file cannot be read.
+            DataError: with every fault in it.
+        """
+        try:
+            raw = tomllib.loads(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be read: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.path} is not valid TOML: {error}") from error
+        faults = [f for name, table in raw.items() for f in _faults(name, table)]
+        raise_faults(DataError, str(self.path), faults)
+        return {
+            name: Dataset(
+                name, table["path"], tuple(table.get("missing", ())), table.get("columns", {})
+            )
+            for name, table in raw.items()
+        }
+
+    def get(self, name: str) -> Dataset:
+        """The dataset ``name``.
+
+        Raises:
+            NotFound: none is registered under it.
+        """
+        found = self.all()
+        if name not in found:
+            raise NotFound(
+                f"no dataset {name!r} is registered at this site",
+                remedy=f"atoll node data add {name} PATH",
+            )
+        return found[name]
+
+    def add(self, name: str, path: Path, missing: Iterable[str] = ()) -> Dataset:
+        """Register the file ``path``, after reading it, as ``name``; an earlier one is replaced.
+
+        Raises:
+            DataError: a bad name, no such file, not a table, or a missing code for no column.
+        """
+        if not _NAME.fullmatch(name):
+            raise DataError(
+                f"{name!r} cannot be a dataset's name",
+                remedy="letters, digits and _ . - only, at most 64",
+            )
+        made = _observed(name, path.expanduser().resolve(), tuple(missing))
+        self._write({**self.all(), name: made})
+        return made
+
+    def remove(self, name: str) -> None:
+        """Forget ``name``; the file stays where it is.
+
+        Raises:
+            NotFound: none is registered under it.
+        """
+        found = self.all()
+        if name not in found:
+            raise NotFound(f"no dataset {name!r} is registered", remedy=suggest(name, found))
+        del found[name]
+        self._write(found)
+
+    def _write(self, found: Mapping[str, Dataset]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lines = [f"# Written by atoll node data, {time.strftime('%Y-%m-%d')}."]
+        for name, dataset in sorted(found.items()):
+            codes = ", ".join(map(_quoted, dataset.missing))
+            lines += [f"\n[{_quoted(name)}]", f"path = {_quoted(dataset.path)}"]
+            lines += [f"missing = [{codes}]", f"\n[{_quoted(name)}.columns]"]
+            lines += [f"{_quoted(c)} = {_quoted(kind)}" for c, kind in dataset.columns.items()]
+        write_text(self.path, "\n".join(lines) + "\n")
+
+
+def open_table(dataset: Dataset) -> Table:
+    """The dataset's table, its missing codes taken out.
+
+    Raises:
+        DataError: it cannot be read, or its columns are not those that were registered.
+    """
+    table = _without_codes(read_table(dataset.path), dataset)
+    seen = _kinds(table)
+    faults = [
+        Fault(f"column {c!r}", "is gone since the dataset was registered", suggest(c, seen))
+        for c in dataset.columns
+        if c not in seen
+    ]
+    faults += [
+        Fault(f"column {c!r}", f"was registered as {kind} and now is {seen[c]}", "correct the file")
+        for c, kind in dataset.columns.items()
+        if c in seen and (kind, seen[c]) == ("number", "text")
+    ]
+    raise_faults(DataError, f"dataset {dataset.name!r} has changed", faults)
+    return table
+
+
+def open_examples(dataset: Dataset) -> Examples:
+    """The dataset's rows where they are no table (images, sequences).
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    return read_examples(dataset.path)
+
+
+def digest_of(path: str) -> str:
+    """SHA-256 of a file, in hex.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _observed(name: str, path: Path, missing: tuple[str, ...]) -> Dataset:
+    """The dataset with the columns its file has now."""
+    bare = Dataset(name, str(path), missing)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) if path.is_file() else _absent(path) as stored:
+            is_table = all(stored[n].ndim <= 2 for n in stored.files)
+            if not is_table or {"features", "targets"} <= set(stored.files):
+                shapes = dict.fromkeys(stored.files, "array")
+                read_examples(path)
+                return Dataset(name, str(path), (), shapes)
+    table = read_table(path)
+    if not len(table):
+        raise DataError(f"{path} has no rows", remedy="check the file")
+    faults = []
+    for code in missing:
+        column, equals, _ = code.partition("=")
+        if equals and column not in table.columns:
+            faults.append(
+                Fault(f"missing {code!r}", f"no column {column!r}", suggest(column, table.columns))
+            )
+    raise_faults(DataError, str(path), faults)
+    return Dataset(name, str(path), missing, _kinds(_without_codes(table, bare)))
+
+
+def _absent(path: Path) -> Any:
+    raise DataError(f"{path}: no such file", remedy="check the path")
+
+
+def _kinds(table: Table) -> dict[str, str]:
+    return {n: "number" if c.dtype.kind == "f" else "text" for n, c in table.columns.items()}
+
+
+def _without_codes(table: Table, dataset: Dataset) -> Table:
+    if not dataset.missing:
+        return table
+    every, single = set[str](), dict[str, set[str]]()
+    for code in dataset.missing:
+        column, equals, value = code.partition("=")
+        if equals:
+            single.setdefault(column, set()).add(value.strip())
+        else:
+            every.add(code.strip())
+    return Table(
+        {
+            name: _cleaned(cells, every | single.get(name, set()))
+            for name, cells in table.columns.items()
+        }
+    )
+
+
+def _cleaned(cells: Array, codes: set[str]) -> Array:
+    if not codes:
+        return cells
+    out = cells.copy()
+    if cells.dtype.kind == "f":
+        for code in codes:
+            try:
+                out[cells == float(code)] = np.nan
+            except ValueError:
+                continue  # a word, in a column of numbers
+        return out
+    kept = [None if c is not None and label(c) in codes else c for c in cells]
+    numbers = [_number(c) for c in kept]
+    if all(n is not None for n in numbers):  # only the codes had made it a column of words
+        return np.array(numbers, np.float64)
+    out[:] = kept
+    return out
+
+
+def _number(cell: object) -> float | None:
+    """A cell as a number, NaN where it is missing, None where it is none."""
+    if cell is None:
+        return float("nan")
+    try:
+        return float(str(cell))
+    except ValueError:
+        return None
+
+
+def _quoted(text: str) -> str:
+    """A TOML basic string; JSON's escapes are TOML's."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _faults(name: str, table: Any) -> Iterable[Fault]:
+    if not isinstance(table, dict):
+        yield Fault(name, "is no table", f"write [{name}] and path = … below it")
+        return
+    for key in sorted(set(table) - {"path", "missing", "columns"}):
+        yield Fault(f"{name}.{key}", "unknown key", suggest(key, ("path", "missing", "columns")))
+    if not isinstance(table.get("path"), str):
+        yield Fault(f"{name}.path", "is required", "add path = …")
+    codes, columns = table.get("missing", []), table.get("columns", {})
+    if not isinstance(codes, list) or not all(isinstance(c, str) for c in codes):
+        yield Fault(f"{name}.missing", "is not a list of texts", 'write missing = ["?"]')
+    if not isinstance(columns, dict) or not all(k in _KINDS for k in columns.values()):
+        yield Fault(f"{name}.columns", f"holds other kinds than {', '.join(_KINDS)}")

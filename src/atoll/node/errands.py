@@ -1,0 +1,468 @@
+"""All tasks of one run at this site: one thread, one worker process, one machine for each task.
+
+:mod:`atoll.runtime.fulfilling` decides what is done; here it is done. The thread waits on one queue:
+for news from the server, for the worker, and for the time of another try. Whatever happens in it
+concerns this run only.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import math
+import queue
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from atoll.core.errors import (
+    AtollError,
+    AuthError,
+    Equivocation,
+    StorageError,
+    Unreachable,
+    WireError,
+)
+from atoll.node.cache import Cache
+from atoll.node.datasets import Datasets
+from atoll.node.home import Home
+from atoll.node.link import INLINE, Link
+from atoll.node.orders import DatasetBody, Order, Report
+from atoll.node.process import Ended, Log, Worker
+from atoll.node.redaction import MOST, without_paths
+from atoll.node.settings import GIB, Settings
+from atoll.node.spool import Held, Spool
+from atoll.runtime import fulfilling as f
+from atoll.wire.frames import Allowed, encode, open_frame
+from atoll.wire.messages import BlobRef, ResultBody, TaskBody, read_body
+
+__all__ = ["Errands", "Site", "settled_by"]
+
+log = logging.getLogger("atoll.node")
+
+_ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
+_OPEN = ("offered", "fetching", "working", "finished")
+_PHASES = ("survey", "sums", "ready")
+_IDLE = 600.0
+"""Seconds without work after which a run's worker is ended; another task starts a new one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What all runs at this site share.
+
+    Args:
+        home: the node's folder.
+        name: of the site, which is the client's.
+        settings: limits of this site.
+        link: to the server.
+        spool: what must not be lost.
+        cache: what was downloaded.
+        jitter: numbers in [0, 1) that spread the tries of many nodes.
+    """
+
+    home: Home
+    name: str
+    settings: Settings
+    link: Link
+    spool: Spool
+    cache: Cache
+    jitter: Callable[[], float]
+    pins: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Digests that each run needs now."""
+
+
+def settled_by(task: str, new: TaskBody) -> bool:
+    """Whether the offer of ``new`` shows that ``task`` of the same run has been decided.
+
+    A training task is decided when the next one is asked for: before that, its round may not have been
+    committed. An evaluation, or a step of the preparation, is decided when anything later is.
+    """
+    found = re.match(rf"{re.escape(new.run)}\.([a-z]+)\.(\d+)\.", task)
+    if found is None:
+        return False
+    kind, number = found[1], int(found[2])
+    if kind in _PHASES:
+        later = new.kind not in _PHASES or _PHASES.index(new.kind) > _PHASES.index(kind)
+        return later or (new.kind == kind and new.number > number)
+    if kind == "train":
+        return new.kind == "train" and new.number > number
+    return new.kind in ("train", "evaluate") and (
+        new.number > number or (new.kind == "train" and new.number == number)
+    )
+
+
+class Errands(threading.Thread):
+    """One run's tasks at this site.
+
+    Args:
+        run: its id.
+        site: what all runs share.
+        restored: finished results that the spool holds.
+        again: whether they are sent again, as after a restart; else they wait to be settled.
+    """
+
+    def __init__(self, run: str, site: Site, restored: Iterable[Held] = (), *, again: bool) -> None:
+        super().__init__(name=f"run {run}", daemon=True)
+        self.run_id, self._site = run, site
+        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+        self._open: set[str] = set()
+        self._over = self._stopped = False
+        self._tasks: dict[str, f.Fulfilling] = {}
+        self._bodies: dict[str, TaskBody] = {}
+        self._orders: dict[str, Order] = {}
+        self._waiting: deque[str] = deque()
+        self._working, self._due = "", math.inf
+        self._worker: Worker | None = None
+        self._log: Log | None = None
+        for held in restored:
+            self._tasks[held.task] = f.Fulfilling(held.task, "sent", held.blob.sha256)
+            if again:
+                self._open.add(held.task)
+                self._queue.put(partial(self._step, held.task, f.Restarted(True)))
+
+    # From other threads -------------------------------------------------------------------------
+
+    def offer(self, body: TaskBody) -> bool:
+        """Take on a task; False when this thread has ended and a new one is needed."""
+        with self._lock:
+            if self._over:
+                return False
+            self._open.add(body.id)
+            self._queue.put(partial(self._offered, body))
+            return True
+
+    def gone(self, task: str) -> None:
+        """The server asks for ``task`` no more."""
+        self._queue.put(lambda: self._step(task, f.Gone()) if task in self._tasks else None)
+
+    def stop(self) -> None:
+        """End the thread and its worker soon; work in progress is done again after a restart."""
+        self._stopped = True
+        self._queue.put(lambda: None)
+
+    @property
+    def open(self) -> frozenset[str]:
+        """Tasks that the server need not offer again."""
+        with self._lock:
+            return frozenset(self._open)
+
+    def state(self) -> Mapping[str, Any]:
+        """What is being done, for people."""
+        worker = self._worker
+        return {
+            "tasks": {name: task.state for name, task in list(self._tasks.items())},
+            "worker": None if worker is None else worker.pid,
+        }
+
+    # The thread ---------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Do what comes, until told to stop or nothing has come for long."""
+        try:
+            while not self._stopped and self._turn():
+                pass
+        finally:
+            self._stopped = True
+            with self._lock:
+                self._over = True
+            if self._worker is not None:
+                self._worker.end()
+            if self._log is not None:
+                self._log.close()
+            self._site.pins.pop(self.run_id, None)
+
+    def _turn(self) -> bool:
+        """Do the next thing; False when this thread is not needed any more."""
+        now, next_try = time.monotonic(), self._timers[0][0] if self._timers else math.inf
+        try:
+            todo = self._queue.get(timeout=max(0.0, min(_IDLE, next_try - now, self._due - now)))
+        except queue.Empty:
+            now = time.monotonic()
+            if self._due <= now:
+                todo = self._overdue
+            elif next_try <= now:
+                todo = heapq.heappop(self._timers)[2]
+            else:
+                return not self._done()
+        try:
+            todo()
+        except Exception:  # a fault of ours must not end the other tasks of this run
+            log.exception("run %s: something unexpected", self.run_id)
+        return True
+
+    def _done(self) -> bool:
+        with self._lock:
+            self._over = not self._open and not self._timers and self._queue.empty()
+            return self._over
+
+    def _later(self, after: float, todo: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (time.monotonic() + after, next(self._numbers), todo))
+
+    def _step(self, task: str, event: f.Event) -> None:
+        """Move a task's machine on and do what it says."""
+        self._tasks[task], effects = f.step(self._tasks[task], event)
+        state = self._tasks[task].state
+        with self._lock:
+            if state in _OPEN:
+                self._open.add(task)
+            else:
+                self._open.discard(task)
+        for effect in effects:
+            self._do(task, effect)
+        if state in ("settled", "dropped"):
+            self._tasks.pop(task, None)
+            self._bodies.pop(task, None)
+
+    def _do(self, task: str, effect: f.Effect) -> None:
+        if isinstance(effect, f.Fetch):
+            self._fetch(task)
+        elif isinstance(effect, f.Work):
+            self._waiting.append(task)
+            self._work()
+        elif isinstance(effect, f.Send):
+            self._send(task)
+        elif isinstance(effect, f.Retry):
+            now, what = self._tasks[task], effect.what
+            self._later(effect.after, lambda: self._again(task, now, what))
+        else:
+            self._forget(task)
+
+    def _again(self, task: str, then: f.Fulfilling, what: f.Fetch | f.Send) -> None:
+        if self._tasks.get(task) == then:
+            self._do(task, what)
+
+    # Offered ------------------------------------------------------------------------------------
+
+    def _offered(self, body: TaskBody) -> None:
+        for task in [t for t in self._tasks if t != body.id and settled_by(t, body)]:
+            self._step(task, f.Settled())
+        if body.kind == "train":
+            self._site.spool.keep_memory(self.run_id, body.kept, {body.id, *self._tasks})
+        self._bodies[body.id] = body
+        self._tasks.setdefault(body.id, f.Fulfilling(body.id))
+        self._step(body.id, f.Offered())
+
+    def _forget(self, task: str) -> None:
+        self._site.spool.settle(self.run_id, task)
+        if task in self._waiting:
+            self._waiting.remove(task)
+        if task == self._working and self._worker is not None:
+            self._worker.end()
+            self._worker, self._working, self._due = None, "", math.inf
+            self._work()
+
+    # Fetching -----------------------------------------------------------------------------------
+
+    def _fetch(self, task: str) -> None:
+        body = self._bodies[task]
+        try:
+            for ref in _blobs(body):
+                self._site.cache.fetch(ref.blob, self._site.link.download)
+        except (Unreachable, AuthError, StorageError) as error:
+            log.warning("run %s: %s is fetched again later: %s", self.run_id, task, error)
+            self._step(task, f.FetchFailed(self._site.jitter()))
+        except AtollError as error:
+            self._fail(task, f"what the task names cannot be fetched: {without_paths(str(error))}")
+        else:
+            self._pin()
+            self._step(task, f.Fetched())
+
+    def _pin(self) -> None:
+        own = {ref.sha256 for body in self._bodies.values() for ref in _blobs(body)}
+        self._site.pins[self.run_id] = frozenset(own)
+        self._site.cache.trim(frozenset().union(*list(self._site.pins.values())))
+
+    # Working ------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Hand the next waiting task to the worker, if that is free."""
+        while self._waiting and not self._working:
+            task = self._waiting.popleft()
+            try:
+                if self._worker is None:
+                    self._worker = self._started()
+                order = self._order(self._bodies[task], self._worker)
+            except AtollError as error:
+                log.warning("run %s: %s cannot begin: %s", self.run_id, task, error)
+                self._fail(task, without_paths(str(error)))
+                continue
+            except OSError as error:
+                self._fail(task, f"no worker process can be started: {error.strerror}")
+                continue
+            self._working, self._orders[task] = task, order
+            self._due = time.monotonic() + self._site.settings.limits.seconds
+            self._worker.order(order)
+
+    def _started(self) -> Worker:
+        home, settings = self._site.home, self._site.settings
+        name = quote(self.run_id, safe="")[:150]
+        if self._log is None:
+            self._log = Log(home.logs / f"{name}.log", round(settings.log * (1 << 20)))
+        folder = home.work / f"{name}-{next(self._numbers)}"
+        return Worker(folder, settings, self._log, self._hear)
+
+    def _order(self, body: TaskBody, worker: Worker) -> Order:
+        site = self._site
+        if site.spool.full:
+            raise StorageError(
+                f"the spool of this site holds {site.spool.used / GIB:.3g} GiB, its limit",
+                remedy="its operator raises spool in node.toml, or removes runs that are over",
+            )
+        path = {ref.sha256: str(site.cache.path(ref.blob)) for ref in _blobs(body)}
+        plan, _ = open_frame(Path(path[body.plan.sha256]), _ANY)
+        dataset = Datasets(site.home.datasets).get(_dataset_of(plan))
+        memory = None
+        if body.kind in ("train", "evaluate"):
+            memory = site.spool.memory(self.run_id, body.kept)
+        number = next(self._numbers)
+        return Order(
+            task=body,
+            plan=path[body.plan.sha256],
+            code={name: path[ref.sha256] for name, ref in body.code.items()},
+            broadcast=path[body.broadcast.sha256] if body.broadcast else "",
+            memory=str(memory) if memory else "",
+            result=str(worker.folder / f"{number}.result"),
+            keep=str(worker.folder / f"{number}.memory"),
+            dataset=DatasetBody.model_validate(dataset.to_plain()),
+            digest=site.spool.digest(self.run_id),
+        )
+
+    def _overdue(self) -> None:
+        self._due = math.inf
+        if self._working and self._worker is not None:
+            seconds = self._site.settings.limits.seconds
+            self._worker.end(f"took longer than the {seconds:g} s that a task may take here")
+
+    def _hear(self, worker: Worker, what: Report | Ended) -> None:
+        """From a thread of the worker's."""
+        self._queue.put(partial(self._heard, worker, what))
+
+    def _heard(self, worker: Worker, what: Report | Ended) -> None:
+        if worker is not self._worker or self._stopped:
+            return
+        task = self._working
+        self._due = math.inf
+        if isinstance(what, Ended):
+            self._worker, self._working = None, ""
+            if task:
+                log.warning("run %s: the worker of %s %s", self.run_id, task, what.reason)
+                self._fail(task, f"the worker process {what.reason}")
+        elif what.task != task:
+            worker.end("answered a task that it was not given")
+            return
+        else:
+            self._working = ""
+            self._finish(self._orders.pop(task), what)
+        self._work()
+
+    # Finished -----------------------------------------------------------------------------------
+
+    def _finish(self, order: Order, report: Report, tries: int = 1) -> None:
+        """Put a result into the spool; while the disk takes nothing, try again."""
+        task = order.task.id
+        result, memory = Path(order.result), Path(order.keep) if report.kept else None
+        try:
+            if not result.exists():
+                self._fail(task, "the worker's result was lost with the worker")
+            elif task in self._tasks and self._tasks[task].state == "working":
+                body = self._read(result, task)
+                if report.digest:
+                    self._site.spool.begin(self.run_id, report.digest)
+                held = self._site.spool.finish(
+                    self.run_id,
+                    task,
+                    result,
+                    memory=memory,
+                    before=order.task.kept,
+                    trained=order.task.kind == "train" and body.status == "done",
+                )
+                self._finished(held, body)
+        except StorageError as error:
+            log.error("run %s: %s cannot be kept: %s", self.run_id, task, error)
+            self._later(
+                f.backoff(tries, self._site.jitter()),
+                lambda: self._finish(order, report, tries + 1),
+            )
+            return
+        except AtollError as error:
+            self._fail(task, f"the worker's result is not valid: {without_paths(str(error))}")
+        for left in (result, Path(order.keep)):
+            left.unlink(missing_ok=True)
+
+    def _read(self, path: Path, task: str) -> ResultBody:
+        raw, _ = open_frame(path, _ANY)
+        body = read_body(ResultBody, raw)
+        if body.task != task:
+            raise WireError(f"it is that of {body.task!r:.100}")
+        return body
+
+    def _fail(self, task: str, reason: str, tries: int = 1) -> None:
+        """End a task with a result that says why; it is kept and sent like any other."""
+        self._orders.pop(task, None)
+        if task not in self._tasks or self._tasks[task].state not in ("fetching", "working"):
+            return
+        body = ResultBody(task=task, status="failed", reason=reason[:MOST])
+        try:
+            held = self._site.spool.finish(self.run_id, task, encode(body.model_dump()))
+        except StorageError as error:
+            log.error("run %s: %s cannot be kept: %s", self.run_id, task, error)
+            after = f.backoff(tries, self._site.jitter())
+            self._later(after, lambda: self._fail(task, reason, tries + 1))
+            return
+        self._finished(held, body)
+
+    def _finished(self, held: Held, body: ResultBody) -> None:
+        digest = held.blob.sha256
+        if body.status == "done":
+            self._step(held.task, f.Worked(digest))
+        else:
+            self._step(held.task, f.WorkFailed(body.reason, digest))
+
+    # Sending ------------------------------------------------------------------------------------
+
+    def _send(self, task: str) -> None:
+        spool, held = self._site.spool, self._site.spool.result(self.run_id, task)
+        if held is None:
+            self._step(task, f.Gone())
+            return
+        try:
+            raw = spool.read(held) if held.blob.size <= INLINE else b""
+            self._site.link.deliver(held, raw)
+        except (Unreachable, AuthError, StorageError) as error:
+            log.warning("run %s: %s is sent again later: %s", self.run_id, task, error)
+            self._step(task, f.SendFailed(self._site.jitter()))
+        except AtollError as error:
+            level = logging.ERROR if isinstance(error, Equivocation) else logging.WARNING
+            log.log(level, "run %s: the server does not take %s: %s", self.run_id, task, error)
+            self._step(task, f.Gone())
+        else:
+            self._step(task, f.Acknowledged())
+
+
+def _blobs(body: TaskBody) -> list[BlobRef]:
+    """Everything a task names."""
+    named = [body.plan, *body.code.values()]
+    return [*named, body.broadcast] if body.broadcast else named
+
+
+def _dataset_of(plan: Mapping[str, Any]) -> str:
+    """The dataset that a job reads: its source's name without folder and ending."""
+    try:
+        source = plan["spec"]["data"]["source"]
+    except (KeyError, TypeError) as error:
+        raise WireError("the run's plan holds no job") from error
+    if not isinstance(source, str):
+        raise WireError("the run's plan names no source of data")
+    return Path(source).stem

@@ -1,0 +1,229 @@
+"""A node's folder: who it is, which federation it belongs to, and what it must not lose.
+
+::
+
+    identity.pem      the site's key; made here, never leaves
+    federation.json   server, pinned certificate, name in the federation
+    datasets.toml     datasets by name
+    node.toml         limits and further settings; may be absent
+    spool/            finished results until they are settled, and clients' memories
+    cache/            downloaded models and plans; may be deleted while the node is stopped
+    work/             scratch folders of worker processes; emptied at each start
+    logs/             what job code printed, a file a run
+    state.json        what the running node is doing, for ``atoll node status``
+    lock              held while a node runs here
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from atoll.core.errors import NotFound, StorageError
+
+__all__ = ["Federation", "Home", "default_home", "write_text"]
+
+
+@dataclass(frozen=True)
+class Federation:
+    """What a node knows of the federation it has joined.
+
+    Args:
+        federation: the federation's id.
+        site: this node's name in it, which is also the client's.
+        server: ``host:port``.
+        pin: SHA-256 of the server's certificate, in hex.
+        server_key: the server's public key, in hex.
+        joined: seconds since 1970.
+    """
+
+    federation: str
+    site: str
+    server: str
+    pin: str
+    server_key: str
+    joined: float
+
+
+def default_home() -> Path:
+    """``ATOLL_NODE_HOME``, or ``.atoll/node`` in the user's home."""
+    return Path(os.environ.get("ATOLL_NODE_HOME") or Path.home() / ".atoll" / "node")
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folder at ``path``; made private to its owner when it is first written."""
+
+    path: Path
+
+    @property
+    def identity(self) -> Path:
+        """The key."""
+        return self.path / "identity.pem"
+
+    @property
+    def federation(self) -> Path:
+        """The record of joining."""
+        return self.path / "federation.json"
+
+    @property
+    def datasets(self) -> Path:
+        """Registered datasets."""
+        return self.path / "datasets.toml"
+
+    @property
+    def settings(self) -> Path:
+        """The site's settings."""
+        return self.path / "node.toml"
+
+    @property
+    def spool(self) -> Path:
+        """What must not be lost."""
+        return self.path / "spool"
+
+    @property
+    def cache(self) -> Path:
+        """What can be downloaded again."""
+        return self.path / "cache"
+
+    @property
+    def work(self) -> Path:
+        """Workers' scratch folders."""
+        return self.path / "work"
+
+    @property
+    def logs(self) -> Path:
+        """What job code printed."""
+        return self.path / "logs"
+
+    @property
+    def state(self) -> Path:
+        """What the running node is doing."""
+        return self.path / "state.json"
+
+    def make(self) -> None:
+        """Make the folder, readable by its owner only.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise StorageError(
+                f"{self.path} cannot be made: {error.strerror}", remedy="choose another --home"
+            ) from error
+
+    def joined(self) -> Federation:
+        """The federation this node belongs to.
+
+        Raises:
+            NotFound: it has not joined one.
+            StorageError: the record is damaged.
+        """
+        raw = self.read(self.federation)
+        if not raw:
+            raise NotFound(
+                f"the node in {self.path} has not joined a federation",
+                remedy="ask the federation's server for a code, then: atoll node join CODE",
+            )
+        names = {f.name for f in fields(Federation)}
+        if set(raw) != names:
+            raise StorageError(
+                f"{self.federation} is damaged: it does not hold {', '.join(sorted(names))}",
+                remedy="restore it, or ask for a new code and join again",
+            )
+        return Federation(**raw)
+
+    def join(self, federation: Federation) -> None:
+        """Write the record of joining, durably."""
+        self.make()
+        write_text(self.federation, json.dumps(asdict(federation), indent=2) + "\n")
+
+    def read(self, path: Path) -> dict[str, Any]:
+        """A JSON object of this folder; empty where there is none.
+
+        Raises:
+            StorageError: damaged, or not readable.
+        """
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{path} cannot be read: {error}", remedy="restore it") from error
+        if not isinstance(raw, dict):
+            raise StorageError(f"{path} is damaged", remedy="restore it")
+        return raw
+
+    def tell(self, state: Mapping[str, Any]) -> None:
+        """Say what the node is doing; need not survive a crash of the machine."""
+        with contextlib.suppress(StorageError):
+            write_text(self.state, json.dumps(state, indent=2) + "\n", durable=False)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second node from running here; a killed one holds no lock.
+
+        Raises:
+            StorageError: another node runs here.
+        """
+        import fcntl  # does not exist everywhere
+
+        self.make()
+        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise StorageError(
+                    f"another node runs in {self.path}",
+                    remedy="stop it first, or give this one a --home of its own",
+                ) from error
+            yield
+        finally:
+            os.close(descriptor)
+
+    @property
+    def running(self) -> bool:
+        """Whether a node runs here now."""
+        try:
+            with self.locked():
+                return False
+        except StorageError:
+            return True
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace a file by ``text`` in one step, readable by its owner only.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    name = ""
+    try:
+        number, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(number, "w", encoding="utf-8") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(name, path)
+        if durable:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}", remedy="free space or mend the folder"
+        ) from error

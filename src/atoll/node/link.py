@@ -1,0 +1,123 @@
+"""The node's words to the server, over a signed channel."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from atoll.core.errors import WireError
+from atoll.core.layout import Array
+from atoll.node.spool import Held
+from atoll.wire.frames import Allowed, Blob, decode
+from atoll.wire.messages import (
+    BlobRef,
+    MembersReply,
+    PollReply,
+    ReceiptBody,
+    ReferenceBody,
+    read_body,
+    read_json,
+)
+
+__all__ = ["INLINE", "Channel", "Link"]
+
+INLINE = 1 << 20
+"""Bytes of the longest result that is sent as the request itself; longer ones are uploaded first."""
+_PATIENCE = 15.0
+"""Seconds beyond the wait that was asked for, after which a poll counts as lost."""
+_ANSWER = 60.0
+"""Seconds a receipt may take."""
+_BLOBS = Allowed(dtypes=("uint8",), most_arrays=1000, most_bytes=64 << 20)
+
+
+class Channel(Protocol):
+    """What a node needs of :class:`atoll.wire.https.Channel`."""
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: str = "",
+        body: bytes = b"",
+        kind: str = "application/json",
+        timeout: float = 60.0,
+    ) -> Any:
+        """One request; the reply has ``status``, ``headers`` and ``body``."""
+        ...
+
+    def download(self, blob: Blob, path: Path) -> None:
+        """Bring a blob to ``path``."""
+        ...
+
+    def upload(self, blob: Blob, path: Path, task: str) -> None:
+        """Bring the file ``path`` to the server."""
+        ...
+
+
+class Link:
+    """A site's requests.
+
+    Args:
+        channel: to the server.
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def poll(self, have: Collection[str], wait: int) -> tuple[PollReply, Mapping[str, Array]]:
+        """Ask for news; the server answers when there is some, or after ``wait`` seconds.
+
+        Args:
+            have: ids of the tasks that this node is at work on.
+            wait: seconds.
+
+        Returns:
+            the news, and small blobs that the tasks name, by digest.
+
+        Raises:
+            AtollError: unreachable, refused, or no valid answer.
+        """
+        ids = ",".join(quote(task, safe="") for task in sorted(have))
+        reply = self._channel.call(
+            "GET", "/v1/poll", query=f"have={ids}&wait={wait}", timeout=wait + _PATIENCE
+        )
+        body, blobs = decode(reply.body, _BLOBS)
+        return read_body(PollReply, body), blobs
+
+    def deliver(self, held: Held, raw: bytes) -> ReceiptBody:
+        """Hand in a result; when this returns, the server has it for good.
+
+        Args:
+            held: the result.
+            raw: its bytes where there are at most :data:`INLINE`; else unused.
+
+        Raises:
+            AtollError: unreachable, not wanted any more, or refused.
+        """
+        body, kind = raw, "application/octet-stream"
+        if held.blob.size > INLINE:
+            self._channel.upload(held.blob, held.path, held.task)
+            body = ReferenceBody(blob=BlobRef.of(held.blob)).model_dump_json().encode()
+            kind = "application/json"
+        path = f"/v1/results/{quote(held.task, safe='')}"
+        reply = self._channel.call("POST", path, body=body, kind=kind, timeout=_ANSWER)
+        receipt = read_json(ReceiptBody, reply.body)
+        if receipt.task != held.task or receipt.sha256 != held.blob.sha256:
+            raise WireError(f"the receipt for {held.task!r} is for something else")
+        return receipt
+
+    def download(self, blob: Blob, path: Path) -> None:
+        """Bring a blob to ``path``, its digest checked."""
+        self._channel.download(blob, path)
+
+    def members(self) -> MembersReply:
+        """The federation."""
+        reply = self._channel.call("GET", "/v1/federation", timeout=_ANSWER)
+        return read_json(MembersReply, reply.body)
+
+    def leave(self) -> None:
+        """Leave the federation."""
+        self._channel.call("POST", "/v1/leave", timeout=_ANSWER)

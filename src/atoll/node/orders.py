@@ -1,0 +1,114 @@
+"""What a node and its worker process say to each other, and how it crosses the pipe.
+
+A message is its length (8 bytes, little-endian) and a frame (:mod:`atoll.wire.frames`) without arrays;
+models, updates and memories lie in files that it names. The worker runs job code, so the node believes
+nothing that comes from it: schemas are closed and lengths limited.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from atoll.core.errors import WireError
+from atoll.node.datasets import Dataset
+from atoll.wire.frames import HEADER_LIMIT, Allowed, decode, encode
+from atoll.wire.messages import Message, TaskBody
+
+__all__ = ["DatasetBody", "Order", "Report", "receive", "send"]
+
+_MOST = HEADER_LIMIT + 64
+"""Bytes of a message."""
+_DIGEST = r"^([0-9a-f]{64})?$"
+
+
+class DatasetBody(Message):
+    """A :class:`~atoll.node.datasets.Dataset` on its way to the worker."""
+
+    name: str
+    path: str
+    missing: list[str]
+    columns: dict[str, str]
+
+    @property
+    def dataset(self) -> Dataset:
+        """As the rest of the program knows it."""
+        return Dataset(self.name, self.path, tuple(self.missing), self.columns)
+
+
+class Order(Message):
+    """One task for the worker, with everything it needs: a fresh worker can carry out any.
+
+    Args:
+        task: as the server gave it.
+        plan: file of the run's plan.
+        code: files of the job's own code by the names that the job gives them.
+        broadcast: file of the broadcast; empty for none.
+        memory: file of the client's memory; empty for none.
+        result: file to write the result to.
+        keep: file to write the client's new memory to.
+        dataset: what to compute on.
+        digest: SHA-256 that the dataset's file must have; empty where this run sees it for the first time.
+    """
+
+    task: TaskBody
+    plan: str
+    code: dict[str, str] = Field(default_factory=dict)
+    broadcast: str = ""
+    memory: str = ""
+    result: str
+    keep: str
+    dataset: DatasetBody
+    digest: Annotated[str, Field(pattern=_DIGEST)] = ""
+
+
+class Report(Message):
+    """The worker's answer: the result lies in the file that the order named.
+
+    Args:
+        task: id of the task.
+        kept: whether a new memory was written.
+        digest: SHA-256 of the dataset's file; empty where it was not read.
+    """
+
+    task: str
+    kept: bool
+    digest: Annotated[str, Field(pattern=_DIGEST)] = ""
+
+
+def send(descriptor: int, message: Message) -> None:
+    """Write one message.
+
+    Raises:
+        OSError: the other side is gone.
+    """
+    raw = encode(message.model_dump())
+    left = memoryview(len(raw).to_bytes(8, "little") + raw)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def receive(descriptor: int) -> dict[str, Any]:
+    """Read one message's body.
+
+    Raises:
+        EOFError: the other side is gone.
+        WireError: what it wrote is no message.
+    """
+    size = int.from_bytes(_exactly(descriptor, 8), "little")
+    if size > _MOST:
+        raise WireError(f"a message of {size} bytes from a worker: at most {_MOST} are allowed")
+    return decode(_exactly(descriptor, size), Allowed())[0]
+
+
+def _exactly(descriptor: int, size: int) -> bytes:
+    parts: list[bytes] = []
+    while size:
+        part = os.read(descriptor, min(size, 1 << 20))
+        if not part:
+            raise EOFError("the pipe is closed")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

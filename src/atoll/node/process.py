@@ -1,0 +1,178 @@
+"""The node's side of a worker process: start it, hand it an order, hear how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from atoll.core.errors import WireError
+from atoll.node.limits import environment
+from atoll.node.orders import Order, Report, receive, send
+from atoll.node.settings import Settings
+from atoll.wire.messages import read_body
+
+__all__ = ["Ended", "Log", "Worker"]
+
+_LAST = 1.0
+"""Seconds that a process which has closed its pipe is given to end by itself."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A worker that is no more.
+
+    Args:
+        reason: why, for people; no data and no paths.
+    """
+
+    reason: str
+
+
+class Log:
+    """What job code of one run prints: a file that does not outgrow its limit, and the one before it.
+
+    Args:
+        path: of the file.
+        most: bytes of both together.
+    """
+
+    def __init__(self, path: Path, most: int) -> None:
+        self._path, self._most = path, most // 2
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file: IO[bytes] = path.open("ab", buffering=0)
+
+    def write(self, text: bytes) -> None:
+        """Add to the log; a full disk loses what is printed, not the run."""
+        with contextlib.suppress(OSError, ValueError):
+            if self._file.tell() + len(text) > self._most:
+                self._file.close()
+                self._path.replace(self._path.with_suffix(".old"))
+                self._file = self._path.open("ab", buffering=0)
+            self._file.write(text[-self._most :])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Worker:
+    """One worker process and the two threads that listen to it.
+
+    Args:
+        folder: a new folder: its home, its code, its results; gone with it.
+        settings: limits, and what it may see.
+        log: where what it prints goes.
+        heard: told each report and the end, from a thread of this object; the last call is the end.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        log: Log,
+        heard: Callable[[Worker, Report | Ended], None],
+    ) -> None:
+        self.folder, self._log, self._heard = folder, log, heard
+        self._limits = settings.limits
+        self.code = folder / "code"
+        self.code.mkdir(parents=True, mode=0o700)
+        self._why = ""
+        command = [sys.executable, "-P", "-m", "atoll.node.worker"]
+        self._process = subprocess.Popen(  # noqa: S603 our own module, arguments of our own
+            [*command, settings.limits.model_dump_json(), str(self.code)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=folder,
+            env=environment(folder, settings.limits, settings.pass_on),
+            start_new_session=True,
+        )
+        self._lock, self._reaped = threading.Lock(), False
+        for listen in (self._hear, self._pump):
+            threading.Thread(target=listen, name=f"worker {folder.name}", daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def order(self, order: Order) -> None:
+        """Hand over an order; a worker that is gone is heard of as its end."""
+        with contextlib.suppress(OSError):
+            send(_number(self._process.stdin), order)
+
+    def end(self, why: str = "") -> None:
+        """End the process now, with all its children; its end is heard as usual."""
+        self._why = self._why or why or "was ended by the node"
+        self._kill()
+
+    def _kill(self) -> None:
+        """End the whole group, unless its number may belong to others by now."""
+        with self._lock, contextlib.suppress(ProcessLookupError, PermissionError):
+            if not self._reaped:
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def _hear(self) -> None:
+        answers = _number(self._process.stdout)
+        with contextlib.suppress(EOFError, OSError):
+            try:
+                while True:
+                    self._heard(self, read_body(Report, receive(answers)))
+            except WireError as error:
+                self.end(f"wrote what is no answer: {error.message}")
+        _wait(self._process.pid, _LAST)
+        self._kill()  # it may have closed its pipe and gone on, or left children
+        with self._lock:
+            self._reaped = True
+        code = self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(OSError):
+                _file(pipe).close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._heard(self, Ended(self._why or _reason(code, self._limits.cpu)))
+
+    def _pump(self) -> None:
+        log = _file(self._process.stderr)
+        with log:
+            while text := os.read(log.fileno(), 1 << 16):
+                self._log.write(text)
+
+
+def _wait(pid: int, seconds: float) -> None:
+    """Wait for the end of a child, which stays known by its number."""
+    until = time.monotonic() + seconds
+    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        if time.monotonic() > until:
+            return
+        time.sleep(0.002)
+
+
+def _file(pipe: IO[bytes] | None) -> IO[bytes]:
+    if pipe is None:
+        raise OSError("the process has no such pipe")
+    return pipe
+
+
+def _number(pipe: IO[bytes] | None) -> int:
+    return _file(pipe).fileno()
+
+
+def _reason(code: int, cpu: int) -> str:
+    """Why a process that nobody ended has ended."""
+    if code == -signal.SIGXCPU:
+        return f"used more than the {cpu} s of processor time that a task may take at this site"
+    if code == -signal.SIGKILL:
+        return "was killed from outside, most likely because the machine ran out of memory"
+    if code < 0:
+        return f"crashed ({signal.Signals(-code).name})"
+    return f"ended by itself with status {code}"

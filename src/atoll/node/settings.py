@@ -1,0 +1,104 @@
+"""What a site allows on its machine: limits on job code, on disk and on time, from ``node.toml``.
+
+The file is the site's own. Nothing a server sends can change it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from atoll.core.errors import Fault, JobError, StorageError, raise_faults, suggest
+
+__all__ = ["Limits", "Settings", "read_settings"]
+
+GIB = 1 << 30
+_Size = Annotated[float, Field(gt=0, le=1 << 20)]
+
+
+def _most_memory() -> float:
+    """Three quarters of the machine, in GiB: the rest is for the node and whoever else is there."""
+    return 0.75 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Limits(_Table):
+    """``[limits]``: what one worker process, the one that runs job code, may use.
+
+    Args:
+        memory: GiB it may write to.
+        cpu: seconds of processor time a task.
+        seconds: seconds a task may take by the clock; then its worker is ended.
+        files: files it may have open.
+        file_size: GiB of the largest file it may write.
+        threads: threads of linear algebra it is given. Results do not depend on it.
+    """
+
+    memory: _Size = Field(default_factory=_most_memory)
+    cpu: Annotated[int, Field(ge=1)] = 24 * 3600
+    seconds: Annotated[float, Field(gt=0)] = 6 * 3600.0
+    files: Annotated[int, Field(ge=32)] = 1024
+    file_size: _Size = 16.0
+    threads: Annotated[int, Field(ge=1)] = 1
+
+
+class Settings(_Table):
+    """``node.toml``.
+
+    Args:
+        limits: of job code.
+        cache: GiB of downloaded models kept for another use.
+        spool: GiB of finished results and memories; no more work is taken on beyond it.
+        log: MiB of what the job code of one run prints.
+        pass_on: names of environment variables that job code may see, such as ``CUDA_VISIBLE_DEVICES``.
+        proxy: ``http://user:password@host:port`` of a CONNECT proxy; empty: as ``HTTPS_PROXY`` says.
+    """
+
+    limits: Limits = Field(default_factory=Limits)
+    cache: _Size = 8.0
+    spool: _Size = 16.0
+    log: _Size = 4.0
+    pass_on: tuple[str, ...] = ()
+    proxy: str = ""
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings in ``path``; the defaults where there is no such file.
+
+    Raises:
+        JobError: with every fault of the file.
+        StorageError: it cannot be read.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return Settings()
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror}", remedy="check its owner and mode"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"{path} is not valid TOML: {error}", remedy="mend that line") from error
+    if isinstance(raw.get("pass_on"), list):
+        raw["pass_on"] = tuple(raw["pass_on"])
+    try:
+        return Settings.model_validate(raw)
+    except ValidationError as error:
+        faults = [_fault(".".join(map(str, e["loc"])), e["type"], e["msg"]) for e in error.errors()]
+        raise_faults(JobError, str(path), faults)
+        raise
+
+
+def _fault(place: str, kind: str, message: str) -> Fault:
+    if kind != "extra_forbidden":
+        return Fault(place, message)
+    table, _, key = place.rpartition(".")
+    known = Limits.model_fields if table == "limits" else Settings.model_fields
+    return Fault(place, "unknown key", suggest(key, known))

@@ -1,0 +1,365 @@
+"""What a node must not lose: finished results until they are settled, and clients' memories.
+
+::
+
+    spool/<run>/run.json                      what holds for the whole run at this site
+    spool/<run>/<task>-<sha256>.result        one finished result, the very frame that is sent
+    spool/<run>/<task>-<sha256>.memory        the client's memory after that task
+    spool/.taking-<number>                    being written; means nothing after a restart
+
+A name says what the file must hold, so damage is found, not trained on. Each file is written beside,
+synced, renamed and its folder synced; a memory comes before the result that goes with it, so a result
+that is there has its memory. Results that exist are never made again: what a server may have seen is
+sent again in the same bytes.
+
+A run whose clients keep no memory writes none. ``run.json`` says so, so that a memory that is *lost*
+is told from one that never was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import threading
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from atoll.core.errors import StorageError, WireError
+from atoll.wire.disk import Disk, RealDisk, keep
+from atoll.wire.frames import Allowed, Blob, read_header
+
+__all__ = ["Held", "Spool"]
+
+_ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
+_REMEDY = (
+    "move the run's folder away; its finished work is then done anew, and a run that keeps memories "
+    "at its clients (SCAFFOLD, personal models) cannot go on with this site"
+)
+
+
+@dataclass(frozen=True)
+class Held:
+    """One finished result.
+
+    Args:
+        task: id of the task.
+        run: id of its run.
+        blob: digest and size of the frame.
+        path: where it lies.
+    """
+
+    task: str
+    run: str
+    blob: Blob
+    path: Path
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the spool knows of a run.
+
+    Args:
+        run: its id.
+        digest: SHA-256 of the dataset's file; empty before it was read.
+        stateful: whether any task has left a memory; None before the first training.
+        results, memories: file by task.
+    """
+
+    run: str
+    digest: str = ""
+    stateful: bool | None = None
+    results: Mapping[str, Held] = field(default_factory=dict)
+    memories: Mapping[str, Path] = field(default_factory=dict)
+
+    def to_plain(self) -> dict[str, Any]:
+        return {
+            "run": self.run,
+            "digest": self.digest,
+            "stateful": self.stateful,
+        }
+
+
+class Spool:
+    """The spool in ``folder``. Any thread may use it.
+
+    Args:
+        folder: its own.
+        disk: where it lies.
+        most: bytes of results and memories together; :attr:`full` beyond.
+
+    Raises:
+        StorageError: a file is damaged, or the folder cannot be read.
+    """
+
+    def __init__(self, folder: Path, disk: Disk | None = None, most: int = 1 << 40) -> None:
+        self._folder, self._most = folder, most
+        self._disk: Disk = RealDisk() if disk is None else disk
+        self._lock = threading.RLock()
+        self._numbers = itertools.count()
+        self._runs: dict[str, _Run] = {}
+        self._sizes: dict[Path, int] = {}
+        self._disk.make_folder(folder)
+        for name in self._disk.names(folder):
+            if name.startswith("."):
+                self._disk.remove(folder / name)
+            else:
+                self._recover(folder / name)
+
+    # Reading ------------------------------------------------------------------------------------
+
+    @property
+    def results(self) -> tuple[Held, ...]:
+        """Every result that is not settled."""
+        with self._lock:
+            return tuple(held for run in self._runs.values() for held in run.results.values())
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Every run of which something is here."""
+        with self._lock:
+            return tuple(self._runs)
+
+    @property
+    def used(self) -> int:
+        """Bytes of results and memories."""
+        with self._lock:
+            return sum(self._sizes.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether no more work should be taken on."""
+        return self.used >= self._most
+
+    def result(self, run: str, task: str) -> Held | None:
+        """The result of a task, if it is there."""
+        with self._lock:
+            found = self._runs.get(run)
+            return None if found is None else found.results.get(task)
+
+    def read(self, held: Held) -> bytes:
+        """A result's bytes."""
+        return self._disk.read(held.path)
+
+    def memory(self, run: str, kept: str) -> Path | None:
+        """Where the client's memory after the task ``kept`` lies; None where it keeps none.
+
+        Raises:
+            StorageError: it should be here and is not.
+        """
+        if not kept:
+            return None
+        with self._lock:
+            found = self._runs.get(run)
+            if found is not None and kept in found.memories:
+                return found.memories[kept]
+            if found is not None and found.stateful is False:
+                return None
+        raise StorageError(
+            f"the client's memory after task {kept!r} is not at this site any more",
+            remedy="restore the node's folder as it was, or start the run anew",
+        )
+
+    def digest(self, run: str) -> str:
+        """SHA-256 of the dataset's file as this run first saw it; empty before."""
+        with self._lock:
+            found = self._runs.get(run)
+            return "" if found is None else found.digest
+
+    # Writing ------------------------------------------------------------------------------------
+
+    def begin(self, run: str, digest: str) -> None:
+        """Note what the run's dataset looks like.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        with self._lock:
+            found = self._runs.get(run) or _Run(run)
+            if found.digest != digest:
+                self._note(replace(found, digest=digest))
+
+    def finish(
+        self,
+        run: str,
+        task: str,
+        frame: bytes | Path,
+        *,
+        memory: bytes | Path | None = None,
+        before: str = "",
+        trained: bool = False,
+    ) -> Held:
+        """Take over a finished result; when this returns it survives any crash.
+
+        Args:
+            run: id of the run.
+            task: id of the task; what is there for it already stays as it is.
+            frame: the result, or the file on the same disk that holds it, which is moved.
+            memory: the client's memory after the task, likewise; None where it has none.
+            before: the task whose memory it started from; kept under the new name where there is no new one.
+            trained: whether the task trains, so that ``memory`` says whether clients keep any.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        with self._lock:
+            found = self._runs.get(run) or _Run(run)
+            if task in found.results:
+                return found.results[task]
+            if trained:
+                found = self._remember(found, task, memory, before)
+            blob, path = self._take(found, task, frame, "result")
+            held = Held(task, run, blob, path)
+            self._runs[run] = replace(found, results={**found.results, task: held})
+            return held
+
+    def _remember(self, found: _Run, task: str, memory: bytes | Path | None, before: str) -> _Run:
+        old = found.memories.get(before)
+        if memory is None and old is not None:
+            memory = self._disk.read(old)
+        stateful = memory is not None or bool(found.stateful)
+        if stateful is not found.stateful:
+            found = self._note(replace(found, stateful=stateful))
+        if memory is None:
+            return found
+        _, path = self._take(found, task, memory, "memory")
+        found = replace(found, memories={**found.memories, task: path})
+        self._runs[found.run] = found
+        return found
+
+    def settle(self, run: str, task: str) -> None:
+        """Let go of a result; a memory that goes with it stays."""
+        with self._lock:
+            found = self._runs.get(run)
+            if found is None or task not in found.results:
+                return
+            self._drop(found.results[task].path)
+            rest = {name: held for name, held in found.results.items() if name != task}
+            self._runs[run] = replace(found, results=rest)
+
+    def keep_memory(self, run: str, kept: str, pending: Collection[str]) -> None:
+        """Let go of all memories of a run but that after ``kept`` and those of ``pending`` tasks.
+
+        Nothing goes where ``kept`` has no memory here: an old message must not cost the newest one.
+        """
+        with self._lock:
+            found = self._runs.get(run)
+            if found is None or kept not in found.memories:
+                return
+            stay = {kept, *pending}
+            for task, path in found.memories.items():
+                if task not in stay:
+                    self._drop(path)
+            rest = {task: path for task, path in found.memories.items() if task in stay}
+            self._runs[run] = replace(found, memories=rest)
+
+    def end(self, run: str) -> None:
+        """Let go of everything of a run."""
+        with self._lock:
+            found = self._runs.pop(run, None)
+            if found is None:
+                return
+            for path in (*(h.path for h in found.results.values()), *found.memories.values()):
+                self._drop(path)
+            # Only when they are gone for good: files without their run.json would count as damage.
+            self._disk.fsync_folder(self._place(run))
+            self._disk.remove(self._place(run) / "run.json")
+
+    # How ----------------------------------------------------------------------------------------
+
+    def _place(self, run: str) -> Path:
+        name = quote(run, safe="")
+        if len(name) > 150 or name.startswith("."):
+            name = _short(run)
+        return self._folder / name
+
+    def _note(self, found: _Run) -> _Run:
+        """Write ``run.json``."""
+        place = self._place(found.run)
+        self._disk.make_folder(place)
+        text = json.dumps(found.to_plain()).encode()
+        keep(self._disk, place / "run.json", [text], by=self._aside())
+        self._runs[found.run] = found
+        return found
+
+    def _take(self, found: _Run, task: str, what: bytes | Path, kind: str) -> tuple[Blob, Path]:
+        """Make bytes or a file durable under the name that says what they are."""
+        place = self._place(found.run)
+        if found.run not in self._runs:
+            self._note(found)
+        if isinstance(what, Path):
+            blob = Blob.of(self._disk.view(what))
+            aside = what
+        else:
+            blob, aside = Blob.of(what), self._aside()
+            self._disk.write(aside, [what])
+        path = place / f"{_short(task)}-{blob.sha256}.{kind}"
+        try:
+            self._disk.fsync(aside)
+            self._disk.rename(aside, path)
+        except StorageError:
+            if aside != what:
+                self._disk.remove(aside)
+            raise
+        self._disk.fsync_folder(place)
+        self._sizes[path] = blob.size
+        return blob, path
+
+    def _aside(self) -> Path:
+        return self._folder / f".taking-{next(self._numbers)}"
+
+    def _drop(self, path: Path) -> None:
+        """Remove a file; that it may come back after a power failure does no harm."""
+        self._disk.remove(path)
+        self._sizes.pop(path, None)
+
+    def _recover(self, place: Path) -> None:
+        names = self._disk.names(place)
+        files = [name for name in names if name.endswith((".result", ".memory"))]
+        if "run.json" not in names:
+            if files:
+                raise StorageError(f"{place} holds results but no run.json", remedy=_REMEDY)
+            return  # made, or emptied, when the machine stopped
+        found = self._read_run(place / "run.json")
+        results, memories = dict(found.results), dict(found.memories)
+        for name in files:
+            task, blob = self._checked(place / name)
+            if name.endswith(".memory"):
+                memories[task] = place / name
+            else:
+                results[task] = Held(task, found.run, blob, place / name)
+            self._sizes[place / name] = blob.size
+        self._runs[found.run] = replace(found, results=results, memories=memories)
+
+    def _read_run(self, path: Path) -> _Run:
+        try:
+            raw = json.loads(self._disk.read(path))
+            made = _Run(raw["run"], raw["digest"], raw["stateful"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StorageError(f"{path} is damaged", remedy=_REMEDY) from error
+        if path.parent != self._place(made.run):
+            raise StorageError(
+                f"{path} belongs to another run, {made.run!r}", remedy="put it back to its folder"
+            )
+        return made
+
+    def _checked(self, path: Path) -> tuple[str, Blob]:
+        """Task and name of a file's bytes, which must be those it was written with."""
+        raw = self._disk.view(path)
+        blob = Blob(hashlib.sha256(raw).hexdigest(), len(raw))
+        try:
+            task = str(read_header(raw, _ANY).body["task"])
+        except (WireError, KeyError):
+            task = ""
+        if path.name.rpartition(".")[0] != f"{_short(task)}-{blob.sha256}":
+            raise StorageError(
+                f"{path} is damaged: {len(raw)} bytes that are not those written", remedy=_REMEDY
+            )
+        return task, blob
+
+
+def _short(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:24]

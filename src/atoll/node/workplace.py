@@ -1,0 +1,256 @@
+"""What happens inside a worker process: a run is opened from its plan, and its tasks are carried out.
+
+Everything is computed by the same functions as in a simulation (:mod:`atoll.job.deployed`,
+:func:`atoll.runtime.client.answer_task`), so an update has the bits that the serial executor's has.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atoll.core.contracts import Task
+from atoll.core.errors import JobError, StateError, UpdateRefused, WireError
+from atoll.core.layout import Array
+from atoll.core.values import Broadcast, Memory
+from atoll.job import deployed
+from atoll.job.islands import Islands
+from atoll.job.package import Package, spec_from_plain, unpack
+from atoll.job.schema import JobSpec
+from atoll.node.datasets import digest_of, open_examples, open_table
+from atoll.node.orders import Order, Report
+from atoll.node.redaction import told
+from atoll.runtime.client import Parts, answer_task, evaluate_client
+from atoll.runtime.threads import Threads
+from atoll.wire.frames import Allowed, check_finite, open_frame, pieces
+from atoll.wire.messages import ResultBody
+from atoll.wire.metrics import metrics_to_plain
+
+__all__ = ["Workplace", "written"]
+
+_VECTORS = Allowed(most_arrays=10_000, most_bytes=1 << 44)
+"""What a plan, a broadcast or a memory may hold; both sides have checked sizes before."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Done:
+    """What a task gives.
+
+    Args:
+        arrays: vectors to send.
+        fields: further fields of the result's body.
+        memory: the client's own, to be kept; empty for none.
+    """
+
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    memory: Memory = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Run:
+    """A run as far as it has been opened."""
+
+    plan: str
+    plain: tuple[Any, Any]
+    spec: JobSpec
+    schema: Any
+    sums: Mapping[str, Array]
+    parts: tuple[Parts, Islands] | None = None
+
+    def same(self, plain: tuple[Any, Any], sums: Mapping[str, Array]) -> bool:
+        """Whether another plan says the same of everything that matters here."""
+        alike = self.plain == plain and list(self.sums) == list(sums)
+        return alike and all(np.array_equal(self.sums[name], sums[name]) for name in sums)
+
+
+class Workplace:
+    """One run at one site.
+
+    Args:
+        folder: where the job's own code is laid down; relative names in the job are relative to it.
+        memory: GiB the site allows, for the message when they are not enough.
+    """
+
+    def __init__(self, folder: Path, memory: float = 0.0) -> None:
+        self._folder = folder
+        self._memory = memory
+        self._run: _Run | None = None
+        self._rows: tuple[str, Any, str] | None = None  # dataset's path, rows, digest
+        self._code: Mapping[str, str] | None = None
+        self._threads: Threads | None = None
+
+    def carry_out(self, order: Order) -> Report:
+        """Do what ``order`` says; whatever is raised becomes the task's failure.
+
+        Raises:
+            OSError: not even the failure can be written.
+        """
+        began = time.perf_counter()
+        kept = False
+        try:
+            done = self._answer(order)
+            if done.memory:
+                check_finite(done.memory)
+                _write(Path(order.keep), {"task": order.task.id}, done.memory)
+            seconds = time.perf_counter() - began
+            body = written(order.task.id, "done", seconds=seconds, **done.fields)
+            _write(Path(order.result), body, done.arrays)
+            kept = bool(done.memory)
+        except BaseException as error:  # job code may raise anything, SystemExit too
+            traceback.print_exc(file=sys.stderr)
+            status = "refused" if isinstance(error, UpdateRefused) else "failed"
+            reason = told(error, self._folder, self._memory)
+            seconds = time.perf_counter() - began
+            body = written(order.task.id, status, reason=reason, seconds=seconds)
+            _write(Path(order.result), body, {})
+        digest = self._rows[2] if self._rows else ""
+        return Report(task=order.task.id, kept=kept, digest=digest)
+
+    def _answer(self, order: Order) -> _Done:
+        run, rows = self._opened(order), self._data(order)
+        return _VERBS[order.task.kind](self, order, run, rows)
+
+    # Opening ------------------------------------------------------------------------------------
+
+    def _opened(self, order: Order) -> _Run:
+        """The run as its plan describes it; one that only grew where it does not matter stays open."""
+        if self._run is not None and self._run.plan == order.plan:
+            return self._run
+        body, sums = open_frame(Path(order.plan), _VECTORS)
+        check_finite(sums)
+        plain = body.get("spec"), body.get("schema")
+        if self._run is not None and self._run.same(plain, sums):
+            self._run.plan = order.plan
+            return self._run
+        if plain[0] is None:
+            raise WireError("the run's plan holds no job")
+        spec = spec_from_plain(plain[0])
+        schema = deployed.schema_from_plain(plain[1]) if plain[1] else None
+        if self._code != order.code:
+            if self._code is not None:
+                raise JobError("the code of a run has changed while it ran")
+            unpack(
+                Package(spec, {name: Path(p).read_bytes() for name, p in order.code.items()}),
+                self._folder,
+            )
+            self._code = order.code
+        self._run = _Run(order.plan, plain, spec, schema, sums)
+        return self._run
+
+    def _data(self, order: Order) -> Any:
+        """The site's rows, read once in the life of this process."""
+        dataset = order.dataset.dataset
+        if self._rows is None or self._rows[0] != dataset.path:
+            digest = digest_of(dataset.path)
+            if order.digest and digest != order.digest:
+                raise StateError(
+                    "the dataset's file has changed since the run began",
+                    remedy="put back the file as it was, or start a new run",
+                )
+            whole = dataset.columns and set(dataset.columns.values()) == {"array"}
+            rows = open_examples(dataset) if whole else open_table(dataset)
+            self._rows = dataset.path, rows, digest
+        return self._rows[1]
+
+    def _parts(self, order: Order, run: _Run, rows: Any) -> tuple[Parts, Islands]:
+        if run.parts is None:
+            site = order.task.client
+            islands = deployed.islands_at(run.spec, run.schema, run.sums, site, rows)
+            run.parts = deployed.parts_at(run.spec, islands, self._folder, site), islands
+            self._threads = Threads()  # now that every library is loaded
+        return run.parts
+
+    def _one(self) -> AbstractContextManager[None]:
+        return self._threads.one() if self._threads else nullcontext()
+
+    # What a task can be -------------------------------------------------------------------------
+
+    def survey(self, order: Order, run: _Run, rows: Any) -> _Done:
+        """What the columns are called and which levels they have."""
+        return _Done(fields={"answer": deployed.survey(run.spec, order.task.client, rows)})
+
+    def sums(self, order: Order, run: _Run, rows: Any) -> _Done:
+        """Exact sums of the training rows' columns."""
+        update = deployed.column_sums_at(run.spec, run.schema, order.task.client, rows)
+        fields = {"weight": float(update.weight), "examples": int(update.examples)}
+        return _Done(update.vectors, fields)
+
+    def ready(self, order: Order, run: _Run, rows: Any) -> _Done:
+        """Rows, card and layout; with them the initial vector where it is asked for."""
+        parts, islands = self._parts(order, run, rows)
+        with self._one():
+            answer = deployed.ready(parts, islands)
+            first = parts.trainer.initial(parts.seed / "initial") if order.task.initial else None
+        return _Done({} if first is None else {"initial": first}, {"answer": answer})
+
+    def train(self, order: Order, run: _Run, rows: Any) -> _Done:
+        """The client's half of a round."""
+        parts, _ = self._parts(order, run, rows)
+        t = order.task
+        task = Task(t.client, t.version, t.scale, t.fraction, t.repeat)
+        with self._one():
+            update, memory = answer_task(
+                parts, task, Broadcast(t.version, _vectors(order.broadcast)), _memory(order)
+            )
+        fields = {
+            "weight": float(update.weight),
+            "examples": int(update.examples),
+            "metrics": metrics_to_plain(update.metrics),
+        }
+        return _Done(update.vectors, fields, memory)
+
+    def evaluate(self, order: Order, run: _Run, rows: Any) -> _Done:
+        """Metrics on the held-out rows."""
+        parts, _ = self._parts(order, run, rows)
+        client = order.task.client
+        if client not in parts.held_out:
+            raise StateError(
+                "this site holds no test rows", remedy="set data.test_fraction above 0"
+            )
+        parameters = Broadcast(order.task.version, _vectors(order.broadcast)).parameters
+        with self._one():
+            found = evaluate_client(parts, parameters, client, _memory(order))
+        fields = {"metrics": metrics_to_plain(found), "examples": len(parts.held_out[client])}
+        return _Done(fields=fields)
+
+
+_VERBS: Mapping[str, Callable[[Workplace, Order, _Run, Any], _Done]] = {
+    "survey": Workplace.survey,
+    "sums": Workplace.sums,
+    "ready": Workplace.ready,
+    "train": Workplace.train,
+    "evaluate": Workplace.evaluate,
+}
+
+
+def written(task: str, status: str, **fields: Any) -> dict[str, Any]:
+    """The body of a result."""
+    return ResultBody.model_validate({"task": task, "status": status, **fields}).model_dump()
+
+
+def _vectors(path: str) -> Mapping[str, Array]:
+    if not path:
+        raise WireError("the task names no broadcast")
+    _, vectors = open_frame(Path(path), _VECTORS)
+    check_finite(vectors)
+    return vectors
+
+
+def _memory(order: Order) -> Memory:
+    return open_frame(Path(order.memory), _VECTORS)[1] if order.memory else {}
+
+
+def _write(path: Path, body: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+    """Write a frame; the node makes it durable when it takes it over."""
+    with path.open("wb") as file:
+        for piece in pieces(body, arrays):
+            file.write(piece)
