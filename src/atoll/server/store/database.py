@@ -1,0 +1,289 @@
+"""A database by URL: connections, transactions, the lock that goes with a process, errors in words.
+
+SQLite runs with a write-ahead log and syncs it at every commit; its lock is a lock on a file beside it.
+PostgreSQL's lock is an advisory lock of one connection. Both end with the process that holds them. The
+lock keeps a second server out; what keeps a server that lost it from writing is the epoch, which every
+writing transaction reads and holds still until it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, create_engine, event, exc, select, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from atoll.core.errors import MissingExtra, StateError, StorageError
+from atoll.server.store import rules
+from atoll.server.store.migrations import upgrade
+from atoll.server.store.tables import LEASE
+
+__all__ = ["Database"]
+
+# Any number will do that other programs in the same database do not use.
+_SERVER_LOCK, _UPGRADE_LOCK = 0x41746F6C6C01, 0x41746F6C6C02
+
+# How long a killed server's connection may take to end at PostgreSQL, and another command at SQLite.
+_PATIENCE = 2.0
+_BUSY_MILLISECONDS = 30_000
+
+
+class Database:
+    """One open database.
+
+    Args:
+        url: ``sqlite:////path``, a path, or ``postgresql://user:password@host/name``.
+
+    Raises:
+        StorageError: it cannot be opened, is damaged, or was written by a newer version.
+        MissingExtra: the driver is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = _read(url)
+        self.sqlite = self.url.get_backend_name() == "sqlite"
+        self.place = str(self.url.database) if self.sqlite else self.url.render_as_string()
+        self._one_writer = threading.Lock() if self.sqlite else contextlib.nullcontext()
+        self._lock_file = -1
+        self._lock_connection: Connection | None = None
+        self._closed = False
+        with self._explained():
+            self.engine = _engine(self.url) if self.sqlite else _postgresql(self.url)
+        try:
+            self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def _prepare(self) -> None:
+        if self.sqlite:
+            self._touch()
+        with self._explained(), self._begin(write=True) as connection:
+            if self.sqlite:
+                found = connection.scalars(text("PRAGMA quick_check(1)")).all()
+                if found != ["ok"]:
+                    raise self._damaged(str(found))
+            else:
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_UPGRADE_LOCK})"))
+            upgrade(connection, self.place)
+
+    def _touch(self) -> None:
+        """The file, for its owner's eyes only; the log beside it takes after it."""
+        path = Path(self.place)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise StorageError(
+                f"the store {path} cannot be opened: {error.strerror}",
+                remedy="let the user that runs the server write there, or choose another place",
+            ) from error
+
+    # Transactions
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that sees one moment's state."""
+        with self._explained(), self._begin(write=False) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def writing(self, epoch: int | None = None, *, shared: bool = False) -> Iterator[Connection]:
+        """A transaction that writes; nobody can acquire the store before it ends.
+
+        Args:
+            epoch: refused when it is not the newest; None for administrators.
+            shared: others may write at the same time, where the database can.
+        """
+        with self._explained(), self._one_writer, self._begin(write=True) as connection:
+            found = connection.scalar(select(LEASE.c.epoch).with_for_update(read=shared))
+            if epoch is not None:
+                rules.fence(epoch, int(found or 0))
+            yield connection
+
+    @contextlib.contextmanager
+    def _begin(self, *, write: bool) -> Iterator[Connection]:
+        if self._closed:
+            raise StorageError("this store is closed", remedy="open the store again")
+        with self.engine.connect() as connection:
+            connection.execution_options(atoll_write=write)
+            with connection.begin():
+                yield connection
+
+    # The lock
+
+    def lock(self) -> bool:
+        """Take the lock of the one server, for as long as this process lives; False when taken."""
+        if self._lock_file >= 0 or self._lock_connection is not None:
+            return False
+        return self._lock_beside() if self.sqlite else self._lock_inside()
+
+    def _lock_beside(self) -> bool:
+        path = Path(f"{self.place}.lock")
+        try:
+            number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(number)
+            if isinstance(error, BlockingIOError):
+                return False
+            raise StorageError(
+                f"{path} cannot be locked: {error.strerror}",
+                remedy="put the store on a local disk, or use PostgreSQL",
+            ) from error
+        self._lock_file = number
+        return True
+
+    def _lock_inside(self) -> bool:
+        with self._explained():
+            connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            deadline = time.monotonic() + _PATIENCE
+            # A killed server's connection is closed by its machine at once, and noticed a moment later.
+            while not connection.scalar(text(f"SELECT pg_try_advisory_lock({_SERVER_LOCK})")):
+                if time.monotonic() > deadline:
+                    connection.close()
+                    return False
+                time.sleep(0.05)
+        self._lock_connection = connection
+        return True
+
+    def unlock(self) -> None:
+        """Let go of the lock."""
+        if self._lock_file >= 0:
+            os.close(self._lock_file)
+            self._lock_file = -1
+        if self._lock_connection is not None:
+            # Not back to the pool, where the connection would keep the lock.
+            with contextlib.suppress(exc.SQLAlchemyError):
+                self._lock_connection.invalidate()
+                self._lock_connection.close()
+            self._lock_connection = None
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._closed = True
+        self.unlock()
+        self.engine.dispose()
+
+    # Errors
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except exc.IntegrityError as error:
+            raise StateError(
+                "another command changed the same rows of the store at the same moment",
+                remedy="look at what is there now and try again",
+            ) from error
+        except exc.DBAPIError as error:
+            raise self._storage_error(str(error.orig).strip()) from error
+        except exc.TimeoutError as error:
+            raise self._storage_error("all connections are busy") from error
+        except ModuleNotFoundError as error:
+            raise MissingExtra(
+                "PostgreSQL needs psycopg, which is not installed",
+                remedy="pip install 'atoll[postgres]'",
+            ) from error
+
+    def _storage_error(self, said: str) -> StorageError:
+        low = said.lower()
+        if any(word in low for word in ("malformed", "not a database", "corrupt")):
+            return self._damaged(said)
+        remedies = {
+            ("full", "no space", "disk i/o"): "free space on its disk; nothing that was"
+            " acknowledged is lost",
+            ("readonly", "read-only", "unable to open", "permission"): "let the user that runs"
+            " the server write there",
+            ("locked",): "another program writes for long; end it and try again",
+            ("password", "authentication", "role", "does not exist"): "check user, password and"
+            " database name in the URL",
+        }
+        remedy = next((r for words, r in remedies.items() if any(w in low for w in words)), "")
+        return StorageError(
+            f"the store {self.place} cannot be used: {said}",
+            remedy=remedy or "check that the database runs and can be reached",
+        )
+
+    def _damaged(self, said: str) -> StorageError:
+        return StorageError(
+            f"the store {self.place} is damaged: {said}",
+            remedy="restore it from a backup; move the damaged file away, do not delete it",
+        )
+
+
+def _read(url: str) -> URL:
+    if "://" not in url:
+        return URL.create("sqlite", database=str(Path(url).absolute()))
+    try:
+        found = make_url(url)
+    except exc.ArgumentError as error:
+        raise StorageError(
+            "the store's URL cannot be read", remedy="write postgresql://user:password@host/name"
+        ) from error
+    kind = found.get_backend_name()
+    if kind in ("postgresql", "postgres"):
+        return found.set(drivername="postgresql+psycopg")
+    if kind == "sqlite" and found.database not in (None, "", ":memory:"):
+        return URL.create("sqlite", database=str(Path(str(found.database)).absolute()))
+    raise StorageError(
+        f"{kind!r} is no kind of store", remedy="use a path, sqlite:////path or postgresql://…"
+    )
+
+
+def _engine(url: URL) -> Any:
+    engine = create_engine(url, connect_args={"timeout": _BUSY_MILLISECONDS / 1000})
+
+    @event.listens_for(engine, "connect")
+    def _settings(connection: DBAPIConnection, record: object) -> None:
+        # Transactions are begun below and not, too late, by the driver.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {setting}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("atoll_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: URL) -> Any:
+    settings = {
+        # A server's machine that vanished is given up within half a minute, and its lock with it.
+        "tcp_keepalives_idle": 10,
+        "tcp_keepalives_interval": 5,
+        "tcp_keepalives_count": 3,
+        "default_transaction_isolation": "read\\ committed",
+    }
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
+    engine = create_engine(
+        url, connect_args={"options": options, "connect_timeout": 10}, pool_pre_ping=True
+    )
+
+    @event.listens_for(engine, "connect")
+    def _durable(connection: DBAPIConnection, record: object) -> None:
+        # Acknowledged means durable, however the database is set up.
+        cursor = connection.cursor()
+        cursor.execute(
+            "SELECT set_config('synchronous_commit', 'on', false)"
+            " WHERE current_setting('synchronous_commit') = 'off'"
+        )
+        cursor.close()
+        connection.commit()
+
+    return engine

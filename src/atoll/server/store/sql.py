@@ -1,0 +1,296 @@
+"""The store in a database, SQLite or PostgreSQL: the same statements for both."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any, Literal, TypeVar
+
+from sqlalchemy import ColumnElement, Connection, Select, Table, func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from atoll.core.errors import StateError
+from atoll.server.store import rules
+from atoll.server.store.contract import (
+    Contribution,
+    Event,
+    Heard,
+    Invite,
+    Lease,
+    Member,
+    RoundRow,
+    RunRow,
+)
+from atoll.server.store.database import Database
+from atoll.server.store.tables import (
+    CONTRIBUTIONS,
+    EVENTS,
+    INVITES,
+    LEASE,
+    MEMBERS,
+    ROUNDS,
+    RUNS,
+)
+
+__all__ = ["SqlStore"]
+
+R = TypeVar("R")
+
+# What is kept as JSON text.
+_NESTED = frozenset({"files", "sites", "record", "tasks"})
+_TUPLES = frozenset({"sites", "tasks"})
+
+# Databases take a limited number of values in one statement.
+_AT_ONCE = 5000
+
+
+class SqlStore:
+    """A :class:`~.contract.Store` in a database.
+
+    Args:
+        url: see :class:`~.database.Database`.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.database = Database(url)
+
+    def close(self) -> None:
+        """Let go of the lock and of all connections."""
+        self.database.close()
+
+    # The lock
+
+    def acquire(self, holder: str, now: float) -> int:
+        """Become the one server on this store; returns the new epoch."""
+        if not self.database.lock():
+            raise rules.held_by(self.lease().holder)
+        try:
+            with self.database.writing() as db:
+                epoch = int(db.scalars(select(LEASE.c.epoch)).one()) + 1
+                row = {"epoch": epoch, "holder": rules.readable(holder), "since": now}
+                db.execute(update(LEASE).values(row))
+        except BaseException:
+            self.database.unlock()
+            raise
+        return epoch
+
+    def lease(self) -> Lease:
+        """Who acquired the store last."""
+        with self.database.reading() as db:
+            return _one(Lease, db.execute(_all(LEASE, Lease)).one()._mapping)
+
+    # Members
+
+    def members(self) -> tuple[Member, ...]:
+        """All keys ever admitted."""
+        with self.database.reading() as db:
+            return _rows(db, Member, _members())
+
+    def member(self, fingerprint: str) -> Member | None:
+        """The key with this fingerprint."""
+        with self.database.reading() as db:
+            return _first(db, Member, _members(MEMBERS.c.fingerprint == fingerprint))
+
+    def add_invite(self, invite: Invite) -> None:
+        """Keep an invitation."""
+        with self.database.writing() as db:
+            known = _first(db, Invite, _invites(INVITES.c.secret_hash == invite.secret_hash))
+            namesakes = _rows(db, Member, _members(MEMBERS.c.name == invite.name))
+            rules.allow_invite(invite, known, namesakes)
+            db.execute(insert(INVITES).values(asdict(invite)))
+
+    def invites(self) -> tuple[Invite, ...]:
+        """All invitations."""
+        with self.database.reading() as db:
+            return _rows(db, Invite, _invites())
+
+    def join(self, secret_hash: str, name: str, key: bytes, now: float) -> Member:
+        """Admit a key by its invitation."""
+        with self.database.writing() as db:
+            invite = _first(db, Invite, _invites(INVITES.c.secret_hash == secret_hash))
+            known = _rows(db, Member, _members())
+            newcomer, used = rules.admit(invite, name, key, now, known)
+            mine = MEMBERS.c.fingerprint == newcomer.fingerprint
+            if any(member.fingerprint == newcomer.fingerprint for member in known):
+                db.execute(update(MEMBERS).where(mine).values(asdict(newcomer)))
+            else:
+                db.execute(insert(MEMBERS).values(asdict(newcomer)))
+            this = INVITES.c.secret_hash == secret_hash
+            db.execute(update(INVITES).where(this).values(used=used.used, used_by=used.used_by))
+            return newcomer
+
+    def set_member(self, name: str, status: Literal["revoked", "left"]) -> Member:
+        """Revoke all keys of a name, or let its active key leave."""
+        which = MEMBERS.c.name == name
+        if status == "left":
+            which &= MEMBERS.c.status == "active"
+        with self.database.writing() as db:
+            ids = db.scalars(select(MEMBERS.c.id).where(which).order_by(MEMBERS.c.id)).all()
+            if not ids:
+                raise rules.nobody(name)
+            db.execute(update(MEMBERS).where(which).values(status=status))
+            return _rows(db, Member, _members(MEMBERS.c.id == ids[-1]))[0]
+
+    # Runs
+
+    def add_run(self, epoch: int, row: RunRow) -> None:
+        """Keep a new run."""
+        values = {**_flat(row), "reason": rules.readable(row.reason)}
+        with self.database.writing(epoch) as db:
+            if _first(db, RunRow, _runs(row.id)) is not None:
+                raise StateError(f"there is a run {row.id} already")
+            db.execute(insert(RUNS).values(values))
+
+    def run(self, id: str) -> RunRow:
+        """One run."""
+        with self.database.reading() as db:
+            found = _first(db, RunRow, _runs(id))
+        if found is None:
+            raise rules.no_run(id)
+        return found
+
+    def runs(self) -> tuple[RunRow, ...]:
+        """All runs."""
+        with self.database.reading() as db:
+            return _rows(db, RunRow, _all(RUNS, RunRow).order_by(RUNS.c.number))
+
+    def set_run(self, epoch: int, id: str, **changes: str) -> None:
+        """Change status, reason, plan or phase."""
+        checked = rules.run_changes(changes)
+        with self.database.writing(epoch) as db:
+            _check_run(db, id)
+            if checked:
+                db.execute(update(RUNS).where(RUNS.c.id == id).values(checked))
+
+    # Rounds
+
+    def contribute(self, epoch: int, row: Contribution) -> Heard:
+        """Keep a site's answer unless its task has one."""
+        dialect = sqlite if self.database.sqlite else postgresql
+        new = dialect.insert(CONTRIBUTIONS).values(asdict(row)).on_conflict_do_nothing()
+        with self.database.writing(epoch, shared=True) as db:
+            _check_run(db, row.run)
+            if db.scalar(new.returning(CONTRIBUTIONS.c.id)) is not None:
+                return "new"
+            mine = (CONTRIBUTIONS.c.run == row.run) & (CONTRIBUTIONS.c.task == row.task)
+            first = db.scalars(select(CONTRIBUTIONS.c.sha256).where(mine)).one()
+            return "same" if first == row.sha256 else "different"
+
+    def contributions(self, run: str, prefix: str = "") -> tuple[Contribution, ...]:
+        """Answers to tasks whose id starts with ``prefix``."""
+        query = _all(CONTRIBUTIONS, Contribution).where(CONTRIBUTIONS.c.run == run)
+        query = query.where(*_starts(prefix)).order_by(CONTRIBUTIONS.c.id)
+        with self.database.reading() as db:
+            return _rows(db, Contribution, query)
+
+    def commit_round(self, epoch: int, row: RoundRow) -> None:
+        """Write a round and mark its contributions, together."""
+        values, marked = _flat(row), CONTRIBUTIONS.c.round
+        with self.database.writing(epoch) as db:
+            _check_run(db, row.run)
+            last = db.scalar(select(func.max(ROUNDS.c.number)).where(ROUNDS.c.run == row.run))
+            marks: dict[str, int | None] = {}
+            for these in _chunks(row):
+                found = db.execute(select(CONTRIBUTIONS.c.task, marked).where(these))
+                marks |= {mark.task: mark.round for mark in found}
+            rules.allow_round(row, int(last or 0), marks)
+            db.execute(insert(ROUNDS).values(values))
+            for these in _chunks(row):
+                db.execute(update(CONTRIBUTIONS).where(these).values(round=row.number))
+
+    def rounds(self, run: str, after: int = 0) -> tuple[RoundRow, ...]:
+        """Rounds with a number larger than ``after``."""
+        query = _all(ROUNDS, RoundRow).where(ROUNDS.c.run == run, ROUNDS.c.number > after)
+        with self.database.reading() as db:
+            return _rows(db, RoundRow, query.order_by(ROUNDS.c.number))
+
+    def last_round(self, run: str) -> RoundRow | None:
+        """The newest round."""
+        query = _all(ROUNDS, RoundRow).where(ROUNDS.c.run == run)
+        with self.database.reading() as db:
+            return _first(db, RoundRow, query.order_by(ROUNDS.c.number.desc()).limit(1))
+
+    def kept(self, run: str, client: str) -> str:
+        """Id of this client's last train task that went into a round."""
+        rows = CONTRIBUTIONS.c
+        query = (
+            select(rows.task)
+            .where(rows.run == run, rows.client == client, rows.round.is_not(None))
+            .where(*_starts(rules.train_prefix(run)))
+            .order_by(rows.round.desc(), rows.id.desc())
+        )
+        with self.database.reading() as db:
+            found: str | None = db.scalar(query.limit(1))
+        return found or ""
+
+    # Log
+
+    def add_event(self, kind: str, text: str, run: str, site: str, now: float) -> None:
+        """Append a line to the log."""
+        row = {"kind": kind, "text": rules.readable(text), "run": run, "site": site, "at": now}
+        with self.database.writing() as db:
+            db.execute(insert(EVENTS).values(row))
+
+    def events(self, run: str | None = None, after: int = 0) -> tuple[Event, ...]:
+        """Lines with a number larger than ``after``."""
+        columns = [EVENTS.c.id.label("number"), *(EVENTS.c[f.name] for f in fields(Event)[1:])]
+        query = select(*columns).where(EVENTS.c.id > after).order_by(EVENTS.c.id)
+        if run is not None:
+            query = query.where(EVENTS.c.run == run)
+        with self.database.reading() as db:
+            return tuple(Event(**row._mapping) for row in db.execute(query))
+
+
+def _all(table: Table, kind: type[Any]) -> Select[Any]:
+    return select(*(table.c[f.name] for f in fields(kind)))
+
+
+def _members(*where: ColumnElement[bool]) -> Select[Any]:
+    return _all(MEMBERS, Member).where(*where).order_by(MEMBERS.c.id)
+
+
+def _invites(*where: ColumnElement[bool]) -> Select[Any]:
+    return _all(INVITES, Invite).where(*where).order_by(INVITES.c.id)
+
+
+def _runs(id: str) -> Select[Any]:
+    return _all(RUNS, RunRow).where(RUNS.c.id == id)
+
+
+def _check_run(db: Connection, run: str) -> None:
+    if db.scalar(select(RUNS.c.number).where(RUNS.c.id == run)) is None:
+        raise rules.no_run(run)
+
+
+def _starts(prefix: str) -> Sequence[ColumnElement[bool]]:
+    """Tasks whose id starts so, as a range that the index can answer."""
+    if not prefix:
+        return ()
+    behind = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    return (CONTRIBUTIONS.c.task >= prefix, CONTRIBUTIONS.c.task < behind)
+
+
+def _chunks(row: RoundRow) -> Iterator[ColumnElement[bool]]:
+    for start in range(0, len(row.tasks), _AT_ONCE):
+        some = CONTRIBUTIONS.c.task.in_(row.tasks[start : start + _AT_ONCE])
+        yield (CONTRIBUTIONS.c.run == row.run) & some
+
+
+def _flat(row: RunRow | RoundRow) -> dict[str, Any]:
+    """Values by column, what is nested as JSON text."""
+    values = {f.name: getattr(row, f.name) for f in fields(row)}
+    return {n: rules.plain(v) if n in _NESTED else v for n, v in values.items()}
+
+
+def _one(kind: Callable[..., R], values: Mapping[Any, Any]) -> R:
+    read = {n: json.loads(v) if n in _NESTED else v for n, v in values.items()}
+    return kind(**{n: tuple(v) if n in _TUPLES else v for n, v in read.items()})
+
+
+def _rows(db: Connection, kind: Callable[..., R], query: Select[Any]) -> tuple[R, ...]:
+    return tuple(_one(kind, row._mapping) for row in db.execute(query))
+
+
+def _first(db: Connection, kind: Callable[..., R], query: Select[Any]) -> R | None:
+    return next(iter(_rows(db, kind, query)), None)
