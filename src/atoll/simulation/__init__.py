@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atoll.simulation.result import Run
+from atoll.runs.result import Run
 from atoll.simulation.run import simulate
 
 __all__ = ["Run", "simulate"]

@@ -27,14 +27,15 @@ from atoll.core.values import ClientId
 from atoll.job.build import Job
 from atoll.job.datasets import BUILT_IN, Islands, islands_of
 from atoll.report.folder import RunFolder
+from atoll.runs.result import Run
+from atoll.runs.roll import evaluation_faults
+from atoll.runs.session import Comparison, Session
 from atoll.runtime.client import Parts
 from atoll.runtime.loop import Evaluation, Loop
 from atoll.runtime.processes import ProcessExecutor
 from atoll.runtime.profile import Stopwatch, timed
 from atoll.runtime.serial import SerialExecutor
-from atoll.simulation.result import Run
-from atoll.simulation.roll import evaluation_faults
-from atoll.simulation.session import Session
+from atoll.simulation.compare import compare, pooled
 
 __all__ = ["simulate"]
 
@@ -94,7 +95,7 @@ def simulate(
         parts = _parts(job, islands, apart=clients is None and _has_sites(job))
     with _locked(out):
         folder = None if out is None else _folder(Path(out), resume, overwrite)
-        session = Session(job, parts, islands, folder, began)
+        session = Session(job, parts, islands, folder, began, _comparison(job, parts))
         progress = session.resumed() if resume else None
         with (
             _stop_on_signal(folder is not None) as interrupted,
@@ -237,6 +238,12 @@ def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
     faults += evaluation_faults(parts.clients, parts.held_out, job.federated, job.compare)
     raise_faults(JobConflict, "this job cannot run on this federation", faults)
     return parts
+
+
+def _comparison(job: Job, parts: Parts) -> Comparison | None:
+    if not job.compare:
+        return None
+    return lambda rounds, sites: compare(parts, rounds, sites, pooled(parts.clients))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The one sentence on who took part."""
 
-from atoll.simulation.status import participation_status
+from atoll.runs.status import participation_status
 
 
 def rounds(*contributed, invited="abc", committed=None, why="dropped: left"):

@@ -1,4 +1,8 @@
-"""The folder of a run while it happens: records, checkpoints, and what is written at its end."""
+"""The folder of a run while it happens: records, checkpoints, and what is written at its end.
+
+The same for a run on this machine and for one that a server drives: what only one of them knows (a
+comparison with pooled rows, which sites of which versions took part) it hands over.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import contextlib
 import platform
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,35 +18,51 @@ from typing import Any
 
 import numpy as np
 
-import atoll
 from atoll.core.errors import AtollError, CheckpointError, StorageError
+from atoll.core.values import ClientId
 from atoll.data.population import MOST_LISTED, rows_of
 from atoll.job.build import Job
 from atoll.job.datasets import Islands
 from atoll.report.folder import RunFolder, plain
 from atoll.report.html import write_report
+from atoll.runs.result import Run, write_results
+from atoll.runs.roll import clients_roll, data_prints, population_entry
+from atoll.runs.status import participation_status
 from atoll.runtime import checkpoint
 from atoll.runtime.checkpoint import Progress, model_hash
 from atoll.runtime.client import Parts
 from atoll.runtime.groups import way
 from atoll.runtime.loop import Finished
-from atoll.simulation.compare import compare, pooled
-from atoll.simulation.result import Run, write_results
-from atoll.simulation.roll import clients_roll, data_prints, population_entry
-from atoll.simulation.status import participation_status
 
-__all__ = ["Session"]
+__all__ = ["Comparison", "Session"]
+
+Comparison = Callable[[int, Mapping[ClientId, Mapping[str, float]]], Mapping[str, Any]]
+"""From rounds run and the federated metrics by site to the manifest's ``comparison``."""
 
 
 @dataclass(eq=False)
 class Session:
-    """Writes a run's folder while it happens; without a folder it only remembers the rounds."""
+    """Writes a run's folder while it happens; without a folder it only remembers the rounds.
+
+    Args:
+        job: what runs.
+        parts: the run's parts. Clients need no more than a number of rows, and the trainer no more
+            than a layout and initial parameters.
+        islands: cards and notes of the data.
+        folder: where to write; None for memory only.
+        began: when the run began.
+        comparison: asked at the end of a run that evaluated its sites; None for no comparison.
+        facts: entries of the manifest that another knows better, such as ``executor``, ``training``
+            and ``versions``.
+    """
 
     job: Job
     parts: Parts
     islands: Islands
     folder: RunFolder | None
     began: datetime
+    comparison: Comparison | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
     remembered: list[Mapping[str, Any]] = field(default_factory=list)
     saved: int = -1
     tick: float = field(default_factory=time.perf_counter)
@@ -53,7 +73,7 @@ class Session:
         return self.remembered if self.folder is None else self.folder.read_rounds()
 
     @cached_property
-    def _notes(self) -> dict[str, Any]:
+    def notes(self) -> dict[str, Any]:
         """What a checkpoint must agree with: the data and the model's layout."""
         prints = data_prints(self.islands.cards, self.parts.clients)
         return {"data": prints, "layout": self.parts.trainer.layout.digest()}
@@ -67,15 +87,38 @@ class Session:
             self.folder.truncate(0)
             return None
         progress, notes = checkpoint.read(path, self.job.hash())
-        for what, mine in self._notes.items():
-            if notes[what] != mine:
-                raise CheckpointError(
-                    f"{path} was made with another {'model' if what == 'layout' else 'data set'}",
-                    remedy="resume with the unchanged files, or start anew in another folder",
-                )
+        self._agree(notes, str(path))
         self.folder.truncate(progress.rounds)
         self.saved = progress.rounds
         return progress
+
+    def continued(
+        self, progress: Progress, notes: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Go on from a checkpoint that is kept elsewhere than in the folder.
+
+        Args:
+            progress: what it holds.
+            notes: the :attr:`notes` it was made with.
+            records: those of all rounds so far; they take the place of the folder's.
+
+        Raises:
+            CheckpointError: it is of another data set or model.
+        """
+        self._agree(notes, f"the checkpoint of round {progress.rounds}")
+        if self.folder is not None:
+            self.folder.truncate(0)
+        self.remembered.clear()
+        for record in records:
+            self.record(record)
+
+    def _agree(self, notes: Mapping[str, Any], what: str) -> None:
+        for name, mine in self.notes.items():
+            if notes[name] != mine:
+                raise CheckpointError(
+                    f"{what} was made with another {'model' if name == 'layout' else 'data set'}",
+                    remedy="resume with the unchanged files, or start anew in another folder",
+                )
 
     def record(self, record: Mapping[str, Any]) -> None:
         """One round's record."""
@@ -93,7 +136,7 @@ class Session:
     def _write(self, progress: Progress) -> None:
         if self.folder is not None and self.saved != progress.rounds:
             self.folder.sync()
-            checkpoint.write(self.folder.checkpoint, progress, self.job.hash(), self._notes)
+            checkpoint.write(self.folder.checkpoint, progress, self.job.hash(), self.notes)
             self.saved = progress.rounds
 
     def failed(self, error: AtollError) -> None:
@@ -108,11 +151,10 @@ class Session:
         progress = finished.progress
         self._write(progress)
         comparison, rounds = None, self.rounds
-        if self.job.compare and self.parts.held_out and finished.status != "interrupted":
+        if self.comparison is not None and finished.status != "interrupted":
             sites = next((r["sites"] for r in reversed(rounds) if r["sites"]), None)
             if sites is not None:
-                together = pooled(self.parts.clients)
-                comparison = compare(self.parts, progress.rounds, sites, together)
+                comparison = self.comparison(progress.rounds, sites)
         status = participation_status(finished.status, rounds)
         run = Run(
             job=self.job,
@@ -139,10 +181,10 @@ class Session:
     ) -> dict[str, Any]:
         """What ran on what, and how it ended."""
         best = progress.best if progress else None
-        prints = self._notes["data"]
+        prints = self.notes["data"]
         return {
             "name": self.job.name,
-            "atoll": atoll.__version__,
+            "atoll": str(sys.modules["atoll"].__version__),  # this room must not import the surface
             "job": self.job.describe(),
             "job_hash": self.job.hash(),
             "seed": self.job.seed,
@@ -164,6 +206,7 @@ class Session:
             else {"round": best.round, "metric": self.job.stop.metric, "value": best.value},
             "comparison": comparison,
             "notes": [*self.islands.notes, *_unjudged(self.parts)],
+            **self.facts,
         }
 
 
