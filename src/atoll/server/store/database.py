@@ -228,7 +228,7 @@ def _read(url: str) -> URL:
         return URL.create("sqlite", database=str(Path(url).absolute()))
     try:
         found = make_url(url)
-    except exc.ArgumentError as error:
+    except (exc.ArgumentError, ValueError) as error:
         raise StorageError(
             "the store's URL cannot be read", remedy="write postgresql://user:password@host/name"
         ) from error

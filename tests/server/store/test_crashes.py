@@ -1,0 +1,236 @@
+"""Servers that are killed, cut off or beaten to it: nothing half-done, nothing acknowledged lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from random import Random
+
+import pytest
+from store_rows import answer, invite, key, round_row, run_row, secret, started
+
+from atoll.core.errors import FenceError, StateError
+from atoll.server.store.sql import SqlStore
+
+WRITER = Path(__file__).with_name("store_writer.py")
+
+
+def writer(url: str) -> subprocess.Popen[str]:
+    """A server in a process of its own, writing already."""
+    process = subprocess.Popen([sys.executable, WRITER, url], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.first = process.stdout.readline()
+    return process
+
+
+def killed(process: subprocess.Popen[str]) -> list[str]:
+    """End it without a word of warning; returns what it had said."""
+    os.kill(process.pid, signal.SIGKILL)
+    said, _ = process.communicate(timeout=30)
+    # What is cut off in the middle of a line was acknowledged all the same.
+    return said.splitlines()
+
+
+class TestKilled:
+    def test_no_kill_leaves_half_a_transaction(self, url: str) -> None:
+        random, said = Random(7), []
+        for epoch in range(1, 6):
+            process = writer(url)
+            assert process.first == f"epoch {epoch}\n"
+            time.sleep(random.uniform(0.0, 0.25))
+            said += killed(process)
+        store = SqlStore(url)
+        rounds, rows = store.rounds("r1"), store.contributions("r1")
+        assert len(rounds) > 5
+        assert [r.number for r in rounds] == list(range(1, len(rounds) + 1))
+        assert {f"round {r.number}" for r in rounds} >= {s for s in said if s.startswith("round")}
+        assert {f"task {c.task}" for c in rows} >= {s for s in said if s.startswith("task")}
+        with store.database.reading() as db:
+            marks = dict(
+                tuple(r) for r in db.exec_driver_sql("SELECT task, round FROM contributions")
+            )
+        for row in rounds:
+            assert len(row.tasks) == 3
+            assert all(marks.pop(task) == row.number for task in row.tasks)
+        assert set(marks.values()) <= {None}
+        assert len(marks) <= 3
+        store.close()
+
+    def test_lock_is_free_at_once_after_a_kill(self, url: str) -> None:
+        process = writer(url)
+        store = SqlStore(url)
+        with pytest.raises(FenceError, match="writer"):
+            store.acquire("second", 1.0)
+        killed(process)
+        began = time.monotonic()
+        assert store.acquire("second", 2.0) == 2
+        assert time.monotonic() - began < 2.0
+        store.close()
+
+
+def cut_off(store: SqlStore) -> None:
+    """Take a server's lock away without its knowing."""
+    if store.database.sqlite:
+        store.database.unlock()
+        return
+    with store.database.writing() as db:
+        db.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+        )
+
+
+class TestTwoServers:
+    def test_cut_off_server_can_write_nothing(self, url: str) -> None:
+        first, second = SqlStore(url), SqlStore(url)
+        started(first)
+        task = "r1.train.0.Ulm"
+        first.contribute(1, answer(task))
+        cut_off(first)
+        assert second.acquire("second", 2.0) == 2
+        writes = [
+            lambda: first.add_run(1, run_row("r2")),
+            lambda: first.set_run(1, "r1", status="failed"),
+            lambda: first.contribute(1, answer("r1.train.0.Bern")),
+            lambda: first.contribute(1, answer(task)),
+            lambda: first.commit_round(1, round_row(1, (task,))),
+        ]
+        for write in writes:
+            with pytest.raises(FenceError, match="another server took over"):
+                write()
+        for store in (first, second):
+            assert store.runs() == (run_row(),)
+            assert [c.task for c in store.contributions("r1")] == [task]
+            assert store.rounds("r1") == ()
+        second.commit_round(2, round_row(1, (task,)))
+        assert first.kept("r1", "Ulm") == task
+        first.close()
+        second.close()
+
+    def test_transaction_under_way_ends_before_the_store_changes_hands(self, url: str) -> None:
+        first, second = SqlStore(url), SqlStore(url)
+        started(first)
+        cut_off(first)
+        seen: list[object] = []
+
+        def take_over() -> None:
+            second.acquire("second", 2.0)
+            seen.append(second.run("r1").status)
+
+        thread = threading.Thread(target=take_over)
+        with first.database.writing(1) as db:
+            thread.start()
+            db.exec_driver_sql("UPDATE runs SET status = 'completed'")
+            time.sleep(0.3)
+            assert seen == []
+        thread.join(30)
+        assert seen == ["completed"]
+        first.close()
+        second.close()
+
+    def test_one_commits_of_two_that_race(self, url: str) -> None:
+        first, second = SqlStore(url), SqlStore(url)
+        started(first)
+        cut_off(first)
+        tasks = [f"r1.train.{n}.Ulm" for n in range(20)]
+        for task in tasks:
+            first.contribute(1, answer(task))
+        committed: list[tuple[int, int]] = []
+
+        def play(store: SqlStore, epoch: int) -> None:
+            try:
+                for n, task in enumerate(tasks):
+                    store.commit_round(epoch, round_row(n + 1, (task,)))
+                    committed.append((epoch, n + 1))
+            except (FenceError, StateError):
+                return
+
+        threads = [threading.Thread(target=play, args=(first, 1))]
+        threads[0].start()
+        time.sleep(0.02)
+        second.acquire("second", 2.0)
+        last = second.last_round("r1")
+        done = 0 if last is None else last.number
+        tasks_left = tasks[done:]
+        for n, task in enumerate(tasks_left, done + 1):
+            second.commit_round(2, round_row(n, (task,)))
+            committed.append((2, n))
+        threads[0].join(30)
+        assert max(Counter(n for _, n in committed).values()) == 1
+        assert [r.number for r in second.rounds("r1")] == list(range(1, 21))
+        first.close()
+        second.close()
+
+
+class TestManyThreads:
+    def test_first_of_many_equal_answers_is_new(self, url: str) -> None:
+        store = SqlStore(url)
+        started(store)
+        heard: list[str] = []
+        barrier = threading.Barrier(6)
+
+        def send(letter: str) -> None:
+            barrier.wait()
+            heard.append(store.contribute(1, answer("r1.train.0.Ulm", letter * 64)))
+
+        threads = [threading.Thread(target=send, args=(x,)) for x in "aaabbb"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert Counter(heard) == {"new": 1, "same": 2, "different": 3}
+        assert len(store.contributions("r1")) == 1
+        store.close()
+
+    def test_one_code_admits_one_of_many_keys(self, url: str) -> None:
+        store, other = SqlStore(url), SqlStore(url)
+        store.add_invite(invite("Ulm"))
+        admitted: list[str] = []
+        barrier = threading.Barrier(4)
+
+        def join(at: SqlStore, letter: str) -> None:
+            barrier.wait()
+            try:
+                admitted.append(at.join(secret("Ulm"), "", key(letter), 1.0).fingerprint)
+            except Exception as error:
+                admitted.append(type(error).__name__)
+
+        threads = [
+            threading.Thread(target=join, args=(at, x))
+            for at, x in zip((store, other) * 2, "abcd", strict=True)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert Counter(admitted)["AuthError"] == 3
+        assert [m.fingerprint for m in store.members()] == [a for a in admitted if len(a) == 64]
+        store.close()
+        other.close()
+
+    def test_commands_write_beside_the_server(self, url: str) -> None:
+        store, command = SqlStore(url), SqlStore(url)
+        epoch = started(store)
+        failed: list[BaseException] = []
+
+        def invite_many() -> None:
+            try:
+                for n in range(20):
+                    command.add_invite(invite(f"site {n}"))
+            except BaseException as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=invite_many)
+        thread.start()
+        for n in range(20):
+            store.contribute(epoch, answer(f"r1.train.{n}.Ulm"))
+        thread.join()
+        assert failed == []
+        assert len(command.contributions("r1")) == len(store.invites()) == 20
+        store.close()
+        command.close()
