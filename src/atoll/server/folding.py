@@ -1,0 +1,150 @@
+"""The answers of one training call, folded one by one as they come (decision D5).
+
+What an update must look like is asked of the algorithm itself: its client half is run once behind a
+trainer that learns nothing, which gives the names, shapes, dtypes and kinds of metrics of every honest
+update, and whether its weight is the client's own. So the first answer to come has no more say than
+the last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from atoll.aggregation.exact import Fold
+from atoll.core.contracts import Task
+from atoll.core.errors import UpdateRefused, WireError
+from atoll.core.layout import Array, Layout
+from atoll.core.local import Fit, LocalRule, LocalWork
+from atoll.core.metrics import Mean, Metric, Metrics
+from atoll.core.seeds import Seed
+from atoll.core.values import Aggregate, Broadcast, Update
+from atoll.runtime.client import Parts
+from atoll.runtime.gathering import Failed, Folded, Refused
+from atoll.server.answers import Expected, read_answer
+from atoll.wire.messages import ResultBody, TaskBody
+from atoll.wire.metrics import metrics_from_plain
+
+__all__ = ["Pattern", "TrainFold", "pattern_of"]
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What every honest update of a run looks like.
+
+    Args:
+        expected: its vectors.
+        metrics: kinds of its metrics by name; one may be absent.
+        weighs: whether its weight is the client's w_i.
+        counts: whether its examples are the client's rows.
+    """
+
+    expected: Expected
+    metrics: Mapping[str, type]
+    weighs: bool
+    counts: bool
+
+    def check(self, body: ResultBody, metrics: Metrics, weight: float, rows: int) -> None:
+        """Refuse numbers that are not this client's.
+
+        Raises:
+            UpdateRefused: with what was said and what is known.
+        """
+        if self.weighs and body.weight != weight:
+            raise UpdateRefused(f"weight {body.weight!r} where {weight!r} is this site's")
+        if self.counts and body.examples != rows:
+            raise UpdateRefused(f"{body.examples} examples at a site with {rows} rows")
+        for name, metric in metrics.items():
+            if self.metrics.get(name) is not type(metric):
+                raise UpdateRefused(f"metric {name!r:.80} is not one of this algorithm")
+
+
+@dataclass(frozen=True, eq=False)
+class _Unmoved:
+    """A trainer that learns nothing."""
+
+    layout: Layout
+    start: Array
+    corrects: bool = True
+
+    def initial(self, seed: Seed) -> Array:
+        return self.start
+
+    def fit(
+        self,
+        parameters: Array,
+        data: Any,
+        *,
+        work: LocalWork,
+        rule: LocalRule,
+        seed: Seed,
+        round: int,
+    ) -> Fit:
+        return Fit(parameters.copy(), 1, 1.0, len(data), 1.0)
+
+    def gradient(self, parameters: Array, data: Any) -> tuple[Array, float]:
+        return np.zeros_like(parameters), 1.0
+
+    def evaluate(self, parameters: Array, data: Any) -> Mapping[str, Metric]:
+        return {"loss": Mean.of(1.0, len(data))}
+
+
+def pattern_of(parts: Parts, task: Task, broadcast: Broadcast) -> Pattern:
+    """Ask the algorithm what its clients send; costs a few passes over a vector.
+
+    Args:
+        parts: the run's.
+        task: any task.
+        broadcast: what it starts from.
+    """
+    layout = parts.trainer.layout
+    still = _Unmoved(layout, parts.trainer.initial(parts.seed / "initial"))
+    work = replace(parts, trainer=still).work(task)
+    with np.errstate(all="ignore"):
+        update, _ = parts.algorithm.client(broadcast, {}, work)
+    vectors = {name: (v.shape, v.dtype.name) for name, v in update.vectors.items()}
+    return Pattern(
+        expected=Expected(vectors),
+        metrics={name: type(metric) for name, metric in update.metrics.items()},
+        weighs=update.weight == work.weight,
+        counts=update.examples == work.examples,
+    )
+
+
+class TrainFold:
+    """The running sum of one call; memory O(model), whatever the number of sites.
+
+    Args:
+        parts: the run's.
+        pattern: see :func:`pattern_of`.
+        updates: how many may come.
+    """
+
+    def __init__(self, parts: Parts, pattern: Pattern, updates: int) -> None:
+        self._parts = parts
+        self._pattern = pattern
+        self._fold = Fold(updates)
+
+    def take(self, task: TaskBody, frame: memoryview) -> Folded | Refused | Failed:
+        """Fold the answer in ``frame``; what is wrong with it is its site's outcome."""
+        try:
+            body, arrays = read_answer(frame, task.id, self._pattern.expected)
+            if body.status == "failed":
+                return Failed(task.id, body.reason, body.seconds)
+            if body.status == "refused":
+                return Refused(task.id, body.reason)
+            metrics = metrics_from_plain(body.metrics)
+            rows = len(self._parts.clients[task.client])
+            weight = self._parts.weighting.of(task.client, rows)
+            self._pattern.check(body, metrics, weight, rows)
+            self._fold.add(Update(arrays, body.weight, body.examples, metrics), task.scale)
+        except (UpdateRefused, WireError) as error:
+            return Refused(task.id, error.message)
+        return Folded(task.id, body.examples, body.seconds)
+
+    def aggregate(self) -> Aggregate:
+        """What the answers so far add up to."""
+        return self._fold.aggregate()

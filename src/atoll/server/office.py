@@ -1,0 +1,66 @@
+"""What all runs of one server share: where things are kept, what time it is, and who is to be told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atoll.core.layout import Array
+from atoll.core.values import ClientId
+from atoll.server.blobs import Blobs
+from atoll.server.settings import Settings
+from atoll.server.store.contract import Store
+from atoll.wire.frames import Blob, pieces
+
+__all__ = ["Office"]
+
+
+def _nobody(names: Collection[str]) -> None:
+    """Nobody is to be told."""
+
+
+def _nothing() -> None:
+    """Nothing is to be done."""
+
+
+@dataclass(eq=False)
+class Office:
+    """One server's desk drawers.
+
+    Args:
+        store: rows.
+        blobs: bytes.
+        home: folder of the server; results lie in ``home/runs``.
+        now: seconds since 1970.
+        settings: times and sizes.
+        epoch: of this server on its store.
+        tell: called with the names of sites that have news, and ``run <id>`` for runs that have.
+        wake: called when there is work for the one thread that works.
+        heard: when each site was last heard of.
+        away: sites that are no members any more, and why.
+    """
+
+    store: Store
+    blobs: Blobs
+    home: Path
+    now: Callable[[], float]
+    settings: Settings
+    epoch: int = 0
+    tell: Callable[[Collection[str]], None] = _nobody
+    wake: Callable[[], None] = _nothing
+    heard: dict[ClientId, float] = field(default_factory=dict)
+    away: dict[ClientId, str] = field(default_factory=dict)
+
+    def folder(self, run: str) -> Path:
+        """Where a run's results lie."""
+        return self.home / "runs" / run
+
+    def keep(self, body: Mapping[str, Any], arrays: Mapping[str, Array] | None = None) -> Blob:
+        """A frame as a durable blob."""
+        return self.blobs.put_pieces(pieces(body, arrays))
+
+    def event(self, kind: str, text: str, run: str = "", site: ClientId = "") -> None:
+        """A line in the log."""
+        self.store.add_event(kind, text, run, site, self.now())

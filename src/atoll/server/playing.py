@@ -1,0 +1,284 @@
+"""The rounds of a run: the one loop, answered by sites instead of an executor.
+
+Each call of :meth:`atoll.runtime.loop.Loop.play` becomes tasks for sites. After a round its record, the
+checkpoint and the ids of the contributions that went in are committed together (decision D10): the
+checkpoint's bytes are durable first, then one transaction names them. Only then is anything deleted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from atoll.core.contracts import Outcome
+from atoll.core.errors import AtollError, CheckpointError
+from atoll.core.metrics import Metric, Metrics, merge_metrics, values
+from atoll.core.values import Broadcast, ClientId
+from atoll.job.islands import Islands
+from atoll.report.folder import RunFolder, plain
+from atoll.runs.session import Session
+from atoll.runtime import checkpoint
+from atoll.runtime.checkpoint import Progress
+from atoll.runtime.gathering import Failed, Folded, Refused
+from atoll.runtime.loop import Evaluate, Evaluation, Finished, Loop, Next, Train
+from atoll.server.answers import Expected, read_answer
+from atoll.server.desk import Call
+from atoll.server.folding import Pattern, TrainFold, pattern_of
+from atoll.server.office import Office
+from atoll.server.preparing import Prepared, body_of
+from atoll.server.store.contract import RoundRow, RunRow
+from atoll.wire.frames import Blob
+from atoll.wire.messages import BlobRef, TaskBody
+from atoll.wire.metrics import metrics_from_plain
+
+__all__ = ["Playing"]
+
+_NOTHING: Any = None
+_KEPT = 2
+"""So many checkpoints are kept."""
+
+
+class Playing:
+    """The rounds of one run.
+
+    Args:
+        office: of the server.
+        row: the run.
+        prepared: what came of its preparation.
+        committed: called when a round is durable.
+    """
+
+    def __init__(
+        self, office: Office, row: RunRow, prepared: Prepared, committed: Callable[[], None]
+    ) -> None:
+        self._office = office
+        self._row = row
+        self._plan = prepared.plan
+        self._parts = prepared.parts
+        self._job = job = prepared.job
+        self._committed = committed
+        self._session = Session(
+            job,
+            self._parts,
+            Islands(train={}) if job.islands is None else job.islands(job.seed),
+            RunFolder(office.folder(row.id)),
+            datetime.fromtimestamp(row.created, UTC),
+        )
+        self._pattern: Pattern | None = None
+        self._version = 0
+        self._record: Mapping[str, Any] = {}
+        self._trained: dict[ClientId, str] = {}
+        self._asked: list[str] = []
+        self._kept: dict[ClientId, str] = {}
+        self._models: dict[int, Blob] = {}
+        self._checkpoints: list[str] = []
+
+    def calls(self) -> Generator[Call, Sequence[Outcome], str]:
+        """The calls to sites; returns how the run ended.
+
+        Raises:
+            AtollError: the run cannot go on; see :meth:`atoll.runtime.loop.Loop.play`.
+        """
+        store, row = self._office.store, self._row
+        store.set_run(self._office.epoch, row.id, phase="running")
+        loop = Loop(
+            self._parts,
+            schedule=self._job.schedule,
+            clock=self._job.clock,
+            evaluation=Evaluation(self._job.evaluate_every, None, self._job.federated),
+            stop=self._job.stop,
+            observers=(self._note,),
+            save=self._save,
+        )
+        steps, answer = loop.play(self._resumed()), _NOTHING
+        while True:
+            try:
+                call = steps.send(answer)
+            except StopIteration as end:
+                return self._finish(end.value)
+            if isinstance(call, Next):
+                answer = call.planned()
+            elif isinstance(call, Train):
+                answer = yield from self._train(call)
+            else:
+                answer = yield from self._evaluate(call)
+
+    def failed(self, error: AtollError) -> None:
+        """Leave an honest folder behind a run that could not end."""
+        self._session.failed(error)
+
+    # Calls --------------------------------------------------------------------------------------
+
+    def _train(self, call: Train) -> Generator[Call, Sequence[Outcome], Any]:
+        parts = self._parts
+        if self._pattern is None and call.tasks:
+            first = call.tasks[0]
+            self._pattern = pattern_of(parts, first, call.broadcasts[first.version])
+        pattern = self._pattern or Pattern(Expected(), {}, False, False)
+        fold = TrainFold(parts, pattern, len(call.tasks))
+        tasks = [
+            self._body(
+                "train",
+                call.number,
+                task.client,
+                call.broadcasts[task.version],
+                scale=task.scale,
+                fraction=task.fraction,
+                repeat=task.repeat,
+                kept=self._kept.get(task.client, ""),
+            )
+            for task in call.tasks
+        ]
+        outcomes = yield self._call(tasks, pattern.expected, fold.take, call.quorum)
+        self._trained = {
+            task.client: task.id
+            for task, outcome in zip(tasks, outcomes, strict=True)
+            if outcome.status == "contributed"
+        }
+        return fold.aggregate(), outcomes, {}
+
+    def _evaluate(
+        self, call: Evaluate
+    ) -> Generator[Call, Sequence[Outcome], Mapping[ClientId, Metrics]]:
+        # What a site learned in this round is its memory, if the round is going to be committed.
+        kept = self._kept
+        if call.broadcast.version > self._version:
+            kept = {**kept, **self._trained}
+        tasks = [
+            self._body("evaluate", call.number, c, call.broadcast, kept=kept.get(c, ""))
+            for c in call.clients
+        ]
+        found: dict[ClientId, Metrics] = {}
+
+        def take(task: TaskBody, frame: memoryview) -> Folded | Refused | Failed:
+            body, _ = read_answer(frame, task.id, Expected())
+            if body.status != "done":
+                return Failed(task.id, body.reason, body.seconds)
+            found[task.client] = metrics_from_plain(body.metrics)
+            return Folded(task.id, body.examples, body.seconds)
+
+        yield self._call(tasks, Expected(), take, 1)
+        return alike(found, call.clients)
+
+    def _call(self, tasks: list[TaskBody], expected: Expected, take: Any, quorum: int) -> Call:
+        settings, deadline = self._office.settings, self._deadline
+        self._asked += [task.id for task in tasks]
+        return Call(tasks, expected, take, deadline, settings.progress, needed=max(1, quorum))
+
+    def _body(
+        self, kind: str, number: int, site: ClientId, broadcast: Broadcast, **more: Any
+    ) -> TaskBody:
+        version = broadcast.version
+        if version not in self._models:
+            body = {"run": self._row.id, "version": version}
+            self._models[version] = self._office.keep(body, broadcast.vectors)
+        model = BlobRef.of(self._models[version])
+        return body_of(
+            self._row, self._plan, kind, number, site, version=version, broadcast=model, **more
+        )
+
+    # Records ------------------------------------------------------------------------------------
+
+    def _resumed(self) -> Progress | None:
+        """Where the last committed round left the run; None before the first."""
+        store, blobs, run = self._office.store, self._office.blobs, self._row.id
+        self._kept = {site: store.kept(run, site) for site in self._row.sites}
+        rows = store.rounds(run)
+        self._drop_checkpoints([row.checkpoint for row in rows[-_KEPT - 1 :]])
+        if not rows:
+            RunFolder(self._office.folder(run)).truncate(0)
+            return None
+        if not blobs.has(rows[-1].checkpoint):
+            raise CheckpointError(
+                f"the checkpoint of round {rows[-1].number} is not among the blobs",
+                remedy="restore store and blobs from one and the same backup",
+            )
+        raw = bytes(blobs.view(rows[-1].checkpoint))
+        progress, notes = checkpoint.decode(raw, self._job.hash())
+        # The folder's records are a copy: what a stop has torn or added is written anew.
+        self._session.continued(progress, notes, [row.record for row in rows])
+        self._version = progress.state.round
+        return progress
+
+    def _note(self, record: Mapping[str, Any]) -> None:
+        self._record = record
+        self._session.record(record)
+
+    def _save(self, progress: Progress) -> None:
+        """Commit a round."""
+        office, run, record = self._office, self._row.id, self._record
+        notes = {**self._session.notes, "run": run}
+        raw = checkpoint.encode(progress, self._job.hash(), notes)
+        blob = office.blobs.put(raw)
+        trained = self._trained if record["committed"] else {}
+        row = RoundRow(
+            run=run,
+            number=progress.rounds,
+            record=plain(record),
+            checkpoint=blob.sha256,
+            model_hash=record["model_hash"],
+            tasks=tuple(trained.values()),
+        )
+        office.store.commit_round(office.epoch, row)
+        self._kept |= trained
+        self._version = progress.state.round
+        self._committed()
+        self._clean(progress, blob.sha256)
+        office.tell({f"run {run}"})
+
+    def _clean(self, progress: Progress, newest: str) -> None:
+        """Delete what the committed round has made useless."""
+        office, run = self._office, self._row.id
+        for name in self._asked:
+            for row in office.store.contributions(run, name):
+                if row.task == name:
+                    office.blobs.delete(row.sha256)
+        self._asked, self._trained = [], {}
+        needed = {progress.state.round, *progress.pace.versions()}
+        for version in set(self._models) - needed:
+            office.blobs.delete(self._models.pop(version).sha256)
+        self._drop_checkpoints([*self._checkpoints, newest])
+
+    def _drop_checkpoints(self, names: Sequence[str]) -> None:
+        for name in names[:-_KEPT]:
+            self._office.blobs.delete(name)
+        self._checkpoints = list(names[-_KEPT:])
+
+    def _finish(self, finished: Finished) -> str:
+        status = self._session.finish(finished).status
+        for blob in self._models.values():
+            self._office.blobs.delete(blob.sha256)
+        return status
+
+    @property
+    def _deadline(self) -> float:
+        own = getattr(self._job.schedule, "deadline", None)
+        return own if own is not None and own < float("inf") else self._office.settings.round
+
+
+def alike(found: Mapping[ClientId, Metrics], order: Sequence[ClientId]) -> dict[ClientId, Metrics]:
+    """The metrics that can be merged: those of the kinds that most sites sent.
+
+    Args:
+        found: what sites sent.
+        order: of the sites, for ties.
+    """
+
+    def kinds(metrics: Mapping[str, Metric]) -> tuple[tuple[str, str], ...]:
+        return tuple(sorted((name, type(m).__name__) for name, m in metrics.items()))
+
+    sent = [kinds(found[c]) for c in order if c in found]
+    usual = max(sent, key=sent.count, default=())
+    kept: dict[ClientId, Metrics] = {}
+    total: Metrics = {}
+    for client in order:
+        if client not in found or kinds(found[client]) != usual:
+            continue
+        try:
+            total = merge_metrics(total, found[client])
+            values(found[client])
+        except (TypeError, ValueError, ArithmeticError, AtollError):
+            continue
+        kept[client] = found[client]
+    return kept

@@ -1,0 +1,224 @@
+"""Before the first round: what the sites' data look like, added up, and whether all mean the same model.
+
+Three calls to every site of the run. Nothing of them is remembered but the answers themselves, which
+are durable: a server that was stopped asks again, finds the answers there, and comes to the same plan.
+
+=========  ===============================================  ======================================
+call       a site answers                                   the server makes of it
+=========  ===============================================  ======================================
+survey     names of its columns and their levels            the schema
+sums       exact sums of its training rows                  the sums over all sites
+ready      rows, card, layout, hash of the initial vector;  the run's parts
+           the first site the vector itself
+=========  ===============================================  ======================================
+
+The *plan* is what sites need to work on the run: a frame ``{"run", "spec", "schema"}`` whose arrays are
+the sums. It grows with the calls, and each task names the newest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from atoll.aggregation.exact import Fold
+from atoll.core.contracts import Outcome
+from atoll.core.errors import DataError, Fault, UpdateRefused, WireError
+from atoll.core.layout import Array
+from atoll.core.values import ClientId, Update
+from atoll.data.schema import Schema
+from atoll.job import deployed
+from atoll.job.build import Job
+from atoll.job.package import spec_from_plain
+from atoll.runtime.client import Parts
+from atoll.runtime.gathering import Failed, Folded, Refused
+from atoll.server.answers import Expected, read_answer
+from atoll.server.desk import Call
+from atoll.server.office import Office
+from atoll.server.store.contract import RunRow
+from atoll.wire.frames import Allowed, Blob, check_finite, decode
+from atoll.wire.messages import BlobRef, ResultBody, TaskBody
+
+__all__ = ["INITIAL", "Asking", "Prepared", "Preparing", "body_of"]
+
+INITIAL = "<initial>"
+"""Under this name a run's files hold the initial vector that came with the job."""
+
+Asking = Generator[Call, Sequence[Outcome], None]
+"""Yields calls and is sent what became of their tasks."""
+
+_SUMS = ("rows", "present", "limbs", "levels")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A run that is ready for its first round.
+
+    Args:
+        job: the job as objects.
+        parts: of the run; its trainer has a layout and an initial vector and nothing else.
+        plan: the newest plan.
+    """
+
+    job: Job
+    parts: Parts
+    plan: Blob
+
+
+def body_of(
+    row: RunRow, plan: Blob, kind: str, number: int, site: ClientId, **more: Any
+) -> TaskBody:
+    """A task of a run; its id follows from what it is, so a server that was stopped asks for the same."""
+    code = {name: BlobRef(**ref) for name, ref in row.files.items() if name != INITIAL}
+    return TaskBody(
+        id=f"{row.id}.{kind}.{number}.{site}",
+        run=row.id,
+        kind=kind,  # type: ignore[arg-type]  # checked by the schema
+        number=number,
+        client=site,
+        plan=BlobRef.of(plan),
+        code=code,
+        **more,
+    )
+
+
+class Preparing:
+    """The preparation of one run.
+
+    Args:
+        office: of the server.
+        row: the run.
+    """
+
+    def __init__(self, office: Office, row: RunRow) -> None:
+        self._office = office
+        self._row = row
+        self._spec = spec_from_plain(json.loads(row.spec))
+        self._plan = Blob("", 0)
+        self._schema: Schema | None = None
+        self._sums: Mapping[str, Array] = {}
+        self._answers: dict[ClientId, Mapping[str, Any]] = {}
+        self._initial: Array | None = None
+
+    def calls(self) -> Generator[Call, Sequence[Outcome], Prepared]:
+        """The calls, one after another, and what comes of them.
+
+        Raises:
+            DataError: the sites' data do not fit the job or one another; every fault of every site.
+        """
+        yield from self._call("survey", Expected(), self._note)
+        self._schema = deployed.agree(self._spec, self._by_site())
+        if self._spec.preprocessing.mode == "federated":
+            yield from self._add_up()
+        self._answers, self._initial = {}, self._given()
+        most = self._office.settings.largest_vector
+        vector = Expected({"initial": (None, "float")}, optional=True, most=most)
+        yield from self._call("ready", vector, self._note)
+        return self._finish()
+
+    def _call(self, kind: str, expected: Expected, take: Any) -> Asking:
+        """Ask every site; all must have done it."""
+        row, settings = self._row, self._office.settings
+        body = {
+            "run": row.id,
+            "spec": json.loads(row.spec),
+            "schema": None if self._schema is None else deployed.schema_to_plain(self._schema),
+        }
+        before, self._plan = self._plan, self._office.keep(body, self._sums)
+        self._office.store.set_run(self._office.epoch, row.id, plan=self._plan.sha256, phase=kind)
+        if before.sha256:
+            self._office.blobs.delete(before.sha256)
+        wanted = kind == "ready" and self._initial is None
+        tasks = [
+            body_of(row, self._plan, kind, 0, site, initial=wanted and site == row.sites[0])
+            for site in row.sites
+        ]
+        outcomes = yield Call(
+            tasks, expected, take, settings.round, settings.progress, needed=len(tasks)
+        )
+        faults = [
+            Fault(o.client, o.reason or o.status) for o in outcomes if o.status != "contributed"
+        ]
+        if faults:
+            raise DataError(
+                f"{kind}: {len(faults)} of {len(tasks)} sites cannot take part",
+                site=faults[0].place,
+                faults=faults,
+                remedy="mend it there, or submit the job for the other sites",
+            )
+
+    def _note(self, task: TaskBody, frame: memoryview) -> Folded | Refused | Failed:
+        """An answer in words, and the initial vector where it was asked for."""
+        most = self._office.settings.largest_vector
+        vector = {"initial": (None, "float")} if task.initial else {}
+        try:
+            body, arrays = read_answer(frame, task.id, Expected(vector, most=most))
+            if body.status != "done":
+                return _undone(task, body)
+            check_finite(arrays)
+        except (UpdateRefused, WireError) as error:
+            return Refused(task.id, error.message)
+        self._answers[task.client] = body.answer
+        if task.initial:
+            self._initial = arrays["initial"]
+        return Folded(task.id, body.examples, body.seconds)
+
+    def _add_up(self) -> Asking:
+        fold = Fold(len(self._row.sites))
+        most = self._office.settings.overhead
+        expected = Expected(dict.fromkeys(_SUMS, (None, "float64")), most=most)
+
+        def take(task: TaskBody, frame: memoryview) -> Folded | Refused | Failed:
+            try:
+                body, arrays = read_answer(frame, task.id, expected)
+                if body.status != "done":
+                    return _undone(task, body)
+                fold.add(Update(arrays, 1.0, body.examples))
+            except (UpdateRefused, WireError) as error:
+                return Refused(task.id, error.message)
+            return Folded(task.id, body.examples, body.seconds)
+
+        yield from self._call("sums", expected, take)
+        self._sums = fold.aggregate().sums
+
+    def _given(self) -> Array | None:
+        """The initial vector that came with the job."""
+        ref = self._row.files.get(INITIAL)
+        if ref is None:
+            return None
+        allowed = Allowed({"initial"}, None, {"float32", "float64"}, 1, ref["size"])
+        _, arrays = decode(self._office.blobs.view(ref["sha256"]), allowed)
+        check_finite(arrays)
+        return arrays["initial"]
+
+    def _finish(self) -> Prepared:
+        answers = self._by_site()
+        with _told("ready"):
+            layout = deployed.layout_from_plain(answers[self._row.sites[0]]["layout"])
+        if self._initial is None:
+            raise DataError("no site sent the initial vector", site=self._row.sites[0])
+        job, parts = deployed.coordinator(self._spec, layout, self._initial, answers)
+        return Prepared(job, parts, self._plan)
+
+    def _by_site(self) -> dict[ClientId, Mapping[str, Any]]:
+        """The answers in the order of the sites, not of their arrival."""
+        return {site: self._answers[site] for site in self._row.sites}
+
+
+def _undone(task: TaskBody, body: ResultBody) -> Failed:
+    return Failed(task.id, body.reason or body.status, body.seconds)
+
+
+@contextlib.contextmanager
+def _told(kind: str) -> Iterator[None]:
+    """What a site made up, and no honest node says."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"the sites' answers to {kind!r} cannot be read: {type(error).__name__}: {error}",
+            remedy="do all nodes run the same version?",
+        ) from error

@@ -1,0 +1,95 @@
+"""A run's folder at the server, ``home/runs/<id>``: the same as a simulation's, file by file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from atoll.core.errors import NotFound, suggest
+from atoll.report.folder import RunFolder
+from atoll.server.office import Office
+from atoll.server.store.contract import RunRow
+from atoll.wire.frames import Blob
+
+__all__ = ["Files", "leave_failed", "sweep"]
+
+_PIECE = 1 << 20
+
+
+def leave_failed(office: Office, row: RunRow, status: str) -> None:
+    """An honest manifest of a run that ended before its first round."""
+    folder = RunFolder(office.folder(row.id))
+    folder.write_manifest(
+        {
+            "name": row.name,
+            "atoll": str(sys.modules["atoll"].__version__),
+            "job": json.loads(row.spec),
+            "job_hash": row.job_hash,
+            "started": datetime.fromtimestamp(row.created, UTC).isoformat(timespec="seconds"),
+            "finished": datetime.fromtimestamp(office.now(), UTC).isoformat(timespec="seconds"),
+            "status": status,
+            "rounds": 0,
+            "executor": "deployed",
+            "sites": list(row.sites),
+        }
+    )
+
+
+def sweep(office: Office, row: RunRow) -> None:
+    """Delete what a run that has ended needs no more; its code and last checkpoints stay."""
+    for contribution in office.store.contributions(row.id):
+        office.blobs.delete(contribution.sha256)
+    plan = office.store.run(row.id).plan
+    if plan:
+        office.blobs.delete(plan)
+
+
+class Files:
+    """The files of ended runs, named by digest and size; a digest is taken once per change.
+
+    Args:
+        office: of the server.
+    """
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+        self._known: dict[Path, tuple[tuple[int, int], Blob]] = {}
+
+    def listed(self, run: str) -> dict[str, Blob]:
+        """All files of a run's folder by path, such as ``checkpoint/round-00000060.safetensors``."""
+        folder = self._office.folder(run)
+        paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".tmp")
+        return {p.relative_to(folder).as_posix(): self._blob(p) for p in paths}
+
+    def path(self, run: str, name: str) -> Path:
+        """One of the files that :meth:`listed` names.
+
+        Raises:
+            NotFound: there is none of that name.
+        """
+        names = self.names(run)
+        if name not in names:
+            raise NotFound(f"run {run} has no file {name!r:.120}", remedy=suggest(name, names))
+        return names[name]
+
+    def names(self, run: str) -> Mapping[str, Path]:
+        """Where the files lie."""
+        folder = self._office.folder(run)
+        found = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".tmp")
+        return {p.relative_to(folder).as_posix(): p for p in found}
+
+    def _blob(self, path: Path) -> Blob:
+        state = path.stat()
+        mark = (state.st_mtime_ns, state.st_size)
+        known = self._known.get(path)
+        if known is None or known[0] != mark:
+            sha = hashlib.sha256()
+            with path.open("rb") as file:
+                while piece := file.read(_PIECE):
+                    sha.update(piece)
+            known = self._known[path] = mark, Blob(sha.hexdigest(), state.st_size)
+        return known[1]

@@ -1,0 +1,416 @@
+"""What the server does, without HTTP: for its web face, and for a simulator that plays sites and time.
+
+Everything is synchronous. Methods that answer members may be called from any thread and only note
+what they are told. :meth:`Service.step` does the work (folding, server steps, commits) and is called by
+one thread, or by the simulator whenever it likes; it returns when it wants to be called next.
+
+The service remembers nothing that matters: made anew on the same store, blobs and home at any moment, it
+continues every run by itself, to the same bits.
+
+    service = Service(store, blobs, home, now=time.time)
+    service.start()                  # acquires the store; FenceError when another server has it
+    while True:
+        due = service.step()         # sleep until then, or until on_work is called
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from atoll.core.errors import Forbidden, NotFound, StateError, TooLarge
+from atoll.core.values import ClientId
+from atoll.server.blobs import Blobs
+from atoll.server.engine import ENDED, Engine, site_of
+from atoll.server.office import Office
+from atoll.server.results import Files
+from atoll.server.settings import Settings
+from atoll.server.store.contract import Member, RunRow, Store
+from atoll.server.submission import accepted
+from atoll.wire.frames import Blob
+from atoll.wire.messages import BlobRef, JobReply, ReceiptBody, RoundsReply, SubmitBody, TaskBody
+
+__all__ = ["Poll", "Readable", "Service", "Settings"]
+
+_MOST_ROUNDS = 500
+_LEFT = {"revoked": "its key was revoked", "left": "it has left the federation"}
+
+
+@dataclass(frozen=True)
+class Readable:
+    """Something to be sent, piece by piece.
+
+    Args:
+        size: bytes.
+        read: gives the bytes from the first number up to the second.
+    """
+
+    size: int
+    read: Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True)
+class Poll:
+    """What a site is told.
+
+    Args:
+        tasks: open tasks that it does not have.
+        gone: those of the ones it has that nobody waits for.
+    """
+
+    tasks: list[TaskBody]
+    gone: list[str]
+
+
+class Service:
+    """The server of one federation.
+
+    Args:
+        store: rows.
+        blobs: bytes.
+        home: folder; results lie in ``home/runs``.
+        now: seconds since 1970, real or played.
+        settings: times and sizes.
+
+    Attributes:
+        on_change: called, from any thread, with the names of sites that have news, and with ``run <id>``
+            for runs that have.
+        on_work: called, from any thread, when :meth:`step` has something to do.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        home: Path,
+        *,
+        now: Callable[[], float],
+        settings: Settings | None = None,
+    ) -> None:
+        self.on_change: Callable[[Collection[str]], None] = lambda names: None
+        self.on_work: Callable[[], None] = lambda: None
+        self._office = Office(store, blobs, home, now, settings or Settings())
+        self._office.tell = lambda names: self.on_change(names)
+        self._office.wake = lambda: self.on_work()
+        self._engines: dict[str, Engine] = {}
+        self._members: dict[str, Member] = {}
+        self._files = Files(self._office)
+        self._lock = threading.RLock()
+        self._stepping = threading.Lock()
+        self._looked = float("-inf")
+
+    def start(self) -> int:
+        """Become the one server on the store and take up every run that has not ended; the epoch.
+
+        Raises:
+            FenceError: another server holds the store.
+        """
+        office = self._office
+        office.epoch = office.store.acquire(office.settings.holder, office.now())
+        self._look()
+        for row in office.store.runs():
+            if row.status not in ENDED:
+                self._engines[row.id] = Engine(office, row)
+        return office.epoch
+
+    @property
+    def epoch(self) -> int:
+        """Of this server; 0 before :meth:`start`."""
+        return self._office.epoch
+
+    # Sites --------------------------------------------------------------------------------------
+
+    def touch(self, site: ClientId) -> None:
+        """``site`` has been heard of."""
+        now = self._office.now()
+        self._office.heard[site] = now
+        for engine in self._of(site):
+            engine.hear(site, now)
+
+    def poll(self, site: ClientId, have: Collection[str]) -> Poll:
+        """What ``site`` is asked for, in any run.
+
+        Args:
+            site: who asks.
+            have: ids of tasks that it is working on, or has an answer to.
+        """
+        self.touch(site)
+        tasks = [task for engine in self._of(site) for task in engine.tasks(site, have)]
+        return Poll(tasks, [task for task in have if self._gone(task)])
+
+    def deliver(self, site: ClientId, task: str, frame: bytes) -> ReceiptBody:
+        """Take in a site's answer; what is acknowledged is durable.
+
+        Args:
+            site: who sent it.
+            task: id of the task.
+            frame: the result's frame.
+
+        Raises:
+            Equivocation: the site has sent another answer before; that one stays.
+            NotFound: there is no such task for this site, or no such upload.
+            StateError: the task is closed.
+            WireError: the frame is not valid; the task is closed as refused.
+            UpdateRefused: the same.
+        """
+        blob = Blob(hashlib.sha256(frame).hexdigest(), len(frame))
+        return self._deliver(site, task, blob, frame)
+
+    def deliver_uploaded(self, site: ClientId, task: str, blob: Blob) -> ReceiptBody:
+        """The same for an answer that has been uploaded as a blob."""
+        if self._office.blobs.size(blob.sha256) != blob.size:
+            engine = self._asking(site, task)
+            if engine.heard(site, task, blob):
+                return ReceiptBody(task=task, sha256=blob.sha256, again=True)
+            raise NotFound(
+                f"blob {blob.sha256[:12]} has not been uploaded in full", remedy="upload the rest"
+            )
+        return self._deliver(site, task, blob, None)
+
+    def _deliver(self, site: ClientId, task: str, blob: Blob, frame: bytes | None) -> ReceiptBody:
+        engine = self._asking(site, task)
+        self.touch(site)
+        again = engine.deliver(site, task, blob, frame)
+        return ReceiptBody(task=task, sha256=blob.sha256, again=again)
+
+    def _asking(self, site: ClientId, task: str) -> Engine:
+        run = task.partition(".")[0]
+        engine = self._engines.get(run)
+        if engine is None or site not in engine.sites or site_of(task) != site:
+            self._no_task(site, task, run)
+        if site in self._office.away:
+            raise Forbidden(f"{site} is no member: {self._office.away[site]}", site=site)
+        return engine
+
+    def _no_task(self, site: ClientId, task: str, run: str) -> NoReturn:
+        ended = any(r.id == run and site in r.sites for r in self._office.store.runs())
+        if ended and site_of(task) == site:
+            raise StateError(f"run {run} has ended", remedy="drop this answer")
+        raise NotFound(f"{site} has no task {task!r:.120}", remedy="ask for tasks")
+
+    def _of(self, site: ClientId) -> list[Engine]:
+        with self._lock:
+            engines = list(self._engines.values())
+        return [engine for engine in engines if site in engine.sites]
+
+    def _gone(self, task: str) -> bool:
+        engine = self._engines.get(task.partition(".")[0])
+        return engine is None or engine.settled(task)
+
+    # Members ------------------------------------------------------------------------------------
+
+    def join(self, secret: bytes, name: str, key: bytes) -> Member:
+        """Admit a key by its invitation; see :meth:`~atoll.server.store.contract.Store.join`."""
+        office = self._office
+        member = office.store.join(hashlib.sha256(secret).hexdigest(), name, key, office.now())
+        office.event("joined", f"{member.role} {member.name}", site=member.name)
+        self._look()
+        return member
+
+    def leave(self, name: str) -> None:
+        """A member leaves; what it has contributed stays."""
+        self._office.store.set_member(name, "left")
+        self._office.event("left", name, site=name)
+        self._look()
+        self._office.wake()
+
+    def _look(self) -> None:
+        """Who is a member now, whoever changed it."""
+        office = self._office
+        members = office.store.members()
+        active = {m.name: m for m in members if m.status == "active"}
+        away = {m.name: _LEFT[m.status] for m in members if m.name not in active}
+        with self._lock:
+            new = {name: why for name, why in away.items() if name not in office.away}
+            office.away.clear()
+            office.away.update(away)
+            self._members = active
+            self._looked = office.now()
+        for name, why in new.items():
+            for engine in self._of(name):
+                engine.leave(name, why)
+
+    def _member(self, name: str) -> Member:
+        if name not in self._members:
+            self._look()
+        if name not in self._members:
+            raise Forbidden(f"{name!r:.120} is no member", remedy="join with a code")
+        return self._members[name]
+
+    # Blobs --------------------------------------------------------------------------------------
+
+    def blob(self, name: str, sha256: str) -> Readable:
+        """Bytes that one of the member's open tasks names; nothing else is shown to anybody.
+
+        Raises:
+            NotFound: no task of its names that blob.
+        """
+        if not any(engine.grants(name, sha256) for engine in self._of(name)):
+            raise NotFound(f"no open task of {name} names blob {sha256[:12]}")
+        blobs = self._office.blobs
+        size = blobs.size(sha256)
+        if size is None:
+            raise NotFound(f"blob {sha256[:12]} is not here")
+        return Readable(size, lambda start, stop: blobs.read(sha256, start, stop))
+
+    def upload_received(self, name: str, sha256: str) -> int:
+        """How many bytes of a member's own upload are here."""
+        return self._office.blobs.received(sha256, name)
+
+    def upload_chunk(
+        self, name: str, sha256: str, size: int, offset: int, data: bytes, task: str
+    ) -> int:
+        """Take the next part of an upload; returns how many bytes are here.
+
+        Args:
+            name: of the member.
+            sha256: of the whole.
+            size: of the whole.
+            offset: where ``data`` belongs; what is here already is not written again.
+            data: the part.
+            task: whose answer it is going to be; empty for a file of a job to be submitted.
+
+        Raises:
+            TooLarge: more than may be expected; the task is then closed as refused.
+            StateError: the task is closed, or bytes before ``offset`` are missing.
+            WireError: the whole is here and is not what its name says.
+        """
+        member, office = self._member(name), self._office
+        if (member.role == "site") != bool(task):
+            raise Forbidden(f"{name} may not upload this", remedy="name the task it answers")
+        most = office.settings.largest_vector
+        if task:
+            engine = self._asking(name, task)
+            self.touch(name)
+            most = engine.expected(task).largest
+            if size > most:
+                reason = f"an answer of {size} bytes: at most {most} are expected"
+                engine.refuse(name, task, Blob(sha256, size), reason)
+                raise TooLarge(reason)
+        if size > most or offset + len(data) > size:
+            raise TooLarge(f"{max(size, offset + len(data))} bytes: at most {min(size, most)}")
+        return office.blobs.append(Blob(sha256, size), offset, data, name)
+
+    # Researchers --------------------------------------------------------------------------------
+
+    def submit(self, by: str, body: SubmitBody) -> str:
+        """Keep a job and begin its run; returns the run's id.
+
+        Raises:
+            JobError: with every fault that can be found without data.
+        """
+        member, office = self._member(by), self._office
+        if member.role != "researcher":
+            raise Forbidden(f"{by} is no researcher", remedy="ask for a researcher's code")
+        sites = [m.name for m in self._members.values() if m.role == "site"]
+        with self._lock:
+            row = accepted(office, by, body, sites)
+            office.store.add_run(office.epoch, row)
+            self._engines[row.id] = Engine(office, row)
+        office.event("submitted", f"{row.name} by {by}", row.id)
+        office.wake()
+        return row.id
+
+    def jobs(self) -> list[JobReply]:
+        """All runs, in the order in which they came."""
+        return [self._reply(row) for row in self._office.store.runs()]
+
+    def job(self, run: str) -> JobReply:
+        """One run.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        return self._reply(self._office.store.run(run))
+
+    def _reply(self, row: RunRow) -> JobReply:
+        last = self._office.store.last_round(row.id)
+        return JobReply(
+            id=row.id,
+            name=row.name,
+            job_hash=row.job_hash,
+            by=row.by,
+            created=row.created,
+            sites=list(row.sites),
+            status=row.status,
+            phase=row.phase,
+            reason=row.reason,
+            rounds=last.number if last else 0,
+        )
+
+    def rounds(self, run: str, after: int = 0) -> RoundsReply:
+        """Records of the rounds after number ``after``, at most so many that one answer holds them."""
+        row = self._office.store.run(run)
+        rows = self._office.store.rounds(run, after)
+        shown = [dict(r.record) for r in rows[:_MOST_ROUNDS]]
+        ended = row.status in ENDED and len(shown) == len(rows)
+        return RoundsReply(rounds=shown, status=row.status, ended=ended, reason=row.reason)
+
+    def cancel(self, run: str, by: str) -> None:
+        """End a run of one's own; durable when this returns.
+
+        Raises:
+            Forbidden: another's run.
+            StateError: it has ended already.
+        """
+        row = self._office.store.run(run)
+        if row.by != by:
+            raise Forbidden(f"run {run} is {row.by}'s", remedy=f"ask {row.by} to cancel it")
+        engine = self._engines.get(run)
+        if engine is None or row.status in ENDED:
+            raise StateError(f"run {run} has ended: {row.status}")
+        engine.cancel(f"cancelled by {by}")
+        self._office.wake()
+
+    def files(self, run: str) -> dict[str, BlobRef]:
+        """The files of a run's folder, by path; none before it has ended."""
+        if self._office.store.run(run).status not in ENDED:
+            return {}
+        return {name: BlobRef.of(blob) for name, blob in self._files.listed(run).items()}
+
+    def file(self, run: str, name: str) -> Readable:
+        """One of them.
+
+        Raises:
+            NotFound: the run has not ended, or has no such file.
+        """
+        if self._office.store.run(run).status not in ENDED:
+            raise NotFound(f"run {run} has not ended", remedy="wait for its end")
+        path = self._files.path(run, name)
+        return Readable(path.stat().st_size, lambda start, stop: _part(path, start, stop))
+
+    # Work ---------------------------------------------------------------------------------------
+
+    def step(self) -> float | None:
+        """Do all that is due; returns when to be called next, None for when there is something new.
+
+        Raises:
+            FenceError: another server has taken over; this one must stop.
+            StorageError: who is a member cannot be read.
+        """
+        office = self._office
+        with self._stepping:
+            now = office.now()
+            with self._lock:
+                engines = list(self._engines.values())
+            if engines and now >= self._looked + office.settings.members_every:
+                self._look()
+            due = [self._looked + office.settings.members_every] if engines else []
+            for engine in engines:
+                when = engine.work()
+                if engine.ended:
+                    with self._lock:
+                        self._engines.pop(engine.id, None)
+                elif when is not None:
+                    due.append(when)
+            return min(due, default=None)
+
+
+def _part(path: Path, start: int, stop: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(max(0, stop - start))

@@ -1,0 +1,35 @@
+"""What a server allows itself and others: times in seconds, sizes in bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Settings"]
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The server's own choices; a job can choose its ``rounds.deadline`` alone.
+
+    Args:
+        holder: what a second server on the same store is told about this one.
+        progress: a site that is silent for so long is not waited for, as long as others can do.
+        round: longest call of a job that names no deadline, and of all preparation.
+        members_every: between looks at who is still a member.
+        retry: before a run whose disk or store refused is taken up again.
+        largest_file: of a job's own code.
+        largest_vector: of an initial vector, and of any answer before the model's size is known.
+        overhead: what an answer may have beside its vectors.
+    """
+
+    holder: str = "a server"
+    progress: float = 60.0
+    round: float = 3600.0
+    members_every: float = 1.0
+    retry: float = 5.0
+    largest_file: int = 4 * MIB
+    largest_vector: int = 16 * GIB
+    overhead: int = 2 * MIB

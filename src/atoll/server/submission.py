@@ -1,0 +1,98 @@
+"""A job that a researcher hands in: checked as far as can be without its data, then a run.
+
+Its code is never run here, nor imported: the server checks names, digests and sizes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from atoll.core.errors import Fault, JobError, raise_faults, suggest
+from atoll.core.values import ClientId
+from atoll.job.check import federation_faults
+from atoll.job.deployed import deployable
+from atoll.job.package import spec_from_plain
+from atoll.job.schema import JobSpec
+from atoll.job.tables import clock_of, schedule_of, weighting_of
+from atoll.server.office import Office
+from atoll.server.preparing import INITIAL
+from atoll.server.store.contract import RunRow
+from atoll.wire.messages import BlobRef, SubmitBody
+
+__all__ = ["accepted"]
+
+OPEN = "open"
+
+
+def accepted(office: Office, by: str, body: SubmitBody, members: Collection[ClientId]) -> RunRow:
+    """The run that a submission becomes; it is not in the store yet.
+
+    Args:
+        office: of the server.
+        by: name of the researcher.
+        body: as it came.
+        members: names of the active sites.
+
+    Raises:
+        JobError: with every fault that can be found here.
+    """
+    spec = spec_from_plain(body.spec)
+    if spec.hash() != body.job_hash:
+        raise JobError(
+            f"the job's hash is {spec.hash()[:12]} here and {body.job_hash[:12]} where it was made",
+            remedy="do both sides run the same version?",
+        )
+    sites = tuple(sorted(set(body.sites or members)))
+    faults = [*deployable(spec), *_site_faults(sites, members), *_fit(spec, sites)]
+    faults += _file_faults(office, body)
+    raise_faults(JobError, f"job {spec.name!r} cannot be deployed", faults)
+    files = {name: ref.model_dump() for name, ref in body.files.items()}
+    if body.initial is not None:
+        files[INITIAL] = body.initial.model_dump()
+    return RunRow(
+        id=_name(spec, len(office.store.runs()) + 1),
+        name=spec.name,
+        job_hash=body.job_hash,
+        spec=json.dumps(body.spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False),
+        files=files,
+        sites=sites,
+        by=by,
+        created=office.now(),
+        status=OPEN,
+    )
+
+
+def _name(spec: JobSpec, number: int) -> str:
+    """An id without dots: in a task's id they separate."""
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', spec.name)}-{number}"
+
+
+def _site_faults(sites: Collection[ClientId], members: Collection[ClientId]) -> Iterator[Fault]:
+    if not sites:
+        yield Fault("sites", "the federation has no active site", "invite one first")
+    for site in sites:
+        if site not in members:
+            yield Fault("sites", f"{site!r} is no active site", suggest(site, members))
+
+
+def _fit(spec: JobSpec, sites: Collection[ClientId]) -> list[Fault]:
+    clock = clock_of(spec.model_copy(update={"clock": type(spec.clock)()}), Path())
+    return federation_faults(schedule_of(spec), weighting_of(spec), clock, sites)
+
+
+def _file_faults(office: Office, body: SubmitBody) -> Iterator[Fault]:
+    total = sum(ref.size for ref in body.files.values())
+    most = office.settings.largest_file
+    if total > most:
+        yield Fault("files", f"{total} bytes of code: at most {most}", "leave out what is no code")
+    refs: dict[str, BlobRef] = dict(body.files)
+    if INITIAL in refs:
+        yield Fault("files", f"{INITIAL!r} is no name of a file")
+    if body.initial is not None:
+        refs[INITIAL] = body.initial
+    for name, ref in refs.items():
+        if office.blobs.size(ref.sha256) != ref.size:
+            yield Fault(f"files.{name}", "is not here", "upload it before the job")
