@@ -96,7 +96,7 @@ class Agent:
         for errands in runs:
             errands.stop()
         for errands in runs:
-            errands.join(timeout=5.0)
+            errands.join(5.0)
         self._tell()
         if self._ended is not None:
             raise self._ended
@@ -145,7 +145,9 @@ class Agent:
                 self._state = "connected"
 
     def _have(self) -> set[str]:
-        return self._strangers.union(*(errands.open for errands in list(self._runs.values())))
+        runs = dict(self._runs)
+        tasks = [errands.held for errands in runs.values()]
+        return self._strangers.union(runs, self._site.spool.runs, *tasks)
 
     def _take(self, reply: PollReply, blobs: Mapping[str, Array]) -> None:
         if reply.epoch != self._epoch:
@@ -156,10 +158,14 @@ class Agent:
                 self._site.cache.put(sha256, raw.data)
             except StorageError as error:  # it can still be downloaded, when there is room again
                 log.warning("%s", error)
-        for task in reply.gone:
-            self._strangers.discard(task)
+        for name in reply.gone:
+            self._strangers.discard(name)
+            if name in self._runs:
+                self._runs.pop(name).over()
+            elif name in self._site.spool.runs:
+                self._site.spool.end(name)
             for errands in list(self._runs.values()):
-                errands.gone(task)
+                errands.settled(name)
         for body in reply.tasks:
             if body.client != self._site.name:
                 log.error("a task for %r was sent to %r", body.client, self._site.name)

@@ -124,7 +124,7 @@ class Cache:
             for name in order:
                 if total <= self._most:
                     return
-                if name in keep or name.startswith("."):
+                if name in keep or name.startswith(".") or name.endswith(".partial"):
                     continue
                 with suppress(OSError):
                     (self._folder / name).unlink()

@@ -12,7 +12,6 @@ import itertools
 import logging
 import math
 import queue
-import re
 import threading
 import time
 from collections import deque
@@ -31,6 +30,8 @@ from atoll.core.errors import (
     Unreachable,
     WireError,
 )
+from atoll.job.deployed import dataset_name
+from atoll.job.package import spec_from_plain
 from atoll.node.cache import Cache
 from atoll.node.datasets import Datasets
 from atoll.node.home import Home
@@ -44,13 +45,12 @@ from atoll.runtime import fulfilling as f
 from atoll.wire.frames import Allowed, encode, open_frame
 from atoll.wire.messages import BlobRef, ResultBody, TaskBody, read_body
 
-__all__ = ["Errands", "Site", "settled_by"]
+__all__ = ["Errands", "Site"]
 
 log = logging.getLogger("atoll.node")
 
 _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
-_OPEN = ("offered", "fetching", "working", "finished")
-_PHASES = ("survey", "sums", "ready")
+_BUSY = ("offered", "fetching", "working", "finished")
 _IDLE = 600.0
 """Seconds without work after which a run's worker is ended; another task starts a new one."""
 
@@ -80,27 +80,7 @@ class Site:
     """Digests that each run needs now."""
 
 
-def settled_by(task: str, new: TaskBody) -> bool:
-    """Whether the offer of ``new`` shows that ``task`` of the same run has been decided.
-
-    A training task is decided when the next one is asked for: before that, its round may not have been
-    committed. An evaluation, or a step of the preparation, is decided when anything later is.
-    """
-    found = re.match(rf"{re.escape(new.run)}\.([a-z]+)\.(\d+)\.", task)
-    if found is None:
-        return False
-    kind, number = found[1], int(found[2])
-    if kind in _PHASES:
-        later = new.kind not in _PHASES or _PHASES.index(new.kind) > _PHASES.index(kind)
-        return later or (new.kind == kind and new.number > number)
-    if kind == "train":
-        return new.kind == "train" and new.number > number
-    return new.kind in ("train", "evaluate") and (
-        new.number > number or (new.kind == "train" and new.number == number)
-    )
-
-
-class Errands(threading.Thread):
+class Errands:
     """One run's tasks at this site.
 
     Args:
@@ -111,41 +91,58 @@ class Errands(threading.Thread):
     """
 
     def __init__(self, run: str, site: Site, restored: Iterable[Held] = (), *, again: bool) -> None:
-        super().__init__(name=f"run {run}", daemon=True)
+        self._thread = threading.Thread(target=self._live, name=f"run {run}", daemon=True)
         self.run_id, self._site = run, site
         self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
         self._lock = threading.Lock()
-        self._open: set[str] = set()
+        self._held: set[str] = set()
         self._over = self._stopped = False
         self._tasks: dict[str, f.Fulfilling] = {}
         self._bodies: dict[str, TaskBody] = {}
         self._orders: dict[str, Order] = {}
+        self._names: Mapping[str, str] = {}  # dataset by plan
         self._waiting: deque[str] = deque()
         self._working, self._due = "", math.inf
         self._worker: Worker | None = None
         self._log: Log | None = None
         for held in restored:
             self._tasks[held.task] = f.Fulfilling(held.task, "sent", held.blob.sha256)
+            self._held.add(held.task)
             if again:
-                self._open.add(held.task)
                 self._queue.put(partial(self._step, held.task, f.Restarted(True)))
 
     # From other threads -------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def join(self, seconds: float) -> None:
+        """Wait for the end, not longer than so many seconds."""
+        self._thread.join(seconds)
 
     def offer(self, body: TaskBody) -> bool:
         """Take on a task; False when this thread has ended and a new one is needed."""
         with self._lock:
             if self._over:
                 return False
-            self._open.add(body.id)
+            self._held.add(body.id)
             self._queue.put(partial(self._offered, body))
             return True
 
-    def gone(self, task: str) -> None:
-        """The server asks for ``task`` no more."""
-        self._queue.put(lambda: self._step(task, f.Gone()) if task in self._tasks else None)
+    def settled(self, task: str) -> None:
+        """The server neither asks for ``task`` nor needs its answer again."""
+        self._queue.put(lambda: self._step(task, f.Settled()) if task in self._tasks else None)
+
+    def over(self) -> None:
+        """The run has ended: nothing of it is kept."""
+        with self._lock:
+            if not self._over:
+                self._queue.put(self._end_run)
+                return
+        self._site.spool.end(self.run_id)
 
     def stop(self) -> None:
         """End the thread and its worker soon; work in progress is done again after a restart."""
@@ -153,10 +150,10 @@ class Errands(threading.Thread):
         self._queue.put(lambda: None)
 
     @property
-    def open(self) -> frozenset[str]:
-        """Tasks that the server need not offer again."""
+    def held(self) -> frozenset[str]:
+        """Tasks that are being worked on, and those whose answer is kept."""
         with self._lock:
-            return frozenset(self._open)
+            return frozenset(self._held)
 
     def state(self) -> Mapping[str, Any]:
         """What is being done, for people."""
@@ -168,7 +165,7 @@ class Errands(threading.Thread):
 
     # The thread ---------------------------------------------------------------------------------
 
-    def run(self) -> None:
+    def _live(self) -> None:
         """Do what comes, until told to stop or nothing has come for long."""
         try:
             while not self._stopped and self._turn():
@@ -204,8 +201,17 @@ class Errands(threading.Thread):
 
     def _done(self) -> bool:
         with self._lock:
-            self._over = not self._open and not self._timers and self._queue.empty()
+            self._over = not self._busy() and not self._timers and self._queue.empty()
             return self._over
+
+    def _busy(self) -> bool:
+        return any(task.state in _BUSY for task in self._tasks.values())
+
+    def _end_run(self) -> None:
+        self._stopped = True
+        if self._worker is not None:
+            self._worker.end()
+        self._site.spool.end(self.run_id)
 
     def _later(self, after: float, todo: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + after, next(self._numbers), todo))
@@ -214,11 +220,9 @@ class Errands(threading.Thread):
         """Move a task's machine on and do what it says."""
         self._tasks[task], effects = f.step(self._tasks[task], event)
         state = self._tasks[task].state
-        with self._lock:
-            if state in _OPEN:
-                self._open.add(task)
-            else:
-                self._open.discard(task)
+        if state in ("settled", "dropped"):
+            with self._lock:
+                self._held.discard(task)
         for effect in effects:
             self._do(task, effect)
         if state in ("settled", "dropped"):
@@ -226,6 +230,14 @@ class Errands(threading.Thread):
             self._bodies.pop(task, None)
 
     def _do(self, task: str, effect: f.Effect) -> None:
+        """Do what a machine says; a fault of ours becomes the task's failure, so that nobody waits for it."""
+        try:
+            self._act(task, effect)
+        except Exception as error:
+            log.exception("run %s, task %s: something unexpected", self.run_id, task)
+            self._fail(task, f"the node itself failed: {type(error).__name__}")
+
+    def _act(self, task: str, effect: f.Effect) -> None:
         if isinstance(effect, f.Fetch):
             self._fetch(task)
         elif isinstance(effect, f.Work):
@@ -246,8 +258,6 @@ class Errands(threading.Thread):
     # Offered ------------------------------------------------------------------------------------
 
     def _offered(self, body: TaskBody) -> None:
-        for task in [t for t in self._tasks if t != body.id and settled_by(t, body)]:
-            self._step(task, f.Settled())
         if body.kind == "train":
             self._site.spool.keep_memory(self.run_id, body.kept, {body.id, *self._tasks})
         self._bodies[body.id] = body
@@ -292,7 +302,7 @@ class Errands(threading.Thread):
             task = self._waiting.popleft()
             try:
                 if self._worker is None:
-                    self._worker = self._started()
+                    self._worker = self._new_worker()
                 order = self._order(self._bodies[task], self._worker)
             except AtollError as error:
                 log.warning("run %s: %s cannot begin: %s", self.run_id, task, error)
@@ -305,7 +315,7 @@ class Errands(threading.Thread):
             self._due = time.monotonic() + self._site.settings.limits.seconds
             self._worker.order(order)
 
-    def _started(self) -> Worker:
+    def _new_worker(self) -> Worker:
         home, settings = self._site.home, self._site.settings
         name = quote(self.run_id, safe="")[:150]
         if self._log is None:
@@ -321,8 +331,7 @@ class Errands(threading.Thread):
                 remedy="its operator raises spool in node.toml, or removes runs that are over",
             )
         path = {ref.sha256: str(site.cache.path(ref.blob)) for ref in _blobs(body)}
-        plan, _ = open_frame(Path(path[body.plan.sha256]), _ANY)
-        dataset = Datasets(site.home.datasets).get(_dataset_of(plan))
+        dataset = Datasets(site.home.datasets).get(self._dataset(body.plan, path))
         memory = None
         if body.kind in ("train", "evaluate"):
             memory = site.spool.memory(self.run_id, body.kept)
@@ -338,6 +347,14 @@ class Errands(threading.Thread):
             dataset=DatasetBody.model_validate(dataset.to_plain()),
             digest=site.spool.digest(self.run_id),
         )
+
+    def _dataset(self, plan: BlobRef, path: Mapping[str, str]) -> str:
+        """The dataset that the job reads; as its plan says, which is read once."""
+        if plan.sha256 not in self._names:
+            body, _ = open_frame(Path(path[plan.sha256]), _ANY)
+            spec = spec_from_plain(body.get("spec", {}))
+            self._names = {plan.sha256: dataset_name(spec.data)}
+        return self._names[plan.sha256]
 
     def _overdue(self) -> None:
         self._due = math.inf
@@ -455,14 +472,3 @@ def _blobs(body: TaskBody) -> list[BlobRef]:
     """Everything a task names."""
     named = [body.plan, *body.code.values()]
     return [*named, body.broadcast] if body.broadcast else named
-
-
-def _dataset_of(plan: Mapping[str, Any]) -> str:
-    """The dataset that a job reads: its source's name without folder and ending."""
-    try:
-        source = plan["spec"]["data"]["source"]
-    except (KeyError, TypeError) as error:
-        raise WireError("the run's plan holds no job") from error
-    if not isinstance(source, str):
-        raise WireError("the run's plan names no source of data")
-    return Path(source).stem

@@ -71,11 +71,13 @@ class Link:
         """Ask for news; the server answers when there is some, or after ``wait`` seconds.
 
         Args:
-            have: ids of the tasks that this node is at work on.
+            have: ids of tasks that this node is at work on or keeps the answer of, and of runs of
+                which it keeps anything.
             wait: seconds.
 
         Returns:
-            the news, and small blobs that the tasks name, by digest.
+            the news (``gone``: which of ``have`` the server does not need any more), and small blobs
+            that the tasks name, by digest.
 
         Raises:
             AtollError: unreachable, refused, or no valid answer.

@@ -22,6 +22,7 @@ from atoll.core.errors import JobError, StateError, UpdateRefused, WireError
 from atoll.core.layout import Array
 from atoll.core.values import Broadcast, Memory
 from atoll.job import deployed
+from atoll.job.datasets import own_arrays
 from atoll.job.islands import Islands
 from atoll.job.package import Package, spec_from_plain, unpack
 from atoll.job.schema import JobSpec
@@ -116,7 +117,8 @@ class Workplace:
         return Report(task=order.task.id, kept=kept, digest=digest)
 
     def _answer(self, order: Order) -> _Done:
-        run, rows = self._opened(order), self._data(order)
+        run = self._opened(order)
+        rows = self._data(order, run.spec)
         return _VERBS[order.task.kind](self, order, run, rows)
 
     # Opening ------------------------------------------------------------------------------------
@@ -146,7 +148,7 @@ class Workplace:
         self._run = _Run(order.plan, plain, spec, schema, sums)
         return self._run
 
-    def _data(self, order: Order) -> Any:
+    def _data(self, order: Order, spec: JobSpec) -> Any:
         """The site's rows, read once in the life of this process."""
         dataset = order.dataset.dataset
         if self._rows is None or self._rows[0] != dataset.path:
@@ -156,8 +158,7 @@ class Workplace:
                     "the dataset's file has changed since the run began",
                     remedy="put back the file as it was, or start a new run",
                 )
-            whole = dataset.columns and set(dataset.columns.values()) == {"array"}
-            rows = open_examples(dataset) if whole else open_table(dataset)
+            rows = open_examples(dataset) if own_arrays(spec.data) else open_table(dataset)
             self._rows = dataset.path, rows, digest
         return self._rows[1]
 
@@ -189,7 +190,7 @@ class Workplace:
         parts, islands = self._parts(order, run, rows)
         with self._one():
             answer = deployed.ready(parts, islands)
-            first = parts.trainer.initial(parts.seed / "initial") if order.task.initial else None
+            first = deployed.initial_vector(parts) if order.task.initial else None
         return _Done({} if first is None else {"initial": first}, {"answer": answer})
 
     def train(self, order: Order, run: _Run, rows: Any) -> _Done:

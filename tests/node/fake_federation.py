@@ -1,0 +1,367 @@
+"""A server in this process, in place of the channel to a real one, and sites with small tables.
+
+:class:`FakeServer` speaks the four verbs of a channel (``call``, ``download``, ``upload``) with the real
+messages. :class:`Deployed` runs a job's preparation and rounds over such servers, one for each site.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+import numpy as np
+
+from atoll.aggregation.exact import Fold
+from atoll.core.contracts import Outcome, Task
+from atoll.core.errors import Equivocation, NotFound, Unreachable
+from atoll.core.values import Update
+from atoll.job import deployed
+from atoll.job.package import pack, spec_to_plain
+from atoll.node.agent import Agent
+from atoll.node.datasets import Datasets
+from atoll.node.home import Home
+from atoll.node.settings import Limits, Settings
+from atoll.runtime.loop import Evaluation, Loop
+from atoll.wire.frames import Allowed, Blob, decode, encode
+from atoll.wire.messages import BlobRef, PollReply, ReceiptBody, ResultBody, TaskBody
+from atoll.wire.metrics import metrics_from_plain
+
+ANY = Allowed(most_arrays=1000, most_bytes=1 << 40)
+
+
+@dataclass
+class FakeServer:
+    """The server as one site sees it."""
+
+    down: bool = False
+    epoch: int = 1
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    tasks: dict[str, TaskBody] = field(default_factory=dict)
+    received: dict[str, bytes] = field(default_factory=dict)
+    deliveries: list[tuple[str, str]] = field(default_factory=list)
+    polls: list[tuple[str, ...]] = field(default_factory=list)
+    uploads: list[str] = field(default_factory=list)
+    unsettled: set[str] = field(default_factory=set)
+    over: set[str] = field(default_factory=set)
+    waiting: int = 0
+    inline: bool = True
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    # What a test does ---------------------------------------------------------------------------
+
+    def keep(self, raw: bytes) -> BlobRef:
+        blob = Blob.of(raw)
+        self.blobs[blob.sha256] = raw
+        return BlobRef.of(blob)
+
+    def offer(self, task: TaskBody) -> TaskBody:
+        """Ask for a task; one that trains shows that what came before is committed."""
+        with self.changed:
+            if task.kind == "train":
+                self.unsettled.clear()
+            self.tasks[task.id] = task
+            self.changed.notify_all()
+        return task
+
+    def end(self, run: str) -> None:
+        """The run has ended."""
+        with self.changed:
+            self.over.add(run)
+            self.unsettled.clear()
+            self.tasks.clear()
+            self.changed.notify_all()
+
+    def withdraw(self, task: str) -> None:
+        with self.changed:
+            self.tasks.pop(task, None)
+            self.changed.notify_all()
+
+    def result(self, task: str, seconds: float = 60.0) -> tuple[ResultBody, dict[str, Any]]:
+        with self.changed:
+            there = self.changed.wait_for(lambda: task in self.received, seconds)
+        assert there, f"no answer to {task}; deliveries: {self.deliveries}"
+        body, arrays = decode(self.received[task], ANY)
+        return ResultBody.model_validate(body), arrays
+
+    def wake(self) -> None:
+        with self.changed:
+            self.changed.notify_all()
+
+    # What a node does ---------------------------------------------------------------------------
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: str = "",
+        body: bytes = b"",
+        kind: str = "application/json",
+        timeout: float = 60.0,
+    ) -> SimpleNamespace:
+        self._reachable()
+        if path == "/v1/poll":
+            raw = self._poll(query)
+        elif path.startswith("/v1/results/"):
+            raw = self._take(unquote(path.removeprefix("/v1/results/")), body, kind)
+        else:
+            raise NotFound(f"{method} {path}")
+        return SimpleNamespace(status=200, headers={}, body=raw)
+
+    def download(self, blob: Blob, path: Path) -> None:
+        self._reachable()
+        if blob.sha256 not in self.blobs:
+            raise NotFound("no such blob")
+        path.write_bytes(self.blobs[blob.sha256])
+
+    def upload(self, blob: Blob, path: Path, task: str) -> None:
+        self._reachable()
+        raw = path.read_bytes()
+        assert hashlib.sha256(raw).hexdigest() == blob.sha256
+        self.uploads.append(task)
+        self.blobs[blob.sha256] = raw
+
+    def _reachable(self) -> None:
+        if self.down:
+            raise Unreachable("the server does not answer")
+
+    def _poll(self, query: str) -> bytes:
+        values = parse_qs(query, keep_blank_values=True)
+        have = {t for t in values["have"][0].split(",") if t}
+        self.polls.append(tuple(sorted(have)))
+
+        def news() -> tuple[list[TaskBody], list[str]]:
+            return (
+                [t for name, t in self.tasks.items() if name not in have],
+                sorted(t for t in have if self._gone(t)),
+            )
+
+        with self.changed:
+            self.waiting += 1
+            self.changed.wait_for(lambda: any(news()) or self.down, float(values["wait"][0]))
+            self.waiting -= 1
+            self._reachable()
+            tasks, gone = news()
+        reply = PollReply(tasks=tasks, gone=gone, epoch=self.epoch)
+        small = {}
+        if self.inline:
+            named = [ref for t in tasks for ref in (t.plan, t.broadcast, *t.code.values()) if ref]
+            small = {
+                r.sha256: np.frombuffer(self.blobs[r.sha256], np.uint8)
+                for r in named
+                if r.size <= 1 << 20 and r.sha256 in self.blobs
+            }
+        return encode(reply.model_dump(), small)
+
+    def _gone(self, name: str) -> bool:
+        if "." not in name:
+            return name in self.over
+        return name not in self.tasks and name not in self.unsettled
+
+    def _take(self, task: str, body: bytes, kind: str) -> bytes:
+        if kind == "application/json":
+            body = self.blobs[json.loads(body)["blob"]["sha256"]]
+        sha256 = hashlib.sha256(body).hexdigest()
+        with self.changed:
+            self.deliveries.append((task, sha256))
+            if task in self.received:
+                if self.received[task] != body:
+                    raise Equivocation(f"two answers to {task}")
+                again = True
+            elif task not in self.tasks:
+                raise NotFound(f"nobody asks for {task}")
+            else:
+                again = False
+                self.received[task] = body
+                self.tasks.pop(task)
+                self.unsettled.add(task)
+            self.changed.notify_all()
+        return ReceiptBody(task=task, sha256=sha256, again=again).model_dump_json().encode()
+
+
+# Sites ------------------------------------------------------------------------------------------
+
+
+def table_text(seed: int, rows: int = 60) -> str:
+    """A small table with two classes that can be learned."""
+    draw = np.random.default_rng(seed)
+    x = draw.normal(seed / 3, 1, (rows, 2))
+    y = (x @ [1.5, -1] + draw.normal(0, 0.3, rows) > seed / 6).astype(int)
+    y[:4] = [0, 1, 0, 1]
+    lines = [f"{a:.6f},{b:.6f},{c}" for (a, b), c in zip(x, y, strict=True)]
+    return "\n".join(["a,b,sick", *lines]) + "\n"
+
+
+def job_tables(**over: Any) -> dict[str, Any]:
+    """A job on these tables, as nested tables of a job file."""
+    tables: dict[str, Any] = {
+        "name": "toy",
+        "seed": 3,
+        "data": {"source": "sites/*.csv", "target": "sick", "test_fraction": 0.3},
+        "model": {"kind": "logistic"},
+        "local": {"epochs": 1, "batch_size": 8, "lr": 0.1},
+        "algorithm": {"name": "scaffold", "weights": "uniform"},
+        "rounds": {"count": 3},
+        "evaluation": {"compare": False},
+    }
+    for name, table in over.items():
+        tables[name] = {**tables.get(name, {}), **table} if isinstance(table, dict) else table
+    return tables
+
+
+LIMITS = Limits(memory=4.0, seconds=60.0, cpu=60)
+
+
+def node_at(
+    folder: Path, name: str, server: Any, table: str | None = None, **settings: Any
+) -> Agent:
+    """A node with one dataset, called as the job's is."""
+    home = Home(folder / name)
+    home.make()
+    if table is not None:
+        path = folder / f"{name}.csv"
+        path.write_text(table)
+        Datasets(home.datasets).add("sites", path)
+    return Agent(
+        home,
+        name,
+        server,
+        Settings(**{"limits": LIMITS, **settings}),
+        jitter=lambda: 0.0,
+    )
+
+
+class Running:
+    """A node's thread."""
+
+    def __init__(self, agent: Agent) -> None:
+        self.agent = agent
+        self.thread = threading.Thread(target=agent.run, daemon=True)
+
+    def __enter__(self) -> Agent:
+        self.thread.start()
+        return self.agent
+
+    def __exit__(self, *ended: object) -> None:
+        self.agent.stop()
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+
+
+def eventually(what: Any, seconds: float = 30.0) -> None:
+    """Wait until ``what()`` holds."""
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "it did not come to that"
+        time.sleep(0.005)
+
+
+# A deployed run -----------------------------------------------------------------------------------
+
+
+class Deployed:
+    """A job over fake servers: the preparation, then an executor for the real loop."""
+
+    def __init__(
+        self, spec: Any, servers: dict[str, FakeServer], folder: Path, run: str = "r1"
+    ) -> None:
+        self.spec, self.servers, self.run_id = spec, servers, run
+        self.files = pack(spec, folder).files
+        self.kept = dict.fromkeys(servers, "")
+        self.number = 0
+        self.schema: Any = None
+        self.sums: dict[str, Any] = {}
+
+    def plan(self) -> bytes:
+        schema = None if self.schema is None else deployed.schema_to_plain(self.schema)
+        body = {"run": self.run_id, "spec": spec_to_plain(self.spec), "schema": schema}
+        return encode(body, self.sums)
+
+    def task(
+        self, kind: str, site: str, *, broadcast: bytes | None = None, **more: Any
+    ) -> TaskBody:
+        server = self.servers[site]
+        return TaskBody(
+            id=f"{self.run_id}.{kind}.{self.number}.{site}",
+            run=self.run_id,
+            kind=kind,
+            number=self.number,
+            client=site,
+            plan=server.keep(self.plan()),
+            code={name: server.keep(raw) for name, raw in self.files.items()},
+            broadcast=None if broadcast is None else server.keep(broadcast),
+            **{"kept": self.kept[site], **more},
+        )
+
+    def ask(self, kind: str, **more: Any) -> dict[str, tuple[ResultBody, dict[str, Any]]]:
+        """One call to every site."""
+        asked = {s: srv.offer(self.task(kind, s, **more)) for s, srv in self.servers.items()}
+        found = {site: self.servers[site].result(task.id) for site, task in asked.items()}
+        for site, (body, _) in found.items():
+            assert body.status == "done", f"{site}: {body.reason}"
+        return found
+
+    def prepare(self) -> Loop:
+        self.schema = deployed.agree(
+            self.spec, {s: body.answer for s, (body, _) in self.ask("survey").items()}
+        )
+        fold = Fold(len(self.servers))
+        for body, arrays in self.ask("sums").values():
+            fold.add(Update(arrays, 1.0, body.examples))
+        self.sums = dict(fold.aggregate().sums)
+        answers = self.ask("ready", initial=True)
+        first = answers[min(answers)][1]["initial"]
+        layout = deployed.layout_from_plain(answers[min(answers)][0].answer["layout"])
+        job, parts = deployed.coordinator(
+            self.spec, layout, first, {s: body.answer for s, (body, _) in answers.items()}
+        )
+        return Loop(
+            parts,
+            self,
+            schedule=job.schedule,
+            evaluation=Evaluation(1, None, bool(parts.held_out)),
+            stop=job.stop,
+        )
+
+    # An executor, as the loop wants it.
+
+    def run(self, tasks: Any, broadcasts: Any, memories: Any) -> Any:
+        fold, outcomes = Fold(len(tasks)), []
+        bodies = [self._train(task, broadcasts[task.version]) for task in tasks]
+        for task, asked in zip(tasks, bodies, strict=True):
+            body, arrays = self.servers[task.client].result(asked.id)
+            assert body.status == "done", body.reason
+            metrics = metrics_from_plain(body.metrics)
+            fold.add(Update(arrays, body.weight, body.examples, metrics), task.scale)
+            outcomes.append(Outcome(task.client, "contributed", body.examples))
+            self.kept[task.client] = asked.id
+        self.number += 1
+        return fold.aggregate(), outcomes, {}
+
+    def _train(self, task: Task, broadcast: Any) -> TaskBody:
+        raw = encode({"version": broadcast.version}, broadcast.vectors)
+        body = self.task(
+            "train",
+            task.client,
+            broadcast=raw,
+            version=task.version,
+            scale=task.scale,
+            fraction=task.fraction,
+            repeat=task.repeat,
+        )
+        return self.servers[task.client].offer(body)
+
+    def evaluate(self, parameters: Any, clients: Any, memories: Any) -> Any:
+        raw = encode({"version": parameters.version}, parameters.vectors)
+        found = self.ask("evaluate", broadcast=raw, version=parameters.version)
+        return {s: metrics_from_plain(body.metrics) for s, (body, _) in found.items()}
+
+    def close(self) -> None:
+        """Nothing to close."""
