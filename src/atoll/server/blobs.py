@@ -1,0 +1,331 @@
+"""Bytes by their digest: models, updates, plans and code, each kept under its own SHA-256.
+
+When :meth:`Blobs.put` or the last :meth:`Blobs.append` returns, the bytes are durable and whole; until then
+nobody can see them. What is large arrives in chunks, and continues after a break, a restart or a power
+failure where it stood: the digest is checked over all bytes before the blob is named. A folder is the
+default home, an object store the other (:mod:`atoll.server.blobs_s3`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Iterable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+from atoll.core.errors import NotFound, StateError, StorageError, TooLarge, WireError
+from atoll.wire.disk import Disk, Piece, RealDisk, keep
+from atoll.wire.frames import Blob
+
+__all__ = ["Blobs", "FolderBlobs", "open_blobs"]
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_BLOCK = 1 << 20
+
+
+class Blobs(Protocol):
+    """Bytes by their digest. Every method may raise :class:`~atoll.core.errors.StorageError`."""
+
+    def put(self, raw: Piece) -> Blob:
+        """Keep ``raw``; durable when this returns. The same bytes twice are one blob."""
+        ...
+
+    def put_pieces(self, pieces: Iterable[Piece]) -> Blob:
+        """Keep what the pieces make together, such as :func:`atoll.wire.frames.pieces`."""
+        ...
+
+    def put_file(self, path: Path, blob: Blob) -> None:
+        """Keep a file of this machine; it is gone from ``path`` afterwards.
+
+        Args:
+            path: the file.
+            blob: its digest and size, taken by the caller while it was written.
+
+        Raises:
+            WireError: the file has another size.
+        """
+        ...
+
+    def has(self, sha256: str) -> bool:
+        """Whether all its bytes are here."""
+        ...
+
+    def size(self, sha256: str) -> int | None:
+        """How many bytes it has; None when it is not here."""
+        ...
+
+    def read(self, sha256: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes from ``start`` up to ``stop`` or the end.
+
+        Raises:
+            NotFound: it is not here.
+        """
+        ...
+
+    def view(self, sha256: str) -> memoryview:
+        """All bytes, read only, without loading them; good even after the blob is deleted.
+
+        Raises:
+            NotFound: it is not here.
+        """
+        ...
+
+    def delete(self, sha256: str) -> None:
+        """Forget it, if it is here."""
+        ...
+
+    def digests(self) -> Iterator[str]:
+        """Every blob that is here."""
+        ...
+
+    def received(self, sha256: str, owner: str = "") -> int:
+        """Where ``owner`` should continue its upload: bytes held, all of them when it is here."""
+        ...
+
+    def append(self, blob: Blob, offset: int, data: Piece, owner: str = "") -> int:
+        """Take a chunk of an upload; with the last one the blob is checked, durable and here.
+
+        Args:
+            blob: what all chunks together will be.
+            offset: where this one starts; what was held before is not written twice.
+            data: its bytes.
+            owner: whose upload it is; nobody can spoil another's.
+
+        Returns:
+            bytes held now.
+
+        Raises:
+            StateError: the chunk leaves a gap; the message says where to continue.
+            TooLarge: more bytes than the blob has.
+            WireError: all are here and their digest is another; the upload starts again.
+        """
+        ...
+
+    def abandon(self, sha256: str, owner: str = "") -> None:
+        """Forget an upload that will not be finished."""
+        ...
+
+    def sweep(self) -> None:
+        """Forget what a crash left half-written; uploads stay. For the one server, when it starts."""
+        ...
+
+
+def open_blobs(place: str, folder: Path, disk: Disk | None = None) -> Blobs:
+    """The blobs at ``place``.
+
+    Args:
+        place: ``s3://bucket/prefix`` for an object store; empty for ``folder`` itself.
+        folder: where blobs, or an object store's uploads and copies, lie on this machine.
+        disk: of this machine.
+
+    Raises:
+        StorageError: there is no such kind of place, or it cannot be reached.
+        MissingExtra: the library for object stores is not installed.
+    """
+    here = FolderBlobs(folder, RealDisk() if disk is None else disk)
+    if not place:
+        return here
+    from atoll.server.blobs_s3 import open_s3
+
+    return open_s3(place, here)
+
+
+class FolderBlobs:
+    """Blobs as files of a folder, named by their digest.
+
+    Args:
+        folder: made if missing; ``new`` and ``uploads`` in it hold what is not whole yet.
+        disk: what it is on.
+    """
+
+    def __init__(self, folder: Path, disk: Disk | None = None) -> None:
+        self.folder = folder
+        self.disk: Disk = RealDisk() if disk is None else disk
+        self._new, self._uploads = folder / "new", folder / "uploads"
+        for path in (folder, self._new, self._uploads):
+            self.disk.make_folder(path)
+        self._numbers = count()
+        self._lock = threading.Lock()
+        self._open: dict[Path, _Upload] = {}
+
+    def put(self, raw: Piece) -> Blob:
+        """Keep ``raw``."""
+        blob = Blob.of(raw)
+        if self.has(blob.sha256):
+            # It may have been named a moment before a crash: its bytes were synced, its name perhaps not.
+            self.disk.fsync_folder(self.folder)
+            return blob
+        return keep(self.disk, self._path(blob.sha256), (raw,), self._fresh())
+
+    def put_pieces(self, pieces: Iterable[Piece]) -> Blob:
+        """Keep what the pieces make together."""
+        partial, sha, size = self._fresh(), hashlib.sha256(), 0
+
+        def counted() -> Iterator[Piece]:
+            nonlocal size
+            for piece in pieces:
+                sha.update(piece)
+                size += len(piece)
+                yield piece
+
+        try:
+            self.disk.write(partial, counted())
+            self._name(partial, sha.hexdigest())
+        except BaseException:
+            with contextlib.suppress(StorageError):
+                self.disk.remove(partial)
+            raise
+        return Blob(sha.hexdigest(), size)
+
+    def put_file(self, path: Path, blob: Blob) -> None:
+        """Keep a file of this machine."""
+        held = self.disk.size(path)
+        if held != blob.size:
+            raise WireError(f"{path} has {held} bytes, not {blob.size}")
+        self._name(path, blob.sha256)
+
+    def _name(self, path: Path, sha256: str) -> None:
+        """Make a whole file durable under its digest."""
+        self.disk.fsync(path)
+        self.disk.rename(path, self._path(sha256))
+        self.disk.fsync_folder(self.folder)
+
+    def has(self, sha256: str) -> bool:
+        """Whether all its bytes are here."""
+        return self.size(sha256) is not None
+
+    def size(self, sha256: str) -> int | None:
+        """How many bytes it has."""
+        return self.disk.size(self._path(sha256))
+
+    def read(self, sha256: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes from ``start`` up to ``stop`` or the end."""
+        self._here(sha256)
+        return self.disk.read(self._path(sha256), start, stop)
+
+    def view(self, sha256: str) -> memoryview:
+        """All bytes, read only, without loading them."""
+        self._here(sha256)
+        return self.disk.view(self._path(sha256))
+
+    def delete(self, sha256: str) -> None:
+        """Forget it, if it is here."""
+        self.disk.remove(self._path(sha256))
+
+    def digests(self) -> Iterator[str]:
+        """Every blob that is here."""
+        return (name for name in self.disk.names(self.folder) if _DIGEST.fullmatch(name))
+
+    def received(self, sha256: str, owner: str = "") -> int:
+        """Where ``owner`` should continue its upload."""
+        whole = self.size(sha256)
+        return (self.disk.size(self._partial(sha256, owner)) or 0) if whole is None else whole
+
+    def append(self, blob: Blob, offset: int, data: Piece, owner: str = "") -> int:
+        """Take a chunk of an upload."""
+        if offset + len(data) > blob.size:
+            raise TooLarge(
+                f"a chunk of {len(data)} bytes at {offset} is more than the {blob.size} of the blob"
+            )
+        path = self._partial(blob.sha256, owner)
+        with self._lock:
+            upload = self._open.setdefault(path, _Upload(path))
+        with upload.lock:
+            if self.has(blob.sha256):
+                self.disk.fsync_folder(self.folder)
+                self._forget(path)
+                return blob.size
+            try:
+                held = upload.take(self.disk, offset, data)
+            except StateError:
+                if not upload.held:
+                    self._forget(path)
+                raise
+            if held >= blob.size:
+                self._finish(upload, blob)
+            return held
+
+    def _finish(self, upload: _Upload, blob: Blob) -> None:
+        if upload.sha.hexdigest() != blob.sha256 or upload.held != blob.size:
+            self._forget(upload.path)
+            raise WireError(
+                f"the {upload.held} bytes that were sent are not blob {blob.sha256[:12]}",
+                remedy="send it again from the start",
+            )
+        self._name(upload.path, blob.sha256)
+        self._forget(upload.path)
+
+    def _forget(self, path: Path) -> None:
+        with self._lock:
+            self._open.pop(path, None)
+        self.disk.remove(path)
+
+    def abandon(self, sha256: str, owner: str = "") -> None:
+        """Forget an upload that will not be finished."""
+        self._forget(self._partial(sha256, owner))
+
+    def sweep(self) -> None:
+        """Forget what a crash left half-written."""
+        for name in self.disk.names(self._new):
+            self.disk.remove(self._new / name)
+
+    def _path(self, sha256: str) -> Path:
+        if not _DIGEST.fullmatch(sha256):
+            raise NotFound(f"{sha256[:80]!r} is no blob's digest")
+        return self.folder / sha256
+
+    def _partial(self, sha256: str, owner: str) -> Path:
+        whose = hashlib.sha256(owner.encode("utf-8", "replace")).hexdigest()[:16]
+        return self._uploads / f"{self._path(sha256).name}.{whose}"
+
+    def _fresh(self) -> Path:
+        return self._new / f"{os.getpid()}-{next(self._numbers)}"
+
+    def _here(self, sha256: str) -> None:
+        if not self.has(sha256):
+            raise missing(sha256)
+
+
+def missing(sha256: str) -> NotFound:
+    """The answer where a blob is asked for that is not there."""
+    return NotFound(f"blob {sha256[:12]} is not here")
+
+
+class _Upload:
+    """One upload under way: its digest so far is kept, so that no byte is read twice."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = threading.Lock()
+        self.sha = hashlib.sha256()
+        self.held = 0
+
+    def take(self, disk: Disk, offset: int, data: Piece) -> int:
+        """Write what is new of a chunk; returns the bytes held."""
+        self._catch_up(disk)
+        if offset > self.held:
+            raise StateError(
+                f"a chunk at {offset} leaves a gap: {self.held} bytes are held",
+                remedy=f"continue at {self.held}",
+            )
+        fresh = memoryview(data)[self.held - offset :]
+        if fresh or not self.held:
+            disk.append(self.path, self.held, fresh)
+            self.sha.update(fresh)
+            self.held += len(fresh)
+        return self.held
+
+    def _catch_up(self, disk: Disk) -> None:
+        """Read what an earlier process, or a write that failed half-way, left in the file."""
+        size = disk.size(self.path) or 0
+        if size < self.held:
+            self.sha, self.held = hashlib.sha256(), 0
+        while self.held < size:
+            block = disk.read(self.path, self.held, min(size, self.held + _BLOCK))
+            self.sha.update(block)
+            self.held += len(block)
