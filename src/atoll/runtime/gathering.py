@@ -49,6 +49,7 @@ __all__ = [
     "Left",
     "Refused",
     "Seen",
+    "Slot",
     "Tick",
     "step",
 ]
@@ -178,7 +179,19 @@ Effect = FoldIt | Alarm | Closed | Complete
 
 
 @dataclass(frozen=True)
-class _Slot:
+class Slot:
+    """One ask and what is known of it.
+
+    Args:
+        ask: what was asked of whom.
+        seen: when its client was last heard from, or the call began.
+        phase: see the module.
+        heard: whether its client was heard from at all.
+        digest: hash of the accepted answer; empty before there is one.
+        alarmed: whether an equivocation was told.
+        outcome: what became of it, once it has ended.
+    """
+
     ask: Ask
     seen: float
     phase: Phase = "open"
@@ -189,7 +202,8 @@ class _Slot:
 
     def ended(
         self, phase: Phase, status: str, reason: str, *, examples: int = 0, seconds: float = 0.0
-    ) -> _Slot:
+    ) -> Slot:
+        """The slot with its outcome."""
         outcome = Outcome(self.ask.client, status, examples, reason, seconds)
         return replace(self, phase=phase, outcome=outcome)
 
@@ -207,7 +221,7 @@ class Gathering:
         enough: contributions after which nobody else is waited for; None for all.
     """
 
-    slots: tuple[_Slot, ...]
+    slots: tuple[Slot, ...]
     started: float
     now: float
     deadline: float | None
@@ -239,7 +253,7 @@ class Gathering:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise StateError(f"two tasks of one call are called {twice[0]!r}")
-        return cls(tuple(_Slot(ask, now) for ask in asks), now, now, deadline, silence, enough)
+        return cls(tuple(Slot(ask, now) for ask in asks), now, now, deadline, silence, enough)
 
     @property
     def complete(self) -> bool:
@@ -278,7 +292,17 @@ class Gathering:
         """What became of the asks that have ended, in the order of the asks."""
         return tuple(slot.outcome for slot in self.slots if slot.outcome is not None)
 
-    def _unheard(self, slot: _Slot, *, late: bool) -> tuple[str, str]:
+    def give_up(self) -> tuple[Gathering, tuple[Effect, ...]]:
+        """The call without those who are silent: they are closed, the others go on."""
+        slots, effects = [], list[Effect]()
+        for slot in self.slots:
+            if slot.phase == "silent":
+                slot = slot.ended("closed", *self._unheard(slot, late=False))
+                effects.append(Closed(slot.ask.id))
+            slots.append(slot)
+        return replace(self, slots=tuple(slots)), tuple(effects)
+
+    def _unheard(self, slot: Slot, *, late: bool) -> tuple[str, str]:
         """Status and reason of a slot that ends without an answer."""
         limit = self.silence
         if late and self.deadline is not None:
@@ -338,35 +362,34 @@ def _settled(gathering: Gathering) -> tuple[Gathering, tuple[Effect, ...]]:
     enough = gathering.enough is not None and len(done) >= gathering.enough
     if "delivered" in phases or ("open" in phases and not enough):
         return gathering, ()
+    if not enough:
+        return gathering.give_up()
     slots, effects = [], list[Effect]()
     for slot in gathering.slots:
         if slot.phase in ("open", "silent"):
-            status, reason = gathering._unheard(slot, late=False)
-            if enough:
-                status, reason = "surplus", "enough others were done before it"
-            slot = slot.ended("closed", status, reason)
+            slot = slot.ended("closed", "surplus", "enough others were done before it")
             effects.append(Closed(slot.ask.id))
         slots.append(slot)
     return replace(gathering, slots=tuple(slots)), tuple(effects)
 
 
-Moved = tuple[_Slot, tuple[Effect, ...]]
-Rule = Callable[[_Slot, Any, Gathering], Moved]
+Moved = tuple[Slot, tuple[Effect, ...]]
+Rule = Callable[[Slot, Any, Gathering], Moved]
 
 
-def _stay(slot: _Slot, event: Event, call: Gathering) -> Moved:
+def _stay(slot: Slot, event: Event, call: Gathering) -> Moved:
     return slot, ()
 
 
-def _hear(slot: _Slot, event: Seen, call: Gathering) -> Moved:
+def _hear(slot: Slot, event: Seen, call: Gathering) -> Moved:
     return replace(slot, phase="open", heard=True, seen=call.now), ()
 
 
-def _again(slot: _Slot, event: Away, call: Gathering) -> Moved:
+def _again(slot: Slot, event: Away, call: Gathering) -> Moved:
     return replace(slot, phase="open", seen=call.now), ()
 
 
-def _pass(slot: _Slot, event: Tick, call: Gathering) -> Moved:
+def _pass(slot: Slot, event: Tick, call: Gathering) -> Moved:
     """Time: the deadline closes, silence only ends the waiting."""
     if call.deadline is not None and call.now >= call.deadline:
         return slot.ended("closed", *call._unheard(slot, late=True)), (Closed(slot.ask.id),)
@@ -375,11 +398,11 @@ def _pass(slot: _Slot, event: Tick, call: Gathering) -> Moved:
     return slot, ()
 
 
-def _accept(slot: _Slot, event: Delivered, call: Gathering) -> Moved:
+def _accept(slot: Slot, event: Delivered, call: Gathering) -> Moved:
     return replace(slot, phase="delivered", digest=event.digest), (FoldIt(slot.ask.id),)
 
 
-def _compare(slot: _Slot, event: Delivered, call: Gathering) -> Moved:
+def _compare(slot: Slot, event: Delivered, call: Gathering) -> Moved:
     """A second answer: the same bytes are nothing new, others are an equivocation."""
     if slot.alarmed or not slot.digest or event.digest == slot.digest:
         return slot, ()
@@ -387,24 +410,24 @@ def _compare(slot: _Slot, event: Delivered, call: Gathering) -> Moved:
     return replace(slot, alarmed=True), (Alarm(slot.ask.id, slot.ask.client, reason),)
 
 
-def _count(slot: _Slot, event: Folded, call: Gathering) -> Moved:
+def _count(slot: Slot, event: Folded, call: Gathering) -> Moved:
     ended = slot.ended(
         "answered", "contributed", "", examples=event.examples, seconds=event.seconds
     )
     return ended, ()
 
 
-def _refuse(slot: _Slot, event: Refused, call: Gathering) -> Moved:
+def _refuse(slot: Slot, event: Refused, call: Gathering) -> Moved:
     effects = () if slot.digest else (Closed(slot.ask.id),)
     return slot.ended("answered", "refused", event.reason), effects
 
 
-def _fail(slot: _Slot, event: Failed, call: Gathering) -> Moved:
+def _fail(slot: Slot, event: Failed, call: Gathering) -> Moved:
     effects = () if slot.digest else (Closed(slot.ask.id),)
     return slot.ended("answered", "failed", event.reason, seconds=event.seconds), effects
 
 
-def _drop(slot: _Slot, event: Left | Cancel, call: Gathering) -> Moved:
+def _drop(slot: Slot, event: Left | Cancel, call: Gathering) -> Moved:
     return slot.ended("closed", "dropped", event.reason), (Closed(slot.ask.id),)
 
 
