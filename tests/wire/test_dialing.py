@@ -1,0 +1,124 @@
+"""Through a proxy: TLS from end to end, and the proxy's refusal in plain words."""
+
+import base64
+import threading
+
+import pytest
+
+from atoll.core.errors import AuthError, Unreachable, WireError
+from atoll.wire.dialing import Pin, Proxy, find_proxy
+from atoll.wire.https import Channel
+
+LOGIN = "Basic " + base64.b64encode(b"site a:p@ss:w\xc3\xb6rd").decode()
+
+
+@pytest.fixture
+def through(fake, tls, keys):
+    made = []
+
+    def connect(proxy, pin=tls[2]):
+        given = Pin(pin, keys[0].public_bytes)
+        made.append(Channel(fake.address, given, keys[1], "f", proxy=proxy, connect_timeout=5))
+        return made[-1]
+
+    yield connect
+    for channel in made:
+        channel.close()
+
+
+def test_a_channel_goes_through_a_proxy(fake, proxy, through):
+    channel = through(f"http://{proxy.address}")
+    fake.answer = lambda asked: (200, b"pong" * 100_000, {})
+    for _ in range(3):
+        assert channel.call("POST", "/v1/a", body=b"x" * 300_000).body == b"pong" * 100_000
+    assert proxy.asked == [f"CONNECT {fake.address} HTTP/1.1"]
+
+
+def test_a_channel_logs_in_at_the_proxy(fake, proxy, through):
+    proxy.login = LOGIN
+    channel = through(f"http://site%20a:p%40ss:w%C3%B6rd@{proxy.address}")
+    assert channel.call("GET", "/v1/a").status == 200
+    assert len(fake.seen) == 1
+
+
+@pytest.mark.parametrize("login", ["", "site%20a:wrong@"])
+def test_a_proxy_that_wants_another_login_is_told_so(proxy, through, login):
+    proxy.login = LOGIN
+    with pytest.raises(Unreachable, match="wants a user and a password") as caught:
+        through(f"http://{login}{proxy.address}").call("GET", "/v1/a")
+    assert "http://user:password@host:port" in caught.value.remedy
+    assert "wrong" not in str(caught.value)
+
+
+def test_a_proxy_that_does_not_allow_the_server_is_told_so(fake, proxy, through):
+    proxy.answer = b"HTTP/1.1 403 Forbidden by policy\r\nContent-Length: 0\r\n\r\n"
+    with pytest.raises(
+        Unreachable, match=r"does not connect to .*: 403 Forbidden by policy"
+    ) as caught:
+        through(proxy.address).call("GET", "/v1/a")
+    assert fake.address in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SOCKS\x05\x00",
+        b"HTTP/1.1 abc\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\nfurther",
+        b"x" * 20_000,
+    ],
+)
+def test_what_is_no_proxy_is_told_so(proxy, through, answer):
+    proxy.answer = answer
+    with pytest.raises(WireError, match="does not answer as an HTTP proxy"):
+        through(proxy.address).call("GET", "/v1/a")
+
+
+def test_a_proxy_that_opens_tls_is_found_by_the_pin(fake, proxy, through):
+    with pytest.raises(AuthError, match="showed another certificate"):
+        through(proxy.address, pin=bytes(32)).call("GET", "/v1/a")
+    assert not fake.seen
+
+
+def test_a_proxy_that_is_not_there_is_told_by_its_address(through):
+    with pytest.raises(Unreachable, match=r"the proxy 127\.0\.0\.1:1 cannot be reached"):
+        through("http://127.0.0.1:1").call("GET", "/v1/a")
+
+
+def test_a_proxy_that_hangs_is_left_after_the_timeout(fake, proxy, tls, keys):
+    release = threading.Event()
+    proxy.serve = lambda client: (release.wait(5), client.close())
+    with (
+        Channel(
+            fake.address, Pin(tls[2]), keys[1], "f", proxy=proxy.address, connect_timeout=0.3
+        ) as c,
+        pytest.raises(Unreachable, match=r"the proxy .*: no answer in time"),
+    ):
+        c.call("GET", "/v1/a")
+    release.set()
+
+
+def test_the_environment_names_the_proxy_and_whom_to_reach_without(monkeypatch):
+    for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert find_proxy("server.example", None) is None
+    monkeypatch.setenv("HTTPS_PROXY", "http://u:p@proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "localhost,.inside.example")
+    found = find_proxy("server.example", None)
+    assert found == Proxy("proxy", 3128, base64.b64encode(b"u:p").decode())
+    assert find_proxy("a.inside.example", None) is None
+    assert find_proxy("server.example", "") is None
+    assert find_proxy("server.example", "other") == Proxy("other", 80)
+    assert find_proxy("server.example", "http://[::1]:8080") == Proxy("::1", 8080)
+    assert found.credentials not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["socks5://secret@proxy:1", "https://secret@proxy", "http://secret@:1", "http://secret@p:x"],
+)
+def test_what_is_no_proxy_s_address_is_refused_and_not_repeated(given):
+    with pytest.raises(WireError, match="proxy's address is not") as caught:
+        find_proxy("server.example", given)
+    assert "secret" not in str(caught.value)
