@@ -38,6 +38,7 @@ from atoll.core.errors import (
     DataError,
     Fault,
     JobConflict,
+    JobError,
     LayoutError,
     WireError,
     raise_faults,
@@ -184,14 +185,16 @@ def agree(spec: JobSpec, surveys: Mapping[ClientId, Mapping[str, Any]]) -> Schem
 
     Raises:
         DataError: with every fault of every site.
-        JobError: the same, where one of the faults is the job's.
+        JobError: the same, where one of the faults is the job's; or the preprocessing does not fit.
         WireError: what a site sent is no survey; names the site.
     """
     sites = {site: surveys[site] for site in sorted(surveys)}
     asked = federation_faults(schedule_of(spec), weighting_of(spec), Clock(), sites)
     if own_arrays(spec.data):
         return arrays_agree(spec.data, sites, asked)
-    return tables_agree(spec.data, sites, asked)
+    schema = tables_agree(spec.data, sites, asked)
+    raise_faults(JobError, "preprocessing", plan_of(spec).faults(schema))
+    return schema
 
 
 def column_sums_at(spec: JobSpec, schema: Schema, site: ClientId, table: Data) -> Update:
