@@ -5,6 +5,7 @@ The file is the site's own. Nothing a server sends can change it.
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from atoll.core.errors import Fault, JobError, StorageError, raise_faults, suggest
+from atoll.node.home import write_text
 
-__all__ = ["Limits", "Settings", "read_settings"]
+__all__ = ["Limits", "Settings", "keep_proxy", "read_settings"]
 
 GIB = 1 << 30
 _Size = Annotated[float, Field(gt=0, le=1 << 20)]
@@ -102,3 +104,15 @@ def _fault(place: str, kind: str, message: str) -> Fault:
     table, _, key = place.rpartition(".")
     known = Limits.model_fields if table == "limits" else Settings.model_fields
     return Fault(place, "unknown key", suggest(key, known))
+
+
+def keep_proxy(path: Path, proxy: str) -> None:
+    """Write a proxy into a file of settings that says nothing of one.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    if read_settings(path).proxy:
+        return
+    text = path.read_text(encoding="utf-8-sig") if path.exists() else ""
+    write_text(path, f"proxy = {json.dumps(proxy)}\n{text}")

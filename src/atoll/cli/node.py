@@ -1,0 +1,204 @@
+"""``atoll node …``: a site joins a federation, registers its data, and works."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atoll.cli.output import data_line, table_of, talk
+
+if TYPE_CHECKING:
+    from atoll.node.home import Home
+
+__all__ = ["commands"]
+
+commands = typer.Typer(help="Take part in a federation with a site's data.", no_args_is_help=True)
+data = typer.Typer(help="The datasets that jobs may name.", no_args_is_help=True)
+commands.add_typer(data, name="data")
+
+_Folder = Annotated[
+    Path | None,
+    typer.Option("--home", envvar="ATOLL_NODE_HOME", help="Folder of the node; ~/.atoll/node."),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+@commands.command()
+def join(
+    code: Annotated[str, typer.Argument(help="From whoever runs the federation's server.")],
+    home: _Folder = None,
+    proxy: Annotated[
+        str | None, typer.Option(help="http://[user:password@]host:port of an HTTP proxy.")
+    ] = None,
+) -> None:
+    """Join a federation with a one-time code; makes this site's key."""
+    from atoll.node.join import join
+    from atoll.node.settings import keep_proxy, read_settings
+    from atoll.wire.identity import Identity, spoken
+
+    at = _home(home)
+    settings = read_settings(at.settings)
+    made = join(at, code, proxy=proxy if proxy is not None else settings.proxy or None)
+    if proxy:
+        keep_proxy(at.settings, proxy)
+    fingerprint = Identity.load(at.identity).fingerprint
+    data_line(f"joined       {made.federation}\nas           {made.site}")
+    data_line(f"fingerprint  {spoken(fingerprint)}")
+    talk("next: read the fingerprint to the others by telephone (atoll node peers shows theirs),")
+    talk("then: atoll node data add NAME PATH, and atoll node start")
+
+
+@commands.command()
+def start(home: _Folder = None) -> None:
+    """Work for the federation until stopped (Ctrl-C or SIGTERM)."""
+    from atoll.node.agent import Agent, stop_on_signal
+    from atoll.node.join import opened
+    from atoll.node.settings import read_settings
+
+    at = _home(home)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("atoll.node").setLevel(logging.INFO)
+    settings = read_settings(at.settings)
+    with at.locked():
+        known, channel = opened(at, settings)
+        agent = Agent(at, known.site, channel, settings)
+        talk(f"{known.site} works for {known.federation} at {known.server}; stop with Ctrl-C")
+        with stop_on_signal(agent):
+            agent.run()
+    talk("stopped; what was in progress is done again after the next start")
+
+
+@commands.command()
+def status(home: _Folder = None, as_json: _Json = False) -> None:
+    """What this node is, and what it is doing."""
+    from atoll.wire.identity import Identity
+
+    at = _home(home)
+    known = at.joined()
+    running = at.running
+    state = at.read(at.state)
+    told: dict[str, Any] = {
+        "site": known.site,
+        "federation": known.federation,
+        "server": known.server,
+        "fingerprint": Identity.load(at.identity).fingerprint,
+        "running": running,
+        "state": state.get("state", "") if running else "stopped",
+        "since": state.get("since", "") if running else "",
+        "trouble": state.get("trouble", "") if running else "",
+        "runs": state.get("runs", {}) if running else {},
+        "datasets": [d.to_plain() for d in _register(at).all().values()],
+    }
+    data_line(json.dumps(told, indent=2) if as_json else _status_text(told))
+
+
+@commands.command()
+def peers(home: _Folder = None, as_json: _Json = False) -> None:
+    """Everybody in the federation with the fingerprints of their keys, for checking by telephone."""
+    from atoll.node.join import opened
+    from atoll.node.link import Link
+    from atoll.node.settings import read_settings
+    from atoll.wire.identity import spoken
+
+    at = _home(home)
+    known, channel = opened(at, read_settings(at.settings))
+    try:
+        reply = Link(channel).members()
+    finally:
+        channel.close()
+    if as_json:
+        data_line(reply.model_dump_json(indent=2))
+        return
+    rows = [("the server", "server", "", spoken(reply.server))]
+    rows += [(m.name, m.role, m.status, spoken(m.fingerprint)) for m in reply.members]
+    data_line(table_of(("name", "role", "status", "fingerprint"), rows))
+    talk(f"you are {known.site}; compare the others' lines with what they see themselves")
+
+
+@commands.command()
+def leave(
+    home: _Folder = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Leave the federation; the key and the datasets stay here."""
+    from atoll.node.join import leave
+    from atoll.node.settings import read_settings
+
+    at = _home(home)
+    known = at.joined()
+    if not yes:
+        typer.confirm(f"Leave {known.federation} as {known.site}?", abort=True, err=True)
+    leave(at, read_settings(at.settings))
+    talk(f"{known.site} has left {known.federation}; a new code is needed to join again")
+
+
+@data.command("add")
+def add(
+    name: Annotated[str, typer.Argument(help="As jobs call it: 'heart' for heart.csv.")],
+    path: Annotated[Path, typer.Argument(help="A .csv, .parquet, .npz or .npy file.")],
+    missing: Annotated[
+        list[str] | None,
+        typer.Option(help="A value that means 'not known': CODE, or COLUMN=CODE. Repeatable."),
+    ] = None,
+    home: _Folder = None,
+) -> None:
+    """Register a dataset under a name; jobs never see its path."""
+    made = _register(_home(home)).add(name, path, missing or ())
+    data_line(f"{made.name}  {made.path}")
+    data_line(table_of(("column", "kind"), list(made.columns.items())))
+
+
+@data.command("list")
+def list_all(home: _Folder = None, as_json: _Json = False) -> None:
+    """The registered datasets."""
+    found = _register(_home(home)).all().values()
+    if as_json:
+        data_line(json.dumps([d.to_plain() for d in found], indent=2))
+        return
+    rows = [(d.name, str(len(d.columns)), d.path) for d in found]
+    data_line(table_of(("name", "columns", "path"), rows))
+
+
+@data.command("remove")
+def remove(
+    name: Annotated[str, typer.Argument(help="Of the dataset.")], home: _Folder = None
+) -> None:
+    """Forget a dataset; its file stays where it is."""
+    _register(_home(home)).remove(name)
+    talk(f"{name} is not registered any more")
+
+
+def _home(given: Path | None) -> Home:
+    from atoll.node.home import Home, default_home
+
+    return Home(given or default_home())
+
+
+def _register(home: Home) -> Any:
+    from atoll.node.datasets import Datasets
+
+    return Datasets(home.datasets)
+
+
+def _status_text(told: dict[str, Any]) -> str:
+    from atoll.wire.identity import spoken
+
+    names = ", ".join(d["name"] for d in told["datasets"]) or "none; atoll node data add NAME PATH"
+    since = f" since {told['since']}" if told["since"] else ""
+    lines = [
+        f"site         {told['site']}",
+        f"federation   {told['federation']} at {told['server']}",
+        f"fingerprint  {spoken(told['fingerprint'])}",
+        f"state        {told['state']}{since}",
+        f"datasets     {names}",
+    ]
+    if told["trouble"]:
+        lines.append(f"trouble      {told['trouble']}")
+    for run, doing in told["runs"].items():
+        tasks = ", ".join(f"{task} {state}" for task, state in doing["tasks"].items()) or "waiting"
+        lines.append(f"run {run}  {tasks}")
+    return "\n".join(lines)

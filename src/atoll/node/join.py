@@ -1,0 +1,125 @@
+"""Joining a federation, and leaving it: the site makes its key, the federation pins the public half."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import atoll
+from atoll.core.errors import Forbidden, StateError, StorageError
+from atoll.node.home import Federation, Home
+from atoll.node.link import Link
+from atoll.node.settings import Settings
+from atoll.wire.codes import read_code
+from atoll.wire.https import Channel, Pin
+from atoll.wire.identity import Identity
+from atoll.wire.messages import JoinBody, JoinReply
+
+__all__ = ["join", "leave", "opened"]
+
+_NOBODY = "join"
+"""For whom the first request is: the answer tells the federation's id."""
+
+Dial = Callable[..., Any]
+"""Makes a channel; :class:`~atoll.wire.https.Channel` unless a test gives another."""
+
+
+def join(home: Home, code: str, *, proxy: str | None = None, dial: Dial = Channel) -> Federation:
+    """Join the federation that ``code`` invites to.
+
+    The code says where the server is, which certificate it must show, and a secret that works once. The
+    request is signed with the new key, so nobody can have another's key pinned. When the answer is
+    lost, the same command does it again with the same key.
+
+    Args:
+        home: the node's folder.
+        code: as the server printed it.
+        proxy: see :class:`~atoll.wire.https.Channel`.
+        dial: makes the channel.
+
+    Raises:
+        StateError: this folder belongs to a federation already, or the code is for a researcher.
+        WireError: the code is mistyped; the group is named.
+        AuthError: the code has expired or was used, or the server is not the one it names.
+        Unreachable: the server does not answer.
+    """
+    if home.federation.exists():
+        known = home.joined()
+        raise StateError(
+            f"this node is {known.site!r} of the federation at {known.server} already",
+            remedy="leave it first (atoll node leave), or give this one a --home of its own",
+        )
+    invitation = read_code(code)
+    home.make()
+    identity = _identity(home.identity)
+    body = JoinBody(
+        secret=invitation.secret.hex(), key=identity.public_bytes.hex(), version=atoll.__version__
+    )
+    channel = dial(invitation.address, Pin(invitation.certificate), identity, _NOBODY, proxy=proxy)
+    try:
+        reply: JoinReply = channel.json("POST", "/v1/join", body, JoinReply)
+    finally:
+        channel.close()
+    if reply.role != "site":
+        raise StateError(
+            f"this code is for a {reply.role}, {reply.name!r}, not for a site",
+            remedy="ask for a code for a site",
+        )
+    made = Federation(
+        federation=reply.federation,
+        site=reply.name,
+        server=invitation.address,
+        pin=invitation.certificate.hex(),
+        server_key=reply.server_key,
+        joined=time.time(),
+    )
+    home.join(made)
+    return made
+
+
+def opened(home: Home, settings: Settings, *, dial: Dial = Channel) -> tuple[Federation, Any]:
+    """The federation this node belongs to, and a channel to its server.
+
+    Raises:
+        NotFound: it has not joined one.
+        AtollError: the key cannot be read.
+    """
+    known = home.joined()
+    identity = Identity.load(home.identity)
+    pin = Pin(bytes.fromhex(known.pin), bytes.fromhex(known.server_key))
+    channel = dial(known.server, pin, identity, known.federation, proxy=settings.proxy or None)
+    return known, channel
+
+
+def leave(home: Home, settings: Settings, *, dial: Dial = Channel) -> Federation:
+    """Leave the federation; key and datasets stay, so that a new code is enough to join again.
+
+    Raises:
+        StorageError: the node is running.
+        AtollError: the server cannot be told; nothing is changed.
+    """
+    with home.locked():
+        known, channel = opened(home, settings, dial=dial)
+        try:
+            with suppress(Forbidden):  # it has been shown out already
+                Link(channel).leave()
+        finally:
+            channel.close()
+        _remove(home.federation)
+        _remove(home.state)
+    return known
+
+
+def _identity(path: Path) -> Identity:
+    """The site's key; made now, unless an earlier attempt to join has left one."""
+    return Identity.load(path) if path.exists() else Identity.create(path)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
