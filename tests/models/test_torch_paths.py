@@ -8,7 +8,7 @@ optimisers get a large ``eps`` here: they divide such a gradient by its own size
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,8 @@ from atoll.models.torch import OPTIMIZERS, TorchTrainer
 ROUNDS = 5
 NEAR = {"float32": 1e-6, "float64": 1e-12}
 CLASSES = 3
+EPS = 0.1
+"""Of normalisations: values that hardly differ, normalised, would multiply any rounding by hundreds."""
 
 settings.register_profile(
     "paths", deadline=None, max_examples=20, suppress_health_check=list(HealthCheck)
@@ -114,8 +116,8 @@ def _dense_block(draw, width):
     kinds = {
         "linear": lambda: nn.Linear(width, width, bias=draw(st.booleans())),
         "act": lambda: draw(st.sampled_from(ACTIVATIONS))(),
-        "layer": lambda: nn.LayerNorm(width, elementwise_affine=draw(st.booleans())),
-        "batch": lambda: nn.BatchNorm1d(width, affine=draw(st.booleans())),
+        "layer": lambda: nn.LayerNorm(width, eps=EPS, elementwise_affine=draw(st.booleans())),
+        "batch": lambda: nn.BatchNorm1d(width, eps=EPS, affine=draw(st.booleans())),
         "dropout": lambda: nn.Dropout(draw(st.sampled_from([0.0, 0.3]))),
         "residual": lambda: Residual(
             nn.Sequential(nn.Linear(width, width), draw(st.sampled_from(ACTIVATIONS))())
@@ -141,9 +143,9 @@ def _image_block(draw, channels, flat):
             bias=draw(st.booleans()),
         ),
         "act": lambda: draw(st.sampled_from(ACTIVATIONS))(),
-        "batch": lambda: getattr(nn, f"BatchNorm{one}")(channels),
-        "group": lambda: nn.GroupNorm(1, channels),
-        "instance": lambda: getattr(nn, f"InstanceNorm{one}")(channels, affine=True),
+        "batch": lambda: getattr(nn, f"BatchNorm{one}")(channels, eps=EPS),
+        "group": lambda: nn.GroupNorm(1, channels, eps=EPS),
+        "instance": lambda: getattr(nn, f"InstanceNorm{one}")(channels, eps=EPS, affine=True),
         "max": lambda: getattr(nn, f"MaxPool{one}")(2, stride=draw(st.sampled_from([1, 2]))),
         "avg": lambda: getattr(nn, f"AvgPool{one}")(2, padding=draw(st.sampled_from([0, 1]))),
         "dropout": lambda: nn.Dropout2d(0.3) if not flat else nn.Dropout(0.3),
@@ -217,7 +219,7 @@ def works(draw, sizes, plain=False):
         momentum=momentum,
         nesterov=bool(momentum) and draw(st.booleans()),
         weight_decay=draw(st.sampled_from([0.0, 0.1])),
-        eps=1e-3,
+        eps=0.1,  # beside it, the rounding that a bias before a normalisation has for gradient is little
     )
     kind = draw(st.sampled_from(["constant", "step", "cosine"]))
     return LocalWork(
@@ -361,3 +363,43 @@ def test_group_norm_before_all_else_that_is_trained_does_not_end_the_process(pat
     for last in (None, True):
         s = Setting(module, clients, LocalWork(batch_size=4), options={"channels_last": last})
         held(s, path)
+
+
+MOMENTUM = LocalWork(
+    epochs=2.0,
+    batch_size=20,
+    optimizer=Optimizer(lr=0.02, momentum=0.9, weight_decay=0.1),
+)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("mu", [0.0, 0.3])
+def test_replayed_and_general_steps_of_a_client_share_one_velocity(mu, decay):
+    """Batches of 20 are replayed, the last ones of 17 are not, the last of 5 are again."""
+    torch.manual_seed(3)
+    clients = [rows(n, (6,), 0, n) for n in (37, 25, 57)]
+    work = replace(MOMENTUM, optimizer=replace(MOMENTUM.optimizer, weight_decay=decay))
+    module = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), Shares(6), nn.Linear(6, CLASSES))
+    trainer, _, _ = held(Setting(module, clients, work, LocalRule(mu)))
+    assert trainer.explain(work, clients[0]) == "compiled"
+
+
+def test_the_velocity_of_a_client_never_reaches_the_next():
+    """Not even a NaN does, and a parameter that the loss does not reach keeps none."""
+    torch.manual_seed(3)
+    module = nn.Sequential(Shares(6), nn.Linear(6, CLASSES))
+    wild = replace(MOMENTUM, optimizer=replace(MOMENTUM.optimizer, lr=1e30))
+    used = TorchTrainer(module, path="compiled")
+    point = used.initial(Seed(0))
+
+    def fit(trainer, n, work):
+        data = rows(n, (6,), 0, n)
+        return trainer.fit(point, data, work=work, rule=LocalRule(), seed=Seed(n), round=0)
+
+    for n in (37, 20, 60, 3):
+        assert not np.isfinite(fit(used, 45, wild).parameters).all()
+        fresh = TorchTrainer(module, path="compiled")
+        assert (
+            fit(used, n, MOMENTUM).parameters.tobytes()
+            == fit(fresh, n, MOMENTUM).parameters.tobytes()
+        )

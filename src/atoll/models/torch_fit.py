@@ -3,17 +3,18 @@
 Two ways lead through the same steps. The *general* one runs the module under autograd. The *compiled*
 one replays what it recorded of it (:mod:`atoll.models.torch_tape`): under plain SGD the step is fused
 into the products that make the gradient, the local rule and weight decay being one operation on the flat
-weights before it; other optimisers get the flat gradient and go on as in the general way.
+weights before it; under heavy-ball momentum those products go into the velocity. Other optimisers get the
+flat gradient and go on as in the general way.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,10 @@ _LOCK = threading.RLock()
 
 _KEPT = 64
 """Compiled steps that are kept, one for each shape of batch; all go when there are more."""
+
+
+_Fused = Literal["", "weights", "velocity"]
+"""What the products that make a gradient are added to, if there is no gradient to be had."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +115,12 @@ class Steps:
     ) -> Walk:
         """Train the loaded parameters on a client's rows."""
         bench = self.bench
-        fused = _plain(work)
+        fused = _linear(work)
         correct = _correction(rule, bench)
-        settle = _settled(rule, work.optimizer, bench) if fused else None
-        move = _optimizer(work.optimizer, bench)
+        o = work.optimizer
+        heavy = _Heavy(o, bench, correct) if o.name == "sgd" and o.momentum else None
+        settle = None if heavy or not fused else _settled(rule, o, bench)
+        move = _optimizer(o, bench, heavy)
         total, rates = 0.0, list[float]()
         known = dict[
             int, _Step | None
@@ -136,7 +143,9 @@ class Steps:
                 step.load(batch, index, given)
                 step.program.run()
                 total += share * step.program.value().item()
-            if step is not None and fused:
+            if step is not None and fused and heavy is not None:
+                heavy.replayed(step.program, lr)
+            elif step is not None and fused:
                 if settle is not None:
                     settle(lr)
                 step.program.update(-lr)
@@ -144,7 +153,7 @@ class Steps:
                 if work.clip_norm:
                     norm = torch.linalg.vector_norm(bench.gradient)
                     bench.gradient.mul_((work.clip_norm / (norm + 1e-6)).clamp_(max=1.0))
-                correct()
+                correct(bench.gradient)
                 move(lr)
                 bench.push()
             rates.append(lr)
@@ -165,7 +174,7 @@ class Steps:
         return augment(x), y
 
     def _step(
-        self, batch: Batch, index: Array, given: tuple[Tensor, Tensor] | None, fused: bool
+        self, batch: Batch, index: Array, given: tuple[Tensor, Tensor] | None, fused: _Fused
     ) -> _Step | None:
         """The compiled step for batches of this shape; None where it turned out not to exist.
 
@@ -190,7 +199,7 @@ class Steps:
                 return None
         return self._programs[key]
 
-    def _compile(self, batch: Batch, index: Array, plain: Tensor, fused: bool) -> _Step:
+    def _compile(self, batch: Batch, index: Array, plain: Tensor, fused: _Fused) -> _Step:
         """Record a step on a made-up batch and hold its first replay against autograd.
 
         Whether a step can be replayed must not depend on anybody's data or progress, so it starts from
@@ -207,8 +216,9 @@ class Steps:
         try:
             tape = record(self.forward, bench.module, self.loss, bench.trained, (x, y))
             try:
-                program = Program(tape, bench.views, bench.slopes, fused=fused)
-                _hold(program, tape, bench, fused)
+                moved = bench.velocity if fused == "velocity" else (bench.weights, bench.views)
+                program = Program(tape, moved[1], bench.slopes, fused=bool(fused))
+                _hold(program, tape, *(moved if fused else (None, bench.slopes)))
             except RuntimeError as error:  # an operation that works otherwise without autograd
                 raise Untraceable(f"a replayed step fails: {error}") from error
         finally:
@@ -217,8 +227,14 @@ class Steps:
         return _Step(program, x, y, plain if plain.data_ptr() == x.data_ptr() else None)
 
 
-def _hold(program: Program, tape: Tape, bench: Bench, fused: bool) -> None:
+def _hold(program: Program, tape: Tape, moved: Tensor | None, got: Sequence[Tensor]) -> None:
     """Hold a program's first run against autograd's; what it changes outside the bench is put back.
+
+    Args:
+        program: to be held.
+        tape: what it was made of.
+        moved: the flat vector that its updates go to; None where it writes the gradient.
+        got: where the gradients then are.
 
     Raises:
         Untraceable: they differ.
@@ -227,10 +243,9 @@ def _hold(program: Program, tape: Tape, bench: Bench, fused: bool) -> None:
     kept = [(real, real.clone()) for real, _ in tape.after]
     try:
         program.run()
-        if fused:
-            bench.weights.zero_()
+        if moved is not None:
+            moved.zero_()
             program.update(1.0)
-        got = bench.views if fused else bench.slopes
         same = [torch.zeros_like(a) if b is None else b for a, b in zip(got, wanted, strict=True)]
         # Relative to the largest value of all: a bias before a normalisation has nothing but rounding.
         size = max((float(g.abs().max()) for g in same if g.numel()), default=0.0)
@@ -347,10 +362,12 @@ def recurs(rows: int, work: LocalWork) -> bool:
     return rows == work.batch_size or rows <= _SMALL
 
 
-def _plain(work: LocalWork) -> bool:
-    """Whether a step is ``w <- w - lr * (something linear in w and the gradient)``."""
+def _linear(work: LocalWork) -> _Fused:
+    """What a step moves by a sum of something linear in the weights and the gradient, if anything."""
     o = work.optimizer
-    return o.name == "sgd" and not o.momentum and not work.clip_norm
+    if o.name != "sgd" or work.clip_norm or (o.nesterov and o.momentum):
+        return ""
+    return "velocity" if o.momentum else "weights"
 
 
 def _pulls(rule: LocalRule, bench: Bench) -> tuple[slice, Tensor | None, Tensor | None]:
@@ -363,13 +380,13 @@ def _pulls(rule: LocalRule, bench: Bench) -> tuple[slice, Tensor | None, Tensor 
     return slice(part.start - start, part.stop - start), anchor, shift
 
 
-def _correction(rule: LocalRule, bench: Bench) -> Callable[[], None]:
-    """The local rule on the region that is both shared and trained."""
+def _correction(rule: LocalRule, bench: Bench) -> Callable[[Tensor], None]:
+    """The local rule on the region of a gradient that is both shared and trained."""
     if rule.trivial:
-        return lambda: None
+        return lambda gradient: None
     own, anchor, shift = _pulls(rule, bench)
-    gradient, weights = bench.gradient[own], bench.weights[own]
-    return lambda: rule.correct(gradient, weights, anchor, shift)
+    weights = bench.weights[own]
+    return lambda gradient: rule.correct(gradient[own], weights, anchor, shift)
 
 
 def _settled(rule: LocalRule, optimizer: Optimizer, bench: Bench) -> Callable[[float], None] | None:
@@ -406,7 +423,7 @@ def _target(mu: float, pull: float, anchor: Tensor | None, shift: Tensor | None)
     return torch.add(anchor * (mu / pull), shift, alpha=-1.0 / pull)
 
 
-def _optimizer(optimizer: Optimizer, bench: Bench) -> Callable[[float], None]:
+def _optimizer(optimizer: Optimizer, bench: Bench, heavy: _Heavy | None) -> Callable[[float], None]:
     """``move(lr)``: one step of the flat weights along the flat gradient."""
     if optimizer.name not in OPTIMIZERS:
         raise JobError(
@@ -414,7 +431,7 @@ def _optimizer(optimizer: Optimizer, bench: Bench) -> Callable[[float], None]:
             remedy=suggest(optimizer.name, OPTIMIZERS),
         )
     if optimizer.name == "sgd":
-        return _sgd(optimizer, bench.weights, bench.gradient)
+        return partial(_sgd, optimizer, bench.weights, bench.gradient, heavy)
     kind, names = OPTIMIZERS[optimizer.name]
     flat = nn.Parameter(bench.weights)
     flat.grad = bench.gradient
@@ -430,21 +447,37 @@ def _optimizer(optimizer: Optimizer, bench: Bench) -> Callable[[float], None]:
     return move
 
 
-def _sgd(o: Optimizer, weights: Tensor, gradient: Tensor) -> Callable[[float], None]:
+def _sgd(o: Optimizer, weights: Tensor, gradient: Tensor, heavy: _Heavy | None, lr: float) -> None:
     """SGD as torch.optim writes it, without its overhead per step and per client."""
-    velocity: Tensor | None = None
+    if o.weight_decay:
+        gradient.add_(weights, alpha=o.weight_decay)
+    weights.add_(gradient if heavy is None else heavy.along(gradient), alpha=-lr)
 
-    def move(lr: float) -> None:
-        nonlocal velocity
+
+class _Heavy:
+    """The velocity of one client's steps, ``v <- momentum v + gradient``, which starts with a gradient."""
+
+    def __init__(self, optimizer: Optimizer, bench: Bench, correct: Callable[..., None]) -> None:
+        self.optimizer, self.weights, self.correct = optimizer, bench.weights, correct
+        self.flat = bench.velocity[0]
+        self._started = False
+
+    def along(self, gradient: Tensor) -> Tensor:
+        """The direction of the next step, which may take the gradient's place."""
+        o = self.optimizer
+        if self._started:
+            torch.add(gradient, self.flat, alpha=o.momentum, out=self.flat)
+        else:
+            self.flat.copy_(gradient)
+        self._started = True
+        return gradient.add_(self.flat, alpha=o.momentum) if o.nesterov else self.flat
+
+    def replayed(self, program: Program, lr: float) -> None:
+        """A step whose gradient goes into the velocity where it is made."""
+        o = self.optimizer
+        program.update(1.0, o.momentum if self._started else 0.0)
+        self._started = True
         if o.weight_decay:
-            gradient.add_(weights, alpha=o.weight_decay)
-        direction = gradient
-        if o.momentum:
-            if velocity is None:
-                velocity = gradient.clone()
-            else:
-                torch.add(gradient, velocity, alpha=o.momentum, out=velocity)
-            direction = gradient.add_(velocity, alpha=o.momentum) if o.nesterov else velocity
-        weights.add_(direction, alpha=-lr)
-
-    return move
+            self.flat.add_(self.weights, alpha=o.weight_decay)
+        self.correct(self.flat)
+        self.weights.add_(self.flat, alpha=-lr)

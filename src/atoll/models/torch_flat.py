@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -235,6 +236,14 @@ class Bench:
                 self.views.append(view)
                 self.slopes.append(slope)
 
+    @cached_property
+    def velocity(self) -> tuple[Tensor, list[Tensor]]:
+        """A vector like ``gradient`` for momentum, which keeps what was left there, and its ``slopes``."""
+        flat, start = torch.zeros_like(self.gradient), self.gradient.storage_offset()
+        return flat, [
+            flat.as_strided(t.shape, t.stride(), t.storage_offset() - start) for t in self.slopes
+        ]
+
     def formatted(self, x: Tensor) -> Tensor:
         """A batch in the order that the module's convolutions like best."""
         if not self.channels_last or x.dim() != 4:
@@ -256,17 +265,23 @@ class Bench:
             for held, view in self._buffers:
                 held.write(view)
 
-    def snapshot(self) -> tuple[Tensor, list[Tensor]]:
+    def snapshot(self) -> tuple[list[Tensor], list[Tensor]]:
         """Everything a step may change."""
-        return self.flat.clone(), [held.now().clone() for held, _ in self._buffers]
+        buffers = [held.now().clone() for held, _ in self._buffers]
+        return [flat.clone() for flat in self._moved()], buffers
 
-    def restore(self, kept: tuple[Tensor, list[Tensor]]) -> None:
+    def restore(self, kept: tuple[list[Tensor], list[Tensor]]) -> None:
         """Go back to a :meth:`snapshot`, with no gradient."""
-        flat, buffers = kept
-        self.flat.copy_(flat)
+        moved, buffers = kept
+        for flat, value in zip(self._moved(), moved, strict=True):
+            flat.copy_(value)
         self.gradient.zero_()
         for (held, _), value in zip(self._buffers, buffers, strict=True):
             held.write(value)
+
+    def _moved(self) -> list[Tensor]:
+        # Without momentum there is no velocity, and none is made here.
+        return [self.flat, *([self.velocity[0]] if "velocity" in self.__dict__ else [])]
 
     def rebound(self) -> bool:
         """Whether the module has put another tensor in a buffer's place."""

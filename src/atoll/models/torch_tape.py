@@ -111,9 +111,10 @@ class Program:
 
     Args:
         tape: what was recorded.
-        weights: for each parameter the buffer it lives in, in the order of the tape's gradients.
+        weights: for each parameter what :meth:`update` moves, in the order of the tape's gradients: the
+            buffer it lives in, or its velocity.
         gradient: for each parameter where its gradient goes.
-        fused: whether :meth:`update` applies plain SGD itself; else :meth:`run` writes ``gradient``.
+        fused: whether there is an :meth:`update`; else :meth:`run` writes ``gradient``.
     """
 
     def __init__(
@@ -134,14 +135,15 @@ class Program:
         trained = {memory(w) for w in weights}
         self._moving = {memory(a) for a, b in tape.bound if memory(b) in trained} | self._mutated
         self.steps: list[Run] = []
-        self.updates: list[Callable[[float], object]] = []
+        self.updates: list[Callable[[float, float], object]] = []
         sinks = [self._sink(i, g) for i, g in enumerate(tape.gradients) if g is not None]
         live = self._live(sinks)
         self._plan(live, sinks)
         for call in live:
             self._lower(call)
+        idle = [i for i, g in enumerate(tape.gradients) if g is None]
+        self._idle = [weights[i] for i in idle]
         if not fused:  # an optimiser may have written there
-            idle = [i for i, g in enumerate(tape.gradients) if g is None]
             self.steps += [gradient[i].zero_ for i in idle]
         for sink in sinks:
             self._drain(sink, weights[sink.parameter], gradient[sink.parameter], fused)
@@ -154,10 +156,13 @@ class Program:
         for step in self.steps:
             step()
 
-    def update(self, scale: float) -> None:
-        """Add ``scale`` times the gradient to the weights."""
+    def update(self, scale: float, keep: float = 1.0) -> None:
+        """``weights <- keep * weights + scale * gradient``; with ``keep`` 0 whatever they hold."""
         for update in self.updates:
-            update(scale)
+            update(scale, keep)
+        if keep != 1.0:
+            for weight in self._idle:
+                _keep(weight, keep)
 
     def value(self) -> Tensor:
         """The loss of the last run."""
@@ -318,7 +323,7 @@ class Program:
             operands = [_turned(operands[0]), ones]
         product = partial(torch.mm, out=slope)
         moves: dict[str, Callable[..., object]] = {
-            "value": weight.add_,
+            "value": partial(_mix, weight),
             "columns": weight.addmv_,
             "outer": weight.addmm_,
             "outer_t": weight.addmm_,
@@ -332,9 +337,9 @@ class Program:
         move, write = moves[sink.kind], writes[sink.kind]
         later = any(isinstance(v, _Cell) for v in operands)
         if fused and later:
-            self.updates.append(lambda s: move(*_fill(operands), alpha=s))
+            self.updates.append(lambda s, k: move(*_fill(operands), alpha=s, beta=k))
         elif fused:
-            self.updates.append(lambda s: move(*operands, alpha=s))
+            self.updates.append(lambda s, k: move(*operands, alpha=s, beta=k))
         elif later:
             self.steps.append(lambda: write(*_fill(operands)))
         else:
@@ -364,6 +369,21 @@ class _Rebuilt:
 
     def __call__(self) -> None:
         self.build(_fill(self.args), _fill(self.kwargs), self.buffers)()
+
+
+def _mix(weight: Tensor, value: Tensor, *, alpha: float, beta: float) -> None:
+    """``weight <- beta * weight + alpha * value``."""
+    if beta != 1.0:
+        _keep(weight, beta)
+    weight.add_(value, alpha=alpha)
+
+
+def _keep(weight: Tensor, share: float) -> None:
+    """``weight <- share * weight``, and 0 for a share of 0 even where there is a NaN."""
+    if share:
+        weight.mul_(share)
+    else:
+        weight.zero_()
 
 
 def _key(t: Tensor) -> Any:
