@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import atoll
 from atoll.core.errors import Forbidden, StateError, StorageError
 from atoll.node.home import Federation, Home
 from atoll.node.link import Link
@@ -56,7 +56,7 @@ def join(home: Home, code: str, *, proxy: str | None = None, dial: Dial = Channe
     home.make()
     identity = _identity(home.identity)
     body = JoinBody(
-        secret=invitation.secret.hex(), key=identity.public_bytes.hex(), version=atoll.__version__
+        secret=invitation.secret.hex(), key=identity.public_bytes.hex(), version=version("atoll")
     )
     channel = dial(invitation.address, Pin(invitation.certificate), identity, _NOBODY, proxy=proxy)
     try:

@@ -11,7 +11,6 @@ import re
 import traceback
 from pathlib import Path
 
-import atoll
 from atoll.core.errors import AtollError, DataError
 
 __all__ = ["MOST", "told"]
@@ -70,7 +69,7 @@ def _frame(frame: traceback.FrameSummary, folder: Path) -> str:
     for root in (folder, folder.resolve()):
         if path.is_relative_to(root):
             return f"{path.relative_to(root)}:{frame.lineno} in {frame.name}"
-    own = Path(atoll.__file__).parent
+    own = Path(__file__).parents[1]
     if path.is_relative_to(own):
         if path.is_relative_to(own / "node"):
             return ""
