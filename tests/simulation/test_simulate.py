@@ -22,7 +22,7 @@ from atoll.core.errors import (
     StorageError,
 )
 from atoll.core.layout import Layout
-from atoll.job.build import Job
+from atoll.job import Job, load_job
 from atoll.models.linear import LinearTrainer
 from atoll.runtime import checkpoint
 from atoll.runtime.clock import Clock, Delay
@@ -291,3 +291,39 @@ def test_personal_entries_show_their_initial_values_in_the_model():
     assert run.parameters["intercept"] == start[layout.personal]
     assert run.parameters["weight"].tobytes() == run.vector.tobytes()
     assert set(run.progress.memories) == set(CLIENTS)
+
+
+SITES = """
+name = "sites"
+[data]
+source = "rows.csv"
+target = "y"
+site_column = "site"
+[local]
+batch_size = 4
+[rounds]
+count = 2
+[evaluation]
+compare = false
+"""
+
+
+@pytest.mark.parametrize("dealt", [False, True])
+def test_sites_with_tables_of_their_own_are_trained_apart_to_the_bits_of_a_deployment(
+    tmp_path, dealt
+):
+    rng = np.random.default_rng(5)
+    lines = [f"{s},{x:.3f},{'yes' if x > 0 else 'no'}" for s in "abc" for x in rng.normal(size=30)]
+    tmp_path.joinpath("rows.csv").write_text("\n".join(["site,x,y", *lines]))
+    text = SITES.replace('site_column = "site"', 'drop = ["site"]') if dealt else SITES
+    text += "[data.partition]\nclients = 3\n" if dealt else ""
+    tmp_path.joinpath("job.toml").write_text(text)
+    seen = []
+
+    def executor(parts):
+        seen.append(parts)
+        return SerialExecutor(parts)
+
+    run = simulate(load_job(tmp_path / "job.toml"), executor=executor)
+    assert seen[0].apart != dealt
+    assert run.manifest["training"].startswith("stacked" if dealt else "one by one")
