@@ -13,7 +13,7 @@ CHUNK = 1 << 16
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr("atoll.wire.https._CHUNK", CHUNK)
+    monkeypatch.setattr("atoll.wire.transfers.CHUNK", CHUNK)
 
 
 def some(size, seed=1):

@@ -13,33 +13,31 @@ long a thing is worth waiting for.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
-import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 from urllib.parse import urlencode
 
 from pydantic import BaseModel
 
-from atoll.core.errors import AtollError, AuthError, StorageError, TooLarge, Unreachable, WireError
+from atoll.core.errors import AtollError, AuthError, TooLarge, Unreachable, WireError
 from atoll.wire.certificates import client_context
 from atoll.wire.codes import split_address
 from atoll.wire.dialing import Line, Pin, dial, find_proxy
-from atoll.wire.frames import Blob, sync_folder
+from atoll.wire.frames import Blob
 from atoll.wire.identity import Identity
 from atoll.wire.messages import ProblemBody, UploadReply, read_json
 from atoll.wire.signatures import digest_of, read_request, sign_request, verify_response
 from atoll.wire.status import EPOCH
+from atoll.wire.transfers import Write, download, upload
 
 __all__ = ["Channel", "Pin", "Reply"]
 
-_CHUNK = 4 << 20
 _PIECE = 1 << 18
 _IDLE = 8
 _TRIES = 3
@@ -222,24 +220,8 @@ class Channel:
             WireError: the bytes do not have that digest; the next try begins anew.
             StorageError: the file cannot be written.
         """
-        partial = path.with_name(f"{path.name}.partial")
-        source = source or f"/v1/blobs/{blob.sha256}"
-        with _writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("ab+") as file:
-                sha, at = _begun(file, blob.size)
-                while at < blob.size:
-                    at += self._fetch(source, at, blob, _Sink(file, sha, path), timeout)
-                file.flush()
-                os.fsync(file.fileno())
-            if sha.hexdigest() != blob.sha256:
-                partial.unlink()
-                raise WireError(
-                    f"{self.address} gave other bytes than {blob.sha256[:16]}… for {source}",
-                    remedy="try again; if it happens again, the server's copy is damaged",
-                )
-            partial.replace(path)
-            sync_folder(path.parent)
+        target = source or f"/v1/blobs/{blob.sha256}"
+        download(blob, path, lambda at, write: self._fetch(target, at, blob.size, write, timeout))
 
     def upload(self, blob: Blob, path: Path, task: str, *, timeout: float = 60.0) -> None:
         """Bring a file to the server, in chunks of 4 MiB, from where an earlier try was cut.
@@ -256,31 +238,30 @@ class Channel:
         """
         target = f"/v1/uploads/{blob.sha256}"
         owner = {"task": task} if task else {"job": "new"}
-        at = self.json("GET", target, None, UploadReply, timeout=timeout).received
-        sent = False
-        while at < blob.size or not (sent or blob.size):
-            chunk = _chunk(path, at, blob)
+
+        def put(at: int, chunk: bytes) -> int:
             query = urlencode({**owner, "size": blob.size, "offset": at})
             kind = "application/octet-stream"
             raw = self.call("PUT", target, query=query, body=chunk, kind=kind, timeout=timeout)
-            now, sent = read_json(UploadReply, raw.body).received, True
-            if now <= at and blob.size:
-                raise WireError(f"{self.address} took {len(chunk)} bytes and still has {now}")
-            at = now
+            return read_json(UploadReply, raw.body).received
 
-    def _fetch(self, source: str, at: int, blob: Blob, sink: _Sink, timeout: float) -> int:
+        upload(
+            blob, path, self.json("GET", target, None, UploadReply, timeout=timeout).received, put
+        )
+
+    def _fetch(self, source: str, at: int, size: int, write: Write, timeout: float) -> int:
         """Fetch from ``at`` on; returns how many bytes came."""
 
         def once() -> int:
-            headers = {"range": f"bytes={at}-{blob.size - 1}"}
+            headers = {"range": f"bytes={at}-{size - 1}"}
             with self._exchange("GET", source, "", b"", headers, timeout) as answer:
                 if answer.status not in (200, 206):
                     self._checked(answer)
                     raise WireError(f"{self.address} answered {answer.status} to a range")
-                size = _span(answer, at, blob.size)
-                for piece in answer.pieces(size):
-                    sink.write(piece)
-                return size
+                coming = _span(answer, at, size)
+                for piece in answer.pieces(coming):
+                    write(piece)
+                return coming
 
         return self._numbered(once)
 
@@ -434,51 +415,3 @@ def _span(answer: _Answer, at: int, size: int) -> int:
             f"bytes {at} to {size - 1} were asked for; the server sends {declared} as {told!r:.60}"
         )
     return stop - start + 1
-
-
-class _Sink:
-    """Where downloaded bytes go."""
-
-    def __init__(self, file: BinaryIO, sha: hashlib._Hash, path: Path) -> None:
-        self._file, self._sha, self._path = file, sha, path
-
-    def write(self, piece: bytes) -> None:
-        """Raises StorageError, which nobody takes for an error of the network."""
-        with _writing(self._path):
-            self._file.write(piece)
-        self._sha.update(piece)
-
-
-def _begun(file: BinaryIO, size: int) -> tuple[hashlib._Hash, int]:
-    """Digest and length of what an earlier try has left; more than there should be is dropped."""
-    if os.fstat(file.fileno()).st_size > size:
-        file.truncate(0)
-    file.seek(0)
-    sha, at = hashlib.sha256(), 0
-    while piece := file.read(_PIECE):
-        sha.update(piece)
-        at += len(piece)
-    return sha, at
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror}", remedy="free space or mend the folder"
-        ) from error
-
-
-def _chunk(path: Path, at: int, blob: Blob) -> bytes:
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            file.seek(at)
-            chunk = file.read(_CHUNK)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-    if size != blob.size:
-        raise StorageError(f"{path} has {size} bytes, not the {blob.size} that it should have")
-    return chunk
