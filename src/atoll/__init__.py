@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atoll.connection import Connection, connect
     from atoll.core.contracts import Examples, Weighting
     from atoll.core.errors import AtollError
     from atoll.core.local import LocalWork, Optimizer
@@ -28,6 +29,7 @@ __all__ = [
     "Availability",
     "Clock",
     "Cohort",
+    "Connection",
     "Delay",
     "Examples",
     "Job",
@@ -38,6 +40,7 @@ __all__ = [
     "Synchronous",
     "Weighting",
     "__version__",
+    "connect",
     "load_job",
     "simulate",
 ]
@@ -48,6 +51,7 @@ _HOMES = {
     "Availability": "atoll.runtime.clock",
     "Clock": "atoll.runtime.clock",
     "Cohort": "atoll.runtime.cohort",
+    "Connection": "atoll.connection",
     "Delay": "atoll.runtime.clock",
     "Examples": "atoll.core.contracts",
     "Job": "atoll.job",
@@ -57,6 +61,7 @@ _HOMES = {
     "Stop": "atoll.runtime.loop",
     "Synchronous": "atoll.runtime.schedule",
     "Weighting": "atoll.core.contracts",
+    "connect": "atoll.connection",
     "load_job": "atoll.job",
     "simulate": "atoll.simulation",
 }

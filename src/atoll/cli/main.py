@@ -10,6 +10,9 @@ status  meaning
 4       a client, an update or a quorum failed while running
 5       a folder or checkpoint cannot be used
 6       an optional library is missing
+7       another machine does not answer, or not as it should
+8       who asks is not known, or may not do this
+9       the request contradicts what already is
 130     interrupted; the run can be resumed
 ======  ====================================================================
 """
@@ -22,7 +25,7 @@ from typing import Annotated
 import typer
 
 import atoll
-from atoll.cli import job, run
+from atoll.cli import job, node, remote, run, server
 from atoll.cli.output import talk, talk_error
 from atoll.core.errors import AtollError
 
@@ -39,6 +42,9 @@ root.command("run")(run.run)
 root.command("report")(run.report)
 root.command("check")(job.check)
 root.command("methods")(job.methods)
+root.add_typer(node.commands, name="node")
+root.add_typer(server.server)
+root.add_typer(remote.job)
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,245 @@
+"""``atoll server``: found a federation, run its server, invite, look, revoke."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from atoll.cli.output import data_line, table_of, talk
+from atoll.core.errors import JobError, MissingExtra
+
+if TYPE_CHECKING:
+    from atoll.server.admin import Overview
+
+__all__ = ["server"]
+
+server = typer.Typer(
+    name="server", help="The server of a federation.", no_args_is_help=True, add_completion=False
+)
+
+_DEFAULT = Path("atoll-server")
+_NEEDS = ("alembic", "cryptography", "httptools", "sqlalchemy", "uvicorn")
+
+_Folder = Annotated[Path, typer.Argument(help="Folder of the server.", envvar="ATOLL_SERVER_HOME")]
+_Home = Annotated[
+    Path, typer.Option("--home", help="Folder of the server.", envvar="ATOLL_SERVER_HOME")
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _check_installed() -> None:
+    missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingExtra(
+            f"a server needs {', '.join(missing)}", remedy="pip install 'atoll[server]'"
+        )
+
+
+@server.command()
+def init(
+    home: _Folder = _DEFAULT,
+    name: Annotated[str, typer.Option(help="Of the federation, for people.")] = "federation",
+    address: Annotated[
+        str, typer.Option(help="HOST:PORT that the sites connect to.")
+    ] = "127.0.0.1:7443",
+    listen: Annotated[
+        str,
+        typer.Option(help="HOST:PORT to bind, where it differs.", show_default="all interfaces"),
+    ] = "",
+    store: Annotated[
+        str, typer.Option(help="URL of a PostgreSQL database.", show_default="SQLite in the folder")
+    ] = "",
+    blobs: Annotated[
+        str, typer.Option(help="URL of an object store.", show_default="a folder")
+    ] = "",
+    cert: Annotated[
+        Path | None, typer.Option(help="Certificate (PEM).", show_default="makes its own")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+) -> None:
+    """Found a federation: make the folder of its server."""
+    _check_installed()
+    from atoll.server.admin import DEFAULT_ADDRESS, Founding, found
+
+    asked = Founding(name, address, listen, store, blobs, cert, key)
+    charter = found(home, asked, time.time())
+    data_line(charter.federation)
+    talk(f"made {home}; it holds the federation's keys: keep it private, and back it up")
+    if address == DEFAULT_ADDRESS:
+        talk("sites on other machines cannot reach this address: give --address HOST:PORT")
+    talk(f"next: atoll server start {home}")
+
+
+@server.command()
+def start(
+    home: _Folder = _DEFAULT,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Also log each refused request.")
+    ] = False,
+) -> None:
+    """Run the server until it is told to stop (SIGTERM, or Ctrl-C)."""
+    _check_installed()
+    from atoll.server.home import ServerHome
+    from atoll.server.serving import serve
+
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    charter = ServerHome(home).charter()
+
+    def up(port: int) -> None:
+        talk(f"federation {charter.federation} at {charter.address}, listening on port {port}")
+
+    status = serve(ServerHome(home), ready=up)
+    talk("stopped")
+    if status:
+        raise typer.Exit(status)
+
+
+@server.command()
+def invite(
+    name: Annotated[str, typer.Argument(help="Of the site or researcher.")],
+    home: _Home = _DEFAULT,
+    role: Annotated[str, typer.Option(help="site or researcher.")] = "site",
+    days: Annotated[float, typer.Option(help="How long the code is good.")] = 7.0,
+) -> None:
+    """Print a code that lets one newcomer join, once."""
+    _check_installed()
+    from atoll.server import admin
+
+    data_line(admin.invite(home, name, _role(role), days, time.time()))
+    command = "node" if role == "site" else "job"
+    talk(f"good for {days:g} days, once; {name} runs: atoll {command} join CODE")
+
+
+def _role(text: str) -> Literal["site", "researcher"]:
+    if text == "site":
+        return "site"
+    if text == "researcher":
+        return "researcher"
+    raise JobError(f"there is no role {text!r:.40}", remedy="use --role site or --role researcher")
+
+
+@server.command()
+def sites(home: _Home = _DEFAULT, as_json: _Json = False) -> None:
+    """List the members with the fingerprints of their keys."""
+    _check_installed()
+    from atoll.server import admin
+    from atoll.wire.identity import spoken
+
+    found = admin.overview(home, time.time(), alarms=0)
+    rows = [
+        {
+            "name": member.name,
+            "role": member.role,
+            "status": member.status,
+            "fingerprint": member.fingerprint,
+            "joined": member.joined,
+        }
+        for member in found.members
+    ]
+    if as_json:
+        data_line(json.dumps(rows, indent=2))
+        return
+    table = [
+        (str(r["name"]), str(r["role"]), str(r["status"]), spoken(str(r["fingerprint"])[:32]))
+        for r in rows
+    ]
+    data_line(table_of(("name", "role", "status", "fingerprint (first half)"), table))
+    for waiting in found.open_invites:
+        talk(f"invited, not yet joined: {waiting.name}, until {_day(waiting.expires)}")
+
+
+@server.command()
+def status(home: _Home = _DEFAULT, as_json: _Json = False) -> None:
+    """Say whether the server runs, and where its runs stand."""
+    _check_installed()
+    from atoll.server import admin
+
+    found = admin.overview(home, time.time())
+    data_line(json.dumps(_plain(found), indent=2) if as_json else _text(found))
+
+
+@server.command()
+def revoke(
+    name: Annotated[str, typer.Argument(help="Of the site or researcher.")],
+    home: _Home = _DEFAULT,
+) -> None:
+    """Never accept a member's key again."""
+    _check_installed()
+    from atoll.server import admin
+
+    member = admin.revoke(home, name, time.time())
+    data_line(f"{member.name} {member.status}")
+    talk("a running server refuses it within a second; to let it in again: atoll server invite")
+
+
+def _day(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _plain(found: Overview) -> dict[str, Any]:
+    charter = found.charter
+    return {
+        "federation": charter.federation,
+        "name": charter.name,
+        "address": charter.address,
+        "certificate": found.certificate,
+        "key": found.key,
+        "running": found.running,
+        "epoch": found.epoch,
+        "members": [{"name": m.name, "role": m.role, "status": m.status} for m in found.members],
+        "invited": [i.name for i in found.open_invites],
+        "runs": [
+            {
+                "id": run.id,
+                "name": run.name,
+                "by": run.by,
+                "status": run.status,
+                "phase": run.phase,
+                "reason": run.reason,
+                "rounds": found.rounds[run.id],
+            }
+            for run in found.runs
+        ],
+        "log": [{"at": e.at, "kind": e.kind, "text": e.text, "site": e.site} for e in found.alarms],
+    }
+
+
+def _text(found: Overview) -> str:
+    from atoll.wire.identity import spoken
+
+    charter, running = found.charter, found.running
+    active = [m for m in found.members if m.status == "active"]
+    state = "stopped"
+    if running is not None:
+        state = f"running, process {running.get('pid', '?')}, port {running.get('port', '?')}"
+    lines = [
+        f"federation   {charter.federation} ({charter.name})",
+        f"address      {charter.address}",
+        f"server       {state}; started {found.epoch} times",
+        f"certificate  {spoken(found.certificate)}",
+        f"key          {spoken(found.key)}",
+        f"members      {sum(m.role == 'site' for m in active)} sites, "
+        f"{sum(m.role == 'researcher' for m in active)} researchers",
+    ]
+    if found.runs:
+        rows = [
+            (r.id, r.by, r.status, r.phase or "-", str(found.rounds[r.id]), r.reason or "-")
+            for r in found.runs
+        ]
+        lines += ["", table_of(("run", "by", "status", "phase", "rounds", "remark"), rows)]
+    if found.alarms:
+        lines.append("")
+        lines += [f"{_day(e.at)}  {e.kind}: {e.text}" for e in found.alarms]
+    return "\n".join(lines)

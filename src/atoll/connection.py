@@ -1,0 +1,468 @@
+"""A researcher's way into a federation: submit a job, watch it, fetch its result.
+
+    federation = atoll.connect("me", code="atoll-…")      # once; afterwards atoll.connect("me")
+    run = federation.submit("job.toml")
+    for record in federation.watch(run):
+        print(record["round"], record["train"])
+    folder = federation.result(run, "result")
+
+The folder ``me`` holds the researcher's key and what is known of the server. Nothing but this key can
+speak for its owner, so the folder is readable by them alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from atoll.core.errors import (
+    NotFound,
+    QuorumError,
+    StateError,
+    StorageError,
+    Unreachable,
+    WireError,
+)
+
+if TYPE_CHECKING:
+    from atoll.job.schema import JobSpec
+    from atoll.wire.https import Channel
+    from atoll.wire.messages import JobReply, MembersReply
+
+__all__ = ["Connection", "Membership", "RunInfo", "connect", "default_home"]
+
+_WAIT = 25.0
+_BREATHS = (0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What a researcher knows of the federation they joined.
+
+    Args:
+        federation: its id.
+        name: the researcher's, in it.
+        server: ``host:port``.
+        pin: SHA-256 of the server's certificate, in hex.
+        server_key: the server's public key, in hex.
+        joined: seconds since 1970.
+    """
+
+    federation: str
+    name: str
+    server: str
+    pin: str
+    server_key: str
+    joined: float
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """One run at the server.
+
+    Args:
+        id: of the run.
+        name: of the job.
+        job_hash: of the job's canonical form.
+        by: who submitted it.
+        created: seconds since 1970.
+        sites: names of the sites.
+        status: ``open``, ``completed``, ``failed`` or ``cancelled``.
+        phase: how far it is.
+        reason: what else is to be said, such as who is missing.
+        rounds: rounds ended so far.
+    """
+
+    id: str
+    name: str
+    job_hash: str
+    by: str
+    created: float
+    sites: tuple[str, ...]
+    status: str
+    phase: str
+    reason: str
+    rounds: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.status in ("completed", "failed", "cancelled")
+
+
+def default_home() -> Path:
+    """``ATOLL_HOME``, or ``.atoll/researcher`` in the user's home."""
+    return Path(os.environ.get("ATOLL_HOME") or Path.home() / ".atoll" / "researcher")
+
+
+def connect(
+    home: str | Path | None = None, *, code: str = "", proxy: str | None = None
+) -> Connection:
+    """Connect to the federation that was joined in ``home``; with a ``code``, join it first.
+
+    Args:
+        home: folder with the key; made when joining. Default: see :func:`default_home`.
+        code: from ``atoll server invite NAME --role researcher``; it works once.
+        proxy: ``http://[user:password@]host:port``; empty for none; None: as the environment says.
+
+    Raises:
+        NotFound: nobody has joined in this folder, and there is no code.
+        StateError: somebody has, and there is a code.
+        WireError: the code is mistyped, or the server does not answer.
+        AuthError: the code is used up or expired, or the server is not the one it names.
+        MissingExtra: ``cryptography`` is not installed.
+    """
+    folder = default_home() if home is None else Path(home)
+    joined = _read(folder)
+    if code:
+        if joined is not None:
+            raise StateError(
+                f"{joined.name} has joined {joined.federation} in {folder} already",
+                remedy="use another folder for another federation",
+            )
+        joined = _join(folder, code, proxy)
+    if joined is None:
+        raise NotFound(
+            f"nobody has joined a federation in {folder}",
+            remedy="ask whoever runs the server for a code, then: atoll job join CODE",
+        )
+    return Connection(folder, joined, proxy=proxy)
+
+
+class Connection:
+    """A federation as a researcher sees it. Methods may be called from several threads.
+
+    Args:
+        home: folder with the key.
+        membership: whose it is.
+        proxy: see :func:`connect`.
+    """
+
+    def __init__(self, home: Path, membership: Membership, *, proxy: str | None = None) -> None:
+        self.home, self.membership = home, membership
+        self._channel = _channel(home, membership, proxy)
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close idle connections; a later call opens new ones."""
+        self._channel.close()
+
+    def submit(
+        self,
+        job: str | Path | JobSpec,
+        *,
+        settings: Iterable[str] = (),
+        sites: Iterable[str] = (),
+        folder: str | Path | None = None,
+    ) -> str:
+        """Hand in a job; returns the id of its run, which begins at once.
+
+        Args:
+            job: a job file, or its contents.
+            settings: ``a.b=c`` overrides of the file.
+            sites: which sites take part; empty for all.
+            folder: of the job's own code files; where the job file is when left out.
+
+        Raises:
+            JobError: with every fault that can be found without the data.
+            Forbidden: the key is no researcher's.
+        """
+        from atoll.job.load import read_spec
+        from atoll.job.package import pack, spec_to_plain
+        from atoll.wire.frames import Blob
+        from atoll.wire.messages import BlobRef, JobReply, SubmitBody
+
+        if isinstance(job, str | Path):
+            path = Path(job)
+            spec, where = read_spec(path, settings), path.resolve().parent
+        else:
+            spec, where = job, Path.cwd()
+        package = pack(spec, where if folder is None else Path(folder))
+        blobs = {name: Blob.of(content) for name, content in package.files.items()}
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, blob in blobs.items():
+                file = Path(scratch) / blob.sha256
+                file.write_bytes(package.files[name])
+                self._channel.upload(blob, file, "")
+        body = SubmitBody(
+            spec=spec_to_plain(spec),
+            job_hash=spec.hash(),
+            files={name: BlobRef.of(blob) for name, blob in blobs.items()},
+            sites=sorted(set(sites)),
+        )
+        run = self._channel.json("POST", "/v1/jobs", body, JobReply).id
+        self._note(run, spec.rounds.count)
+        return run
+
+    def jobs(self) -> tuple[RunInfo, ...]:
+        """All runs of the federation, oldest first."""
+        from atoll.wire.messages import JobsReply
+
+        reply = self._channel.json("GET", "/v1/jobs", None, JobsReply)
+        return tuple(map(_info, reply.jobs))
+
+    def show(self, run: str) -> RunInfo:
+        """One run.
+
+        Raises:
+            NotFound: there is none with this id.
+        """
+        from atoll.wire.messages import JobReply
+
+        return _info(self._channel.json("GET", _path(run), None, JobReply))
+
+    def watch(
+        self,
+        run: str,
+        *,
+        after: int = 0,
+        patience: float = 600.0,
+        notice: Callable[[str], None] = lambda text: None,
+    ) -> Iterator[Mapping[str, Any]]:
+        """The records of a run's rounds as they end, until the run does.
+
+        A server that restarts, or a line that breaks, is waited for.
+
+        Args:
+            run: id of the run.
+            after: rounds up to this one are left out.
+            patience: seconds without any answer after which to give up.
+            notice: told when the server cannot be reached, and when it can again.
+
+        Raises:
+            NotFound: there is no such run.
+            Unreachable: no answer for too long.
+        """
+        from atoll.wire.messages import RoundsReply
+
+        tries, silent_since = 0, time.monotonic()
+        while True:
+            query = f"after={after}&wait={_WAIT:g}"
+            try:
+                reply = self._channel.json(
+                    "GET",
+                    f"{_path(run)}/rounds",
+                    None,
+                    RoundsReply,
+                    query=query,
+                    timeout=_WAIT + 15,
+                )
+            except Unreachable as error:
+                if time.monotonic() - silent_since > patience:
+                    raise
+                if not tries:
+                    notice(f"the server does not answer; waiting for it ({error.message})")
+                time.sleep(_BREATHS[min(tries, len(_BREATHS) - 1)])
+                tries += 1
+                continue
+            if tries:
+                notice("the server answers again")
+            tries, silent_since = 0, time.monotonic()
+            for record in reply.rounds:
+                after = max(after, int(record["round"]))
+                yield record
+            if reply.ended:
+                return
+
+    def wait(self, run: str, *, patience: float = 600.0) -> RunInfo:
+        """Wait for a run's end; returns how it ended."""
+        for _ in self.watch(run, patience=patience):
+            pass
+        return self.show(run)
+
+    def cancel(self, run: str) -> RunInfo:
+        """End a run.
+
+        Raises:
+            NotFound: there is none with this id.
+            StateError: it has ended.
+        """
+        from atoll.wire.messages import JobReply
+
+        return _info(self._channel.json("POST", f"{_path(run)}/cancel", None, JobReply))
+
+    def result(self, run: str, folder: str | Path) -> Path:
+        """Fetch the folder of a run that has ended: model, manifest, metrics, report.
+
+        What is there already is not fetched again, so a call that was cut is simply repeated.
+
+        Args:
+            run: id of the run.
+            folder: where to put it; made if need be.
+
+        Returns:
+            the folder.
+
+        Raises:
+            StateError: it has not ended.
+            QuorumError: it has failed, and has left nothing.
+            WireError: the server names a file outside the folder.
+        """
+        from atoll.wire.messages import FilesReply
+
+        target = Path(folder)
+        found = self._channel.json("GET", f"{_path(run)}/files", None, FilesReply).files
+        if not found:
+            info = self.show(run)
+            if not info.ended:
+                raise StateError(
+                    f"run {run} has not ended (round {info.rounds})",
+                    remedy=f"atoll job watch {run}",
+                )
+            raise QuorumError(f"run {run} has left no files: {info.status}: {info.reason}")
+        for name, ref in sorted(found.items()):
+            path = target / _inside(name)
+            if not _same(path, ref.sha256, ref.size):
+                source = f"{_path(run)}/files/{quote(name, safe='')}"
+                self._channel.download(ref.blob, path, source=source)
+        return target
+
+    def federation(self) -> MembersReply:
+        """The members with the fingerprints of their keys."""
+        from atoll.wire.messages import MembersReply
+
+        return self._channel.json("GET", "/v1/federation", None, MembersReply)
+
+    def planned(self, run: str) -> int:
+        """Rounds that a run was submitted with, if it was submitted from this folder; else 0."""
+        return int(_json(self.home / "submitted.json").get(run, 0))
+
+    def _note(self, run: str, rounds: int) -> None:
+        """Remember what a progress bar wants to know; not worth failing for."""
+        with contextlib.suppress(OSError, StorageError):
+            path = self.home / "submitted.json"
+            _write(path, {**_json(path), run: rounds})
+
+
+def _info(reply: JobReply) -> RunInfo:
+    return RunInfo(
+        id=reply.id,
+        name=reply.name,
+        job_hash=reply.job_hash,
+        by=reply.by,
+        created=reply.created,
+        sites=tuple(reply.sites),
+        status=reply.status,
+        phase=reply.phase,
+        reason=reply.reason,
+        rounds=reply.rounds,
+    )
+
+
+def _path(run: str) -> str:
+    return f"/v1/jobs/{quote(run, safe='')}"
+
+
+def _inside(name: str) -> PurePosixPath:
+    """A relative path that leads nowhere else."""
+    path = PurePosixPath(name)
+    bad = path.is_absolute() or not path.parts or any(p in ("..", ".") for p in path.parts)
+    if bad or "\\" in name or ":" in name or "\0" in name:
+        raise WireError(f"the server names the file {name!r:.120}, which is not in the folder")
+    return path
+
+
+def _same(path: Path, sha256: str, size: int) -> bool:
+    import hashlib
+
+    if not path.is_file() or path.stat().st_size != size:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+
+def _channel(home: Path, membership: Membership, proxy: str | None) -> Channel:
+    from atoll.wire.https import Channel, Pin
+    from atoll.wire.identity import Identity
+
+    pin = Pin(bytes.fromhex(membership.pin), bytes.fromhex(membership.server_key))
+    identity = Identity.load(home / "identity.pem")
+    return Channel(membership.server, pin, identity, membership.federation, proxy=proxy)
+
+
+def _join(folder: Path, code: str, proxy: str | None) -> Membership:
+    """Make a key, if there is none yet, and have the federation pin it."""
+    from importlib.metadata import version
+
+    from atoll.wire.codes import read_code
+    from atoll.wire.https import Channel, Pin
+    from atoll.wire.identity import Identity
+    from atoll.wire.messages import JoinBody, JoinReply
+
+    invitation = read_code(code)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+    path = folder / "identity.pem"
+    # A key that is there is from a join whose answer was lost: the same key may ask again.
+    identity = Identity.load(path) if path.exists() else Identity.create(path)
+    body = JoinBody(
+        secret=invitation.secret.hex(),
+        key=identity.public_bytes.hex(),
+        version=version("atoll"),
+    )
+    pin = Pin(invitation.certificate)
+    with Channel(invitation.address, pin, identity, "join", proxy=proxy) as channel:
+        reply = channel.json("POST", "/v1/join", body, JoinReply)
+    if reply.role != "researcher":
+        raise StateError(
+            f"this code is for a {reply.role}: {reply.name}",
+            remedy="ask for a researcher's code; the site needs a new one too: this one is used up",
+        )
+    membership = Membership(
+        federation=reply.federation,
+        name=reply.name,
+        server=invitation.address,
+        pin=invitation.certificate.hex(),
+        server_key=reply.server_key,
+        joined=time.time(),
+    )
+    _write(folder / "federation.json", asdict(membership))
+    return membership
+
+
+def _read(folder: Path) -> Membership | None:
+    raw = _json(folder / "federation.json")
+    if not raw:
+        return None
+    if set(raw) != {field.name for field in fields(Membership)}:
+        raise StorageError(
+            f"{folder / 'federation.json'} is damaged", remedy="restore it, or join again"
+        )
+    return Membership(**raw)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} cannot be read: {error}", remedy="restore it") from error
+    return raw if isinstance(raw, dict) else {}
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error.strerror}") from error

@@ -1,0 +1,248 @@
+"""What the operator does: found a federation, invite, look, revoke. Works beside a running server.
+
+These commands write to the store from a process of their own and take no part in running jobs, so they
+need no lock. A running server sees a revocation within a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from atoll.core.errors import JobError, StateError
+from atoll.server.blobs import open_blobs
+from atoll.server.home import Charter, ServerHome
+from atoll.server.store.contract import Event, Invite, Member, Role, RunRow, Store
+from atoll.server.store.opening import open_store
+from atoll.wire.certificates import certificate_fingerprint, create_certificate, server_context
+from atoll.wire.codes import Invitation, encode_code, split_address
+from atoll.wire.identity import Identity, write_secret
+
+__all__ = [
+    "DEFAULT_ADDRESS",
+    "Founding",
+    "Overview",
+    "found",
+    "invite",
+    "overview",
+    "revoke",
+    "split_listen",
+]
+
+DEFAULT_ADDRESS = "127.0.0.1:7443"
+"""Where a server is when nobody says otherwise: on this machine, for trying things out."""
+
+_NAME = re.compile(r"[^/\x00-\x1f\x7f]{1,200}")
+_DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Founding:
+    """What ``atoll server init`` is told.
+
+    Args:
+        name: of the federation, for people.
+        address: ``host:port`` that members connect to.
+        listen: ``host:port`` to bind; empty: all interfaces, or only this machine's own for a
+            loopback address.
+        store: URL of the database; empty: SQLite in the folder.
+        blobs: URL of the object store; empty: a folder.
+        certificate: PEM file; None: the server makes its own.
+        key: its private key.
+    """
+
+    name: str = "federation"
+    address: str = DEFAULT_ADDRESS
+    listen: str = ""
+    store: str = ""
+    blobs: str = ""
+    certificate: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Where a server stands.
+
+    Args:
+        charter: who it is.
+        certificate: SHA-256 of its certificate, in hex.
+        key: fingerprint of the key that signs answers.
+        running: what the running server says of itself; None when none runs.
+        epoch: of the last start.
+        members: all keys that ever were admitted.
+        open_invites: invitations that can still be used.
+        runs: all runs.
+        rounds: rounds ended, by run.
+        alarms: the newest lines of the log.
+    """
+
+    charter: Charter
+    certificate: str
+    key: str
+    running: dict[str, object] | None
+    epoch: int
+    members: tuple[Member, ...]
+    open_invites: tuple[Invite, ...]
+    runs: tuple[RunRow, ...]
+    rounds: dict[str, int]
+    alarms: tuple[Event, ...]
+
+
+def found(path: Path, asked: Founding, now: float) -> Charter:
+    """Make a server's folder: keys, certificate, store.
+
+    Raises:
+        StorageError: there is one already, or something cannot be written or opened.
+        JobError: a value makes no sense.
+        WireError: an address is none.
+    """
+    home = ServerHome(path)
+    listen = asked.listen or _listen_for(asked.address)
+    split_address(asked.address)
+    split_listen(listen)
+    if not _NAME.fullmatch(asked.name):
+        raise JobError(f"{asked.name!r:.80} is no name of a federation", remedy="use plain words")
+    if (asked.certificate is None) != (asked.key is None):
+        raise JobError("a certificate and its key come together", remedy="give --cert and --key")
+    home.make()
+    slug = re.sub(r"[^a-z0-9]+", "-", asked.name.casefold()).strip("-")[:40] or "federation"
+    charter = Charter(
+        federation=f"{slug}-{secrets.token_hex(8)}",
+        name=asked.name,
+        address=asked.address,
+        listen=listen,
+        store=asked.store,
+        blobs=asked.blobs,
+        certificate="tls/cert.pem",
+        key="tls/key.pem",
+        founded=now,
+    )
+    _certificate(home, charter, asked, now)
+    Identity.create(home.identity)
+    write_secret(home.token, secrets.token_urlsafe(32).encode() + b"\n")
+    open_store(home.store_url(charter)).close()
+    open_blobs(charter.blobs, home.blobs)
+    home.write(charter)
+    return charter
+
+
+def _certificate(home: ServerHome, charter: Charter, asked: Founding, now: float) -> None:
+    certificate, key = home.certificate(charter), home.key(charter)
+    if asked.certificate is None or asked.key is None:
+        host = split_address(asked.address)[0]
+        names = list(dict.fromkeys([host, "localhost", "127.0.0.1"]))
+        create_certificate(certificate, key, names, now=now)
+        return
+    # Copied: the codes pin this very certificate, whatever is renewed elsewhere.
+    server_context(asked.certificate, asked.key)
+    certificate.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(asked.certificate, certificate)
+    write_secret(key, asked.key.read_bytes())
+
+
+def _listen_for(address: str) -> str:
+    host, port = split_address(address)
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if local:
+        return address
+    return f"0.0.0.0:{port}"
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """Host and port to bind; port 0 lets the system choose one.
+
+    Raises:
+        WireError: it is no address.
+    """
+    if listen.endswith(":0"):
+        return split_address(f"{listen[:-2]}:1")[0], 0
+    return split_address(listen)
+
+
+def invite(path: Path, name: str, role: Role, days: float, now: float) -> str:
+    """A code that lets one newcomer in, once.
+
+    Args:
+        path: folder of the server.
+        name: whom it is for.
+        role: what the newcomer may do.
+        days: how long the code is good.
+        now: seconds since 1970.
+
+    Raises:
+        StateError: an active member has this name.
+        NotFound: there is no server in the folder.
+    """
+    if not _NAME.fullmatch(name) or name != name.strip():
+        raise JobError(f"{name!r:.80} is no name of a member", remedy="use plain words")
+    if not 0 < days <= 366:
+        raise JobError(f"{days:g} days: a code lives from some minutes to a year")
+    home, charter, store = _opened(path)
+    secret = secrets.token_bytes(16)
+    try:
+        store.add_invite(Invite(hashlib.sha256(secret).hexdigest(), name, role, now + days * _DAY))
+        store.add_event("invited", f"{name} as {role}, for {days:g} days", "", name, now)
+    finally:
+        store.close()
+    pin = certificate_fingerprint(home.certificate(charter))
+    return encode_code(Invitation(charter.address, pin, secret))
+
+
+def revoke(path: Path, name: str, now: float) -> Member:
+    """Never again accept a key of ``name``.
+
+    Raises:
+        NotFound: nobody has that name, or there is no server in the folder.
+        StateError: it was revoked before.
+    """
+    _, _, store = _opened(path)
+    try:
+        found = [member for member in store.members() if member.name == name]
+        if found and all(member.status == "revoked" for member in found):
+            raise StateError(f"{name} was revoked before", remedy="atoll server sites")
+        member = store.set_member(name, "revoked")
+        store.add_event("revoked", f"the key of {name} is not accepted any more", "", name, now)
+        return member
+    finally:
+        store.close()
+
+
+def overview(path: Path, now: float, alarms: int = 10) -> Overview:
+    """Everything the operator wants to see at once.
+
+    Raises:
+        NotFound: there is no server in the folder.
+    """
+    home, charter, store = _opened(path)
+    try:
+        runs = store.runs()
+        newest = {run.id: store.last_round(run.id) for run in runs}
+        return Overview(
+            charter=charter,
+            certificate=certificate_fingerprint(home.certificate(charter)).hex(),
+            key=Identity.load(home.identity).fingerprint,
+            running=home.running(),
+            epoch=store.lease().epoch,
+            members=store.members(),
+            open_invites=tuple(i for i in store.invites() if i.used is None and i.expires > now),
+            runs=runs,
+            rounds={run: row.number if row else 0 for run, row in newest.items()},
+            alarms=store.events()[-alarms:] if alarms else (),
+        )
+    finally:
+        store.close()
+
+
+def _opened(path: Path) -> tuple[ServerHome, Charter, Store]:
+    home = ServerHome(path)
+    charter = home.charter()
+    return home, charter, open_store(home.store_url(charter))

@@ -1,0 +1,417 @@
+"""What each route answers, and the table of all routes: who may use which, with how long a body.
+
+Handlers turn requests into calls of the service and its answers into messages; they hold no state of
+their own. Calls run in threads, since they may wait for a disk. Who waits for news waits for the bell:
+nobody asks again and again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import numpy as np
+from pydantic import BaseModel
+
+from atoll.core.errors import AtollError, AuthError, NotFound, Unreachable, WireError
+from atoll.server.bell import Bell
+from atoll.server.gate import Gate, Roster
+from atoll.server.limits import KIB, MIB, Limits
+from atoll.server.metrics_page import Gauge, Meters, page
+from atoll.server.routes import Answer, Asked, Route, Span
+from atoll.server.service import Readable, Service
+from atoll.server.store.contract import Member, Store
+from atoll.wire.frames import encode
+from atoll.wire.identity import fingerprint_of
+from atoll.wire.messages import (
+    BlobRef,
+    FilesReply,
+    JobsReply,
+    JoinBody,
+    JoinReply,
+    MemberBody,
+    MembersReply,
+    PollReply,
+    ReferenceBody,
+    SubmitBody,
+    TaskBody,
+    UploadReply,
+    read_json,
+)
+from atoll.wire.signatures import verify
+
+__all__ = ["CHUNK", "FRAME", "INLINE", "ROUTES", "Api", "Federation"]
+
+CHUNK = 4 * MIB
+"""Most bytes of one part of an upload."""
+
+FRAME = MIB + 64 * KIB
+"""Most bytes of a result that is sent as it is; a longer one is uploaded first."""
+
+INLINE = MIB
+"""Most bytes of a blob that is sent along with the task that names it."""
+
+_ALONG = 4 * MIB
+_RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Whose server this is.
+
+    Args:
+        id: of the federation.
+        key: the server's public key, 32 bytes.
+    """
+
+    id: str
+    key: bytes
+
+
+def _everything() -> tuple[Gauge, ...]:
+    return ()
+
+
+@dataclass(eq=False)
+class Api:
+    """The handlers.
+
+    Args:
+        service: does the work.
+        store: the members.
+        gate: knows the epoch.
+        bell: rings when there is news.
+        threads: where the service's calls run.
+        roster: members as the gate knows them.
+        limits: see there.
+        federation: whose server this is.
+        meters: counts.
+        now: seconds since 1970.
+        gauges: further values for the page of metrics.
+        ready: why the server is not ready; empty when it is.
+    """
+
+    service: Service
+    store: Store
+    gate: Gate
+    bell: Bell
+    threads: Executor
+    roster: Roster
+    limits: Limits
+    federation: Federation
+    meters: Meters
+    now: Callable[[], float]
+    gauges: Callable[[], tuple[Gauge, ...]] = _everything
+    ready: Callable[[], str] = field(default=lambda: "")
+
+    async def _call(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.threads, function, *arguments)
+
+    # Open ---------------------------------------------------------------------------------------
+
+    async def health(self, asked: Asked) -> Answer:
+        """The process answers."""
+        return Answer(b'{"status":"ok"}')
+
+    async def readiness(self, asked: Asked) -> Answer:
+        """It can do its work; why not is in its log, not here."""
+        fine = not self.ready()
+        body = b'{"status":"ready"}' if fine else b'{"status":"not ready"}'
+        return Answer(body, status=200 if fine else 503)
+
+    async def metrics(self, asked: Asked) -> Answer:
+        """Counters and gauges for Prometheus."""
+        gauges = await self._call(self.gauges)
+        text = page(self.meters, gauges)
+        return Answer(text.encode(), "text/plain; version=0.0.4; charset=utf-8")
+
+    async def join(self, asked: Asked) -> Answer:
+        """Admit a key: it signed this very request, and its sender knows a one-time secret."""
+        wanted = read_json(JoinBody, asked.body.read())
+        key = bytes.fromhex(wanted.key)
+        if asked.claim is None:
+            raise AuthError("this request is not signed")
+        verify(asked.claim, key)
+        member = await self._call(self._admit, wanted, key)
+        return _json(
+            JoinReply(
+                federation=self.federation.id,
+                name=member.name,
+                role=member.role,
+                server_key=self.federation.key.hex(),
+                epoch=self.gate.epoch,
+            )
+        )
+
+    def _admit(self, wanted: JoinBody, key: bytes) -> Member:
+        member = self.service.join(bytes.fromhex(wanted.secret), wanted.name or "", key)
+        self.roster.refresh()
+        return member
+
+    # Members ------------------------------------------------------------------------------------
+
+    async def members(self, asked: Asked) -> Answer:
+        """Names and fingerprints, for checking by telephone."""
+        members = [
+            MemberBody(name=m.name, role=m.role, fingerprint=m.fingerprint, status=m.status)
+            for m in self.roster.all()
+        ]
+        return _json(
+            MembersReply(
+                federation=self.federation.id,
+                server=fingerprint_of(self.federation.key),
+                members=members,
+            )
+        )
+
+    async def uploaded(self, asked: Asked) -> Answer:
+        """How far an upload has come."""
+        sha256 = _digest(asked)
+        return _json(
+            UploadReply(received=await self._call(self.service.upload_received, asked.name, sha256))
+        )
+
+    async def upload(self, asked: Asked) -> Answer:
+        """A part of an upload: for a task, or for a job that is to be submitted."""
+        received = await self._call(
+            self._upload, asked, _digest(asked), asked.query.get("task", "")
+        )
+        return _json(UploadReply(received=received))
+
+    def _upload(self, asked: Asked, sha256: str, task: str) -> int:
+        return self.service.upload_chunk(
+            asked.name,
+            sha256,
+            asked.number("size"),
+            asked.number("offset"),
+            asked.body.read(),
+            task,
+        )
+
+    # Sites --------------------------------------------------------------------------------------
+
+    async def poll(self, asked: Asked) -> Answer:
+        """Open tasks, as soon as there are any, with the small blobs that they name."""
+        have = frozenset(_listed(asked.heading.query, "have"))
+        found = await self._news(
+            asked,
+            asked.name,
+            lambda: self._call(self.service.poll, asked.name, have),
+            lambda found: bool(found.tasks or found.gone),
+        )
+        reply = PollReply(tasks=list(found.tasks), gone=list(found.gone), epoch=self.gate.epoch)
+        raw = await self._call(self._frame, asked.name, reply)
+        return Answer(raw, "application/octet-stream")
+
+    def _frame(self, site: str, reply: PollReply) -> bytes:
+        arrays, total = {}, 0
+        for ref in _named(reply.tasks):
+            if ref.sha256 in arrays or ref.size > INLINE or total + ref.size > _ALONG:
+                continue
+            readable = self.service.blob(site, ref.sha256)
+            arrays[ref.sha256] = np.frombuffer(readable.read(0, readable.size), np.uint8)
+            total += ref.size
+        return encode(reply.model_dump(), arrays)
+
+    async def deliver(self, asked: Asked) -> Answer:
+        """A result: the frame itself, or the name of the blob that it was uploaded as."""
+        task = asked.values["task"]
+        kind = asked.heading.headers.get("content-type", "")
+        if kind.startswith("application/json"):
+            blob = read_json(ReferenceBody, asked.body.read()).blob.blob
+            receipt = await self._call(self.service.deliver_uploaded, asked.name, task, blob)
+        else:
+            receipt = await self._call(
+                lambda: self.service.deliver(asked.name, task, asked.body.read())
+            )
+        return _json(receipt)
+
+    async def blob(self, asked: Asked) -> Answer:
+        """A blob that one of the site's tasks names, or a part of it."""
+        readable = await self._call(self.service.blob, asked.name, _digest(asked))
+        return _span(asked, readable)
+
+    async def leave(self, asked: Asked) -> Answer:
+        """The sender is no member any more."""
+        await self._call(self.service.leave, asked.name)
+        await self._call(self.roster.refresh)
+        return Answer(b"{}")
+
+    # Researchers --------------------------------------------------------------------------------
+
+    async def submit(self, asked: Asked) -> Answer:
+        """A new run."""
+        body = read_json(SubmitBody, asked.body.read())
+        run = await self._call(self.service.submit, asked.name, body)
+        return _json(await self._call(self.service.job, run))
+
+    async def jobs(self, asked: Asked) -> Answer:
+        """All runs."""
+        return _json(JobsReply(jobs=list(await self._call(self.service.jobs))))
+
+    async def job(self, asked: Asked) -> Answer:
+        """One run."""
+        return _json(await self._call(self.service.job, asked.values["id"]))
+
+    async def rounds(self, asked: Asked) -> Answer:
+        """Records of rounds, as soon as there are new ones or the run has ended."""
+        run, after = asked.values["id"], asked.number("after", 0)
+        reply = await self._news(
+            asked,
+            f"run {run}",
+            lambda: self._call(self.service.rounds, run, after),
+            lambda found: bool(found.rounds or found.ended),
+        )
+        return _json(reply)
+
+    async def cancel(self, asked: Asked) -> Answer:
+        """End a run."""
+        run = asked.values["id"]
+        await self._call(self.service.cancel, run, asked.name)
+        return _json(await self._call(self.service.job, run))
+
+    async def files(self, asked: Asked) -> Answer:
+        """The files of a run's folder."""
+        found: Mapping[str, BlobRef] = await self._call(self.service.files, asked.values["id"])
+        return _json(FilesReply(files=dict(found)))
+
+    async def file(self, asked: Asked) -> Answer:
+        """One of them, or a part of it."""
+        values = asked.values
+        readable = await self._call(self.service.file, values["id"], values["name"])
+        return _span(asked, readable)
+
+    # Waiting ------------------------------------------------------------------------------------
+
+    async def _news(
+        self,
+        asked: Asked,
+        place: str,
+        look: Callable[[], Any],
+        enough: Callable[[Any], bool],
+    ) -> Any:
+        """Look, and look again when the bell rings, until there is enough or the time is over."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _seconds(asked.query.get("wait", "0"), self.limits.wait)
+        self.meters.waiting += 1
+        try:
+            with self.bell.place(place) as event:
+                while True:
+                    event.clear()
+                    found = await look()
+                    left = until - loop.time()
+                    if enough(found) or left <= 0 or self.bell.closed:
+                        return found
+                    if not await _rings(event, asked, left):
+                        raise Unreachable(f"{asked.name} does not wait any longer")
+                    await self._call(self._still, asked)
+        finally:
+            self.meters.waiting -= 1
+
+    def _still(self, asked: Asked) -> None:
+        """Whoever has waited is told nothing if the key was revoked meanwhile."""
+        if self.roster.stale:
+            self.roster.refresh()
+        if asked.sender is not None:
+            self.gate.still(asked.sender)
+
+
+async def _rings(event: asyncio.Event, asked: Asked, seconds: float) -> bool:
+    """Wait for the event or so long; false when the other end has gone meanwhile."""
+    ring = asyncio.ensure_future(event.wait())
+    gone = asyncio.ensure_future(asked.gone())
+    try:
+        await asyncio.wait({ring, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return ring.done() or not gone.done()
+    finally:
+        for future in (ring, gone):
+            future.cancel()
+            with suppress(asyncio.CancelledError, AtollError):
+                await future
+
+
+def _json(message: BaseModel) -> Answer:
+    return Answer(message.model_dump_json().encode())
+
+
+def _digest(asked: Asked) -> str:
+    if not _HASH.fullmatch(asked.values["sha256"]):
+        raise NotFound("a blob's name is the SHA-256 of its bytes, in hex")
+    return asked.values["sha256"]
+
+
+def _listed(query: str, name: str) -> list[str]:
+    """A list in the query: each member percent-encoded, commas between them."""
+    for pair in query.split("&"):
+        key, _, value = pair.partition("=")
+        if key == name and value:
+            return [unquote(item) for item in value.split(",")]
+    return []
+
+
+def _seconds(raw: str, most: float) -> float:
+    try:
+        value = float(raw)
+    except ValueError:
+        value = math.nan
+    if not value >= 0:
+        raise WireError(f"wait must be a number of seconds, not {raw!r:.40}")
+    return min(value, most)
+
+
+def _named(tasks: list[TaskBody]) -> list[BlobRef]:
+    """The blobs that tasks name, plans and broadcasts first."""
+    first = [ref for t in tasks for ref in (t.plan, t.broadcast) if ref is not None]
+    return first + [ref for t in tasks for ref in t.code.values()]
+
+
+def _span(asked: Asked, readable: Readable) -> Answer:
+    """All of something, or the part that the Range header asks for."""
+    kind, total = "application/octet-stream", readable.size
+    wanted = asked.heading.headers.get("range")
+    headers = {"accept-ranges": "bytes"}
+    if wanted is None:
+        return Answer(Span(readable.read, 0, total, total), kind, 200, headers)
+    found = _RANGE.fullmatch(wanted)
+    start = int(found[1]) if found else total
+    stop = min(int(found[2]) + 1, total) if found and found[2] else total
+    if start >= stop:
+        raise WireError(
+            f"bytes {wanted!r:.60} of something {total} bytes long",
+            remedy="ask for one range that lies within it",
+        )
+    headers["content-range"] = f"bytes {start}-{stop - 1}/{total}"
+    return Answer(Span(readable.read, start, stop, total), kind, 206, headers)
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", "/v1/health", {"open"}, Api.health),
+    Route("GET", "/v1/ready", {"open"}, Api.readiness),
+    Route("GET", "/v1/metrics", {"bearer"}, Api.metrics),
+    Route("POST", "/v1/join", {"newcomer"}, Api.join, 4 * KIB),
+    Route("GET", "/v1/federation", {"site", "researcher"}, Api.members),
+    Route("GET", "/v1/uploads/{sha256}", {"site", "researcher"}, Api.uploaded),
+    Route("PUT", "/v1/uploads/{sha256}", {"site", "researcher"}, Api.upload, CHUNK),
+    Route("GET", "/v1/poll", {"site"}, Api.poll),
+    Route("POST", "/v1/results/{task}", {"site"}, Api.deliver, FRAME),
+    Route("GET", "/v1/blobs/{sha256}", {"site"}, Api.blob),
+    Route("POST", "/v1/leave", {"site"}, Api.leave, KIB),
+    Route("POST", "/v1/jobs", {"researcher"}, Api.submit, MIB),
+    Route("GET", "/v1/jobs", {"researcher"}, Api.jobs),
+    Route("GET", "/v1/jobs/{id}", {"researcher"}, Api.job),
+    Route("GET", "/v1/jobs/{id}/rounds", {"researcher"}, Api.rounds),
+    Route("POST", "/v1/jobs/{id}/cancel", {"researcher"}, Api.cancel, KIB),
+    Route("GET", "/v1/jobs/{id}/files", {"researcher"}, Api.files),
+    Route("GET", "/v1/jobs/{id}/files/{name}", {"researcher"}, Api.file),
+)

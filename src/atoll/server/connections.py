@@ -1,0 +1,296 @@
+"""Connections: who may hold one open for how long, before and after somebody proved who it is.
+
+A stranger's connection passes three doors, and at each the one that came first has to go when there are
+too many: a socket that has not sent a byte costs nothing but its number; then comes TLS, with a time
+limit; then headers, limited in size and time. A connection on which a signature was found good belongs
+to a member and no longer competes with strangers, so a flood cannot push out those who are at work.
+
+uvicorn's protocol parses HTTP; what it leaves open (limits on headers, time limits before the first
+request) is closed here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+import ssl
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from atoll.server.limits import Limits
+
+__all__ = ["Doorman", "Guest", "Speaker"]
+
+log = logging.getLogger("atoll.server")
+
+_FULL = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Guest:
+    """One connection on its way through the doors.
+
+    Args:
+        doorman: who counts it.
+        sock: the socket as it was accepted.
+    """
+
+    def __init__(self, doorman: Doorman, sock: socket.socket) -> None:
+        self._doorman = doorman
+        self.sock: socket.socket | None = sock
+        self.task: asyncio.Task[None] | None = None
+        self.speaker: Speaker | None = None
+        self.member = ""
+
+    def prove(self, member: str) -> None:
+        """A signature of ``member`` came over this connection."""
+        if self.member != member:
+            self._doorman.proved(self, member)
+
+    def drop(self) -> None:
+        """Close the connection, whatever it is doing."""
+        if self.speaker is not None and self.speaker.transport is not None:
+            self.speaker.transport.abort()
+        elif self.task is not None:
+            self.task.cancel()
+        elif self.sock is not None:
+            self._doorman.hang_up(self)
+
+
+class Speaker(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 with limits on the header's size and on the time until it is complete."""
+
+    def __init__(self, guest: Guest, limits: Limits, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._guest, self._limits = guest, limits
+        self._timer: asyncio.TimerHandle | None = None
+        self._head = 0
+        self._complete = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
+        """Start to wait for the first request."""
+        super().connection_made(transport)
+        self._guest.speaker = self
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget it."""
+        self._stop()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+        self._guest._doorman.gone(self._guest)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on; a header that is too long or takes too long ends the connection."""
+        if self.parser is None or self.transport.is_closing():
+            return
+        super().data_received(data)
+        if not self._busy and not self.transport.is_closing():
+            self._head += len(data)
+            if self._head > self._limits.header:
+                self._refuse()
+            else:
+                self._wait()
+
+    def on_message_begin(self) -> None:
+        """A request begins; one before the answer to the last is no honest client's."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.abort()
+        super().on_message_begin()
+        self._complete = False
+        self.scope["extensions"] = {"atoll.guest": {"guest": self._guest}}
+
+    def on_headers_complete(self) -> None:
+        """The header is here: from now on the application has its own limits."""
+        self._stop()
+        self._complete = True
+        self._head = 0
+        size = len(self.url) + sum(len(n) + len(v) + 4 for n, v in self.headers)
+        if size > self._limits.header:
+            self._refuse()
+            return
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body; none is read for a request that was refused above."""
+        if self.cycle is not None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request has ended."""
+        if self.cycle is not None:
+            super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Members may keep their connection longer than strangers."""
+        limits = self._limits
+        known = bool(self._guest.member)
+        self.timeout_keep_alive = int(limits.idle_seconds if known else limits.header_seconds)
+        super().on_response_complete()
+
+    @property
+    def _busy(self) -> bool:
+        """Whether the application has a request and no complete answer to it."""
+        return self._complete and self.cycle is not None and not self.cycle.response_complete
+
+    def _wait(self) -> None:
+        if self._timer is None:
+            self._timer = self.loop.call_later(self._limits.header_seconds, self._late)
+
+    def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        if not self._busy:
+            self.transport.abort()
+
+    def _refuse(self) -> None:
+        self.transport.write(
+            b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+            b"content-length: 0\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.close()
+
+
+class Doorman:
+    """Accepts connections and keeps their number within limits.
+
+    Args:
+        context: TLS of the server.
+        make: an HTTP protocol for a guest.
+        limits: see there.
+    """
+
+    def __init__(
+        self, context: ssl.SSLContext, make: Callable[[Guest], Speaker], limits: Limits
+    ) -> None:
+        self._context, self._make, self._limits = context, make, limits
+        self._knocking: OrderedDict[Guest, None] = OrderedDict()
+        self._strangers: OrderedDict[Guest, None] = OrderedDict()
+        self._members: dict[str, OrderedDict[Guest, None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def open(self) -> dict[str, int]:
+        """Connections by how far they came."""
+        return {
+            "knocking": len(self._knocking),
+            "stranger": len(self._strangers),
+            "member": sum(map(len, self._members.values())),
+        }
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Accept until cancelled; the listener is the caller's to close."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                if error.errno in _FULL:  # no more file numbers: make room, then try again
+                    self._make_room()
+                    await asyncio.sleep(0.05)
+                continue
+            guest = Guest(self, sock)
+            self._knocking[guest] = None
+            loop.add_reader(sock, self._spoke, guest)
+            loop.call_later(self._limits.header_seconds, self._silent, guest)
+            if len(self._knocking) > self._limits.knocking:
+                self.hang_up(next(iter(self._knocking)))
+
+    def proved(self, guest: Guest, member: str) -> None:
+        """``guest`` belongs to ``member`` from now on, who may hold only so many."""
+        self._strangers.pop(guest, None)
+        self._forget(guest)
+        guest.member = member
+        own = self._members.setdefault(member, OrderedDict())
+        own[guest] = None
+        if len(own) > self._limits.connections:
+            next(iter(own)).drop()
+
+    def gone(self, guest: Guest) -> None:
+        """``guest`` has left."""
+        self._strangers.pop(guest, None)
+        self._forget(guest)
+
+    def hang_up(self, guest: Guest) -> None:
+        """Close a connection that has not sent a byte."""
+        self._knocking.pop(guest, None)
+        sock, guest.sock = guest.sock, None
+        if sock is not None:
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
+
+    def close(self) -> None:
+        """Close what nobody works on; the rest is the application's to end."""
+        for guest in list(self._knocking):
+            self.hang_up(guest)
+        for task in list(self._tasks):
+            task.cancel()
+
+    def abort(self) -> None:
+        """Close everything at once."""
+        self.close()
+        for own in [self._strangers, *self._members.values()]:
+            for guest in list(own):
+                guest.drop()
+
+    def _forget(self, guest: Guest) -> None:
+        own = self._members.get(guest.member)
+        if own is not None:
+            own.pop(guest, None)
+            if not own:
+                del self._members[guest.member]
+
+    def _make_room(self) -> None:
+        for guest in list(self._knocking)[:64]:
+            self.hang_up(guest)
+
+    def _silent(self, guest: Guest) -> None:
+        if guest in self._knocking:
+            self.hang_up(guest)
+
+    def _spoke(self, guest: Guest) -> None:
+        """The first byte is there: worth a TLS handshake."""
+        sock = guest.sock
+        self._knocking.pop(guest, None)
+        if sock is None:
+            return
+        asyncio.get_running_loop().remove_reader(sock)
+        self._strangers[guest] = None
+        task = asyncio.create_task(self._shake_hands(guest, sock))
+        guest.task, guest.sock = task, None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if len(self._strangers) > self._limits.strangers:
+            first = next(iter(self._strangers))
+            self._strangers.pop(first)
+            first.drop()
+
+    async def _shake_hands(self, guest: Guest, sock: socket.socket) -> None:
+        limits = self._limits
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: self._make(guest),
+                sock,
+                ssl=self._context,
+                ssl_handshake_timeout=limits.handshake_seconds,
+                ssl_shutdown_timeout=limits.handshake_seconds,
+            )
+        except (OSError, ssl.SSLError) as error:
+            log.debug("no TLS with a stranger: %s", error)
+            self.gone(guest)
+        except asyncio.CancelledError:
+            self.gone(guest)
+        finally:
+            if guest.speaker is None:
+                with contextlib.suppress(OSError):
+                    sock.close()
