@@ -211,6 +211,18 @@ def test_answers_after_the_last_one_needed_wait_for_the_next_step():
     assert live.planned()[1] == replace(pace, clock=2.0)
 
 
+def test_between_two_steps_time_closes_nothing():
+    live = begun(Asynchronous())
+    a, b, c, d = (f.id for f in live.flights)
+    live, _ = told(live, Delivered(a, a, 1.0), Folded(a, 1, 0.1))
+    pace = live.planned()[1]
+    live, effects = told(live, Seen("b", 400.0), Tick(900.0), Seen("d", 900.0))
+    assert effects == []
+    assert live.accepts(b, 900.0)
+    assert [live.open_tasks(x) for x in "bcd"] == [(b,), (c,), (d,)]
+    assert live.planned()[1].events == pace.events
+
+
 def test_a_place_that_is_free_goes_to_one_who_is_not_at_work():
     rule = Asynchronous(buffer=1, concurrency=2)
     live = begun(rule)

@@ -21,6 +21,7 @@ This wraps one :class:`~atoll.runtime.gathering.Gathering` and takes its events.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -151,7 +152,8 @@ class Live:
 
     def accepts(self, task: str, now: float) -> bool:
         """See :meth:`Gathering.accepts`; a step that is complete accepts answers for the next."""
-        return self.call.accepts(task, now)
+        call = _timeless(self.call) if self.complete else self.call
+        return call.accepts(task, now)
 
     def open_tasks(self, client: ClientId) -> tuple[str, ...]:
         """Ids of what ``client`` is asked for, also after the step is complete."""
@@ -201,7 +203,9 @@ def step(live: Live, event: Event) -> tuple[Live, tuple[Effect, ...]]:
         slot.phase in ("delivered", "answered") and slot.ask.id not in live.early
         for slot in live.call.slots
     )
-    call, found = gather(live.call, event)
+    before = live.call
+    call, found = gather(_timeless(before) if was_complete else before, event)
+    call = replace(call, deadline=before.deadline, silence=before.silence)
     effects = list[Effect]()
     for effect in found:
         if isinstance(effect, FoldIt) and full:
@@ -214,6 +218,11 @@ def step(live: Live, event: Event) -> tuple[Live, tuple[Effect, ...]]:
         live = replace(live, call=call)
         effects += [*more, Complete()]
     return live, tuple(effects)
+
+
+def _timeless(call: Gathering) -> Gathering:
+    """A call in which time closes nothing: what flies on is judged by the next step's clock."""
+    return replace(call, deadline=None, silence=math.inf)
 
 
 def _kept(
