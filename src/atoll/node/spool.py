@@ -30,7 +30,7 @@ from urllib.parse import quote
 
 from atoll.core.errors import StorageError, WireError
 from atoll.wire.disk import Disk, RealDisk, keep
-from atoll.wire.frames import Allowed, Blob, read_header
+from atoll.wire.frames import Allowed, Blob, decode, encode, read_header
 
 __all__ = ["Held", "Spool"]
 
@@ -219,7 +219,8 @@ class Spool:
     def _remember(self, found: _Run, task: str, memory: bytes | Path | None, before: str) -> _Run:
         old = found.memories.get(before)
         if memory is None and old is not None:
-            memory = self._disk.read(old)
+            _, arrays = decode(self._disk.view(old), _ANY)
+            memory = encode({"task": task}, arrays)
         stateful = memory is not None or bool(found.stateful)
         if stateful is not found.stateful:
             found = self._note(replace(found, stateful=stateful))
