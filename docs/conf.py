@@ -24,7 +24,11 @@ napoleon_use_rtype = False
 
 # Names of other libraries and of private type variables have no page here; an inventory of theirs would need
 # the network. Everything called atoll.* must resolve; the schema's classes are the job file page, in code.
-nitpick_ignore_regex = [("py:.*", r"(?!atoll\.).*"), ("py:class", r"atoll\.job\.schema\..*")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!atoll\.).*"),
+    ("py:class", r"atoll\.job\.schema\..*"),
+    ("py:class", r"atoll\.(\w+\.)+_\w+"),
+]
 
 html_theme = "furo"
 html_title = f"Atoll {release}"
