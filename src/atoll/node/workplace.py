@@ -202,6 +202,7 @@ class Workplace:
             update, memory = answer_task(
                 parts, task, Broadcast(t.version, _vectors(order.broadcast)), _memory(order)
             )
+        check_finite(update.vectors)  # what the server would refuse does not leave the site
         fields = {
             "weight": float(update.weight),
             "examples": int(update.examples),
