@@ -32,12 +32,10 @@ class Expected:
 
     Args:
         vectors: shape and dtype by name.
-        optional: whether an answer may come without vectors.
         most: most bytes of vectors of unknown length.
     """
 
     vectors: Mapping[str, Slot] = field(default_factory=dict)
-    optional: bool = False
     most: int = 0
 
     @property
@@ -74,7 +72,7 @@ class Expected:
         Raises:
             UpdateRefused: with the name of the vector.
         """
-        if not done or (self.optional and not arrays):
+        if not done:
             if arrays:
                 raise UpdateRefused(f"a task that was not done came with {sorted(arrays)}")
             return

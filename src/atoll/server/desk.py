@@ -10,33 +10,34 @@ minutes: then the call waits for its deadline.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from atoll.core.contracts import Outcome
+from atoll.core.layout import Array
 from atoll.core.values import ClientId
 from atoll.runtime.gathering import (
-    Alarm,
     Ask,
     Away,
     Delivered,
+    Effect,
     Event,
-    Failed,
-    Folded,
     FoldIt,
     Gathering,
-    Refused,
     Seen,
     step,
 )
+from atoll.runtime.live import Live
+from atoll.runtime.live import step as live_step
 from atoll.server.answers import Expected
-from atoll.wire.messages import TaskBody
+from atoll.wire.messages import ResultBody, TaskBody
 
 __all__ = ["Call", "Desk", "Take"]
 
-Take = Callable[[TaskBody, memoryview], Folded | Refused | Failed]
-"""Reads one answer, takes it in, and says what became of it."""
+Take = Callable[[TaskBody, ResultBody, Mapping[str, Array]], None]
+"""Takes in the answer to a task that was done; raises ``UpdateRefused`` or ``WireError`` where it cannot."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +47,12 @@ class Call:
     Args:
         tasks: one per site.
         expected: what an answer may hold.
-        take: called once for each answer, in any order.
+        take: called once for each answer of a task that was done, in any order.
         seconds: longest duration.
         silence: seconds without a word after which a site is not waited for.
         needed: so many answers must stay possible for anybody to be given up for silence.
-        enough: so many are enough; None for all.
+        live: a step of an asynchronous run: its tasks stay open when the call is complete.
+        special: what the answers to some tasks may hold, by id, in place of ``expected``.
     """
 
     tasks: Sequence[TaskBody]
@@ -59,7 +61,8 @@ class Call:
     seconds: float
     silence: float
     needed: int = 1
-    enough: int | None = None
+    live: Live | None = None
+    special: Mapping[str, Expected] = field(default_factory=dict)
 
 
 class Desk:
@@ -84,42 +87,54 @@ class Desk:
         self._digests: dict[str, str] = {}
         self._heard = dict(heard)
         asks = [Ask(task.id, task.client) for task in call.tasks]
-        self.gathering = Gathering.start(
-            asks, now, now + call.seconds, call.silence, enough=call.enough
+        self._machine: Gathering | Live = call.live or Gathering.start(
+            asks, now, now + call.seconds, call.silence
         )
 
     @property
     def complete(self) -> bool:
         """Whether nothing more is waited for."""
-        return self.gathering.complete
+        return self._machine.complete
+
+    @property
+    def live(self) -> Live | None:
+        """The step of an asynchronous run, as it stands."""
+        return self._machine if isinstance(self._machine, Live) else None
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
         """What became of the tasks, in their order."""
-        return self.gathering.outcomes()
+        return self._machine.outcomes()
 
     @property
     def next_tick(self) -> float | None:
         """When time alone changes something."""
-        return self.gathering.next_tick
+        return self._machine.next_tick
 
-    def open(self, site: ClientId) -> list[TaskBody]:
+    def names(self, site: ClientId) -> tuple[str, ...]:
+        """Ids of what ``site`` is still asked for."""
+        return self._machine.open_tasks(site)
+
+    def open(self, site: ClientId, now: float) -> list[TaskBody]:
         """What ``site`` is still asked for, with the seconds that are left for it."""
-        deadline = self.gathering.deadline
-        left = None if deadline is None else max(0.0, deadline - self.gathering.now)
-        tasks = (self.tasks[name] for name in self.gathering.open_tasks(site))
-        return [task.model_copy(update={"deadline": left}) for task in tasks]
+        deadline = self._gathering.deadline
+        left = None if deadline is None else max(0.0, deadline - now)
+        return [self.tasks[n].model_copy(update={"deadline": left}) for n in self.names(site)]
+
+    def expected(self, task: str) -> Expected:
+        """What an answer to ``task`` may hold."""
+        return self.call.special.get(task, self.call.expected)
 
     def accepts(self, task: str, now: float) -> bool:
         """Whether an answer to ``task`` would count now."""
-        return self.gathering.accepts(task, now)
+        return self._machine.accepts(task, now)
 
     def digest(self, task: str) -> str:
         """Of the answer to ``task``; empty while there is none."""
         return self._digests.get(task, "")
 
-    def tell(self, event: Event) -> tuple[Alarm, ...]:
-        """Move on; returns what has to be told to people."""
+    def tell(self, event: Event) -> None:
+        """Move on."""
         now = getattr(event, "now", None)
         if isinstance(event, Seen):
             self._heard[event.client] = event.now
@@ -128,16 +143,25 @@ class Desk:
             self.lost.discard(event.task)
             self._digests.setdefault(event.task, event.digest)
         if now is not None and self._short(now):
-            self.gathering, _ = step(self.gathering, Away(now))
-        self.gathering, effects = step(self.gathering, event)
+            self._move(Away(now))
+        effects = self._move(event)
         self.due.extend(effect.task for effect in effects if isinstance(effect, FoldIt))
-        return tuple(effect for effect in effects if isinstance(effect, Alarm))
+
+    @property
+    def _gathering(self) -> Gathering:
+        return self._machine.call if isinstance(self._machine, Live) else self._machine
+
+    def _move(self, event: Event) -> tuple[Effect, ...]:
+        if isinstance(self._machine, Live):
+            self._machine, effects = live_step(self._machine, event)
+        else:
+            self._machine, effects = step(self._machine, event)
+        return effects
 
     def _short(self, now: float) -> bool:
         """Whether giving up the silent ones now would leave fewer than are needed."""
-        call, deadline = self.gathering, self.gathering.deadline
-        due = call.next_tick
-        if due is None or now < due or (deadline is not None and now >= deadline):
+        call, due = self._gathering, self.next_tick
+        if due is None or now < due or (call.deadline is not None and now >= call.deadline):
             return False
         possible = sum(
             slot.phase in ("answered", "delivered") or self._present(slot.ask.client, now)
@@ -147,4 +171,4 @@ class Desk:
         return possible < min(self.call.needed, len(call.slots))
 
     def _present(self, site: ClientId, now: float) -> bool:
-        return now - self._heard.get(site, -float("inf")) < self.call.silence
+        return now - self._heard.get(site, -math.inf) < self.call.silence

@@ -26,6 +26,7 @@ from atoll.core.errors import (
     AtollError,
     Equivocation,
     FenceError,
+    NotFound,
     StateError,
     StorageError,
     TooLarge,
@@ -34,7 +35,16 @@ from atoll.core.errors import (
     WireError,
 )
 from atoll.core.values import ClientId
-from atoll.runtime.gathering import Delivered, Event, Left, Refused, Seen, Tick
+from atoll.runtime.gathering import (
+    Delivered,
+    Event,
+    Failed,
+    Folded,
+    Left,
+    Refused,
+    Seen,
+    Tick,
+)
 from atoll.server.answers import Expected, read_answer
 from atoll.server.desk import Call, Desk
 from atoll.server.office import Office
@@ -86,6 +96,7 @@ class Engine:
         self._row = row
         self._lock = threading.RLock()
         self._desk: Desk | None = None
+        self._flying: Desk | None = None
         self._life: Generator[Call, Sequence[Outcome], str] | None = None
         self._playing: Playing | None = None
         self._unsettled: set[str] = set()
@@ -95,26 +106,43 @@ class Engine:
 
     # For any thread -----------------------------------------------------------------------------
 
+    @property
+    def taken_up(self) -> bool:
+        """Whether calls are open; not before the first step after a start, nor after a disk's trouble."""
+        with self._lock:
+            return self._desk is not None
+
     def tasks(self, site: ClientId, have: Collection[str]) -> list[TaskBody]:
         """What ``site`` is asked for and does not have; what was lost here is asked for in any case."""
+        now = self._office.now()
         with self._lock:
-            if self._desk is None:
-                return []
-            lost = self._desk.lost
-            return [t for t in self._desk.open(site) if t.id not in have or t.id in lost]
+            return [
+                task
+                for desk in self._desks()
+                for task in desk.open(site, now)
+                if task.id not in have or task.id in desk.lost
+            ]
 
     def settled(self, task: str) -> bool:
         """Whether ``task`` is neither asked for nor waiting for the round to be committed."""
         with self._lock:
             if self._desk is None or task in self._unsettled:
                 return False
-            return task not in self._desk.gathering.open_tasks(site_of(task))
+            return not any(task in desk.names(site_of(task)) for desk in self._desks())
 
     def grants(self, site: ClientId, sha256: str) -> bool:
-        """Whether a task of the present call of ``site`` names that blob."""
+        """Whether a task of the present calls of ``site`` names that blob."""
         with self._lock:
-            tasks = [] if self._desk is None else list(self._desk.tasks.values())
+            tasks = [task for desk in self._desks() for task in desk.tasks.values()]
         return any(t.client == site and sha256 in _named(t) for t in tasks)
+
+    def _desks(self) -> list[Desk]:
+        """The present call, and the asynchronous step whose tasks are still at work beside it."""
+        return [desk for desk in (self._desk, self._flying) if desk is not None]
+
+    def _accepting(self, task: str) -> Desk | None:
+        now = self._office.now()
+        return next((desk for desk in self._desks() if desk.accepts(task, now)), None)
 
     def hear(self, site: ClientId, now: float) -> None:
         """``site`` has been heard of."""
@@ -142,11 +170,12 @@ class Engine:
         with self._lock:
             if self._desk is None and not self.ended:
                 raise Unreachable("this run is just being taken up again", remedy="try again")
-            if self._desk is None or not self._desk.accepts(task, self._office.now()):
+            desk = self._accepting(task)
+            if desk is None:
                 raise StateError(
                     f"task {task} is not open", remedy="ask for tasks; this answer is not needed"
                 )
-            return self._desk.call.expected
+            return desk.expected(task)
 
     def deliver(self, site: ClientId, task: str, blob: Blob, frame: bytes | None) -> bool:
         """Take in an answer; when this returns it is durable.
@@ -194,7 +223,7 @@ class Engine:
             Equivocation: another one is.
         """
         with self._lock:
-            if self._desk is not None and task in self._desk.lost:
+            if any(task in desk.lost for desk in self._desks()):
                 return False
         rows = self._office.store.contributions(self.id, task)
         row = next((row for row in rows if row.task == task), None)
@@ -239,10 +268,11 @@ class Engine:
 
     def _tell(self, event: Event) -> None:
         with self._lock:
-            if self._desk is not None:
-                self._desk.tell(event)
-                if self._desk.complete:
-                    self._office.wake()
+            for desk in self._desks():
+                desk.tell(event)
+            done = self._desk is not None and self._desk.complete
+        if done:
+            self._office.wake()
 
     # For the one thread that works --------------------------------------------------------------
 
@@ -260,7 +290,7 @@ class Engine:
             return self._work()
         except FenceError:
             raise
-        except (StorageError, OSError) as error:
+        except (StorageError, OSError, NotFound) as error:
             # The disk's trouble is not the run's end: it is taken up again from what is durable.
             return self._pause(str(error))
         except AtollError as error:
@@ -287,6 +317,8 @@ class Engine:
                 continue
             if not desk.complete:
                 return tick
+            if self._playing is not None:
+                self._playing.live = desk.live
             self._open(desk.outcomes)
         return None
 
@@ -297,10 +329,10 @@ class Engine:
         self._playing = Playing(self._office, self._row, prepared, self._settle)
         return (yield from self._playing.calls())
 
-    def _settle(self) -> None:
-        """What was acknowledged has been used: nodes may forget it."""
+    def _settle(self, flying: Collection[str] = ()) -> None:
+        """What was acknowledged has been used: nodes may forget it, but for the tasks still at work."""
         with self._lock:
-            self._unsettled.clear()
+            self._unsettled &= set(flying)
 
     def _open(self, outcomes: Sequence[Outcome] | None) -> None:
         """Go on with the outcomes of the last call, and open the next one."""
@@ -312,29 +344,33 @@ class Engine:
             self._end("completed", end.value)
             return
         office = self._office
-        desk = Desk(call, office.now(), office.heard)
-        self._recover(desk)
-        with self._lock:
+        with self._lock:  # no answer may fall between the old desk and the new one
+            desk = Desk(call, office.now(), office.heard)
+            self._recover(desk)
             for site, reason in office.away.items():
                 desk.tell(Left(site, reason))
+            if desk.live is not None:
+                self._flying = None
+            elif self._desk is not None and self._desk.live is not None:
+                self._flying = self._desk
             self._desk = desk
             self._unsettled |= {t for t in desk.tasks if desk.digest(t)}
         office.tell({task.client for task in call.tasks})
 
     def _recover(self, desk: Desk) -> None:
-        """Answers that were acknowledged before the call was opened, by a server that was stopped."""
-        office = self._office
-        for start in {task.id[: -len(task.client)] for task in desk.tasks.values()}:
-            for row in office.store.contributions(self.id, start):
-                if row.task not in desk.tasks:
-                    continue
-                if office.blobs.has(row.sha256):
-                    desk.tell(Delivered(row.task, row.sha256, office.now()))
-                elif row.status == "refused":
-                    desk.tell(Refused(row.task, self._why(row)))
-                else:
-                    desk.lost.add(row.task)
-                    office.event("lost", f"{row.task}: no bytes on disk", self.id, row.client)
+        """Answers that were acknowledged before the call was opened, in the order in which they came."""
+        office, place = self._office, {name: number for number, name in enumerate(desk.tasks)}
+        starts = dict.fromkeys(task.id[: -len(task.client)] for task in desk.tasks.values())
+        found = [row for start in starts for row in office.store.contributions(self.id, start)]
+        known = [row for row in found if row.task in place]
+        for row in sorted(known, key=lambda row: (row.received, place[row.task])):
+            if office.blobs.has(row.sha256):
+                desk.tell(Delivered(row.task, row.sha256, office.now()))
+            elif row.status == "refused":
+                desk.tell(Refused(row.task, self._why(row)))
+            else:
+                desk.lost.add(row.task)
+                office.event("lost", f"{row.task}: no bytes on disk", self.id, row.client)
 
     def _why(self, row: Contribution) -> str:
         """Why an answer was refused, from the log."""
@@ -345,18 +381,30 @@ class Engine:
     def _take(self, desk: Desk) -> None:
         """Take in one answer; it is read from disk, outside the lock."""
         name = desk.due[0]
-        task = desk.tasks[name]
-        try:
-            event: Event = desk.call.take(task, self._office.blobs.view(desk.digest(name)))
-        except (StorageError, OSError, MemoryError):
-            raise
-        except Exception as error:  # an answer that breaks its reader is its site's fault
-            event = Refused(name, _internal(error).message)
+        event = self._taken(desk, desk.tasks[name])
         if isinstance(event, Refused):
-            self._office.event("refused", _refusal(name, event.reason), self.id, task.client)
+            site = desk.tasks[name].client
+            self._office.event("refused", _refusal(name, event.reason), self.id, site)
         with self._lock:
             desk.due.popleft()
             desk.tell(event)
+
+    def _taken(self, desk: Desk, task: TaskBody) -> Folded | Refused | Failed:
+        try:
+            frame = self._office.blobs.view(desk.digest(task.id))
+            body, arrays = read_answer(frame, task.id, desk.expected(task.id))
+            if body.status == "done":
+                desk.call.take(task, body, arrays)
+                return Folded(task.id, body.examples, body.seconds)
+        except (WireError, UpdateRefused) as error:
+            return Refused(task.id, error.message)
+        except (StorageError, OSError, MemoryError, NotFound):
+            raise
+        except Exception as error:  # an answer that breaks its reader is its site's fault
+            return Refused(task.id, _internal(error).message)
+        if body.status == "refused":
+            return Refused(task.id, body.reason)
+        return Failed(task.id, body.reason, body.seconds)
 
     # Ends ---------------------------------------------------------------------------------------
 
@@ -373,7 +421,7 @@ class Engine:
         """Forget everything that is not durable."""
         life, self._life, self._playing = self._life, None, None
         with self._lock:
-            self._desk = None
+            self._desk = self._flying = None
         if life is not None:
             life.close()
 

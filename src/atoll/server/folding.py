@@ -16,15 +16,14 @@ import numpy as np
 
 from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Task
-from atoll.core.errors import UpdateRefused, WireError
+from atoll.core.errors import UpdateRefused
 from atoll.core.layout import Array, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metric, Metrics
 from atoll.core.seeds import Seed
 from atoll.core.values import Aggregate, Broadcast, Update
 from atoll.runtime.client import Parts
-from atoll.runtime.gathering import Failed, Folded, Refused
-from atoll.server.answers import Expected, read_answer
+from atoll.server.answers import Expected
 from atoll.wire.messages import ResultBody, TaskBody
 from atoll.wire.metrics import metrics_from_plain
 
@@ -128,22 +127,23 @@ class TrainFold:
         self._pattern = pattern
         self._fold = Fold(updates)
 
-    def take(self, task: TaskBody, frame: memoryview) -> Folded | Refused | Failed:
-        """Fold the answer in ``frame``; what is wrong with it is its site's outcome."""
-        try:
-            body, arrays = read_answer(frame, task.id, self._pattern.expected)
-            if body.status == "failed":
-                return Failed(task.id, body.reason, body.seconds)
-            if body.status == "refused":
-                return Refused(task.id, body.reason)
-            metrics = metrics_from_plain(body.metrics)
-            rows = len(self._parts.clients[task.client])
-            weight = self._parts.weighting.of(task.client, rows)
-            self._pattern.check(body, metrics, weight, rows)
-            self._fold.add(Update(arrays, body.weight, body.examples, metrics), task.scale)
-        except (UpdateRefused, WireError) as error:
-            return Refused(task.id, error.message)
-        return Folded(task.id, body.examples, body.seconds)
+    @property
+    def expected(self) -> Expected:
+        """What an answer may hold."""
+        return self._pattern.expected
+
+    def take(self, task: TaskBody, body: ResultBody, arrays: Mapping[str, Array]) -> None:
+        """Fold one answer.
+
+        Raises:
+            UpdateRefused: it may not enter the sum, which is unchanged.
+            WireError: its metrics are malformed.
+        """
+        metrics = metrics_from_plain(body.metrics)
+        rows = len(self._parts.clients[task.client])
+        weight = self._parts.weighting.of(task.client, rows)
+        self._pattern.check(body, metrics, weight, rows)
+        self._fold.add(Update(arrays, body.weight, body.examples, metrics), task.scale)
 
     def aggregate(self) -> Aggregate:
         """What the answers so far add up to."""

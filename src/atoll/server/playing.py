@@ -7,12 +7,13 @@ checkpoint's bytes are durable first, then one transaction names them. Only then
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from atoll.core.contracts import Outcome
-from atoll.core.errors import AtollError, CheckpointError
+from atoll.core.contracts import Outcome, Task
+from atoll.core.errors import AtollError, CheckpointError, JobError
+from atoll.core.layout import Array
 from atoll.core.metrics import Metric, Metrics, merge_metrics, values
 from atoll.core.values import Broadcast, ClientId
 from atoll.job.islands import Islands
@@ -20,16 +21,17 @@ from atoll.report.folder import RunFolder, plain
 from atoll.runs.session import Session
 from atoll.runtime import checkpoint
 from atoll.runtime.checkpoint import Progress
-from atoll.runtime.gathering import Failed, Folded, Refused
+from atoll.runtime.live import Live
 from atoll.runtime.loop import Evaluate, Evaluation, Finished, Loop, Next, Train
-from atoll.server.answers import Expected, read_answer
-from atoll.server.desk import Call
+from atoll.runtime.schedule import Asynchronous, Pace, Plan
+from atoll.server.answers import Expected
+from atoll.server.desk import Call, Take
 from atoll.server.folding import Pattern, TrainFold, pattern_of
 from atoll.server.office import Office
 from atoll.server.preparing import Prepared, body_of
 from atoll.server.store.contract import RoundRow, RunRow
 from atoll.wire.frames import Blob
-from atoll.wire.messages import BlobRef, TaskBody
+from atoll.wire.messages import BlobRef, ResultBody, TaskBody
 from atoll.wire.metrics import metrics_from_plain
 
 __all__ = ["Playing"]
@@ -46,11 +48,18 @@ class Playing:
         office: of the server.
         row: the run.
         prepared: what came of its preparation.
-        committed: called when a round is durable.
+        committed: called when a round is durable, with the ids of tasks that are still at work.
+
+    Attributes:
+        live: the last step of an asynchronous run, as it ended; set by whoever drives :meth:`calls`.
     """
 
     def __init__(
-        self, office: Office, row: RunRow, prepared: Prepared, committed: Callable[[], None]
+        self,
+        office: Office,
+        row: RunRow,
+        prepared: Prepared,
+        committed: Callable[[Collection[str]], None],
     ) -> None:
         self._office = office
         self._row = row
@@ -65,11 +74,13 @@ class Playing:
             RunFolder(office.folder(row.id)),
             datetime.fromtimestamp(row.created, UTC),
         )
+        self.live: Live | None = None
+        self._fold: TrainFold | None = None
         self._pattern: Pattern | None = None
         self._version = 0
         self._record: Mapping[str, Any] = {}
         self._trained: dict[ClientId, str] = {}
-        self._asked: list[str] = []
+        self._asked: dict[str, ClientId] = {}
         self._kept: dict[ClientId, str] = {}
         self._models: dict[int, Blob] = {}
         self._checkpoints: list[str] = []
@@ -98,7 +109,7 @@ class Playing:
             except StopIteration as end:
                 return self._finish(end.value)
             if isinstance(call, Next):
-                answer = call.planned()
+                answer = yield from self._plan_next(call)
             elif isinstance(call, Train):
                 answer = yield from self._train(call)
             else:
@@ -110,33 +121,56 @@ class Playing:
 
     # Calls --------------------------------------------------------------------------------------
 
-    def _train(self, call: Train) -> Generator[Call, Sequence[Outcome], Any]:
-        parts = self._parts
-        if self._pattern is None and call.tasks:
-            first = call.tasks[0]
-            self._pattern = pattern_of(parts, first, call.broadcasts[first.version])
-        pattern = self._pattern or Pattern(Expected(), {}, False, False)
-        fold = TrainFold(parts, pattern, len(call.tasks))
+    def _plan_next(self, call: Next) -> Generator[Call, Sequence[Outcome], tuple[Plan, Pace]]:
+        """The next step: the schedule's own, or in an asynchronous run what really arrives."""
+        if not isinstance(call.schedule, Asynchronous):
+            return call.planned()
+        office, prefix = self._office, f"{self._row.id}.train."
+        silence, now = office.settings.progress, office.now()
+        live = Live.start(call, prefix, now, now + self._deadline, silence)
         tasks = [
-            self._body(
-                "train",
-                call.number,
-                task.client,
-                call.broadcasts[task.version],
-                scale=task.scale,
-                fraction=task.fraction,
-                repeat=task.repeat,
-                kept=self._kept.get(task.client, ""),
-            )
-            for task in call.tasks
+            self._training(flight.task, flight.number, call.broadcasts) for flight in live.flights
         ]
-        outcomes = yield self._call(tasks, pattern.expected, fold.take, call.quorum)
-        self._trained = {
-            task.client: task.id
-            for task, outcome in zip(tasks, outcomes, strict=True)
-            if outcome.status == "contributed"
-        }
+        fold = self._folding([flight.task for flight in live.flights], call.broadcasts, live.buffer)
+        yield self._call(tasks, fold.expected, fold.take, 1, live)
+        if self.live is None:
+            raise JobError("an asynchronous step ended without its plan")
+        self._fold = fold
+        self._trained = {t.client: t.id for t in tasks}
+        return self.live.planned()
+
+    def _train(self, call: Train) -> Generator[Call, Sequence[Outcome], Any]:
+        if self._fold is not None and self.live is not None:  # folded as they came
+            fold, self._fold = self._fold, None
+            outcomes: Sequence[Outcome] = self.live.outcomes()
+        else:
+            fold = self._folding(call.tasks, call.broadcasts, len(call.tasks))
+            tasks = [self._training(task, call.number, call.broadcasts) for task in call.tasks]
+            outcomes = yield self._call(tasks, fold.expected, fold.take, call.quorum)
+            self._trained = {task.client: task.id for task in tasks}
+        done = {outcome.client for outcome in outcomes if outcome.status == "contributed"}
+        self._trained = {site: name for site, name in self._trained.items() if site in done}
         return fold.aggregate(), outcomes, {}
+
+    def _folding(
+        self, tasks: Sequence[Task], models: Mapping[int, Broadcast], updates: int
+    ) -> TrainFold:
+        if self._pattern is None and tasks:
+            self._pattern = pattern_of(self._parts, tasks[0], models[tasks[0].version])
+        pattern = self._pattern or Pattern(Expected(), {}, False, False)
+        return TrainFold(self._parts, pattern, updates)
+
+    def _training(self, task: Task, number: int, models: Mapping[int, Broadcast]) -> TaskBody:
+        return self._body(
+            "train",
+            number,
+            task.client,
+            models[task.version],
+            scale=task.scale,
+            fraction=task.fraction,
+            repeat=task.repeat,
+            kept=self._kept.get(task.client, ""),
+        )
 
     def _evaluate(
         self, call: Evaluate
@@ -151,20 +185,23 @@ class Playing:
         ]
         found: dict[ClientId, Metrics] = {}
 
-        def take(task: TaskBody, frame: memoryview) -> Folded | Refused | Failed:
-            body, _ = read_answer(frame, task.id, Expected())
-            if body.status != "done":
-                return Failed(task.id, body.reason, body.seconds)
+        def take(task: TaskBody, body: ResultBody, arrays: Mapping[str, Array]) -> None:
             found[task.client] = metrics_from_plain(body.metrics)
-            return Folded(task.id, body.examples, body.seconds)
 
         yield self._call(tasks, Expected(), take, 1)
         return alike(found, call.clients)
 
-    def _call(self, tasks: list[TaskBody], expected: Expected, take: Any, quorum: int) -> Call:
-        settings, deadline = self._office.settings, self._deadline
-        self._asked += [task.id for task in tasks]
-        return Call(tasks, expected, take, deadline, settings.progress, needed=max(1, quorum))
+    def _call(
+        self,
+        tasks: list[TaskBody],
+        expected: Expected,
+        take: Take,
+        quorum: int,
+        live: Live | None = None,
+    ) -> Call:
+        silence = self._office.settings.progress
+        self._asked |= {task.id: task.client for task in tasks}
+        return Call(tasks, expected, take, self._deadline, silence, max(1, quorum), live)
 
     def _body(
         self, kind: str, number: int, site: ClientId, broadcast: Broadcast, **more: Any
@@ -223,18 +260,21 @@ class Playing:
         office.store.commit_round(office.epoch, row)
         self._kept |= trained
         self._version = progress.state.round
-        self._committed()
-        self._clean(progress, blob.sha256)
+        flying = {f"{run}.train.{event[1]}.{event[2]}" for event in progress.pace.events}
+        self._committed(flying)
+        self._clean(progress, blob.sha256, flying)
         office.tell({f"run {run}"})
 
-    def _clean(self, progress: Progress, newest: str) -> None:
+    def _clean(self, progress: Progress, newest: str, flying: Collection[str]) -> None:
         """Delete what the committed round has made useless."""
         office, run = self._office, self._row.id
-        for name in self._asked:
-            for row in office.store.contributions(run, name):
-                if row.task == name:
+        over = self._asked.keys() - flying
+        for start in {name[: -len(self._asked[name])] for name in over}:
+            for row in office.store.contributions(run, start):
+                if row.task in over:
                     office.blobs.delete(row.sha256)
-        self._asked, self._trained = [], {}
+        self._asked = {name: site for name, site in self._asked.items() if name in flying}
+        self._trained = {}
         needed = {progress.state.round, *progress.pace.versions()}
         for version in set(self._models) - needed:
             office.blobs.delete(self._models.pop(version).sha256)

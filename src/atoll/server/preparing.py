@@ -26,7 +26,7 @@ from typing import Any
 
 from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Outcome
-from atoll.core.errors import DataError, Fault, UpdateRefused, WireError
+from atoll.core.errors import DataError, Fault
 from atoll.core.layout import Array
 from atoll.core.values import ClientId, Update
 from atoll.data.schema import Schema
@@ -34,9 +34,8 @@ from atoll.job import deployed
 from atoll.job.build import Job
 from atoll.job.package import spec_from_plain
 from atoll.runtime.client import Parts
-from atoll.runtime.gathering import Failed, Folded, Refused
-from atoll.server.answers import Expected, read_answer
-from atoll.server.desk import Call
+from atoll.server.answers import Expected
+from atoll.server.desk import Call, Take
 from atoll.server.office import Office
 from atoll.server.store.contract import RunRow
 from atoll.wire.frames import Allowed, Blob, check_finite, decode
@@ -114,12 +113,10 @@ class Preparing:
         if self._spec.preprocessing.mode == "federated":
             yield from self._add_up()
         self._answers, self._initial = {}, self._given()
-        most = self._office.settings.largest_vector
-        vector = Expected({"initial": (None, "float")}, optional=True, most=most)
-        yield from self._call("ready", vector, self._note)
+        yield from self._call("ready", Expected(), self._note)
         return self._finish()
 
-    def _call(self, kind: str, expected: Expected, take: Any) -> Asking:
+    def _call(self, kind: str, expected: Expected, take: Take) -> Asking:
         """Ask every site; all must have done it."""
         row, settings = self._row, self._office.settings
         body = {
@@ -136,8 +133,15 @@ class Preparing:
             body_of(row, self._plan, kind, 0, site, initial=wanted and site == row.sites[0])
             for site in row.sites
         ]
+        vector = Expected({"initial": (None, "float")}, most=settings.largest_vector)
         outcomes = yield Call(
-            tasks, expected, take, settings.round, settings.progress, needed=len(tasks)
+            tasks,
+            expected,
+            take,
+            settings.round,
+            settings.progress,
+            needed=len(tasks),
+            special={task.id: vector for task in tasks if task.initial},
         )
         faults = [
             Fault(o.client, o.reason or o.status) for o in outcomes if o.status != "contributed"
@@ -150,36 +154,20 @@ class Preparing:
                 remedy="mend it there, or submit the job for the other sites",
             )
 
-    def _note(self, task: TaskBody, frame: memoryview) -> Folded | Refused | Failed:
+    def _note(self, task: TaskBody, body: ResultBody, arrays: Mapping[str, Array]) -> None:
         """An answer in words, and the initial vector where it was asked for."""
-        most = self._office.settings.largest_vector
-        vector = {"initial": (None, "float")} if task.initial else {}
-        try:
-            body, arrays = read_answer(frame, task.id, Expected(vector, most=most))
-            if body.status != "done":
-                return _undone(task, body)
-            check_finite(arrays)
-        except (UpdateRefused, WireError) as error:
-            return Refused(task.id, error.message)
+        check_finite(arrays)
         self._answers[task.client] = body.answer
         if task.initial:
             self._initial = arrays["initial"]
-        return Folded(task.id, body.examples, body.seconds)
 
     def _add_up(self) -> Asking:
         fold = Fold(len(self._row.sites))
         most = self._office.settings.overhead
         expected = Expected(dict.fromkeys(_SUMS, (None, "float64")), most=most)
 
-        def take(task: TaskBody, frame: memoryview) -> Folded | Refused | Failed:
-            try:
-                body, arrays = read_answer(frame, task.id, expected)
-                if body.status != "done":
-                    return _undone(task, body)
-                fold.add(Update(arrays, 1.0, body.examples))
-            except (UpdateRefused, WireError) as error:
-                return Refused(task.id, error.message)
-            return Folded(task.id, body.examples, body.seconds)
+        def take(task: TaskBody, body: ResultBody, arrays: Mapping[str, Array]) -> None:
+            fold.add(Update(arrays, 1.0, body.examples))
 
         yield from self._call("sums", expected, take)
         self._sums = fold.aggregate().sums
@@ -206,10 +194,6 @@ class Preparing:
     def _by_site(self) -> dict[ClientId, Mapping[str, Any]]:
         """The answers in the order of the sites, not of their arrival."""
         return {site: self._answers[site] for site in self._row.sites}
-
-
-def _undone(task: TaskBody, body: ResultBody) -> Failed:
-    return Failed(task.id, body.reason or body.status, body.seconds)
 
 
 @contextlib.contextmanager

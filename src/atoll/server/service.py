@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from atoll.core.errors import Forbidden, NotFound, StateError, TooLarge
+from atoll.core.errors import Forbidden, NotFound, StateError, TooLarge, Unreachable
 from atoll.core.values import ClientId
 from atoll.server.blobs import Blobs
 from atoll.server.engine import ENDED, Engine, site_of
@@ -136,7 +136,8 @@ class Service:
 
         Args:
             site: who asks.
-            have: ids of tasks that it is working on, or has an answer to.
+            have: ids of tasks that it is working on, or has an answer to, and of runs of which it
+                keeps anything; of these, those that have ended are gone.
         """
         self.touch(site)
         tasks = [task for engine in self._of(site) for task in engine.tasks(site, have)]
@@ -198,8 +199,9 @@ class Service:
         return [engine for engine in engines if site in engine.sites]
 
     def _gone(self, task: str) -> bool:
-        engine = self._engines.get(task.partition(".")[0])
-        return engine is None or engine.settled(task)
+        run, dot, _ = task.partition(".")
+        engine = self._engines.get(run)
+        return engine is None or (bool(dot) and engine.settled(task))
 
     # Members ------------------------------------------------------------------------------------
 
@@ -247,9 +249,13 @@ class Service:
         """Bytes that one of the member's open tasks names; nothing else is shown to anybody.
 
         Raises:
+            Unreachable: a run of the member is just being taken up again.
             NotFound: no task of its names that blob.
         """
-        if not any(engine.grants(name, sha256) for engine in self._of(name)):
+        engines = self._of(name)
+        if not any(engine.grants(name, sha256) for engine in engines):
+            if not all(engine.taken_up for engine in engines):
+                raise Unreachable("a run is just being taken up again", remedy="try again")
             raise NotFound(f"no open task of {name} names blob {sha256[:12]}")
         blobs = self._office.blobs
         size = blobs.size(sha256)
