@@ -11,8 +11,8 @@ them and nothing after the last. One value has one form (the reader writes the h
 compares), so the SHA-256 of a frame stands for what it says.
 
 A reader checks everything against what it allows before it makes an array, and the arrays it makes
-are views into the bytes it was given: a frame can cost no more memory than it has bytes, apart from
-a header of at most 1 MiB.
+are views into the bytes it was given, so arrays cost no memory beyond the frame's own. A header has at
+most 1 MiB, and the worst one found (small lists in lists) takes 40 MB and 0.3 s to read.
 """
 
 from __future__ import annotations
