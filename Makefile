@@ -28,7 +28,7 @@ DOCS := $(VENV)/.docs
 CODE := $(wildcard src tests examples benchmarks docs)
 MAX_LINES := 500
 
-.PHONY: help setup demo test lint format bench bench-peers targets docs clean
+.PHONY: help setup demo federation test lint format bench bench-peers targets docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ $(DOCS): $(SETUP)
 
 demo: $(SETUP) ## train one model over four hospitals: prints the table, writes runs/heart/report.html
 	$(ATOLL) run examples/heart/job.toml --out runs/heart --overwrite
+
+federation: $(SETUP) ## start a server and four hospitals on this machine, run the heart job, compare with the simulation
+	$(PY) examples/federation/pilot.py
 
 test: $(SETUP) ## run all tests (PYTEST_ARGS='-k word' for some of them)
 	$(PY) -m pytest -n $(WORKERS) -m 'not cluster' $(PYTEST_ARGS) || test $$? -eq 5
