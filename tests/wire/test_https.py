@@ -71,9 +71,29 @@ def test_a_program_that_starts_anew_goes_on_after_the_highest_number(fake, chann
     assert [asked.path[-1] for asked in fake.seen[20:]] == ["b", "c", "d"]
 
 
+def test_two_programs_with_one_key_do_not_hinder_each_other(fake, channel, tls, keys):
+    pin, failures = Pin(tls[2], keys[0].public_bytes), []
+
+    def work(own):
+        try:
+            for _ in range(25):
+                own.call("GET", "/v1/a")
+        except Exception as error:
+            failures.append(error)
+
+    with Channel(fake.address, pin, keys[1], "f", proxy="") as second:
+        threads = [threading.Thread(target=work, args=(own,)) for own in (channel, second) * 2]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+    assert len(fake.seen) == 100
+
+
 def test_a_server_that_is_never_content_is_given_up(fake, channel):
     fake.window.accept = lambda sequence: False
-    with pytest.raises(Unreachable, match="refused 3 numbers"):
+    with pytest.raises(Unreachable, match="refused 6 numbers"):
         channel.call("GET", "/v1/a")
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -40,7 +41,8 @@ __all__ = ["Channel", "Pin", "Reply"]
 
 _PIECE = 1 << 18
 _IDLE = 8
-_TRIES = 3
+_TRIES = 6
+_LEAP = 100
 _MOST_REPLY = 128 << 20
 _PASSING = {408, 429, 431, 500, 502, 503, 504}
 _RANGE = re.compile(r"bytes (\d{1,15})-(\d{1,15})/(\d{1,15})", re.ASCII)
@@ -266,7 +268,7 @@ class Channel:
         return self._numbered(once)
 
     def _numbered(self, act: Callable[[], _T]) -> _T:
-        """Do ``act``; once more with another epoch and number when the server says so."""
+        """Do ``act``; once more, with another epoch or number, when the server says so."""
         for _ in range(_TRIES):
             try:
                 return act()
@@ -275,7 +277,9 @@ class Channel:
                     if stale.epoch != self._epoch:
                         self._epoch, self._sequence = stale.epoch, stale.sequence
                     else:
-                        self._sequence = max(self._sequence, stale.sequence)
+                        # Another program may use the same key: go where it will not be soon.
+                        leap = secrets.randbelow(_LEAP)
+                        self._sequence = max(self._sequence, stale.sequence) + leap
         raise Unreachable(
             f"{self.address} refused {_TRIES} numbers of ours in a row",
             remedy="end other programs that use the same key",
