@@ -85,6 +85,7 @@ def test_numbers_where_others_have_text_clash():
         "site 'e', column 'x'",
     ]
     assert clashes("x", {"a": of(1), "b": of(2)}) == []
+    assert merged(sites.values()).bare
     keys = of(*(f"key {i}" for i in range(60)))
     assert clashes("x", {"a": of(1), "b": keys}) == []  # nobody reads it
 

@@ -186,6 +186,16 @@ def test_sites_with_arrays_are_the_simulation_to_the_bit(tmp_path):
     assert there.parts.trainer.layout.size == 9 * 3 + 3
 
 
+def test_each_site_with_arrays_draws_a_split_of_its_own(tmp_path):
+    images(tmp_path)
+    spec = parse_job({**ARRAYS, "data": {"source": "*.npz", "test_fraction": 0.5}})
+    rows = Examples(np.arange(40.0)[:, None], np.arange(40) % 3)
+    islands = islands_apart(spec, {"a": rows, "b": rows})
+    held = {site: set(own.held_out[site].features[:, 0]) for site, own in islands.items()}
+    assert len(held["a"]) == len(held["b"]) == 20
+    assert held["a"] != held["b"]
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [

@@ -32,6 +32,7 @@ __all__ = [
 MOST_BYTES = 4 << 20
 """Bytes of all files together."""
 _MOST_FILES = 256
+# No part may begin with a dot: neither "." nor ".." nor what is hidden.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,99}")
 _SHORTEN = "name fewer files, or install the code as a package at the sites"
 
@@ -133,7 +134,7 @@ def file_faults(sizes: Mapping[str, int]) -> list[Fault]:
 def _misnamed(name: str) -> str:
     """Why no file of a package may be called so; empty where it may."""
     parts = name.split("/")
-    if len(parts) > 16 or not all(_NAME.fullmatch(part) for part in parts) or ".." in parts:
+    if len(parts) > 16 or not all(_NAME.fullmatch(part) for part in parts):
         return "its name is not plain and relative"
     return "" if name.endswith(".py") else "is no Python file"
 
