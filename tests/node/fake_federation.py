@@ -22,7 +22,9 @@ from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import Equivocation, NotFound, Unreachable
 from atoll.core.values import Update
+from atoll.data.readers import read_table
 from atoll.job import deployed
+from atoll.job.load import parse_job
 from atoll.job.package import pack, spec_to_plain
 from atoll.node.agent import Agent
 from atoll.node.datasets import Datasets
@@ -50,6 +52,7 @@ class FakeServer:
     uploads: list[str] = field(default_factory=list)
     unsettled: set[str] = field(default_factory=set)
     over: set[str] = field(default_factory=set)
+    lost: set[str] = field(default_factory=set)
     waiting: int = 0
     inline: bool = True
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -76,6 +79,14 @@ class FakeServer:
             self.over.add(run)
             self.unsettled.clear()
             self.tasks.clear()
+            self.changed.notify_all()
+
+    def lose(self, task: TaskBody) -> None:
+        """An answer that was acknowledged is damaged: ask for it again, whoever says to have it."""
+        with self.changed:
+            del self.received[task.id]
+            self.lost.add(task.id)
+            self.tasks[task.id] = task
             self.changed.notify_all()
 
     def withdraw(self, task: str) -> None:
@@ -139,7 +150,7 @@ class FakeServer:
 
         def news() -> tuple[list[TaskBody], list[str]]:
             return (
-                [t for name, t in self.tasks.items() if name not in have],
+                [t for name, t in self.tasks.items() if name not in have or name in self.lost],
                 sorted(t for t in have if self._gone(t)),
             )
 
@@ -180,6 +191,7 @@ class FakeServer:
             else:
                 again = False
                 self.received[task] = body
+                self.lost.discard(task)
                 self.tasks.pop(task)
                 self.unsettled.add(task)
             self.changed.notify_all()
@@ -365,3 +377,52 @@ class Deployed:
 
     def close(self) -> None:
         """Nothing to close."""
+
+
+# One site, code of its own ------------------------------------------------------------------------
+
+OWN = """
+import time
+import numpy as np
+
+def initial(generator):
+    return {"w": np.zeros(3)}
+
+def evaluate(parameters, data):
+    return {"loss": float(np.sum(parameters["w"] ** 2))}
+
+def fit(parameters, data, context):
+    seconds = float(parameters["w"][0])
+    if seconds:
+        time.sleep(seconds)
+    return {"w": parameters["w"] + 1 + np.arange(len(parameters["w"]))}, {"loss": 0.5}
+"""
+
+
+class Solo:
+    """One site's run whose training sleeps as long as the broadcast says."""
+
+    def __init__(self, server: FakeServer, folder: Path, run: str = "r1", size: int = 3) -> None:
+        code = folder / f"code-{run}"
+        code.mkdir()
+        (code / "own.py").write_text(OWN.replace("zeros(3)", f"zeros({size})"))
+        (code / "east.csv").write_text(table_text(1))
+        own = {name: f"own.py:{name}" for name in ("initial", "fit", "evaluate")}
+        model = {"kind": "function", **own}
+        spec = parse_job(job_tables(model=model, algorithm={"name": "fedavg"}))
+        self.server, self.size = server, size
+        self.run = Deployed(spec, {"east": server}, code, run)
+        rows = read_table(code / "east.csv")
+        self.run.schema = deployed.agree(spec, {"east": deployed.survey(spec, "east", rows)})
+        self.run.sums = dict(deployed.column_sums_at(spec, self.run.schema, "east", rows).vectors)
+
+    def task(self, seconds: float = 0.0, **more: Any) -> TaskBody:
+        """A training task, not yet offered."""
+        vector = np.zeros(self.size)
+        vector[0] = seconds
+        made = self.run.task("train", "east", broadcast=encode({}, {"parameters": vector}))
+        self.run.number += 1
+        return made.model_copy(update=more)
+
+    def train(self, seconds: float = 0.0, **more: Any) -> TaskBody:
+        return self.server.offer(self.task(seconds, **more))

@@ -117,9 +117,9 @@ class Agent:
     def _ask_forever(self) -> None:
         tries = 0
         while not self._stop.is_set():
-            began = time.monotonic()
+            began, have = time.monotonic(), self._have()
             try:
-                reply, blobs = self._site.link.poll(self._have(), _WAIT)
+                reply, blobs = self._site.link.poll(have, _WAIT)
                 self._take(reply, blobs)
             except Forbidden as error:
                 self._ended = error
@@ -139,8 +139,8 @@ class Agent:
                 if tries:
                     log.warning("the server answers again")
                 tries, self._trouble = 0, ""
-                quiet = not reply.tasks and not reply.gone
-                if quiet and time.monotonic() - began < _BREATH:
+                news = reply.gone or any(body.id not in have for body in reply.tasks)
+                if not news and time.monotonic() - began < _BREATH:
                     self._stop.wait(_BREATH)
                 self._state = "connected"
 

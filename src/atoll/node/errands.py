@@ -12,6 +12,7 @@ import itertools
 import logging
 import math
 import queue
+import tempfile
 import threading
 import time
 from collections import deque
@@ -98,6 +99,7 @@ class Errands:
         self._numbers = itertools.count()
         self._lock = threading.Lock()
         self._held: set[str] = set()
+        self._offers: set[str] = set()
         self._over = self._stopped = False
         self._tasks: dict[str, f.Fulfilling] = {}
         self._bodies: dict[str, TaskBody] = {}
@@ -129,7 +131,9 @@ class Errands:
             if self._over:
                 return False
             self._held.add(body.id)
-            self._queue.put(partial(self._offered, body))
+            if body.id not in self._offers:  # the one that waits in the queue says the same
+                self._offers.add(body.id)
+                self._queue.put(partial(self._offered, body))
             return True
 
     def settled(self, task: str) -> None:
@@ -258,6 +262,8 @@ class Errands:
     # Offered ------------------------------------------------------------------------------------
 
     def _offered(self, body: TaskBody) -> None:
+        with self._lock:
+            self._offers.discard(body.id)
         if body.kind == "train":
             self._site.spool.keep_memory(self.run_id, body.kept, {body.id, *self._tasks})
         self._bodies[body.id] = body
@@ -320,7 +326,9 @@ class Errands:
         name = quote(self.run_id, safe="")[:150]
         if self._log is None:
             self._log = Log(home.logs / f"{name}.log", round(settings.log * (1 << 20)))
-        folder = home.work / f"{name}-{next(self._numbers)}"
+        home.work.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # A new name each time: a worker that is being ended still has its own.
+        folder = Path(tempfile.mkdtemp(dir=home.work, prefix=f"{name}-"))
         return Worker(folder, settings, self._log, self._hear)
 
     def _order(self, body: TaskBody, worker: Worker) -> Order:
