@@ -88,7 +88,7 @@ def start(
     """Run the server until it is told to stop (SIGTERM, or Ctrl-C)."""
     _check_installed()
     from atoll.server.home import ServerHome
-    from atoll.server.serving import serve
+    from atoll.server.serving import Running, serve
 
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING,
@@ -97,8 +97,9 @@ def start(
     )
     charter = ServerHome(home).charter()
 
-    def up(port: int) -> None:
-        talk(f"federation {charter.federation} at {charter.address}, listening on port {port}")
+    def up(running: Running) -> None:
+        where = f"{charter.address}, listening on port {running.port}"
+        talk(f"federation {charter.federation} at {where}")
 
     status = serve(ServerHome(home), ready=up)
     talk("stopped")

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -27,7 +27,7 @@ from atoll.server.limits import KIB, MIB, Limits
 from atoll.server.metrics_page import Gauge, Meters, page
 from atoll.server.routes import Answer, Asked, Route, Span
 from atoll.server.service import Readable, Service
-from atoll.server.store.contract import Member, Store
+from atoll.server.store.contract import Member
 from atoll.wire.frames import encode
 from atoll.wire.identity import fingerprint_of
 from atoll.wire.messages import (
@@ -78,17 +78,12 @@ class Federation:
     key: bytes
 
 
-def _everything() -> tuple[Gauge, ...]:
-    return ()
-
-
 @dataclass(eq=False)
 class Api:
     """The handlers.
 
     Args:
         service: does the work.
-        store: the members.
         gate: knows the epoch.
         bell: rings when there is news.
         threads: where the service's calls run.
@@ -96,13 +91,11 @@ class Api:
         limits: see there.
         federation: whose server this is.
         meters: counts.
-        now: seconds since 1970.
         gauges: further values for the page of metrics.
         ready: why the server is not ready; empty when it is.
     """
 
     service: Service
-    store: Store
     gate: Gate
     bell: Bell
     threads: Executor
@@ -110,9 +103,8 @@ class Api:
     limits: Limits
     federation: Federation
     meters: Meters
-    now: Callable[[], float]
-    gauges: Callable[[], tuple[Gauge, ...]] = _everything
-    ready: Callable[[], str] = field(default=lambda: "")
+    gauges: Callable[[], tuple[Gauge, ...]] = tuple
+    ready: Callable[[], str] = str
 
     async def _call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         loop = asyncio.get_running_loop()

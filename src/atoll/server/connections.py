@@ -12,7 +12,6 @@ request) is closed here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import socket
@@ -165,14 +164,15 @@ class Doorman:
 
     Args:
         context: TLS of the server.
-        make: an HTTP protocol for a guest.
         limits: see there.
+
+    Attributes:
+        make: an HTTP protocol for a guest; to be set before :meth:`serve`.
     """
 
-    def __init__(
-        self, context: ssl.SSLContext, make: Callable[[Guest], Speaker], limits: Limits
-    ) -> None:
-        self._context, self._make, self._limits = context, make, limits
+    def __init__(self, context: ssl.SSLContext, limits: Limits) -> None:
+        self._context, self._limits = context, limits
+        self.make: Callable[[Guest], Speaker] | None = None
         self._knocking: OrderedDict[Guest, None] = OrderedDict()
         self._strangers: OrderedDict[Guest, None] = OrderedDict()
         self._members: dict[str, OrderedDict[Guest, None]] = {}
@@ -232,15 +232,18 @@ class Doorman:
         """Close what nobody works on; the rest is the application's to end."""
         for guest in list(self._knocking):
             self.hang_up(guest)
-        for task in list(self._tasks):
-            task.cancel()
 
-    def abort(self) -> None:
-        """Close everything at once."""
+    async def abort(self) -> None:
+        """Close everything at once, and wait until it is closed."""
         self.close()
+        shaking = list(self._tasks)
+        for task in shaking:
+            task.cancel()
+        await asyncio.gather(*shaking, return_exceptions=True)
         for own in [self._strangers, *self._members.values()]:
             for guest in list(own):
                 guest.drop()
+        await asyncio.sleep(0.02)  # transports close their sockets in the loop's next turns
 
     def _forget(self, guest: Guest) -> None:
         own = self._members.get(guest.member)
@@ -268,18 +271,28 @@ class Doorman:
         task = asyncio.create_task(self._shake_hands(guest, sock))
         guest.task, guest.sock = task, None
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._shaken(guest, sock))
         if len(self._strangers) > self._limits.strangers:
             first = next(iter(self._strangers))
             self._strangers.pop(first)
             first.drop()
 
+    def _shaken(self, guest: Guest, sock: socket.socket) -> None:
+        """The handshake has ended, well or not, or was cut before it began."""
+        if guest.task is not None:
+            self._tasks.discard(guest.task)
+        if guest.speaker is None:
+            self.gone(guest)
+            sock.close()
+
     async def _shake_hands(self, guest: Guest, sock: socket.socket) -> None:
-        limits = self._limits
+        limits, make = self._limits, self.make
+        if make is None:
+            raise ValueError("the doorman does not know what speaks HTTP")
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: self._make(guest),
+                lambda: make(guest),
                 sock,
                 ssl=self._context,
                 ssl_handshake_timeout=limits.handshake_seconds,
@@ -287,10 +300,3 @@ class Doorman:
             )
         except (OSError, ssl.SSLError) as error:
             log.debug("no TLS with a stranger: %s", error)
-            self.gone(guest)
-        except asyncio.CancelledError:
-            self.gone(guest)
-        finally:
-            if guest.speaker is None:
-                with contextlib.suppress(OSError):
-                    sock.close()

@@ -71,7 +71,7 @@ class Roster:
     Args:
         store: where they stand.
         every: seconds after which they are read again.
-        clock: seconds on a clock that does not run backwards.
+        clock: seconds; one that is set back makes them be read at once.
     """
 
     def __init__(self, store: Store, every: float, clock: Callable[[], float]) -> None:
@@ -82,7 +82,7 @@ class Roster:
     @property
     def stale(self) -> bool:
         """Whether :meth:`refresh` is due."""
-        return self._clock() - self._read >= self._every
+        return not 0 <= self._clock() - self._read < self._every
 
     def refresh(self) -> None:
         """Read them again; from any thread."""

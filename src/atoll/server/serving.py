@@ -14,10 +14,12 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from uvicorn.config import Config
@@ -34,7 +36,7 @@ from atoll.server.gate import Gate, Roster
 from atoll.server.home import Charter, ServerHome
 from atoll.server.limits import Limits
 from atoll.server.metrics_page import Gauge, Meters
-from atoll.server.routes import Table
+from atoll.server.routes import Route, Table
 from atoll.server.service import Service
 from atoll.server.settings import Settings
 from atoll.server.steps import Steps
@@ -43,7 +45,7 @@ from atoll.server.store.opening import open_store
 from atoll.wire.certificates import server_context
 from atoll.wire.identity import Identity, read_secret
 
-__all__ = ["Serving", "serve"]
+__all__ = ["Premises", "Running", "build_app", "serve"]
 
 log = logging.getLogger("atoll.server")
 
@@ -51,25 +53,87 @@ _GRACE = 10.0
 _THREADS = 16
 
 
-@dataclass(frozen=True, eq=False)
-class Serving:
-    """What is made once for a process.
+@dataclass(frozen=True)
+class Running:
+    """A server that accepts connections.
 
     Args:
-        home: the folder.
-        charter: who this is.
-        store: rows.
-        service: does the work; started.
-        limits: see there.
-        ready: called with the port when connections are accepted.
+        port: of the listening socket.
+        stop: ends it with an exit status; from any thread.
     """
 
-    home: ServerHome
-    charter: Charter
+    port: int
+    stop: Callable[[int], None]
+
+
+def _nobody(running: Running) -> None:
+    """Nobody is to be told."""
+
+
+@dataclass(frozen=True, eq=False)
+class Premises:
+    """What a server is made of.
+
+    Args:
+        federation: its id.
+        identity: the key that signs answers.
+        store: rows.
+        service: does the work; started.
+        incoming: folder for long bodies.
+        token: of the page of metrics.
+        limits: see there.
+        now: seconds since 1970.
+        meters: counts.
+    """
+
+    federation: str
+    identity: Identity
     store: Store
     service: Service
+    incoming: Path
+    token: bytes = b""
     limits: Limits = field(default_factory=Limits)
-    ready: Callable[[int], None] = lambda port: None
+    now: Callable[[], float] = time.time
+    meters: Meters = field(default_factory=Meters)
+
+
+def build_app(
+    premises: Premises,
+    threads: Executor,
+    bell: Bell,
+    *,
+    gauges: Callable[[], tuple[Gauge, ...]] = tuple,
+    trouble: Callable[[], str] = str,
+    routes: Iterable[Route] = ROUTES,
+) -> App:
+    """The HTTP application of a server.
+
+    Args:
+        premises: what it is made of.
+        threads: where calls of the service run.
+        bell: rings when there is news.
+        gauges: further values for the page of metrics.
+        trouble: why it is not ready; empty when it is.
+        routes: the table of routes.
+    """
+    limits, now, identity = premises.limits, premises.now, premises.identity
+    roster = Roster(premises.store, limits.roster_seconds, now)
+    gate = Gate(premises.federation, premises.service.epoch, roster, limits, now)
+    gate.token = premises.token
+    api = Api(
+        service=premises.service,
+        gate=gate,
+        bell=bell,
+        threads=threads,
+        roster=roster,
+        limits=limits,
+        federation=Federation(premises.federation, identity.public_bytes),
+        meters=premises.meters,
+        gauges=lambda: (*_members(roster), *gauges()),
+        ready=trouble,
+    )
+    house = House(identity, gate, roster, limits, premises.incoming, threads, now, premises.meters)
+    return App(house, Table(routes), api)
 
 
 def serve(
@@ -77,7 +141,7 @@ def serve(
     *,
     settings: Settings | None = None,
     limits: Limits | None = None,
-    ready: Callable[[int], None] = lambda port: None,
+    ready: Callable[[Running], None] = _nobody,
 ) -> int:
     """Run the server in ``home`` until SIGTERM (status 0) or SIGINT (130).
 
@@ -85,7 +149,7 @@ def serve(
         home: the folder.
         settings: times and sizes of the service.
         limits: of connections and requests.
-        ready: called with the port when connections are accepted.
+        ready: called when connections are accepted.
 
     Raises:
         NotFound: there is no server in the folder.
@@ -104,84 +168,90 @@ def serve(
         service = Service(store, blobs, home.path, now=time.time, settings=chosen)
         epoch = service.start()
         log.info("federation %s, epoch %d", charter.federation, epoch)
-        serving = Serving(home, charter, store, service, limits or Limits(), ready)
-        return asyncio.run(_Process(serving).run())
+        premises = Premises(
+            federation=charter.federation,
+            identity=Identity.load(home.identity),
+            store=store,
+            service=service,
+            incoming=home.incoming,
+            token=read_secret(home.token).strip(),
+            limits=limits or Limits(),
+        )
+        context = server_context(home.certificate(charter), home.key(charter))
+        listener = stack.enter_context(_listening(charter.listen))
+        process = _Process(premises, context, listener)
+        stack.callback(home.tell, None)
+
+        def up(running: Running) -> None:
+            home.tell(_state(charter, epoch, running))
+            log.info("listening on %s, port %d", charter.listen, running.port)
+            ready(running)
+
+        return asyncio.run(process.run(up))
+
+
+def _state(charter: Charter, epoch: int, running: Running) -> dict[str, object]:
+    return {
+        "pid": os.getpid(),
+        "epoch": epoch,
+        "listen": charter.listen,
+        "port": running.port,
+        "since": time.time(),
+    }
 
 
 class _Process:
     """The event loop's side of a server.
 
     Args:
-        serving: what is made once.
+        premises: what the server is made of.
+        context: of TLS.
+        listener: bound.
     """
 
-    def __init__(self, serving: Serving) -> None:
-        self._serving = serving
+    def __init__(
+        self, premises: Premises, context: ssl.SSLContext, listener: socket.socket
+    ) -> None:
+        self._premises, self._context, self._listener = premises, context, listener
         self._end: asyncio.Future[int] | None = None
         self._fenced: FenceError | None = None
         self._state = ServerState()
-        self._meters = Meters()
 
-    async def run(self) -> int:
+    async def run(self, up: Callable[[Running], None]) -> int:
         """Serve until something ends it; returns the exit status."""
-        serving, limits = self._serving, self._serving.limits
+        premises, limits = self._premises, self._premises.limits
         loop = asyncio.get_running_loop()
         self._end = loop.create_future()
         _raise_descriptor_limit(limits.knocking + limits.strangers + 64 * limits.connections + 256)
-        charter, home = serving.charter, serving.home
-        context = server_context(home.certificate(charter), home.key(charter))
-        with (
-            _listening(charter.listen) as listener,
-            ThreadPoolExecutor(_THREADS, "atoll-call") as threads,
-        ):
+        with ThreadPoolExecutor(_THREADS, "atoll-call") as threads:
             bell = Bell(loop)
-            steps = Steps(serving.service, time.time, self._lost)
-            serving.service.on_change = bell.ring
-            serving.service.on_work = steps.wake
-            app, gauges = self._app(threads, bell, steps)
-            doorman = Doorman(context, self._speaker(app), limits)
-            gauges.append(lambda: _connections(doorman))
+            steps = Steps(premises.service, premises.now, self._lost)
+            premises.service.on_change = bell.ring
+            premises.service.on_work = steps.wake
+            doorman = Doorman(self._context, limits)
+            app = build_app(
+                premises,
+                threads,
+                bell,
+                gauges=lambda: _standing(premises, steps, doorman),
+                trouble=lambda: steps.trouble,
+            )
+            doorman.make = self._speaker(app)
             steps.start()
-            with self._signals(loop), self._announced(listener):
-                accepting = asyncio.create_task(doorman.serve(listener))
+            with self._signals(loop):
+                accepting = asyncio.create_task(doorman.serve(self._listener))
+                gc.collect()
+                gc.freeze()  # what is here now stays: later collections need not look at it again
+                up(Running(self._listener.getsockname()[1], self._stop_from_outside))
                 status = await self._end
                 log.info("stopping")
                 accepting.cancel()
-                listener.close()
+                self._listener.close()
                 await self._wind_down(bell, doorman)
             await loop.run_in_executor(None, steps.stop)
         if self._fenced is not None:
             raise self._fenced
         return status
-
-    def _app(
-        self, threads: ThreadPoolExecutor, bell: Bell, steps: Steps
-    ) -> tuple[App, list[Callable[[], tuple[Gauge, ...]]]]:
-        serving, limits, now = self._serving, self._serving.limits, time.time
-        identity = Identity.load(serving.home.identity)
-        roster = Roster(serving.store, limits.roster_seconds, time.monotonic)
-        federation = Federation(serving.charter.federation, identity.public_bytes)
-        gate = Gate(federation.id, serving.service.epoch, roster, limits, now)
-        gate.token = read_secret(serving.home.token).strip()
-        gauges: list[Callable[[], tuple[Gauge, ...]]] = [lambda: _standing(serving, roster, steps)]
-        api = Api(
-            service=serving.service,
-            store=serving.store,
-            gate=gate,
-            bell=bell,
-            threads=threads,
-            roster=roster,
-            limits=limits,
-            federation=federation,
-            meters=self._meters,
-            now=now,
-            gauges=lambda: tuple(gauge for part in gauges for gauge in part()),
-            ready=lambda: steps.trouble,
-        )
-        house = House(
-            identity, gate, roster, limits, serving.home.incoming, threads, now, self._meters
-        )
-        return App(house, Table(ROUTES), api), gauges
 
     def _speaker(self, app: App) -> Callable[[Guest], Speaker]:
         config = Config(
@@ -198,38 +268,8 @@ class _Process:
         )
         config.load()
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
-
-        def make(guest: Guest) -> Speaker:
-            return Speaker(
-                guest,
-                self._serving.limits,
-                config=config,
-                server_state=self._state,
-                app_state={},
-            )
-
-        return make
-
-    @contextlib.contextmanager
-    def _announced(self, listener: socket.socket) -> Iterator[None]:
-        home, port = self._serving.home, int(listener.getsockname()[1])
-        home.tell(
-            {
-                "pid": os.getpid(),
-                "epoch": self._serving.service.epoch,
-                "listen": self._serving.charter.listen,
-                "port": port,
-                "since": time.time(),
-            }
-        )
-        gc.collect()
-        gc.freeze()  # what is here now stays: later collections need not look at it again
-        log.info("listening on %s, port %d", self._serving.charter.listen, port)
-        self._serving.ready(port)
-        try:
-            yield
-        finally:
-            home.tell(None)
+        limits, state = self._premises.limits, self._state
+        return lambda guest: Speaker(guest, limits, config=config, server_state=state, app_state={})
 
     @contextlib.contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
@@ -249,11 +289,15 @@ class _Process:
         if self._end is not None and not self._end.done():
             self._end.set_result(status)
 
+    def _stop_from_outside(self, status: int) -> None:
+        if self._end is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended already
+                self._end.get_loop().call_soon_threadsafe(self._stop, status)
+
     def _lost(self, error: FenceError) -> None:
         """Another server has the store; from the thread of steps."""
         self._fenced = error
-        if self._end is not None:
-            self._end.get_loop().call_soon_threadsafe(self._stop, error.exit_status)
+        self._stop_from_outside(error.exit_status)
 
     async def _wind_down(self, bell: Bell, doorman: Doorman) -> None:
         """Answer what is under way, then close."""
@@ -263,9 +307,9 @@ class _Process:
             speaker.shutdown()
         if self._state.tasks:
             await asyncio.wait(list(self._state.tasks), timeout=_GRACE)
-        doorman.abort()
         for task in list(self._state.tasks):
             task.cancel()
+        await doorman.abort()
 
 
 @contextlib.contextmanager
@@ -296,27 +340,26 @@ def _raise_descriptor_limit(wanted: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _connections(doorman: Doorman) -> tuple[Gauge, ...]:
-    values: dict[Any, float] = {(("stage", k),): float(v) for k, v in doorman.open.items()}
-    return (Gauge("atoll_connections", "Open connections by how far they came.", values),)
+def _members(roster: Roster) -> tuple[Gauge, ...]:
+    found: dict[Any, float] = {}
+    for member in roster.all():
+        key = (("role", member.role), ("status", member.status))
+        found[key] = found.get(key, 0.0) + 1
+    return (Gauge("atoll_members", "Keys by role and standing.", found),)
 
 
-def _standing(serving: Serving, roster: Roster, steps: Steps) -> tuple[Gauge, ...]:
+def _standing(premises: Premises, steps: Steps, doorman: Doorman) -> tuple[Gauge, ...]:
     runs: dict[Any, float] = {}
-    for job in serving.service.jobs():
+    for job in premises.service.jobs():
         key = (("status", job.status),)
         runs[key] = runs.get(key, 0.0) + 1
-    members: dict[Any, float] = {}
-    for member in roster.all():
-        key2 = (("role", member.role), ("status", member.status))
-        members[key2] = members.get(key2, 0.0) + 1
+    found: dict[Any, float] = {(("stage", k),): float(v) for k, v in doorman.open.items()}
+    trouble = float(bool(steps.trouble))
     return (
-        Gauge("atoll_epoch", "Starts of this server so far.", {(): float(serving.service.epoch)}),
+        Gauge("atoll_epoch", "Starts of this server so far.", {(): premises.service.epoch}),
         Gauge("atoll_runs", "Runs by status.", runs),
-        Gauge("atoll_members", "Keys by role and standing.", members),
-        Gauge("atoll_steps", "Steps of the service's thread.", {(): float(steps.count)}),
+        Gauge("atoll_connections", "Open connections by how far they came.", found),
+        Gauge("atoll_steps", "Steps of the service's thread.", {(): steps.count}),
         Gauge("atoll_step_seconds", "Seconds spent in them.", {(): steps.seconds}),
-        Gauge(
-            "atoll_trouble", "1 while the service cannot work.", {(): float(bool(steps.trouble))}
-        ),
+        Gauge("atoll_trouble", "1 while the service cannot work.", {(): trouble}),
     )

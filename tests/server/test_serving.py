@@ -1,0 +1,466 @@
+"""A real server on the loopback interface: TLS, sockets, signals, floods, and a second server."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from atoll.connection import connect
+from atoll.core.errors import (
+    AuthError,
+    FenceError,
+    Forbidden,
+    StateError,
+    StorageError,
+    Unreachable,
+)
+from atoll.server import admin
+from atoll.server.admin import Founding
+from atoll.server.home import ServerHome
+from atoll.server.limits import Limits
+from atoll.server.serving import serve
+from atoll.wire.certificates import client_context
+from atoll.wire.codes import read_code
+from atoll.wire.https import Channel, Pin
+from atoll.wire.identity import Identity
+from atoll.wire.messages import JoinBody, JoinReply, MembersReply
+
+QUICK = Limits(header_seconds=1.0, handshake_seconds=1.0, strange=100_000, joins=1000)
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Live:
+    """A server in a thread of this process."""
+
+    def __init__(self, path: Path, limits: Limits = QUICK, **founding) -> None:
+        self.path, self.limits = path, limits
+        self.port = free_port()
+        if not (path / "server.json").exists():
+            admin.found(path, Founding(address=f"127.0.0.1:{self.port}", **founding), time.time())
+        self.port = int(ServerHome(path).charter().address.rpartition(":")[2])
+        self.running, self.error, self.status = None, None, None
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self):
+        try:
+            self.status = serve(ServerHome(self.path), limits=self.limits, ready=self._up)
+        except Exception as error:  # seen by the test
+            self.error = error
+        finally:
+            self.up.set()
+
+    def _up(self, running):
+        self.running = running
+        self.up.set()
+
+    def __enter__(self):
+        self.up = threading.Event()
+        self.thread.start()
+        assert self.up.wait(30)
+        if self.error is not None:
+            raise self.error
+        return self
+
+    def __exit__(self, *_):
+        if self.running is not None:
+            self.running.stop(0)
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+    def join(self, name: str, role: str = "site") -> Channel:
+        """A member's channel."""
+        code = read_code(admin.invite(self.path, name, role, 1.0, time.time()))
+        identity = Identity.fresh()
+        body = JoinBody(secret=code.secret.hex(), key=identity.public_bytes.hex())
+        with Channel(code.address, Pin(code.certificate), identity, "join", proxy="") as channel:
+            reply = channel.json("POST", "/v1/join", body, JoinReply)
+        pin = Pin(code.certificate, bytes.fromhex(reply.server_key))
+        return Channel(code.address, pin, identity, reply.federation, proxy="")
+
+    def plain(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=10)
+
+    def tls(self) -> ssl.SSLSocket:
+        return client_context().wrap_socket(self.plain(), server_hostname="localhost")
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory):
+    with Live(tmp_path_factory.mktemp("live") / "server") as made:
+        yield made
+
+
+def health(speaker: ssl.SSLSocket) -> bytes:
+    speaker.sendall(b"GET /v1/health HTTP/1.1\r\nhost: x\r\n\r\n")
+    return speaker.recv(4096)
+
+
+def read_all(speaker: socket.socket) -> bytes:
+    """Everything until the other side closes, whichever way it does."""
+    found = b""
+    with contextlib.suppress(OSError):
+        while piece := speaker.recv(65_536):
+            found += piece
+    return found
+
+
+# One request after another ------------------------------------------------------------------------
+
+
+def test_a_member_asks_over_a_connection_that_is_kept(live):
+    with live.join("ulm") as channel:
+        for _ in range(3):
+            found = channel.json("GET", "/v1/federation", None, MembersReply)
+        assert "ulm" in {member.name for member in found.members}
+        assert channel.epoch == 1
+
+
+def test_a_signed_round_trip_takes_few_milliseconds(live):
+    with live.join("fast") as channel:
+        channel.call("GET", "/v1/federation")
+        times = []
+        for _ in range(100):
+            began = time.perf_counter()
+            channel.call("GET", "/v1/federation")
+            times.append(time.perf_counter() - began)
+    assert sorted(times)[20] < 0.02  # far above what it takes on an idle machine
+
+
+def test_who_was_revoked_is_refused_by_the_running_server(live):
+    with live.join("thief") as channel:
+        channel.call("GET", "/v1/federation")
+        admin.revoke(live.path, "thief", time.time())
+        time.sleep(1.2)
+        with pytest.raises(Forbidden, match="revoked"):
+            channel.call("GET", "/v1/federation")
+
+
+def test_the_server_names_no_software_and_no_date(live):
+    with live.tls() as speaker:
+        head = health(speaker).lower()
+    assert head.startswith(b"http/1.1 200")
+    assert b"server:" not in head
+    assert b"date:" not in head
+
+
+def test_tls_1_2_and_plain_http_are_not_spoken(live):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    with pytest.raises((ssl.SSLError, OSError)), live.plain() as plain:
+        context.wrap_socket(plain, server_hostname="localhost")
+    with live.plain() as plain:
+        plain.sendall(b"GET /v1/health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert b"HTTP" not in read_all(plain)
+    with live.tls() as speaker:
+        assert speaker.version() == "TLSv1.3"
+
+
+def test_another_server_s_certificate_is_not_trusted(live, tmp_path):
+    with live.join("wary") as channel:
+        other = Channel(
+            channel.address, Pin(bytes(32), bytes(32)), Identity.fresh(), "f-1", proxy=""
+        )
+        with pytest.raises(AuthError, match="another certificate"):
+            other.call("GET", "/v1/federation")
+
+
+# What strangers can cost --------------------------------------------------------------------------
+
+
+def closed_within(speaker: socket.socket, seconds: float) -> float:
+    """Seconds until the other side closes; fails when it does not."""
+    began = time.monotonic()
+    speaker.settimeout(seconds)
+    with contextlib.suppress(ConnectionError, ssl.SSLError):
+        while speaker.recv(65_536):
+            pass
+    took = time.monotonic() - began
+    assert took < seconds
+    return took
+
+
+def test_who_says_nothing_is_hung_up_on(live):
+    with live.plain() as silent:
+        assert closed_within(silent, 5) > 0.5
+    with live.tls() as silent:
+        assert closed_within(silent, 5) > 0.5
+
+
+def test_half_a_handshake_is_given_up(live):
+    with live.plain() as slow:
+        slow.sendall(b"\x16\x03\x01")
+        closed_within(slow, 5)
+
+
+def test_headers_that_trickle_in_are_given_up(live):
+    with live.tls() as slow:
+        slow.settimeout(0.2)
+        began = time.monotonic()
+        slow.sendall(b"GET /v1/health HTTP/1.1\r\n")
+        with contextlib.suppress(OSError):
+            while time.monotonic() - began < 8:
+                slow.sendall(b"x: y\r\n")
+                with contextlib.suppress(TimeoutError):
+                    if not slow.recv(100):
+                        break
+        assert time.monotonic() - began < 4
+
+
+def test_empty_lines_in_place_of_a_request_are_given_up(live):
+    with live.tls() as slow:
+        assert b"200" in health(slow)
+        slow.settimeout(0.2)
+        began = time.monotonic()
+        with contextlib.suppress(OSError):
+            while time.monotonic() - began < 8:
+                slow.sendall(b"\r\n")
+                with contextlib.suppress(TimeoutError):
+                    if not slow.recv(100):
+                        break
+        assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v1/health HTTP/1.1\r\n" + b"x: " + b"y" * 40_000,
+        b"GET /v1/health HTTP/1.1\r\n" + b"x: y\r\n" * 8000,
+        b"GET /v1/health?" + b"a" * 40_000,
+        b"GET /v1/health HTTP/1.1\r\nx: " + b"y" * 17_000 + b"\r\n\r\n",
+    ],
+)
+def test_headers_without_end_are_refused(live, head):
+    with live.tls() as flood:
+        with contextlib.suppress(OSError):
+            flood.sendall(head)
+        answer = read_all(flood)
+    assert answer == b"" or answer.split()[1] in (b"431", b"400")
+    assert b"200 OK" not in answer
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"\x00\xff\xfe garbage\r\n\r\n",
+        b"GET /v1/health HTTP/9.9\r\n\r\n",
+        b"POST /v1/join HTTP/1.1\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"GET /v1/poll HTTP/1.1\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+    ],
+)
+def test_what_is_no_request_of_ours_is_refused_and_the_server_goes_on(live, head):
+    with live.tls() as odd:
+        odd.sendall(head)
+        answer = read_all(odd)
+    assert not answer.startswith(b"HTTP/1.1 2")
+    with live.tls() as speaker:
+        assert b"200 OK" in health(speaker)
+
+
+def test_a_bomb_is_not_read(live):
+    """Declared small and sending much; declared huge: both cost the server nothing."""
+    before = _memory()
+    for head in [
+        b"POST /v1/join HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n",
+        b"POST /v1/join HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000000\r\n\r\n",
+        b"PUT /v1/uploads/"
+        + b"a" * 64
+        + b" HTTP/1.1\r\nhost: x\r\ncontent-length: 4194304\r\n\r\n",
+    ]:
+        sent = 0
+        with live.tls() as bomb:
+            bomb.settimeout(5)
+            with contextlib.suppress(OSError):
+                bomb.sendall(head)
+                while sent < 64 << 20:
+                    bomb.sendall(bytes(1 << 16))
+                    sent += 1 << 16
+        assert sent < 32 << 20
+    assert _memory() - before < 32 << 20
+
+
+def _memory() -> int:
+    fields = Path("/proc/self/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_member_is_served_while_hundreds_of_connections_are_held_open(tmp_path):
+    """500 open sockets, some silent, some in half a handshake, some in half a request."""
+    quiet = Limits(header_seconds=30.0, handshake_seconds=30.0, strange=100_000, strangers=64)
+    with Live(tmp_path / "server", quiet) as live, live.join("ulm") as channel:
+        channel.call("GET", "/v1/federation")
+        alone = _median(channel)
+        before = _memory()
+        with contextlib.ExitStack() as stack:
+            for number in range(500):
+                sock = stack.enter_context(contextlib.closing(live.plain()))
+                with contextlib.suppress(OSError):
+                    if number % 3 == 1:
+                        sock.sendall(b"\x16\x03\x01\x02\x00")
+                    if number % 3 == 2 and number < 300:
+                        tls = client_context().wrap_socket(sock, server_hostname="x")
+                        stack.enter_context(contextlib.closing(tls))
+                        tls.sendall(b"GET /v1/health HTTP/1.1\r\n")
+            flooded = _median(channel)
+            grown = _memory() - before
+            with live.join("newcomer") as fresh:  # and somebody new gets in
+                fresh.call("GET", "/v1/federation")
+        assert grown < 64 << 20
+        assert flooded < 3 * alone + 0.01
+
+
+def _median(channel) -> float:
+    times = []
+    for _ in range(40):
+        began = time.perf_counter()
+        channel.call("GET", "/v1/federation")
+        times.append(time.perf_counter() - began)
+    return sorted(times)[20]
+
+
+# One server, and one only -------------------------------------------------------------------------
+
+
+def test_a_second_server_in_the_same_folder_is_refused(live):
+    with pytest.raises(StorageError, match="another server runs"):
+        serve(ServerHome(live.path))
+
+
+def test_a_second_server_on_the_same_store_is_refused(live, tmp_path):
+    other = tmp_path / "other"
+    store = ServerHome(live.path).store_url(ServerHome(live.path).charter())
+    admin.found(other, Founding(address=f"127.0.0.1:{free_port()}", store=store), time.time())
+    with pytest.raises(FenceError, match=f"process {os.getpid()}"):
+        serve(ServerHome(other))
+    with live.join("still there") as channel:
+        channel.call("GET", "/v1/federation")
+
+
+def test_a_taken_port_is_told_and_the_store_is_let_go(tmp_path):
+    with contextlib.closing(socket.socket()) as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        admin.found(tmp_path / "s", Founding(address=taken), time.time())
+        with pytest.raises(StateError, match="cannot be listened on"):
+            serve(ServerHome(tmp_path / "s"))
+    with Live(tmp_path / "s") as live, live.join("ulm") as channel:
+        channel.call("GET", "/v1/federation")
+
+
+def test_after_a_restart_nothing_recorded_before_is_accepted_and_members_go_on(tmp_path):
+    with Live(tmp_path / "server") as live:
+        channel = live.join("ulm")
+        channel.call("GET", "/v1/federation")
+        assert channel.epoch == 1
+        assert ServerHome(live.path).running()["port"] == live.port
+    assert ServerHome(live.path).running() is None
+    with pytest.raises(Unreachable):
+        channel.call("GET", "/v1/federation")
+    with Live(tmp_path / "server"):
+        channel.call("GET", "/v1/federation")
+        assert channel.epoch == 2
+        channel.close()
+
+
+# As a process -------------------------------------------------------------------------------------
+
+
+COMMAND = [sys.executable, "-m", "atoll"]
+START = """
+import sys
+from atoll.cli.main import main
+status = main(["server", "start", sys.argv[1]])
+print(sorted(m for m in sys.modules if m.split(".")[0] in {"torch", "pickle5", "ray", "pandas"}))
+sys.exit(status)
+"""
+
+
+def start(home: Path) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [sys.executable, "-c", START, str(home)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    line = process.stderr.readline()
+    assert "listening on port" in line, line + process.stderr.read()
+    return process
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_server_after_what_is_under_way(tmp_path, number, status):
+    admin.found(tmp_path / "s", Founding(address=f"127.0.0.1:{free_port()}"), time.time())
+    process = start(tmp_path / "s")
+    code = admin.invite(tmp_path / "s", "ada", "researcher", 1.0, time.time())
+    with connect(tmp_path / "ada", code=code, proxy="") as federation:
+        assert federation.jobs() == ()
+        answers = []
+        asking = threading.Thread(target=lambda: answers.append(_poll(tmp_path / "s")))
+        asking.start()
+        time.sleep(0.5)
+        began = time.monotonic()
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=20)
+        asking.join(10)
+    assert (process.returncode, time.monotonic() - began < 8) == (status, True)
+    assert answers == [200]  # an open question is answered, not cut
+    assert out.strip() == "[]"  # neither torch nor anything like it was ever imported
+    assert not (tmp_path / "s" / "running.json").exists()
+
+
+def _poll(home: Path) -> int:
+    code = read_code(admin.invite(home, "ulm", "site", 1.0, time.time()))
+    identity = Identity.fresh()
+    body = JoinBody(secret=code.secret.hex(), key=identity.public_bytes.hex())
+    with Channel(code.address, Pin(code.certificate), identity, "join", proxy="") as channel:
+        reply = channel.json("POST", "/v1/join", body, JoinReply)
+    pin = Pin(code.certificate, bytes.fromhex(reply.server_key))
+    with Channel(code.address, pin, identity, reply.federation, proxy="") as channel:
+        return channel.call("GET", "/v1/poll", query="wait=20").status
+
+
+def test_a_killed_server_leaves_nothing_in_the_way_of_the_next(tmp_path):
+    admin.found(tmp_path / "s", Founding(address=f"127.0.0.1:{free_port()}"), time.time())
+    process = start(tmp_path / "s")
+    (tmp_path / "s" / "incoming").mkdir(exist_ok=True)
+    (tmp_path / "s" / "incoming" / "half.body").write_bytes(b"x")
+    process.kill()
+    process.communicate()
+    assert ServerHome(tmp_path / "s").running() is None
+    process = start(tmp_path / "s")
+    assert not (tmp_path / "s" / "incoming").exists()
+    state = json.loads((tmp_path / "s" / "running.json").read_text())
+    assert (state["pid"], state["epoch"]) == (process.pid, 2)
+    process.terminate()
+    process.communicate(timeout=20)
+
+
+def test_a_given_certificate_is_the_one_that_codes_pin(tmp_path, live):
+    mine = Founding(
+        address=f"127.0.0.1:{free_port()}",
+        certificate=live.path / "tls" / "cert.pem",
+        key=live.path / "tls" / "key.pem",
+    )
+    admin.found(tmp_path / "s", mine, time.time())
+    code = read_code(admin.invite(tmp_path / "s", "ulm", "site", 1.0, time.time()))
+    pem = (live.path / "tls" / "cert.pem").read_text()
+    assert code.certificate == hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).digest()
