@@ -77,7 +77,7 @@ def sketch(column: Column, cells: Array, *, named: bool = False) -> Sketch:
         text=bool(wrong.any()) and not numeric,
         some=bool(len(seen)) or endless,
         whole=bool(np.all(seen == np.floor(seen))) and not endless,
-        binary=bool(np.isin(seen, (0, 1)).all()) and not endless,
+        binary=bool(((seen == 0) | (seen == 1)).all()) and not endless,
         bare=numeric and not named and bool(len(seen)),
         levels=levels,
     )
