@@ -20,7 +20,7 @@ MOST = 2000
 _FRAMES = 8
 _PLAIN = (ImportError, NameError, RecursionError)
 """Their texts name modules and names in code, which the job brought itself."""
-_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[\\/][^\s\\/:;,'\"()\[\]]+)+[\\/]?")
+_PATH = re.compile(r"(?<![\w.])(?:/[^\s/:;,'\"()\[\]]+)+/?")
 
 
 def told(error: BaseException, folder: Path, memory: float = 0.0) -> str:
