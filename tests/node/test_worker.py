@@ -33,11 +33,14 @@ import json, os, signal, sys, time
 from pathlib import Path
 import numpy as np
 import beside
+from atoll.core.metrics import RankedScores
 
 def initial(generator):
     return {"w": np.zeros(3)}
 
 def evaluate(parameters, data):
+    if parameters["w"][0] == 1:
+        return {"auc": RankedScores((0.9,), (0.1,)), "loss": 0.0}
     return {"loss": float(np.sum(parameters["w"] ** 2))}
 
 def fit(parameters, data, context):
@@ -259,7 +262,7 @@ def test_an_exception_tells_where_and_not_on_what(bench: Bench) -> None:
     body, arrays = bench.do(1.0)
     assert (body.status, arrays) == ("failed", {})
     assert "ValueError" in body.reason
-    assert "own.py:16 in fit" in body.reason
+    assert "own.py:19 in fit" in body.reason
     for secret in ("Smith", "aged", str(bench.folder), str(Path(atoll.__file__).parent)):
         assert secret not in body.reason
     assert "Smith" in bench.log.read_text()  # the site itself may know
@@ -289,6 +292,12 @@ def test_an_update_that_is_not_finite_is_not_sent(bench: Bench) -> None:
     body, arrays = bench.do(10.0)
     assert body.status == "refused"
     assert arrays == {}
+
+
+def test_scores_of_single_rows_do_not_leave(bench: Bench) -> None:
+    body, _ = bench.do(1.0, "evaluate")
+    assert (body.status, body.metrics) == ("failed", {})
+    assert "'auc' holds the score of every row" in body.reason
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from atoll.core.contracts import Task
-from atoll.core.errors import JobError, StateError, UpdateRefused, WireError
+from atoll.core.errors import JobConflict, JobError, StateError, UpdateRefused, WireError
 from atoll.core.layout import Array
+from atoll.core.metrics import Metrics, RankedScores
 from atoll.core.values import Broadcast, Memory
 from atoll.job import deployed
 from atoll.job.datasets import own_arrays
@@ -206,7 +207,7 @@ class Workplace:
         fields = {
             "weight": float(update.weight),
             "examples": int(update.examples),
-            "metrics": metrics_to_plain(update.metrics),
+            "metrics": _leaving(update.metrics),
         }
         return _Done(update.vectors, fields, memory)
 
@@ -221,7 +222,7 @@ class Workplace:
         parameters = Broadcast(order.task.version, _vectors(order.broadcast)).parameters
         with self._one():
             found = evaluate_client(parts, parameters, client, _memory(order))
-        fields = {"metrics": metrics_to_plain(found), "examples": len(parts.held_out[client])}
+        fields = {"metrics": _leaving(found), "examples": len(parts.held_out[client])}
         return _Done(fields=fields)
 
 
@@ -237,6 +238,21 @@ _VERBS: Mapping[str, Callable[[Workplace, Order, _Run, Any], _Done]] = {
 def written(task: str, status: str, **fields: Any) -> dict[str, Any]:
     """The body of a result."""
     return ResultBody.model_validate({"task": task, "status": status, **fields}).model_dump()
+
+
+def _leaving(metrics: Metrics) -> dict[str, Any]:
+    """Metrics as they are sent; none that holds single rows.
+
+    Raises:
+        JobConflict: one of the job's own does.
+    """
+    for name, metric in metrics.items():
+        if isinstance(metric, RankedScores):
+            raise JobConflict(
+                f"the metric {name!r} holds the score of every row, which may not leave the site",
+                remedy="let the job's evaluate use BinnedAUC",
+            )
+    return metrics_to_plain(metrics)
 
 
 def _vectors(path: str) -> Mapping[str, Array]:
