@@ -159,7 +159,7 @@ def result(
 
 def _text(info: RunInfo) -> str:
     made = datetime.fromtimestamp(info.created, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    remark = f" {info.reason}" if info.reason else ""
+    remark = f": {info.reason}" if info.reason not in ("", info.status) else ""
     phase = f" ({info.phase})" if info.phase and not info.ended else ""
     return "\n".join(
         [

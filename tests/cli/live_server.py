@@ -1,0 +1,43 @@
+"""A server in a thread of the test's process, on the loopback interface."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from pathlib import Path
+
+from atoll.server import admin
+from atoll.server.admin import Founding
+from atoll.server.home import ServerHome
+from atoll.server.serving import serve
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def live(home: Path):
+    """Runs the server in ``home``, founded if need be, until the block ends."""
+    if not (home / "server.json").exists():
+        admin.found(home, Founding(address=f"127.0.0.1:{free_port()}"), time.time())
+    up, found = threading.Event(), []
+
+    def ready(running):
+        found.append(running)
+        up.set()
+
+    thread = threading.Thread(target=serve, args=(ServerHome(home),), kwargs={"ready": ready})
+    thread.start()
+    try:
+        assert up.wait(30)
+        yield home
+    finally:
+        for running in found:
+            running.stop(0)
+        thread.join(30)
+        assert not thread.is_alive()
