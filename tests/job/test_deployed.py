@@ -346,6 +346,7 @@ SIMULATED_ONLY = {
     "clock.partial": {"clock": {"partial": 0.1}},
     "rounds.over_selection": {"rounds": {"over_selection": 0.5, "cohort": "uniform", "size": 1}},
     "stop.virtual_seconds": {"stop": {"virtual_seconds": 3.0}},
+    "model.options.exact_auc": {"model": {"options": {"exact_auc": True}}},
     "stop.metric": {"stop": {"metric": "central.loss"}},
     "executor.name": {"executor": {"name": "ray"}},
 }

@@ -243,3 +243,24 @@ def test_network_without_torch_names_the_extra(monkeypatch, folder, spec_of):
     without_torch(monkeypatch)
     with pytest.raises(MissingExtra, match=r"atoll\[torch\]"):
         spec_of(model={"kind": "paper_cnn"})
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "exact"),
+    [
+        ({}, {}, False),
+        ({}, {"exact_auc": True}, True),
+        ({"site_column": "", "partition": {"kind": "iid", "clients": 2}}, {}, True),
+    ],
+)
+def test_single_scores_are_kept_where_rows_lie_together_or_it_is_asked_for(
+    folder, spec_of, data, options, exact
+):
+    spec = spec_of(data=data, model={"options": options})
+    assert trainer_for(spec, load_islands(spec, folder, 0), folder).exact_auc is exact
+
+
+def test_networks_of_sites_keep_no_single_scores(folder, spec_of):
+    pytest.importorskip("torch")
+    spec = spec_of(model={"kind": "mlp", "options": {"hidden": [3]}})
+    assert trainer_for(spec, load_islands(spec, folder, 0), folder).exact_auc is False

@@ -55,7 +55,7 @@ from atoll.job.build import Job, job_from_spec
 from atoll.job.check import federation_faults
 from atoll.job.datasets import brings_sites, own_arrays
 from atoll.job.islands import Islands
-from atoll.job.registry import trainer_for
+from atoll.job.registry import LINEAR, trainer_for
 from atoll.job.schema import DataSpec, JobSpec, Section
 from atoll.job.sites import halves, plan_of, preprocessed
 from atoll.job.standing import Rows, Standing
@@ -121,6 +121,9 @@ def _impossible(spec: JobSpec) -> Iterator[Fault]:
     for place, used in modelled.items():
         if used:
             yield Fault(place, "is for clients in virtual time; sites have their own", "remove it")
+    if spec.model.options.get("exact_auc") and spec.model.kind in LINEAR:
+        reason = "would send the score of every row"
+        yield Fault("model.options.exact_auc", reason, "remove it: the area then has an error bound")
     if spec.stop.metric.startswith("central."):
         reason = f"{spec.stop.metric!r} is watched, but the server has no test rows"
         yield Fault("stop.metric", reason, "watch federated.* instead")

@@ -29,6 +29,7 @@ from atoll.core.errors import (
     raise_faults,
     suggest,
 )
+from atoll.job.datasets import brings_sites
 from atoll.job.islands import Islands
 from atoll.job.options import checked_options
 from atoll.job.schema import AlgorithmSpec, JobSpec, ModelSpec
@@ -217,6 +218,10 @@ def _networks() -> ModuleType:
 def trainer_for(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
     """The trainer of ``[model]`` for these data.
 
+    Where sites have rows of their own, areas under ROC curves come from histograms of scores, as they
+    do in a deployment: single scores stay at their site. The option ``exact_auc`` of linear models
+    overrides that in a simulation.
+
     Raises:
         JobError: options the model does not have, code that cannot be imported or run, or personal
             patterns without an entry.
@@ -245,7 +250,10 @@ def _trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
             l2=model.l2,
             dtype=model.dtype,
             personal=model.personal,
-            **checked_options(model.options, _LINEAR_OPTIONS, "model.options", model.kind)[0],
+            **{
+                "exact_auc": not brings_sites(spec.data),
+                **checked_options(model.options, _LINEAR_OPTIONS, "model.options", model.kind)[0],
+            },
         )
     if model.kind == "function":
         start, train, score = (
@@ -283,6 +291,7 @@ def _torch_trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
             classes=None if regression else islands.classes,
             personal=model.personal,
             augment=augment,
+            exact_auc=not brings_sites(spec.data),
             path=model.path,
             precision=model.precision,
         ),
