@@ -72,6 +72,7 @@ class Agent:
         self._site = Site(home, name, settings, Link(channel), spool, cache, jitter)
         self._runs: dict[str, Errands] = {}
         self._strangers: set[str] = set()
+        self._over: set[str] = set()
         self._stop = threading.Event()
         self._ended: AtollError | None = None
         self._epoch = 0
@@ -147,7 +148,7 @@ class Agent:
     def _have(self) -> set[str]:
         runs = dict(self._runs)
         tasks = [errands.held for errands in runs.values()]
-        return self._strangers.union(runs, self._site.spool.runs, *tasks)
+        return self._strangers.union(runs, self._site.spool.runs, *tasks) - self._over
 
     def _take(self, reply: PollReply, blobs: Mapping[str, Array]) -> None:
         if reply.epoch != self._epoch:
@@ -161,8 +162,10 @@ class Agent:
         for name in reply.gone:
             self._strangers.discard(name)
             if name in self._runs:
+                self._over.add(name)
                 self._runs.pop(name).over()
             elif name in self._site.spool.runs:
+                self._over.add(name)
                 self._site.spool.end(name)
             for errands in list(self._runs.values()):
                 errands.settled(name)

@@ -34,7 +34,7 @@ from atoll.core.errors import (
 from atoll.job.deployed import dataset_name
 from atoll.job.package import spec_from_plain
 from atoll.node.cache import Cache
-from atoll.node.datasets import Datasets
+from atoll.node.datasets import Dataset, Datasets
 from atoll.node.home import Home
 from atoll.node.link import INLINE, Link
 from atoll.node.orders import DatasetBody, Order, Report
@@ -104,7 +104,7 @@ class Errands:
         self._tasks: dict[str, f.Fulfilling] = {}
         self._bodies: dict[str, TaskBody] = {}
         self._orders: dict[str, Order] = {}
-        self._names: Mapping[str, str] = {}  # dataset by plan
+        self._data: tuple[Path, Worker, Dataset] | None = None
         self._waiting: deque[str] = deque()
         self._working, self._due = "", math.inf
         self._worker: Worker | None = None
@@ -138,6 +138,12 @@ class Errands:
 
     def settled(self, task: str) -> None:
         """The server neither asks for ``task`` nor needs its answer again."""
+        with self._lock:
+            if task not in self._held:
+                return
+            self._held.discard(
+                task
+            )  # at once, or the next question would be answered by this again
         self._queue.put(lambda: self._step(task, f.Settled()) if task in self._tasks else None)
 
     def over(self) -> None:
@@ -339,14 +345,15 @@ class Errands:
                 remedy="its operator raises spool in node.toml, or removes runs that are over",
             )
         path = {ref.sha256: str(site.cache.path(ref.blob)) for ref in _blobs(body)}
-        dataset = Datasets(site.home.datasets).get(self._dataset(body.plan, path))
+        plan = path[body.plan.sha256]
+        dataset = self._dataset(Path(plan), worker)
         memory = None
         if body.kind in ("train", "evaluate"):
             memory = site.spool.memory(self.run_id, body.kept)
         number = next(self._numbers)
         return Order(
             task=body,
-            plan=path[body.plan.sha256],
+            plan=plan,
             code={name: path[ref.sha256] for name, ref in body.code.items()},
             broadcast=path[body.broadcast.sha256] if body.broadcast else "",
             memory=str(memory) if memory else "",
@@ -356,13 +363,13 @@ class Errands:
             digest=site.spool.digest(self.run_id),
         )
 
-    def _dataset(self, plan: BlobRef, path: Mapping[str, str]) -> str:
-        """The dataset that the job reads; as its plan says, which is read once."""
-        if plan.sha256 not in self._names:
-            body, _ = open_frame(Path(path[plan.sha256]), _ANY)
-            spec = spec_from_plain(body.get("spec", {}))
-            self._names = {plan.sha256: dataset_name(spec.data)}
-        return self._names[plan.sha256]
+    def _dataset(self, plan: Path, worker: Worker) -> Dataset:
+        """The dataset that the run's job reads; looked up once for each plan and worker."""
+        if self._data is None or self._data[:2] != (plan, worker):
+            body, _ = open_frame(plan, _ANY)
+            name = dataset_name(spec_from_plain(body.get("spec", {})).data)
+            self._data = plan, worker, Datasets(self._site.home.datasets).get(name)
+        return self._data[2]
 
     def _overdue(self) -> None:
         self._due = math.inf
