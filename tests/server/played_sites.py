@@ -178,6 +178,17 @@ class World:
                     return turn
         return rounds
 
+    def reach(self, kind: str, number: int = 0) -> None:
+        """Take turns until sites are asked for that, and nobody has answered."""
+        for _ in range(1000):
+            self.service.step()
+            tasks = [t for n in self.sites for t in self.service.poll(n, ()).tasks]
+            if any(t.kind == kind and t.number >= number for t in tasks):
+                return
+            for site in self.sites.values():
+                site.turn(self.service)
+        raise AssertionError(f"{kind} {number} was never asked for")
+
     def wait(self, seconds: float, *, absent: tuple[str, ...] = (), every: float = 10.0) -> None:
         """Time passes; sites that are not absent answer and are heard of."""
         end = self.time + seconds

@@ -22,10 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from atoll.core.errors import Forbidden, NotFound, StateError, TooLarge, Unreachable
+from atoll.core.errors import (
+    Forbidden,
+    NotFound,
+    StateError,
+    TooLarge,
+    Unreachable,
+    UpdateRefused,
+    WireError,
+)
 from atoll.core.values import ClientId
 from atoll.server.blobs import Blobs
 from atoll.server.engine import ENDED, Engine, site_of
+from atoll.server.garbage import collect
 from atoll.server.office import Office
 from atoll.server.results import Files
 from atoll.server.settings import Settings
@@ -98,6 +107,7 @@ class Service:
         self._office.wake = lambda: self.on_work()
         self._engines: dict[str, Engine] = {}
         self._members: dict[str, Member] = {}
+        self._uploaded: set[tuple[str, str]] = set()
         self._files = Files(self._office)
         self._lock = threading.RLock()
         self._stepping = threading.Lock()
@@ -112,6 +122,8 @@ class Service:
         office = self._office
         office.epoch = office.store.acquire(office.settings.holder, office.now())
         self._look()
+        office.blobs.sweep()
+        collect(office.store, office.blobs, ENDED)
         for row in office.store.runs():
             if row.status not in ENDED:
                 self._engines[row.id] = Engine(office, row)
@@ -175,7 +187,17 @@ class Service:
     def _deliver(self, site: ClientId, task: str, blob: Blob, frame: bytes | None) -> ReceiptBody:
         engine = self._asking(site, task)
         self.touch(site)
-        again = engine.deliver(site, task, blob, frame)
+        try:
+            again = engine.deliver(site, task, blob, frame)
+        except Unreachable:
+            raise
+        except (WireError, UpdateRefused, StateError):
+            # Nobody else has uploaded these bytes, and nobody is going to need them.
+            if (site, blob.sha256) in self._uploaded:
+                self._uploaded.discard((site, blob.sha256))
+                self._office.blobs.delete(blob.sha256)
+            raise
+        self._uploaded.discard((site, blob.sha256))
         return ReceiptBody(task=task, sha256=blob.sha256, again=again)
 
     def _asking(self, site: ClientId, task: str) -> Engine:
@@ -228,8 +250,7 @@ class Service:
         away = {m.name: _LEFT[m.status] for m in members if m.name not in active}
         with self._lock:
             new = {name: why for name, why in away.items() if name not in office.away}
-            office.away.clear()
-            office.away.update(away)
+            office.away = away
             self._members = active
             self._looked = office.now()
         for name, why in new.items():
@@ -299,7 +320,11 @@ class Service:
                 raise TooLarge(reason)
         if size > most or offset + len(data) > size:
             raise TooLarge(f"{max(size, offset + len(data))} bytes: at most {min(size, most)}")
-        return office.blobs.append(Blob(sha256, size), offset, data, name)
+        new = not office.blobs.has(sha256)
+        held = office.blobs.append(Blob(sha256, size), offset, data, name)
+        if new and held == size:
+            self._uploaded.add((name, sha256))
+        return held
 
     # Researchers --------------------------------------------------------------------------------
 
