@@ -12,6 +12,7 @@ request) is closed here.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -41,8 +42,8 @@ class Guest:
 
     def __init__(self, doorman: Doorman, sock: socket.socket) -> None:
         self._doorman = doorman
-        self.sock: socket.socket | None = sock
-        self.task: asyncio.Task[None] | None = None
+        self.sock = sock
+        self.timer: asyncio.TimerHandle | None = None
         self.speaker: Speaker | None = None
         self.member = ""
 
@@ -53,12 +54,12 @@ class Guest:
 
     def drop(self) -> None:
         """Close the connection, whatever it is doing."""
-        if self.speaker is not None and self.speaker.transport is not None:
+        if self.speaker is not None:
             self.speaker.transport.abort()
-        elif self.task is not None:
-            self.task.cancel()
-        elif self.sock is not None:
-            self._doorman.hang_up(self)
+        elif not self._doorman.hang_up(self):
+            # In the middle of a handshake the socket is the loop's: it is to see an end, and close it.
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
 
 
 class Speaker(HttpToolsProtocol):
@@ -201,7 +202,7 @@ class Doorman:
             guest = Guest(self, sock)
             self._knocking[guest] = None
             loop.add_reader(sock, self._spoke, guest)
-            loop.call_later(self._limits.header_seconds, self._silent, guest)
+            guest.timer = loop.call_later(self._limits.header_seconds, self.hang_up, guest)
             if len(self._knocking) > self._limits.knocking:
                 self.hang_up(next(iter(self._knocking)))
 
@@ -219,14 +220,23 @@ class Doorman:
         """``guest`` has left."""
         self._strangers.pop(guest, None)
         self._forget(guest)
+        guest.speaker = None  # each knows the other: buffers are not to wait for the collector
 
-    def hang_up(self, guest: Guest) -> None:
-        """Close a connection that has not sent a byte."""
-        self._knocking.pop(guest, None)
-        sock, guest.sock = guest.sock, None
-        if sock is not None:
-            asyncio.get_running_loop().remove_reader(sock)
-            sock.close()
+    def hang_up(self, guest: Guest) -> bool:
+        """Close a connection that has not sent a byte; returns whether it was one."""
+        if guest not in self._knocking:
+            return False
+        self._welcome(guest)
+        guest.sock.close()
+        return True
+
+    def _welcome(self, guest: Guest) -> None:
+        """Stop to wait for the first byte."""
+        del self._knocking[guest]
+        asyncio.get_running_loop().remove_reader(guest.sock)
+        if guest.timer is not None:
+            guest.timer.cancel()
+            guest.timer = None
 
     def close(self) -> None:
         """Close what nobody works on; the rest is the application's to end."""
@@ -236,13 +246,10 @@ class Doorman:
     async def abort(self) -> None:
         """Close everything at once, and wait until it is closed."""
         self.close()
-        shaking = list(self._tasks)
-        for task in shaking:
-            task.cancel()
-        await asyncio.gather(*shaking, return_exceptions=True)
         for own in [self._strangers, *self._members.values()]:
             for guest in list(own):
                 guest.drop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.sleep(0.02)  # transports close their sockets in the loop's next turns
 
     def _forget(self, guest: Guest) -> None:
@@ -256,47 +263,36 @@ class Doorman:
         for guest in list(self._knocking)[:64]:
             self.hang_up(guest)
 
-    def _silent(self, guest: Guest) -> None:
-        if guest in self._knocking:
-            self.hang_up(guest)
-
     def _spoke(self, guest: Guest) -> None:
         """The first byte is there: worth a TLS handshake."""
-        sock = guest.sock
-        self._knocking.pop(guest, None)
-        if sock is None:
-            return
-        asyncio.get_running_loop().remove_reader(sock)
+        self._welcome(guest)
         self._strangers[guest] = None
-        task = asyncio.create_task(self._shake_hands(guest, sock))
-        guest.task, guest.sock = task, None
+        task = asyncio.create_task(self._shake_hands(guest))
         self._tasks.add(task)
-        task.add_done_callback(lambda _: self._shaken(guest, sock))
+        task.add_done_callback(self._tasks.discard)
         if len(self._strangers) > self._limits.strangers:
-            first = next(iter(self._strangers))
-            self._strangers.pop(first)
+            first, _ = self._strangers.popitem(last=False)
             first.drop()
 
-    def _shaken(self, guest: Guest, sock: socket.socket) -> None:
-        """The handshake has ended, well or not, or was cut before it began."""
-        if guest.task is not None:
-            self._tasks.discard(guest.task)
-        if guest.speaker is None:
-            self.gone(guest)
-            sock.close()
-
-    async def _shake_hands(self, guest: Guest, sock: socket.socket) -> None:
+    async def _shake_hands(self, guest: Guest) -> None:
         limits, make = self._limits, self.make
         if make is None:
             raise ValueError("the doorman does not know what speaks HTTP")
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            guest.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        except OSError:
+            guest.sock.close()
+            self.gone(guest)
+            return
+        try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: make(guest),
-                sock,
+                guest.sock,
                 ssl=self._context,
                 ssl_handshake_timeout=limits.handshake_seconds,
                 ssl_shutdown_timeout=limits.handshake_seconds,
             )
         except (OSError, ssl.SSLError) as error:
             log.debug("no TLS with a stranger: %s", error)
+            error.with_traceback(None)  # its frames hold the buffers, and it is held by them
+            self.gone(guest)
