@@ -25,7 +25,7 @@ from typing import Annotated
 import typer
 
 import atoll
-from atoll.cli import job, node, remote, run, server
+from atoll.cli import doctor, job, node, remote, run, server
 from atoll.cli.output import talk, talk_error
 from atoll.core.errors import AtollError
 
@@ -42,6 +42,7 @@ root.command("run")(run.run)
 root.command("report")(run.report)
 root.command("check")(job.check)
 root.command("methods")(job.methods)
+root.command("doctor")(doctor.doctor)
 root.add_typer(node.commands, name="node")
 root.add_typer(server.server)
 root.add_typer(remote.job)
