@@ -37,6 +37,8 @@ _WAIT = 25
 """Seconds the server may keep a question open."""
 _TELL = 1.0
 """Seconds between looks at what is worth telling."""
+_LAST = 5.0
+"""Seconds that threads are given to end; one that waits for the network is left to end with the process."""
 _BREATH = 0.5
 """Seconds before the next question to a server that says nothing at once."""
 
@@ -96,8 +98,9 @@ class Agent:
         runs = list(self._runs.values())
         for errands in runs:
             errands.stop()
+        until = time.monotonic() + _LAST
         for errands in runs:
-            errands.join(5.0)
+            errands.join(max(0.0, until - time.monotonic()))
         self._tell()
         if self._ended is not None:
             raise self._ended
@@ -120,7 +123,9 @@ class Agent:
         while not self._stop.is_set():
             began, have = time.monotonic(), self._have()
             try:
-                reply, blobs = self._site.link.poll(have, _WAIT)
+                # Asked at first without waiting, so that it is known at once whether all is well.
+                wait = _WAIT if self._state == "connected" else 0
+                reply, blobs = self._site.link.poll(have, wait)
                 self._take(reply, blobs)
             except Forbidden as error:
                 self._ended = error
@@ -141,7 +146,7 @@ class Agent:
                     log.warning("the server answers again")
                 tries, self._trouble = 0, ""
                 news = reply.gone or any(body.id not in have for body in reply.tasks)
-                if not news and time.monotonic() - began < _BREATH:
+                if wait and not news and time.monotonic() - began < _BREATH:
                     self._stop.wait(_BREATH)
                 self._state = "connected"
 

@@ -281,6 +281,7 @@ class Errands:
         if task in self._waiting:
             self._waiting.remove(task)
         if task == self._working and self._worker is not None:
+            self._orders.pop(task, None)
             self._worker.end()
             self._worker, self._working, self._due = None, "", math.inf
             self._work()
