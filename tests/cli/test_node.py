@@ -112,6 +112,10 @@ def test_a_site_joins_works_and_ends(server, node, tmp_path):
         job.write_text(JOB.replace("toy.csv", "toy/*.csv"))
         alone = atoll.simulate(atoll.load_job(job), executor="serial")
         assert manifest["model_hash"] == alone.model_hash
+        until = time.monotonic() + 5  # the server says that the run is over; nothing of it is kept
+        while kept := [p for p in (home / "spool").rglob("*") if p.is_file()]:
+            assert time.monotonic() < until, kept
+            time.sleep(0.02)
         status, out, _ = node("status", "--json")
         told = json.loads(out)
         assert (status, told["running"], told["state"]) == (0, True, "connected")
