@@ -15,6 +15,7 @@ from atoll import simulate
 from atoll.core.errors import Forbidden, Unreachable
 from atoll.job.build import job_from_spec
 from atoll.job.load import parse_job
+from atoll.node import errands
 from atoll.runtime.checkpoint import model_hash
 from atoll.wire.messages import BlobRef
 
@@ -256,6 +257,35 @@ def test_a_blob_that_the_server_does_not_give_fails_the_task(
     with east(tmp_path, server):
         body, _ = server.result(solo.train(broadcast=missing).id)
     assert (body.status, "cannot be fetched" in body.reason) == ("failed", True)
+
+
+def test_what_the_cache_could_not_hold_is_not_downloaded(
+    tmp_path: Path, server: ff.FakeServer, solo: ff.Solo
+) -> None:
+    huge = BlobRef(sha256="e" * 64, size=1 << 50)
+    with east(tmp_path, server):
+        body, _ = server.result(solo.train(broadcast=huge).id)
+    assert (body.status, "GiB of downloads" in body.reason) == ("failed", True)
+
+
+def test_an_idle_run_lets_its_worker_go_and_settles_what_it_holds(
+    tmp_path: Path, server: ff.FakeServer, solo: ff.Solo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(errands, "_IDLE", 0.2)
+    with east(tmp_path, server) as agent:
+        first = solo.train()
+        server.result(first.id)
+        pid = worker_of(agent)
+        ff.eventually(lambda: not Path(f"/proc/{pid}").exists())
+        assert agent._site.spool.result("r1", first.id)  # not settled yet
+        second = solo.train()
+        assert server.result(second.id)[0].status == "done"
+        ff.eventually(lambda: not agent._site.spool.result("r1", first.id))
+        ff.eventually(lambda: agent._runs["r1"]._over)
+        with server.changed:
+            server.unsettled.clear()
+            server.changed.notify_all()
+        ff.eventually(lambda: agent._site.spool.results == ())
 
 
 def test_a_lost_memory_fails_the_task_and_is_not_taken_for_none(

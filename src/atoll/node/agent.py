@@ -20,10 +20,11 @@ from typing import Any
 from atoll.core.errors import AtollError, Forbidden, StorageError
 from atoll.core.layout import Array
 from atoll.node.cache import Cache
-from atoll.node.errands import Errands, Site
+from atoll.node.errands import Errands
 from atoll.node.home import Home
 from atoll.node.link import Channel, Link
 from atoll.node.settings import GIB, Settings
+from atoll.node.site import Site
 from atoll.node.spool import Spool
 from atoll.runtime.fulfilling import backoff
 from atoll.wire.disk import Disk, RealDisk

@@ -17,7 +17,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,20 +32,19 @@ from atoll.core.errors import (
 )
 from atoll.job.deployed import dataset_name
 from atoll.job.package import spec_from_plain
-from atoll.node.cache import Cache
 from atoll.node.datasets import Dataset, Datasets
-from atoll.node.home import Home
-from atoll.node.link import INLINE, Link
+from atoll.node.link import INLINE
 from atoll.node.orders import DatasetBody, Order, Report
 from atoll.node.process import Ended, Log, Worker
 from atoll.node.redaction import MOST, without_paths
-from atoll.node.settings import GIB, Settings
-from atoll.node.spool import Held, Spool
+from atoll.node.settings import GIB
+from atoll.node.site import Site
+from atoll.node.spool import Held
 from atoll.runtime import fulfilling as f
 from atoll.wire.frames import Allowed, encode, open_frame
 from atoll.wire.messages import BlobRef, ResultBody, TaskBody, read_body
 
-__all__ = ["Errands", "Site"]
+__all__ = ["Errands"]
 
 log = logging.getLogger("atoll.node")
 
@@ -54,31 +52,6 @@ _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
 _BUSY = ("offered", "fetching", "working", "finished")
 _IDLE = 600.0
 """Seconds without work after which a run's worker is ended; another task starts a new one."""
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """What all runs at this site share.
-
-    Args:
-        home: the node's folder.
-        name: of the site, which is the client's.
-        settings: limits of this site.
-        link: to the server.
-        spool: what must not be lost.
-        cache: what was downloaded.
-        jitter: numbers in [0, 1) that spread the tries of many nodes.
-    """
-
-    home: Home
-    name: str
-    settings: Settings
-    link: Link
-    spool: Spool
-    cache: Cache
-    jitter: Callable[[], float]
-    pins: dict[str, frozenset[str]] = field(default_factory=dict)
-    """Digests that each run needs now."""
 
 
 class Errands:
@@ -144,7 +117,10 @@ class Errands:
             self._held.discard(
                 task
             )  # at once, or the next question would be answered by this again
-        self._queue.put(lambda: self._step(task, f.Settled()) if task in self._tasks else None)
+            if not self._over:
+                self._queue.put(partial(self._settled, task))
+                return
+        self._site.spool.settle(self.run_id, task)
 
     def over(self) -> None:
         """The run has ended: nothing of it is kept."""
@@ -276,6 +252,10 @@ class Errands:
         self._tasks.setdefault(body.id, f.Fulfilling(body.id))
         self._step(body.id, f.Offered())
 
+    def _settled(self, task: str) -> None:
+        if task in self._tasks:
+            self._step(task, f.Settled())
+
     def _forget(self, task: str) -> None:
         self._site.spool.settle(self.run_id, task)
         if task in self._waiting:
@@ -289,7 +269,13 @@ class Errands:
     # Fetching -----------------------------------------------------------------------------------
 
     def _fetch(self, task: str) -> None:
-        body = self._bodies[task]
+        body, most = self._bodies[task], self._site.settings.cache
+        need = sum(ref.size for ref in _blobs(body))
+        if need > most * GIB:
+            self._fail(
+                task, f"it needs {need / GIB:.3g} GiB of downloads; cache is {most:g} GiB here"
+            )
+            return
         try:
             for ref in _blobs(body):
                 self._site.cache.fetch(ref.blob, self._site.link.download)

@@ -304,6 +304,7 @@ def _asked(
     except queue.Empty:
         raise ClientError(f"{kind}: the worker took longer than {_PATIENCE:.0f} s") from None
     if isinstance(report, Ended):
+        stage.heard.put(report)  # whoever waits for the end waits no longer
         raise ClientError(f"{kind}: the worker {report.reason}")
     plain_body, vectors = open_frame(Path(order.result), _SUMS)
     body = read_body(ResultBody, plain_body)
