@@ -28,7 +28,9 @@ DOCS := $(VENV)/.docs
 CODE := $(wildcard src tests examples benchmarks docs)
 MAX_LINES := 500
 
-.PHONY: help setup demo federation test lint format bench bench-peers targets docs clean
+SEEDS ?= 10000
+
+.PHONY: help setup demo federation simulate test lint format bench bench-peers targets docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -51,6 +53,9 @@ demo: $(SETUP) ## train one model over four hospitals: prints the table, writes 
 
 federation: $(SETUP) ## start a server and four hospitals on this machine, run the heart job, compare with the simulation
 	$(PY) examples/federation/pilot.py
+
+simulate: $(SETUP) ## play SEEDS=10000 storms over a federation in virtual time; prints what was reached
+	PYTHONHASHSEED=0 PYTHONPATH=tests/simulation $(PY) -m storm.run --seeds 0:$(SEEDS) --jobs $(WORKERS)
 
 test: $(SETUP) ## run all tests (PYTEST_ARGS='-k word' for some of them)
 	$(PY) -m pytest -n $(WORKERS) -m 'not cluster' $(PYTEST_ARGS) || test $$? -eq 5

@@ -10,12 +10,21 @@ from typing import Protocol
 
 from atoll.core.errors import FenceError
 
-__all__ = ["Steps", "Worker"]
+__all__ = ["Steps", "Worker", "steady"]
 
 log = logging.getLogger("atoll.server")
 
 _LONGEST = 60.0
 _AFTER_ERROR = 5.0
+
+
+def steady() -> Callable[[], float]:
+    """A clock that nobody sets: seconds since 1970 as they were at this call, and what has passed since.
+
+    Deadlines stand on it: where a wall clock is set back by an hour, a round would end an hour late.
+    """
+    ahead = time.time() - time.monotonic()
+    return lambda: ahead + time.monotonic()
 
 
 class Worker(Protocol):

@@ -1,0 +1,118 @@
+"""What stands between the network and the service: in a real server TLS, gate and HTTP, here none of it.
+
+It answers as the routes of :mod:`atoll.server.api` do, with the same messages. Since there is no gate, a
+message that was recorded, repeated or delayed does reach the service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs, unquote
+
+import numpy as np
+from storm import kernel as k
+from storm.network import Request
+
+from atoll.core.errors import Forbidden, NotFound
+from atoll.server.gate import Roster
+from atoll.server.service import Poll, Service
+from atoll.wire.frames import encode
+from atoll.wire.messages import PollReply, ReferenceBody, UploadReply, read_json
+
+__all__ = ["Front"]
+
+
+class Front:
+    """A server's face.
+
+    Args:
+        service: started.
+        roster: who is a member.
+        inline: bytes of the longest blob that is sent along with the task that names it.
+    """
+
+    def __init__(self, service: Service, roster: Roster, inline: int) -> None:
+        self._service, self._roster, self._inline = service, roster, inline
+        self._waiting: dict[str, list[k.Event]] = {}
+        service.on_change = self._ring
+
+    def _ring(self, names: Any) -> None:
+        for name in names:
+            for event in self._waiting.get(name, ()):
+                event.set()
+
+    def answer(self, request: Request) -> bytes:
+        """What a site is answered.
+
+        Raises:
+            AtollError: whatever the service raises; it is sent in place of an answer.
+        """
+        site = request.site
+        self._check(site)
+        name = unquote(request.path.rpartition("/")[2])
+        query = {k: v[0] for k, v in parse_qs(request.query, keep_blank_values=True).items()}
+        where = request.method, request.path.removeprefix("/v1/").partition("/")[0]
+        if where == ("GET", "poll"):
+            return self._poll(site, query)
+        if where == ("POST", "results"):
+            return self._deliver(site, name, request)
+        if where == ("GET", "blobs"):
+            blob = self._service.blob(site, name)
+            start = int(request.headers.get("range", "bytes=0-")[6:-1])
+            return blob.read(start, blob.size)
+        if where == ("GET", "uploads"):
+            received = self._service.upload_received(site, name)
+            return UploadReply(received=received).model_dump_json().encode()
+        if where == ("PUT", "uploads"):
+            size, offset = int(query["size"]), int(query["offset"])
+            task = query["task"]
+            received = self._service.upload_chunk(site, name, size, offset, request.body, task)
+            return UploadReply(received=received).model_dump_json().encode()
+        raise NotFound(f"{request.method} {request.path}")
+
+    def _check(self, site: str) -> None:
+        """Whether the sender is a member, as the gate finds it."""
+        if self._roster.stale:
+            self._roster.refresh()
+        members = self._roster.all()
+        if not any(m.name == site and m.status == "active" for m in members):
+            raise Forbidden(f"{site} is no member")
+
+    def _poll(self, site: str, query: dict[str, str]) -> bytes:
+        have = frozenset(unquote(name) for name in query["have"].split(",") if name)
+        found = self._news(site, lambda: self._service.poll(site, have), float(query["wait"]))
+        epoch = self._service.epoch
+        reply = PollReply(tasks=list(found.tasks), gone=list(found.gone), epoch=epoch)
+        small: dict[str, np.ndarray] = {}
+        for task in reply.tasks:
+            for ref in (task.plan, task.broadcast, *task.code.values()):
+                if ref is not None and ref.size <= self._inline and ref.sha256 not in small:
+                    blob = self._service.blob(site, ref.sha256)
+                    small[ref.sha256] = np.frombuffer(blob.read(0, blob.size), np.uint8)
+        return encode(reply.model_dump(), small)
+
+    def _news(self, site: str, look: Callable[[], Poll], wait: float) -> Poll:
+        """Look, and look again when the bell rings, until there is something or the time is over."""
+        mover = k.kernel()
+        until, event = mover.now + wait, k.Event()
+        self._waiting.setdefault(site, []).append(event)
+        try:
+            while True:
+                event.clear()
+                found = look()
+                left = until - mover.now
+                if found.tasks or found.gone or left <= 0:
+                    return found
+                event.wait(left)
+                self._check(site)
+        finally:
+            self._waiting[site].remove(event)
+
+    def _deliver(self, site: str, task: str, request: Request) -> bytes:
+        if request.headers["content-type"] == "application/json":
+            blob = read_json(ReferenceBody, request.body).blob.blob
+            receipt = self._service.deliver_uploaded(site, task, blob)
+        else:
+            receipt = self._service.deliver(site, task, request.body)
+        return receipt.model_dump_json().encode()

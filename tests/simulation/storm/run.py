@@ -1,0 +1,256 @@
+"""Run seeds: ``python -m storm.run --seeds 0:300``; one seed with its trace: ``--seed 17 --trace``.
+
+The seed and ``PYTHONHASHSEED=0`` decide everything that happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from unittest import mock
+
+from storm import kernel as k
+from storm import played, work
+from storm.bugs import BUGS
+from storm.checks import Violation
+from storm.weather import KINDS, weather_of
+from storm.world import World, clean
+
+import atoll.node.agent
+import atoll.node.errands
+import atoll.node.home
+import atoll.node.link
+import atoll.runs.session
+import atoll.server.blobs
+import atoll.wire.transfers
+
+LONGEST = 20_000.0
+"""Virtual seconds after which a run that has not ended never will."""
+SETTLING = 100.0
+"""Virtual seconds in which nodes hear that a run has ended."""
+
+
+@dataclass
+class Result:
+    """What became of one seed."""
+
+    seed: int
+    violations: list[Violation]
+    trace: list[tuple[float, str, str]]
+    counts: Counter[str]
+    points: Counter[str]
+    crashes: Counter[str]
+    status: str = ""
+    steps: int = 0
+    rounds: int = 0
+    seconds: float = 0.0
+    facts: dict[str, object] = field(default_factory=dict)
+
+
+def simulate(seed: int, folder: Path, bug: str = "") -> Result:
+    """One seed."""
+    began = time.perf_counter()
+    random = Random(seed)
+    weather = weather_of(random, work.SITES)
+    place = folder / str(seed)
+    place.mkdir(parents=True)
+    world = World(random, weather, place)
+    with ExitStack() as stack:
+        stack.enter_context(k.virtual_modules(world.kernel))
+        for patch in _patches(world):
+            stack.enter_context(patch)
+        if bug:
+            stack.enter_context(BUGS[bug](world))
+        _live(world)
+        stack.callback(_end, world)
+    clean(place)
+    row = next(iter(world.database.runs.values()), None)
+    return Result(
+        seed=seed,
+        violations=world.checks.violations,
+        trace=world.trace,
+        counts=weather.counts,
+        points=weather.points,
+        crashes=weather.crashes,
+        status="" if row is None else row.status,
+        steps=world.kernel.steps,
+        rounds=sum(len(rows) for rows in world.database.rounds.values()),
+        seconds=time.perf_counter() - began,
+        facts={"gentle": weather.gentle, "at": world.kernel.now, "alarms": world.checks.alarms},
+    )
+
+
+def _live(world: World) -> None:
+    """From the first start until everything has settled."""
+    world.begin()
+    checks, database = world.checks, world.database
+
+    def over() -> bool:
+        done = bool(database.runs) and all(r.status in work.ENDED for r in database.runs.values())
+        return bool(checks.violations) or (done and not world.stormy)
+
+    if not world.kernel.run(over, LONGEST):
+        checks.violated("G3", "the run does not end")
+    if not checks.violations:
+        until = world.kernel.now + SETTLING
+        world.kernel.run(lambda: bool(checks.violations), until)
+    if not checks.violations:
+        checks.history()
+
+
+def _end(world: World) -> None:
+    """Unwind all threads, so that none is left to the garbage collector."""
+    for process in [
+        *(s.process for s in world.servers),
+        *(n.process for n in world.nodes.values()),
+    ]:
+        if process is not None and not process.dead:
+            world.kernel.kill(process)
+
+
+def _patches(world: World) -> list[object]:
+    """What stands for what is outside of the process."""
+    errands, agent, link = atoll.node.errands, atoll.node.agent, atoll.node.link
+    inline = world.weather.inline
+
+    def pid() -> int:
+        process = world.kernel.process
+        return 0 if process is None else process.number
+
+    return [
+        mock.patch.object(errands, "Worker", played.Worker),
+        mock.patch.object(errands, "Log", played.Log),
+        mock.patch.object(errands, "INLINE", inline),
+        mock.patch.object(link, "INLINE", inline),
+        mock.patch.object(atoll.wire.transfers, "CHUNK", played.CHUNK),
+        mock.patch.object(agent, "_TELL", 1000.0),
+        mock.patch.object(atoll.node.home.Home, "tell"),
+        mock.patch.object(atoll.runs.session, "write_report"),
+        mock.patch.object(atoll.server.blobs, "os", SimpleNamespace(getpid=pid)),
+    ]
+
+
+def shown(result: Result, lines: int = 0) -> str:
+    """A failing seed, for people."""
+    trace = result.trace[-lines:] if lines else result.trace
+    told = [f"{at:10.3f}  {who:10}  {text}" for at, who, text in trace]
+    found = [f"{v.guarantee} at {v.at:.3f}: {v.text}\n{v.stack}" for v in result.violations]
+    again = f"PYTHONHASHSEED=0 PYTHONPATH=tests/simulation {Path(sys.executable).name}"
+    return "\n".join(
+        [
+            *told,
+            f"seed {result.seed}: {result.facts}",
+            *found,
+            f"replay: {again} -m storm.run --seed {result.seed} --trace",
+        ]
+    )
+
+
+def coverage(counts: Counter[str], points: Counter[str], crashes: Counter[str]) -> str:
+    """How often each kind of fault happened, and at which points processes died."""
+    lines = ["faults:"]
+    lines += [f"  {counts[kind]:8}  {kind}" for kind in KINDS]
+    lines += ["points (times a process died there / times it came there):"]
+    lines += [f"  {crashes[p]:6} / {n:8}  {p}" for p, n in sorted(points.items())]
+    return "\n".join(lines)
+
+
+def _many(first: int, last: int, bug: str, stop: bool) -> dict[str, object]:
+    """Seeds one after another; what came of them, ready for JSON."""
+    counts: Counter[str] = Counter()
+    points: Counter[str] = Counter()
+    crashes: Counter[str] = Counter()
+    states: Counter[str] = Counter()
+    failed: list[str] = []
+    steps = 0
+    shm = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as folder:
+        for seed in range(first, last):
+            result = simulate(seed, Path(folder), bug)
+            counts += result.counts
+            points += result.points
+            crashes += result.crashes
+            states[result.status] += 1
+            steps += result.steps
+            if result.violations:
+                failed.append(shown(result, 60))
+                if stop:
+                    break
+    return {
+        "counts": counts,
+        "points": points,
+        "crashes": crashes,
+        "states": states,
+        "failed": failed,
+        "steps": steps,
+    }
+
+
+def _spread(first: int, last: int, jobs: int) -> list[dict[str, object]]:
+    """The same on several processes."""
+    bounds = [first + (last - first) * n // jobs for n in range(jobs + 1)]
+    command = [sys.executable, "-m", "storm.run", "--json", "--seeds"]
+    processes = [
+        subprocess.Popen([*command, f"{a}:{b}"], stdout=subprocess.PIPE, text=True)
+        for a, b in pairwise(bounds)
+    ]
+    return [json.loads(p.communicate()[0]) for p in processes]
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="storm.run", description=__doc__)
+    parser.add_argument("--seeds", default="0:20", help="from:to")
+    parser.add_argument("--seed", type=int, help="one seed")
+    parser.add_argument("--trace", action="store_true", help="print the whole trace")
+    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
+    parser.add_argument("--stop", action="store_true", help="end with the first failing seed")
+    parser.add_argument("--bug", default="", choices=["", *BUGS], help="plant a bug")
+    asked = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    if asked.seed is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            result = simulate(asked.seed, Path(folder), asked.bug)
+        print(shown(result, 0 if asked.trace else 20))
+        return 1 if result.violations else 0
+    first, _, last = asked.seeds.partition(":")
+    began = time.perf_counter()
+    if asked.jobs > 1:
+        parts = _spread(int(first), int(last), asked.jobs)
+    else:
+        parts = [_many(int(first), int(last), asked.bug, asked.stop)]
+    if asked.json:
+        print(json.dumps(parts[0]))
+        return 0
+    counts, points, crashes, states = (
+        sum((Counter(part[name]) for part in parts), Counter())  # type: ignore[arg-type]
+        for name in ("counts", "points", "crashes", "states")
+    )
+    failed = [text for part in parts for text in part["failed"]]  # type: ignore[attr-defined]
+    print(coverage(counts, points, crashes))
+    print("\n\n".join(failed))
+    number = int(last) - int(first)
+    seconds = time.perf_counter() - began
+    print(
+        f"{number} seeds, {sum(p['steps'] for p in parts)} steps, {dict(states)}: "  # type: ignore[misc]
+        f"{len(failed)} violations, {seconds:.1f} s"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

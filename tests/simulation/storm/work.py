@@ -1,0 +1,223 @@
+"""The jobs that are run, and what their sites compute: the real functions, each result remembered.
+
+A job is tiny (tables of two columns, a logistic model of three numbers), and what a site answers depends
+on nothing but its task, so it is computed once for all seeds. :func:`train` is also what the checks
+compare with: the federation as it should have gone, given who took part in which round.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from atoll.aggregation.exact import Fold
+from atoll.core.contracts import Task
+from atoll.core.values import Broadcast, Update
+from atoll.data.table import Table
+from atoll.job import deployed
+from atoll.job.load import parse_job
+from atoll.job.schema import JobSpec
+from atoll.runtime.client import Parts, answer_task, evaluate_client
+from atoll.runtime.threads import Threads
+from atoll.wire.messages import TaskBody
+from atoll.wire.metrics import metrics_to_plain
+
+__all__ = [
+    "ENDED",
+    "SITES",
+    "Answer",
+    "Vectors",
+    "answer",
+    "arrays_digest",
+    "federation",
+    "job",
+    "site_of",
+    "train",
+]
+
+ENDED = ("completed", "failed", "cancelled")
+"""Statuses of a run that has ended."""
+
+SITES = ("east", "north", "south", "west")
+Vectors = Mapping[str, np.ndarray]
+_T = TypeVar("_T")
+_known: dict[Any, Any] = {}
+
+
+def _once(key: Any, make: Callable[[], _T]) -> _T:
+    if key not in _known:
+        _known[key] = make()
+    return _known[key]
+
+
+def site_of(task: str) -> str:
+    """The site in a task's id."""
+    return task.split(".", 3)[3]
+
+
+def table(site: str) -> Table:
+    """The rows of a site: few, with two classes that can be told apart."""
+
+    def made() -> Table:
+        seed = SITES.index(site) + 1
+        draw = np.random.default_rng(seed)
+        rows = 14 + 2 * seed
+        x = draw.normal(seed / 3, 1, (rows, 2))
+        y = (x @ [1.5, -1] + draw.normal(0, 0.3, rows) > seed / 6).astype(float)
+        y[:4] = [0, 1, 0, 1]
+        return Table.of({"a": x[:, 0], "b": x[:, 1], "sick": y})
+
+    return _once(("table", site), made)
+
+
+def job(name: str, rounds: int, deadline: float, quorum: float) -> JobSpec:
+    """A job by the name of its algorithm."""
+    algorithms: dict[str, dict[str, Any]] = {
+        "scaffold": {"name": "scaffold", "weights": "uniform"},
+        "fedavg": {"name": "fedavg", "weights": "examples"},
+    }
+
+    def made() -> JobSpec:
+        return parse_job(
+            {
+                "name": name,
+                "seed": 3,
+                "data": {"source": "sites/*.csv", "target": "sick", "test_fraction": 0.3},
+                "model": {"kind": "logistic"},
+                "local": {"epochs": 1, "batch_size": 8, "lr": 0.1},
+                "algorithm": algorithms[name],
+                "rounds": {"count": rounds, "deadline": deadline, "quorum": quorum},
+                "evaluation": {"compare": False},
+            },
+            source="simulation",
+        )
+
+    return _once(("job", name, rounds, deadline, quorum), made)
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What a site answers to a task: vectors, fields of the result's body, and its memory."""
+
+    arrays: Vectors = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    memory: Vectors = field(default_factory=dict)
+
+
+def arrays_digest(arrays: Vectors) -> str:
+    """A name for the bits of some vectors."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        sha.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        sha.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return sha.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """A job's sites together, as no machine of a deployment ever has them."""
+
+    spec: JobSpec
+    schema: Any
+    sums: Vectors
+    parts: Mapping[str, Parts]
+    islands: Mapping[str, Any]
+    initial: np.ndarray
+
+
+def federation(spec: JobSpec, sites: tuple[str, ...]) -> Federation:
+    """The preparation, in one place."""
+
+    def made() -> Federation:
+        schema = deployed.agree(spec, {s: deployed.survey(spec, s, table(s)) for s in sites})
+        fold = Fold(len(sites))
+        for site in sites:
+            fold.add(deployed.column_sums_at(spec, schema, site, table(site)))
+        sums = dict(fold.aggregate().sums)
+        islands = {s: deployed.islands_at(spec, schema, sums, s, table(s)) for s in sites}
+        parts = {s: deployed.parts_at(spec, islands[s], Path(), s) for s in sites}
+        return Federation(
+            spec, schema, sums, parts, islands, deployed.initial_vector(parts[sites[0]])
+        )
+
+    return _once(("federation", spec.hash(), sites), made)
+
+
+def answer(
+    spec: JobSpec, schema: Any, sums: Vectors, task: TaskBody, model: Vectors, memory: Vectors
+) -> Answer:
+    """What the site of ``task`` answers, given what a node hands to its worker."""
+    key = (
+        spec.hash(),
+        task.kind,
+        task.client,
+        task.initial,
+        None if schema is None else repr(deployed.schema_to_plain(schema)),
+        arrays_digest(sums),
+        (task.version, task.scale, task.fraction, task.repeat),
+        arrays_digest(model),
+        arrays_digest(memory),
+    )
+
+    def made() -> Answer:
+        with Threads().one():
+            return _answer(spec, schema, sums, task, model, memory)
+
+    return _once(key, made)
+
+
+def _answer(
+    spec: JobSpec, schema: Any, sums: Vectors, task: TaskBody, model: Vectors, memory: Vectors
+) -> Answer:
+    site = task.client
+    if task.kind == "survey":
+        return Answer(fields={"answer": deployed.survey(spec, site, table(site))})
+    if task.kind == "sums":
+        update = deployed.column_sums_at(spec, schema, site, table(site))
+        return Answer(update.vectors, {"weight": update.weight, "examples": update.examples})
+    islands = deployed.islands_at(spec, schema, sums, site, table(site))
+    parts = deployed.parts_at(spec, islands, Path(), site)
+    if task.kind == "ready":
+        first = {"initial": deployed.initial_vector(parts)} if task.initial else {}
+        return Answer(first, {"answer": deployed.ready(parts, islands)})
+    if task.kind == "evaluate":
+        found = evaluate_client(parts, model["parameters"], site, memory)
+        rows = len(parts.held_out[site])
+        return Answer(fields={"metrics": metrics_to_plain(found), "examples": rows})
+    return _trained(parts, task, model, memory)
+
+
+def _trained(parts: Parts, task: Any, model: Vectors, memory: Vectors) -> Answer:
+    asked = Task(task.client, task.version, task.scale, task.fraction, task.repeat)
+    update, kept = answer_task(parts, asked, Broadcast(task.version, model), memory)
+    fields = {
+        "weight": float(update.weight),
+        "examples": int(update.examples),
+        "metrics": metrics_to_plain(update.metrics),
+    }
+    return Answer(update.vectors, fields, kept)
+
+
+def train(whole: Federation, task: TaskBody, model: Broadcast, memory: Vectors) -> tuple[Any, Any]:
+    """What an honest site sends for ``task``, and what it keeps: computed from the whole federation."""
+    key = (
+        "train",
+        whole.spec.hash(),
+        tuple(whole.parts),
+        task.client,
+        (task.version, task.scale, task.fraction, task.repeat),
+        arrays_digest(model.vectors),
+        arrays_digest(memory),
+    )
+
+    def made() -> tuple[Update, Vectors]:
+        asked = Task(task.client, task.version, task.scale, task.fraction, task.repeat)
+        with Threads().one():
+            return answer_task(whole.parts[task.client], asked, model, memory)
+
+    return _once(key, made)
