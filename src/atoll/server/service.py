@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -33,12 +34,14 @@ from atoll.core.errors import (
 )
 from atoll.core.values import ClientId
 from atoll.server.blobs import Blobs
-from atoll.server.engine import ENDED, Engine, site_of
+from atoll.server.counter import site_of
+from atoll.server.engine import ENDED, Engine
 from atoll.server.garbage import collect
 from atoll.server.office import Office
 from atoll.server.results import Files
 from atoll.server.settings import Settings
 from atoll.server.store.contract import Member, RunRow, Store
+from atoll.server.store.rules import fence
 from atoll.server.submission import accepted
 from atoll.wire.frames import Blob
 from atoll.wire.messages import BlobRef, JobReply, ReceiptBody, RoundsReply, SubmitBody, TaskBody
@@ -134,6 +137,10 @@ class Service:
         """Of this server; 0 before :meth:`start`."""
         return self._office.epoch
 
+    def now(self) -> float:
+        """The present moment, on the clock that :meth:`step` goes by."""
+        return self._office.now()
+
     # Sites --------------------------------------------------------------------------------------
 
     def touch(self, site: ClientId) -> None:
@@ -141,7 +148,7 @@ class Service:
         now = self._office.now()
         self._office.heard[site] = now
         for engine in self._of(site):
-            engine.hear(site, now)
+            engine.counter.hear(site, now)
 
     def poll(self, site: ClientId, have: Collection[str]) -> Poll:
         """What ``site`` is asked for, in any run.
@@ -152,8 +159,11 @@ class Service:
                 keeps anything; of these, those that have ended are gone.
         """
         self.touch(site)
-        tasks = [task for engine in self._of(site) for task in engine.tasks(site, have)]
-        return Poll(tasks, [task for task in have if self._gone(task)])
+        tasks = [task for engine in self._of(site) for task in engine.counter.tasks(site, have)]
+        gone = [task for task in have if self._gone(task)]
+        if gone:
+            self._be_sure()
+        return Poll(tasks, gone)
 
     def deliver(self, site: ClientId, task: str, frame: bytes) -> ReceiptBody:
         """Take in a site's answer; what is acknowledged is durable.
@@ -174,24 +184,39 @@ class Service:
         return self._deliver(site, task, blob, frame)
 
     def deliver_uploaded(self, site: ClientId, task: str, blob: Blob) -> ReceiptBody:
-        """The same for an answer that has been uploaded as a blob."""
+        """The same for an answer that has been uploaded as a blob.
+
+        Raises:
+            Unreachable: not all of it is here; the site uploads the rest and says so again.
+        """
         if self._office.blobs.size(blob.sha256) != blob.size:
-            engine = self._asking(site, task)
-            if engine.heard(site, task, blob):
-                return ReceiptBody(task=task, sha256=blob.sha256, again=True)
-            raise NotFound(
-                f"blob {blob.sha256[:12]} has not been uploaded in full", remedy="upload the rest"
-            )
+            with self._for_good():
+                counter = self._asking(site, task).counter
+                if counter.heard(site, task, blob):
+                    return ReceiptBody(task=task, sha256=blob.sha256, again=True)
+                counter.expected(task)
+            self._complete(site, blob)
         return self._deliver(site, task, blob, None)
 
+    def _complete(self, site: ClientId, blob: Blob) -> None:
+        """Name an upload whose bytes are all here; the disk, or a kill, may have kept that from happening."""
+        try:
+            self._office.blobs.append(blob, blob.size, b"", site)
+        except (StateError, TooLarge) as error:
+            raise Unreachable(
+                f"blob {blob.sha256[:12]} has not been uploaded in full", remedy="upload the rest"
+            ) from error
+
     def _deliver(self, site: ClientId, task: str, blob: Blob, frame: bytes | None) -> ReceiptBody:
-        engine = self._asking(site, task)
+        with self._for_good():
+            engine = self._asking(site, task)
         self.touch(site)
         try:
-            again = engine.deliver(site, task, blob, frame)
+            again = engine.counter.deliver(site, task, blob, frame)
         except Unreachable:
             raise
         except (WireError, UpdateRefused, StateError):
+            self._be_sure()
             # Nobody else has uploaded these bytes, and nobody is going to need them.
             if (site, blob.sha256) in self._uploaded:
                 self._uploaded.discard((site, blob.sha256))
@@ -199,6 +224,22 @@ class Service:
             raise
         self._uploaded.discard((site, blob.sha256))
         return ReceiptBody(task=task, sha256=blob.sha256, again=again)
+
+    def _be_sure(self) -> None:
+        """Raise ``FenceError`` where another server has the store, though this one has not noticed.
+
+        A node lets go of what it hears is over or unknown. Only the server that has the store knows that.
+        """
+        fence(self._office.epoch, self._office.store.lease().epoch)
+
+    @contextmanager
+    def _for_good(self) -> Iterator[None]:
+        """Refusals inside are meant for good."""
+        try:
+            yield
+        except StateError:
+            self._be_sure()
+            raise
 
     def _asking(self, site: ClientId, task: str) -> Engine:
         run = task.partition(".")[0]
@@ -223,7 +264,7 @@ class Service:
     def _gone(self, task: str) -> bool:
         run, dot, _ = task.partition(".")
         engine = self._engines.get(run)
-        return engine is None or (bool(dot) and engine.settled(task))
+        return engine is None or (bool(dot) and engine.counter.settled(task))
 
     # Members ------------------------------------------------------------------------------------
 
@@ -243,8 +284,9 @@ class Service:
         self._office.wake()
 
     def _look(self) -> None:
-        """Who is a member now, whoever changed it."""
+        """Who is a member now, whoever changed it; and whether this server still has the store."""
         office = self._office
+        self._be_sure()
         members = office.store.members()
         active = {m.name: m for m in members if m.status == "active"}
         away = {m.name: _LEFT[m.status] for m in members if m.name not in active}
@@ -255,7 +297,7 @@ class Service:
             self._looked = office.now()
         for name, why in new.items():
             for engine in self._of(name):
-                engine.leave(name, why)
+                engine.counter.leave(name, why)
 
     def _member(self, name: str) -> Member:
         if name not in self._members:
@@ -274,9 +316,10 @@ class Service:
             NotFound: no task of its names that blob.
         """
         engines = self._of(name)
-        if not any(engine.grants(name, sha256) for engine in engines):
-            if not all(engine.taken_up for engine in engines):
+        if not any(engine.counter.grants(name, sha256) for engine in engines):
+            if not all(engine.counter.taken_up for engine in engines):
                 raise Unreachable("a run is just being taken up again", remedy="try again")
+            self._be_sure()
             raise NotFound(f"no open task of {name} names blob {sha256[:12]}")
         blobs = self._office.blobs
         size = blobs.size(sha256)
@@ -311,12 +354,13 @@ class Service:
             raise Forbidden(f"{name} may not upload this", remedy="name the task it answers")
         most = office.settings.largest_vector
         if task:
-            engine = self._asking(name, task)
+            with self._for_good():
+                engine = self._asking(name, task)
+                most = engine.counter.expected(task).largest
             self.touch(name)
-            most = engine.expected(task).largest
             if size > most:
                 reason = f"an answer of {size} bytes: at most {most} are expected"
-                engine.refuse(name, task, Blob(sha256, size), reason)
+                engine.counter.refuse(name, task, Blob(sha256, size), reason)
                 raise TooLarge(reason)
         if size > most or offset + len(data) > size:
             raise TooLarge(f"{max(size, offset + len(data))} bytes: at most {min(size, most)}")

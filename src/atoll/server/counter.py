@@ -1,0 +1,299 @@
+"""The counter of one run: what requests of its sites may ask, from any thread.
+
+A :class:`Counter` holds the run's open calls (:mod:`atoll.server.desk`) and notes what it is told. What is
+to be done about it the one thread that works does (:mod:`atoll.server.engine`).
+
+*Acknowledged means durable.* An answer is checked, its bytes are made durable, then its row is written.
+Until it has its place in the call, whatever could close the call waits, but other answers do not: rows
+that are written at the same time share one wait for the disk.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection
+
+from atoll.core.errors import (
+    Equivocation,
+    StateError,
+    TooLarge,
+    Unreachable,
+    UpdateRefused,
+    WireError,
+)
+from atoll.core.values import ClientId
+from atoll.runtime.gathering import Delivered, Event, Left, Refused, Seen
+from atoll.server.answers import Expected, read_answer
+from atoll.server.desk import Desk
+from atoll.server.office import Office
+from atoll.server.store.contract import Contribution
+from atoll.wire.frames import Blob
+from atoll.wire.messages import ResultBody, TaskBody
+
+__all__ = ["Counter", "refusal", "site_of"]
+
+
+def site_of(task: str) -> str:
+    """The site in a task's id; empty where there is none.
+
+    >>> site_of("heart-1.train.3.hospital-c")
+    'hospital-c'
+    """
+    return task.split(".", 3)[3] if task.count(".") >= 3 else ""
+
+
+def refusal(task: str, reason: str) -> str:
+    """How the log says that the answer to ``task`` was refused."""
+    return f"{task}: {reason}"
+
+
+class Counter:
+    """What sites may ask of one run.
+
+    Args:
+        office: of the server.
+        run: its id.
+
+    Attributes:
+        lock: held while calls are changed.
+        ended: whether the run has.
+    """
+
+    def __init__(self, office: Office, run: str) -> None:
+        self.lock = threading.RLock()
+        self.ended = False
+        self._office = office
+        self._run = run
+        self._desk: Desk | None = None
+        self._flying: Desk | None = None
+        self._arriving = 0
+        self._postponed: list[Event] = []
+        self._unsettled: set[str] = set()
+
+    # Sites --------------------------------------------------------------------------------------
+
+    @property
+    def taken_up(self) -> bool:
+        """Whether calls are open; not before the first step after a start, nor after a disk's trouble."""
+        with self.lock:
+            return self._desk is not None
+
+    def tasks(self, site: ClientId, have: Collection[str]) -> list[TaskBody]:
+        """What ``site`` is asked for and does not have; what was lost here is asked for in any case."""
+        now = self._office.now()
+        with self.lock:
+            return [
+                task
+                for desk in self._desks()
+                for task in desk.open(site, now)
+                if task.id not in have or task.id in desk.lost
+            ]
+
+    def settled(self, task: str) -> bool:
+        """Whether ``task`` is neither asked for nor waiting for the round to be committed."""
+        with self.lock:
+            if self._desk is None or task in self._unsettled:
+                return False
+            return not any(task in desk.names(site_of(task)) for desk in self._desks())
+
+    def grants(self, site: ClientId, sha256: str) -> bool:
+        """Whether a task of the present calls of ``site`` names that blob."""
+        with self.lock:
+            tasks = [task for desk in self._desks() for task in desk.tasks.values()]
+        return any(t.client == site and sha256 in _named(t) for t in tasks)
+
+    def _desks(self) -> list[Desk]:
+        """The present call, and the asynchronous step whose tasks are still at work beside it."""
+        return [desk for desk in (self._desk, self._flying) if desk is not None]
+
+    def _accepting(self, task: str) -> Desk | None:
+        now = self._office.now()
+        return next((desk for desk in self._desks() if desk.accepts(task, now)), None)
+
+    def hear(self, site: ClientId, now: float) -> None:
+        """``site`` has been heard of."""
+        self.tell(Seen(site, now))
+
+    def leave(self, site: ClientId, reason: str) -> None:
+        """``site`` is no member any more."""
+        self.tell(Left(site, reason))
+
+    def expected(self, task: str) -> Expected:
+        """What an answer to ``task`` may hold.
+
+        Raises:
+            Unreachable: the run is just being taken up again.
+            StateError: it is not asked for, or not any more.
+        """
+        with self.lock:
+            if self._desk is None and not self.ended:
+                raise Unreachable("this run is just being taken up again", remedy="try again")
+            desk = self._accepting(task)
+            if desk is None:
+                raise StateError(
+                    f"task {task} is not open", remedy="ask for tasks; this answer is not needed"
+                )
+            return desk.expected(task)
+
+    def deliver(self, site: ClientId, task: str, blob: Blob, frame: bytes | None) -> bool:
+        """Take in an answer; when this returns it is durable.
+
+        Args:
+            site: who sent it.
+            task: to which task.
+            blob: the frame's digest and size.
+            frame: its bytes; None where they are an uploaded blob already.
+
+        Returns:
+            whether it had been there before, in the same bytes.
+
+        Raises:
+            Equivocation: another answer is there; the first stays.
+            StateError: it is not asked for, or not any more.
+            WireError: it is not valid; the task is then closed as refused.
+            UpdateRefused: the same.
+        """
+        office = self._office
+        try:
+            expected = self.expected(task)
+        except (StateError, Unreachable):
+            if self.heard(site, task, blob):
+                return True
+            raise
+        try:
+            if blob.size > expected.largest:
+                raise TooLarge(f"an answer of {blob.size} bytes: at most {expected.largest}")
+            view = office.blobs.view(blob.sha256) if frame is None else frame
+            body, _ = read_answer(view, task, expected)
+        except (WireError, UpdateRefused) as error:
+            self.refuse(site, task, blob, error.message)
+            raise
+        if frame is not None:
+            office.blobs.put(frame)
+        return self._contribute(site, task, blob, body)
+
+    def refuse(self, site: ClientId, task: str, blob: Blob, reason: str) -> None:
+        """Close a task whose answer cannot be taken in; this too is durable."""
+        self._office.event("refused", refusal(task, reason), self._run, site)
+        self._contribute(site, task, blob, ResultBody(task=task, status="refused", reason=reason))
+
+    def heard(self, site: ClientId, task: str, blob: Blob) -> bool:
+        """Whether this answer is there; one that is there and was lost from disk is none.
+
+        Raises:
+            Equivocation: another one is.
+        """
+        with self.lock:
+            if any(task in desk.lost for desk in self._desks()):
+                return False
+        rows = self._office.store.contributions(self._run, task)
+        row = next((row for row in rows if row.task == task), None)
+        if row is not None and row.sha256 != blob.sha256:
+            raise self._alarm(site, task, row.sha256, blob.sha256)
+        return row is not None
+
+    def _alarm(self, site: ClientId, task: str, first: str, second: str) -> Equivocation:
+        text = f"{task}: answered with {first[:12]} first, then with {second[:12]}"
+        self._office.event("equivocation", text, self._run, site)
+        return Equivocation(
+            f"there is another answer to task {task}: {first[:12]}, not {second[:12]}",
+            site=site,
+            remedy="two nodes with one key, or a node restored from a copy? The first answer stays",
+        )
+
+    def _contribute(self, site: ClientId, task: str, blob: Blob, body: ResultBody) -> bool:
+        office = self._office
+        with self.lock:
+            self.expected(task)
+            now = office.now()
+            self._arriving += 1
+        try:
+            row = Contribution(
+                run=self._run,
+                task=task,
+                client=site,
+                sha256=blob.sha256,
+                size=blob.size,
+                status=body.status,
+                examples=body.examples,
+                weight=body.weight,
+                received=now,
+            )
+            found = office.store.contribute(office.epoch, row)
+            if found == "different":
+                first = office.store.contributions(self._run, task)[0].sha256
+                raise self._alarm(site, task, first, blob.sha256)
+            here = body.status != "refused" or office.blobs.has(blob.sha256)
+            event = Delivered(task, blob.sha256, now) if here else Refused(task, body.reason)
+            with self.lock:
+                self._unsettled.add(task)
+                for desk in self._desks():
+                    desk.tell(event)
+        finally:
+            self._arrived()
+        return found == "same"
+
+    def _arrived(self) -> None:
+        """Answers that are being written hold up everything that could close their call."""
+        with self.lock:
+            self._arriving -= 1
+            waiting: list[Event] = []
+            if not self._arriving:
+                waiting, self._postponed = self._postponed, []
+            for event in waiting:
+                self.tell(event)
+        self._office.wake()
+
+    def tell(self, event: Event) -> None:
+        """Something has happened that is no new answer."""
+        with self.lock:
+            if self._arriving:
+                self._postponed.append(event)
+                return
+            for desk in self._desks():
+                desk.tell(event)
+            done = self._desk is not None and self._desk.complete
+        if done:
+            self._office.wake()
+
+    # The thread that works ----------------------------------------------------------------------
+
+    @property
+    def desk(self) -> Desk | None:
+        """The present call."""
+        return self._desk
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer is being written; the thread that works is woken when it is."""
+        with self.lock:
+            return bool(self._arriving)
+
+    def place(self, desk: Desk) -> None:
+        """Open the next call; to be done under :attr:`lock`, together with what it takes over.
+
+        The tasks of an asynchronous step stay open beside the calls after it, until the next step.
+        """
+        with self.lock:
+            if desk.live is not None:
+                self._flying = None
+            elif self._desk is not None and self._desk.live is not None:
+                self._flying = self._desk
+            self._desk = desk
+            self._unsettled |= {t for t in desk.tasks if desk.digest(t)}
+
+    def settle(self, flying: Collection[str] = ()) -> None:
+        """What was acknowledged has been used: nodes may forget it, but for the tasks still at work."""
+        with self.lock:
+            self._unsettled &= set(flying)
+
+    def close(self) -> None:
+        """No call is open any more."""
+        with self.lock:
+            self._desk = self._flying = None
+
+
+def _named(task: TaskBody) -> set[str]:
+    """The blobs that a task names."""
+    refs = [task.plan, *task.code.values(), *([task.broadcast] if task.broadcast else [])]
+    return {ref.sha256 for ref in refs}

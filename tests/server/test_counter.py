@@ -1,0 +1,96 @@
+"""Answers of several sites at the same moment, and a deadline in the middle of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import played_sites as played
+import pytest
+
+from atoll.server.counter import site_of
+
+World = played.World
+
+
+def answers(world: World) -> dict[str, Callable[[], object]]:
+    """What each site would send now, to be called from a thread of its own."""
+    found: dict[str, Callable[[], object]] = {}
+    for name, site in world.sites.items():
+        (task,) = world.service.poll(name, ()).tasks
+        frame = site.answer(world.service, task)
+        found[name] = lambda n=name, t=task.id, f=frame: world.service.deliver(n, t, f)  # type: ignore[misc]
+    return found
+
+
+def test_answers_that_come_together_are_written_together(world: World) -> None:
+    run = world.submit(played.heart_spec("rounds.count=1"))
+    world.reach("train")
+    together = threading.Barrier(4)
+
+    def wait(operation: str) -> None:
+        if operation == "contribute":
+            together.wait(10)  # nobody passes before all four are here
+
+    lock = world.database.lock
+    world.database.lock = _Free()  # the twin's own lock would keep them apart
+    world.store.before = wait
+    threads = [threading.Thread(target=send) for send in answers(world).values()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    world.store.before = lambda operation: None
+    world.database.lock = lock
+    assert not together.broken
+    world.run()
+    assert world.service.job(run).reason == "completed"
+
+
+class _Free:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_an_answer_that_is_being_written_at_the_deadline_counts(world: World, others: bool) -> None:
+    """What is acknowledged counts: the call does not close between the row and its place in it."""
+    run = world.submit(played.heart_spec("rounds.count=1", "rounds.deadline=100"))
+    world.reach("train")
+    send = answers(world)
+    for name in ("cleveland", "switzerland"):
+        send[name]()
+    called: list[str] = []
+
+    def late(operation: str) -> None:
+        if operation == "contribute" and not called:
+            called.append(operation)
+            world.time += 200  # the disk takes its time
+            world.service.touch("cleveland")
+            assert world.service.step() is None or world.store.last_round(run) is None
+            if others:
+                with pytest.raises(Exception, match="not open"):
+                    send["va-long-beach"]()
+
+    world.store.before = late
+    send["hungary"]()
+    world.run()
+    record = world.service.rounds(run).rounds[0]
+    assert sorted(record["contributed"]) == ["cleveland", "hungary", "switzerland"]
+    assert record["missing"]["va-long-beach"].startswith(("late: ", "unavailable: ", "dropped: "))
+
+
+@pytest.mark.parametrize(
+    ("task", "site"),
+    [
+        ("heart-1.train.3.hospital-c", "hospital-c"),
+        ("heart-1.train.3.St. Mary's", "St. Mary's"),
+        ("heart-1.train", ""),
+        ("", ""),
+    ],
+)
+def test_a_tasks_id_ends_with_its_site(task: str, site: str) -> None:
+    assert site_of(task) == site
