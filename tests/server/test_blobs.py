@@ -13,6 +13,8 @@ import pytest
 
 from atoll.core.errors import NotFound, StateError, StorageError, TooLarge, WireError
 from atoll.server.blobs import Blobs, FolderBlobs, open_blobs
+from atoll.server.blobs_near import NearBlobs
+from atoll.server.store.memory import MemoryStore
 from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Blob
 from atoll.wire.lossy_disk import LossyDisk
@@ -31,7 +33,7 @@ def s3() -> Iterator[ObjectStore]:
         yield store
 
 
-@pytest.fixture(params=["folder", "lossy", "s3"])
+@pytest.fixture(params=["folder", "lossy", "s3", "near", "near and far"])
 def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
     """Opens one and the same place again, as after a restart."""
     folder = tmp_path / "blobs"
@@ -39,6 +41,10 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Reopen:
         found: ObjectStore = request.getfixturevalue("s3")
         url = found.url(found.new_bucket())
         return lambda: open_blobs(url, folder)
+    if request.param.startswith("near"):
+        small = 1 << 20 if request.param == "near" else 5000
+        store = MemoryStore()
+        return lambda: NearBlobs(store, FolderBlobs(folder), small)
     disk = RealDisk() if request.param == "folder" else LossyDisk()
     return lambda: FolderBlobs(folder, disk)
 
@@ -90,8 +96,7 @@ class TestKeeping:
         blobs.delete(sha256)
 
     @pytest.mark.parametrize("name", ["", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 64 + "\n"])
-    def test_only_digests_name_blobs(self, name: str, tmp_path: Path) -> None:
-        blobs = FolderBlobs(tmp_path)
+    def test_only_digests_name_blobs(self, name: str, blobs: Blobs) -> None:
         for ask in (blobs.has, blobs.read, blobs.view, blobs.delete, blobs.received, blobs.abandon):
             with pytest.raises(NotFound):
                 ask(name)
@@ -107,7 +112,15 @@ class TestKeeping:
         assert view.readonly
 
     def test_file_moves_in(self, tmp_path: Path) -> None:
-        blobs, path = FolderBlobs(tmp_path / "blobs"), tmp_path / "file"
+        near = NearBlobs(MemoryStore(), FolderBlobs(tmp_path / "near"))
+        path = tmp_path / "file"
+        for blobs in (FolderBlobs(tmp_path / "folder"), near):
+            self.moves_in(blobs, path)
+        near.put(RAW)
+        near.delete(Blob.of(RAW).sha256)
+        assert list(near.digests()) == []
+
+    def moves_in(self, blobs: Blobs, path: Path) -> None:
         path.write_bytes(RAW)
         with pytest.raises(WireError, match="10240 bytes, not 3"):
             blobs.put_file(path, Blob(Blob.of(RAW).sha256, 3))

@@ -13,13 +13,13 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-from atoll.core.errors import NotFound, StateError, StorageError, TooLarge, WireError
-from atoll.wire.disk import Disk, Piece, RealDisk, keep
+from atoll.core.errors import NotFound, StateError, StorageError, TooLarge, Unreachable, WireError
+from atoll.wire.disk import Disk, Piece, RealDisk
 from atoll.wire.frames import Blob
 
 __all__ = ["Blobs", "FolderBlobs", "open_blobs"]
@@ -102,7 +102,8 @@ class Blobs(Protocol):
         Raises:
             StateError: the chunk leaves a gap; the message says where to continue.
             TooLarge: more bytes than the blob has.
-            WireError: all are here and their digest is another; the upload starts again.
+            Unreachable: all are here and their digest is another, as after a power failure; the upload
+                starts again.
         """
         ...
 
@@ -159,12 +160,13 @@ class FolderBlobs:
         if self.has(blob.sha256):
             # It may have been named a moment before a crash: its bytes were synced, its name perhaps not.
             self.disk.fsync_folder(self.folder)
-            return blob
-        return keep(self.disk, self._path(blob.sha256), (raw,), self._fresh())
+        else:
+            self._write((raw,), lambda: blob.sha256)
+        return blob
 
     def put_pieces(self, pieces: Iterable[Piece]) -> Blob:
         """Keep what the pieces make together."""
-        partial, sha, size = self._fresh(), hashlib.sha256(), 0
+        sha, size = hashlib.sha256(), 0
 
         def counted() -> Iterator[Piece]:
             nonlocal size
@@ -173,14 +175,19 @@ class FolderBlobs:
                 size += len(piece)
                 yield piece
 
+        self._write(counted(), sha.hexdigest)
+        return Blob(sha.hexdigest(), size)
+
+    def _write(self, pieces: Iterable[Piece], digest: Callable[[], str]) -> None:
+        """A new file, named by the digest as it is when all pieces are written."""
+        partial = self._new / f"{os.getpid()}-{next(self._numbers)}"
         try:
-            self.disk.write(partial, counted())
-            self._name(partial, sha.hexdigest())
+            self.disk.write(partial, pieces)
+            self._name(partial, digest())
         except BaseException:
             with contextlib.suppress(StorageError):
                 self.disk.remove(partial)
             raise
-        return Blob(sha.hexdigest(), size)
 
     def put_file(self, path: Path, blob: Blob) -> None:
         """Keep a file of this machine."""
@@ -253,8 +260,8 @@ class FolderBlobs:
     def _finish(self, upload: _Upload, blob: Blob) -> None:
         if upload.sha.hexdigest() != blob.sha256 or upload.held != blob.size:
             self._forget(upload.path)
-            raise WireError(
-                f"the {upload.held} bytes that were sent are not blob {blob.sha256[:12]}",
+            raise Unreachable(
+                f"the {upload.held} bytes that are here are not blob {blob.sha256[:12]}",
                 remedy="send it again from the start",
             )
         self._name(upload.path, blob.sha256)
@@ -275,20 +282,26 @@ class FolderBlobs:
             self.disk.remove(self._new / name)
 
     def _path(self, sha256: str) -> Path:
-        if not _DIGEST.fullmatch(sha256):
-            raise NotFound(f"{sha256[:80]!r} is no blob's digest")
-        return self.folder / sha256
+        return self.folder / checked(sha256)
 
     def _partial(self, sha256: str, owner: str) -> Path:
         whose = hashlib.sha256(owner.encode("utf-8", "replace")).hexdigest()[:16]
         return self._uploads / f"{self._path(sha256).name}.{whose}"
 
-    def _fresh(self) -> Path:
-        return self._new / f"{os.getpid()}-{next(self._numbers)}"
-
     def _here(self, sha256: str) -> None:
         if not self.has(sha256):
             raise missing(sha256)
+
+
+def checked(sha256: str) -> str:
+    """``sha256`` if it can be the name of a blob.
+
+    Raises:
+        NotFound: it cannot.
+    """
+    if not _DIGEST.fullmatch(sha256):
+        raise NotFound(f"{sha256[:80]!r} is no blob's digest")
+    return sha256
 
 
 def missing(sha256: str) -> NotFound:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from atoll.core.errors import MissingExtra, StorageError
-from atoll.server.blobs import FolderBlobs, missing
+from atoll.server.blobs import FolderBlobs, checked, missing
 from atoll.wire.disk import Piece
 from atoll.wire.frames import Blob
 
@@ -273,7 +273,7 @@ class S3Blobs:
 
 
 def _key(sha256: str) -> str:
-    return f"blobs/{sha256}"
+    return f"blobs/{checked(sha256)}"
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """A server that does nothing but write rounds, as fast as it can, until it is killed.
 
-``python store_writer.py URL``: three contributions, a line for each on stdout when it is acknowledged,
-then the round with a line of its own, and so on from wherever the store stands.
+``python store_writer.py URL``: three contributions, each with a small blob, a line for each on stdout
+when it is acknowledged, then the round with a line of its own, and so on from wherever the store stands.
 """
 
 import sys
@@ -9,6 +9,7 @@ import sys
 from store_rows import answer, round_row, run_row
 
 from atoll.server.store.opening import open_store
+from atoll.wire.frames import Blob
 
 
 def main(url: str) -> None:
@@ -22,7 +23,9 @@ def main(url: str) -> None:
     while True:
         tasks = [f"r1.train.{number}.{client}" for client in ("Basel", "Bern", "Ulm")]
         for task in tasks:
-            store.contribute(epoch, answer(task))
+            blob = Blob.of(task.encode() * 500)
+            store.hold(blob.sha256, task.encode() * 500)
+            store.contribute(epoch, answer(task, blob.sha256))
             print(f"task {task}", flush=True)
         number += 1
         store.commit_round(epoch, round_row(number, tuple(tasks)))

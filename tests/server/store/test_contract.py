@@ -331,6 +331,75 @@ class TestRounds:
         assert list(kept.record["order"]) == ["b", "a"]
 
 
+class TestSmallBlobs:
+    def test_it_is_durable_with_the_next_write(self, opener: Opener) -> None:
+        store = opener()
+        epoch = started(store)
+        store.hold("a" * 64, b"one")
+        store.hold("b" * 64, b"")
+        assert store.held("a" * 64) == b"one"
+        assert store.holdings() == {"a" * 64: 3, "b" * 64: 0}
+        store.contribute(epoch, answer("r1.train.0.Ulm"))
+        store.hold("c" * 64, b"late")
+        store.close()
+        again = opener()
+        assert again.held("a" * 64) == b"one"
+        assert again.held("b" * 64) == b""
+        assert again.held("c" * 64) is None
+        assert again.holdings() == {"a" * 64: 3, "b" * 64: 0}
+
+    @pytest.mark.parametrize("write", ["add_run", "set_run", "contribute", "commit_round"])
+    def test_every_write_with_an_epoch_carries_it(self, opener: Opener, write: str) -> None:
+        store = opener()
+        epoch = started(store)
+        store.hold("a" * 64, b"one")
+        writes = {
+            "add_run": lambda: store.add_run(epoch, run_row("r2")),
+            "set_run": lambda: store.set_run(epoch, "r1", plan="a" * 64),
+            "contribute": lambda: store.contribute(epoch, answer("r1.train.0.Ulm")),
+            "commit_round": lambda: store.commit_round(epoch, round_row(1)),
+        }
+        writes[write]()
+        store.close()
+        assert opener().held("a" * 64) == b"one"
+
+    def test_dropped_is_gone_at_once_and_for_good_with_the_next_write(self, opener: Opener) -> None:
+        store = opener()
+        epoch = started(store)
+        store.hold("a" * 64, b"one")
+        store.hold("b" * 64, b"two")
+        store.set_run(epoch, "r1", phase="x")
+        store.drop("a" * 64)
+        store.drop("9" * 64)
+        assert store.held("a" * 64) is None
+        assert store.holdings() == {"b" * 64: 3}
+        store.set_run(epoch, "r1", phase="y")
+        store.drop("b" * 64)
+        store.close()
+        assert opener().holdings() == {"b" * 64: 3}
+
+    def test_held_again_after_it_was_dropped_it_stays(self, opener: Opener) -> None:
+        store = opener()
+        epoch = started(store)
+        store.hold("a" * 64, b"one")
+        store.drop("a" * 64)
+        store.hold("a" * 64, b"one")
+        store.set_run(epoch, "r1", phase="x")
+        assert store.held("a" * 64) == b"one"
+
+    def test_refused_write_carries_nothing(self, opener: Opener) -> None:
+        store = opener()
+        started(store)
+        store.hold("a" * 64, b"one")
+        with pytest.raises(FenceError):
+            store.contribute(7, answer("r1.train.0.Ulm"))
+        with pytest.raises(NotFound):
+            store.commit_round(1, round_row(1, ("r1.train.0.Ulm",)))
+        assert store.held("a" * 64) == b"one"
+        store.close()
+        assert opener().holdings() == {}
+
+
 class TestLog:
     def test_lines_are_numbered_and_belong_to_runs(self, store: Store) -> None:
         store.add_event("start", "server\0 started", "", "", 1.0)

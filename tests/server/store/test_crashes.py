@@ -13,9 +13,10 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from sqlalchemy import event
 from store_rows import answer, invite, key, round_row, run_row, secret, started
 
-from atoll.core.errors import FenceError, StateError
+from atoll.core.errors import FenceError, NotFound, StateError, StorageError
 from atoll.server.store.sql import SqlStore
 
 WRITER = Path(__file__).with_name("store_writer.py")
@@ -43,7 +44,8 @@ class TestKilled:
         for epoch in range(1, 6):
             process = writer(url)
             assert process.first == f"epoch {epoch}\n"
-            time.sleep(random.uniform(0.0, 0.25))
+            said += [process.stdout.readline().strip() for _ in range(random.randint(8, 24))]
+            time.sleep(random.uniform(0.0, 0.01))
             said += killed(process)
         store = SqlStore(url)
         rounds, rows = store.rounds("r1"), store.contributions("r1")
@@ -51,6 +53,7 @@ class TestKilled:
         assert [r.number for r in rounds] == list(range(1, len(rounds) + 1))
         assert {f"round {r.number}" for r in rounds} >= {s for s in said if s.startswith("round")}
         assert {f"task {c.task}" for c in rows} >= {s for s in said if s.startswith("task")}
+        assert all(store.held(c.sha256) == c.task.encode() * 500 for c in rows)
         with store.database.reading() as db:
             marks = dict(
                 tuple(r) for r in db.exec_driver_sql("SELECT task, round FROM contributions")
@@ -90,7 +93,10 @@ class TestTwoServers:
         first, second = SqlStore(url), SqlStore(url)
         started(first)
         task = "r1.train.0.Ulm"
+        first.hold("a" * 64, b"small")
         first.contribute(1, answer(task))
+        first.drop("a" * 64)
+        first.hold("b" * 64, b"late")
         cut_off(first)
         assert second.acquire("second", 2.0) == 2
         writes = [
@@ -107,6 +113,7 @@ class TestTwoServers:
             assert store.runs() == (run_row(),)
             assert [c.task for c in store.contributions("r1")] == [task]
             assert store.rounds("r1") == ()
+        assert second.holdings() == {"a" * 64: 5}
         second.commit_round(2, round_row(1, (task,)))
         assert first.kept("r1", "Ulm") == task
         first.close()
@@ -185,6 +192,70 @@ class TestManyThreads:
             thread.join()
         assert Counter(heard) == {"new": 1, "same": 2, "different": 3}
         assert len(store.contributions("r1")) == 1
+        store.close()
+
+    def test_answers_that_come_together_share_a_commit(self, url: str) -> None:
+        store = SqlStore(url)
+        started(store)
+        store.add_run(1, run_row("r2"))
+        commits: list[int] = []
+        event.listen(store.database.engine, "commit", lambda _: commits.append(1))
+        told: dict[str, object] = {}
+
+        def send(task: str, epoch: int) -> None:
+            try:
+                told[task] = store.contribute(epoch, answer(task))
+            except (FenceError, NotFound) as error:
+                told[task] = type(error)
+
+        tasks = [f"r1.train.0.site-{n}" for n in range(8)]
+        others = {"r1.train.0.late": 7, "r3.train.0.Ulm": 1, "r2.train.0.Ulm": 1}
+        # While this transaction is open all of them arrive; the first waits to write for the rest.
+        with store.database.writing():
+            threads = [
+                threading.Thread(target=send, args=one)
+                for one in [*((task, 1) for task in tasks), *others.items()]
+            ]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.3)
+            commits.clear()
+        for thread in threads:
+            thread.join(30)
+        wanted: dict[str, object] = dict.fromkeys(tasks, "new")
+        wanted |= dict(zip(others, (FenceError, NotFound, "new"), strict=True))
+        assert told == wanted
+        assert len(commits) == 3  # the open one, the first to come, all the others
+        assert len(store.contributions("r1")) == 8
+        store.close()
+
+    def test_all_who_share_a_commit_share_its_failure(
+        self, url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = SqlStore(url)
+        started(store)
+        told: list[str] = []
+
+        def send(task: str) -> None:
+            try:
+                told.append(store.contribute(1, answer(task)))
+            except StorageError as error:
+                told.append(error.message)
+
+        def full(*_: object) -> None:
+            raise StorageError("the disk is full")
+
+        monkeypatch.setattr(store, "_hear", full)
+        with store.database.writing():
+            threads = [threading.Thread(target=send, args=(f"r1.train.{n}.Ulm",)) for n in range(4)]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.2)
+        for thread in threads:
+            thread.join(30)
+        assert told == ["the disk is full"] * 4
+        monkeypatch.undo()
+        assert store.contribute(1, answer("r1.train.0.Ulm")) == "new"
         store.close()
 
     def test_one_code_admits_one_of_many_keys(self, url: str) -> None:

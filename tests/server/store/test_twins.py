@@ -108,6 +108,14 @@ class Twins(RuleBasedStateMachine):
     def set_member(self, name: str, status: Any) -> None:
         self.both(lambda s: s.set_member(name, status))
 
+    @rule(letter=LETTERS, drop=st.booleans())
+    def hold_or_drop(self, letter: str, drop: bool) -> None:
+        if drop:
+            self.both(lambda s: s.drop(letter * 64))
+        else:
+            self.both(lambda s: s.hold(letter * 64, letter.encode()))
+        self.both(lambda s: s.held(letter * 64))
+
     @rule(text=st.text(max_size=5), run=RUNS)
     def add_event(self, text: str, run: str) -> None:
         self.both(lambda s: s.add_event("note", text, run, "", self.now))
@@ -123,6 +131,7 @@ class Twins(RuleBasedStateMachine):
     @invariant()
     def all_is_equal(self) -> None:
         self.both(lambda s: (s.lease(), s.runs(), s.members(), s.invites(), s.events()))
+        self.both(lambda s: sorted(s.holdings().items()))
         for run in ("r1", "r2"):
             self.both(lambda s, r=run: (s.contributions(r), s.rounds(r), s.last_round(r)))
             self.both(lambda s, r=run: (s.kept(r, "Bern"), s.kept(r, "Ulm")))

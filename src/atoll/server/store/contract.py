@@ -12,6 +12,10 @@ whatever each believes. What an administrator does from another process takes no
 *Exactly once.* A contribution's key is its run and task: :meth:`Store.contribute` keeps the first bytes
 it hears of and says ``"different"`` to any others. :meth:`Store.commit_round` writes a round and marks
 the contributions that went into it in one transaction; none can enter a second round.
+
+*Waits.* On most disks waiting for a commit is what a round costs. Contributions that arrive together
+share one commit, and small blobs (:meth:`Store.hold`) are written in the same transaction as the row
+that names them.
 """
 
 from __future__ import annotations
@@ -317,6 +321,27 @@ class Store(Protocol):
 
     def kept(self, run: str, client: str) -> str:
         """Id of this client's last train task that went into a round; empty when there is none."""
+        ...
+
+    # Small blobs --------------------------------------------------------------------------------
+
+    def hold(self, sha256: str, raw: bytes) -> None:
+        """Keep a small blob: seen at once, durable with the next write that takes an epoch.
+
+        So it is durable before anything that names it; what nobody names may be lost in a crash.
+        """
+        ...
+
+    def drop(self, sha256: str) -> None:
+        """Forget a small blob, if it is held: gone at once, for good with the next such write."""
+        ...
+
+    def held(self, sha256: str) -> bytes | None:
+        """The bytes of a small blob; None when it is not held."""
+        ...
+
+    def holdings(self) -> Mapping[str, int]:
+        """Digests of all small blobs, with their sizes."""
         ...
 
     # Log ----------------------------------------------------------------------------------------

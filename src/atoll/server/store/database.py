@@ -32,8 +32,16 @@ __all__ = ["Database"]
 _SERVER_LOCK, _UPGRADE_LOCK = 0x41746F6C6C01, 0x41746F6C6C02
 
 # How long a killed server's connection may take to end at PostgreSQL, and another command at SQLite.
-_PATIENCE = 2.0
+_PATIENCE = 3.0
 _BUSY_MILLISECONDS = 30_000
+
+_SETTINGS = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    # Pages of small blobs are used over and over: the longer the log, the fewer copies leave it.
+    "wal_autocheckpoint=4000",
+)
 
 
 class Database:
@@ -51,7 +59,8 @@ class Database:
         self.url = _read(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
         self.place = str(self.url.database) if self.sqlite else self.url.render_as_string()
-        self._one_writer = threading.Lock() if self.sqlite else contextlib.nullcontext()
+        # The database has a lock of its own, behind which threads would wait less fairly.
+        self._one_writer = threading.Lock()
         self._lock_file = -1
         self._lock_connection: Connection | None = None
         self._closed = False
@@ -96,27 +105,30 @@ class Database:
             yield connection
 
     @contextlib.contextmanager
-    def writing(self, epoch: int | None = None, *, shared: bool = False) -> Iterator[Connection]:
-        """A transaction that writes; nobody can acquire the store before it ends.
+    def writing(self, epoch: int | None = None) -> Iterator[Connection]:
+        """A transaction that writes; nobody else can write, or acquire the store, before it ends.
 
         Args:
             epoch: refused when it is not the newest; None for administrators.
-            shared: others may write at the same time, where the database can.
         """
         with self._explained(), self._one_writer, self._begin(write=True) as connection:
-            found = connection.scalar(select(LEASE.c.epoch).with_for_update(read=shared))
+            found = connection.scalar(select(LEASE.c.epoch).with_for_update())
             if epoch is not None:
                 rules.fence(epoch, int(found or 0))
             yield connection
 
     @contextlib.contextmanager
     def _begin(self, *, write: bool) -> Iterator[Connection]:
-        if self._closed:
-            raise StorageError("this store is closed", remedy="open the store again")
+        self.check_open()
         with self.engine.connect() as connection:
             connection.execution_options(atoll_write=write)
             with connection.begin():
                 yield connection
+
+    def check_open(self) -> None:
+        """Refuse to go on after :meth:`close`."""
+        if self._closed:
+            raise StorageError("this store is closed", remedy="open the store again")
 
     # The lock
 
@@ -250,7 +262,7 @@ def _engine(url: URL) -> Any:
         # Transactions are begun below and not, too late, by the driver.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for setting in _SETTINGS:
             cursor.execute(f"PRAGMA {setting}")
         cursor.close()
 

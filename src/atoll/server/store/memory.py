@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -34,6 +34,7 @@ from atoll.server.store.contract import (
     RoundRow,
     RunRow,
 )
+from atoll.server.store.pending import Pending
 
 __all__ = ["MemoryDatabase", "MemoryStore"]
 
@@ -57,6 +58,7 @@ class MemoryDatabase:
     taken: dict[str, dict[str, int]] = field(default_factory=dict)
     rounds: dict[str, list[RoundRow]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    blobs: dict[str, bytes] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -82,6 +84,7 @@ class MemoryStore:
         self.before = before
         self.after = after
         self._gone = ""
+        self._pending = Pending()
 
     def crash(self) -> None:
         """Die: the lock is free, what was committed stays, this store answers no more."""
@@ -110,10 +113,22 @@ class MemoryStore:
             if epoch is not None:
                 self._fence(epoch)
             yield self.database
+            if epoch is not None:
+                self._flush()
             self.after(name)
 
     def _fence(self, epoch: int) -> None:
         rules.fence(epoch, self.database.lease.epoch)
+
+    def _flush(self) -> None:
+        """Small blobs become durable together with the rows just written."""
+        changes = self._pending.changes()
+        for sha256, raw in changes.items():
+            if raw is None:
+                self.database.blobs.pop(sha256, None)
+            else:
+                self.database.blobs[sha256] = raw
+        self._pending.done(changes)
 
     # The lock
 
@@ -252,6 +267,30 @@ class MemoryStore:
                 if row.client == client and row.task in taken and row.task.startswith(start)
             ]
             return max(mine, default=(0, 0, ""))[2]
+
+    # Small blobs
+
+    def hold(self, sha256: str, raw: bytes) -> None:
+        """Keep a small blob, durable with the next write."""
+        with self._operation("hold"):
+            self._pending.hold(sha256, raw)
+
+    def drop(self, sha256: str) -> None:
+        """Forget a small blob."""
+        with self._operation("drop"):
+            self._pending.drop(sha256)
+
+    def held(self, sha256: str) -> bytes | None:
+        """The bytes of a small blob."""
+        with self._operation("held") as db:
+            changes = self._pending.changes()
+            return changes[sha256] if sha256 in changes else db.blobs.get(sha256)
+
+    def holdings(self) -> Mapping[str, int]:
+        """Digests of all small blobs, with their sizes."""
+        with self._operation("holdings") as db:
+            seen = {**db.blobs, **self._pending.changes()}
+            return {sha256: len(raw) for sha256, raw in seen.items() if raw is not None}
 
     # Log
 

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, Table, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    delete,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
-from atoll.core.errors import StateError
+from atoll.core.errors import AtollError, FenceError, NotFound, StateError, StorageError
 from atoll.server.store import rules
 from atoll.server.store.contract import (
     Contribution,
@@ -23,7 +35,9 @@ from atoll.server.store.contract import (
     RunRow,
 )
 from atoll.server.store.database import Database
+from atoll.server.store.pending import Pending
 from atoll.server.store.tables import (
+    BLOBS,
     CONTRIBUTIONS,
     EVENTS,
     INVITES,
@@ -54,10 +68,31 @@ class SqlStore:
 
     def __init__(self, url: str) -> None:
         self.database = Database(url)
+        self._insert = (sqlite if self.database.sqlite else postgresql).insert
+        self._pending = Pending()
+        self._arrived: list[_Arrival] = []
+        self._arriving, self._leading = threading.Lock(), threading.Lock()
 
     def close(self) -> None:
         """Let go of the lock and of all connections."""
         self.database.close()
+
+    @contextlib.contextmanager
+    def _writing(self, epoch: int) -> Iterator[Connection]:
+        """A transaction of the server's; small blobs become durable with it."""
+        changes = self._pending.changes()
+        with self.database.writing(epoch) as db:
+            self._flush(db, changes)
+            yield db
+        self._pending.done(changes)
+
+    def _flush(self, db: Connection, changes: Mapping[str, bytes | None]) -> None:
+        for sha256, raw in changes.items():
+            if raw is None:
+                db.execute(delete(BLOBS).where(BLOBS.c.sha256 == sha256))
+            else:
+                new = self._insert(BLOBS).values(sha256=sha256, raw=raw)
+                db.execute(new.on_conflict_do_nothing())
 
     # The lock
 
@@ -137,7 +172,7 @@ class SqlStore:
     def add_run(self, epoch: int, row: RunRow) -> None:
         """Keep a new run."""
         values = {**_flat(row), "reason": rules.readable(row.reason)}
-        with self.database.writing(epoch) as db:
+        with self._writing(epoch) as db:
             if _first(db, RunRow, _runs(row.id)) is not None:
                 raise StateError(f"there is a run {row.id} already")
             db.execute(insert(RUNS).values(values))
@@ -158,7 +193,7 @@ class SqlStore:
     def set_run(self, epoch: int, id: str, **changes: str) -> None:
         """Change status, reason, plan or phase."""
         checked = rules.run_changes(changes)
-        with self.database.writing(epoch) as db:
+        with self._writing(epoch) as db:
             _check_run(db, id)
             if checked:
                 db.execute(update(RUNS).where(RUNS.c.id == id).values(checked))
@@ -167,15 +202,49 @@ class SqlStore:
 
     def contribute(self, epoch: int, row: Contribution) -> Heard:
         """Keep a site's answer unless its task has one."""
-        dialect = sqlite if self.database.sqlite else postgresql
-        new = dialect.insert(CONTRIBUTIONS).values(asdict(row)).on_conflict_do_nothing()
-        with self.database.writing(epoch, shared=True) as db:
+        mine = _Arrival(epoch, row)
+        with self._arriving:
+            self._arrived.append(mine)
+        # Who comes first writes for all who came meanwhile: one commit, and one wait for the disk.
+        with self._leading:
+            if mine.heard is None:
+                with self._arriving:
+                    group, self._arrived = self._arrived, []
+                self._contribute(group)
+        if mine.heard is None or isinstance(mine.heard, AtollError):
+            raise mine.heard or StorageError("the store was interrupted", remedy="try again")
+        return mine.heard
+
+    def _contribute(self, group: Sequence[_Arrival]) -> None:
+        """Write all of a group that may write, or none where the database fails."""
+        changes = self._pending.changes()
+        try:
+            with self.database.writing() as db:
+                newest = int(db.scalars(select(LEASE.c.epoch)).one())
+                found = [self._hear(db, newest, one) for one in group]
+                if all(isinstance(heard, AtollError) for heard in found):
+                    changes = {}
+                self._flush(db, changes)
+        except AtollError as error:
+            found = [error] * len(group)
+        else:
+            self._pending.done(changes)
+        for one, heard in zip(group, found, strict=True):
+            one.heard = heard
+
+    def _hear(self, db: Connection, newest: int, one: _Arrival) -> Heard | AtollError:
+        row = one.row
+        try:
+            rules.fence(one.epoch, newest)
             _check_run(db, row.run)
-            if db.scalar(new.returning(CONTRIBUTIONS.c.id)) is not None:
-                return "new"
-            mine = (CONTRIBUTIONS.c.run == row.run) & (CONTRIBUTIONS.c.task == row.task)
-            first = db.scalars(select(CONTRIBUTIONS.c.sha256).where(mine)).one()
-            return "same" if first == row.sha256 else "different"
+        except (FenceError, NotFound) as error:
+            return error
+        new = self._insert(CONTRIBUTIONS).values(asdict(row)).on_conflict_do_nothing()
+        if db.scalar(new.returning(CONTRIBUTIONS.c.id)) is not None:
+            return "new"
+        mine = (CONTRIBUTIONS.c.run == row.run) & (CONTRIBUTIONS.c.task == row.task)
+        first = db.scalars(select(CONTRIBUTIONS.c.sha256).where(mine)).one()
+        return "same" if first == row.sha256 else "different"
 
     def contributions(self, run: str, prefix: str = "") -> tuple[Contribution, ...]:
         """Answers to tasks whose id starts with ``prefix``."""
@@ -187,7 +256,7 @@ class SqlStore:
     def commit_round(self, epoch: int, row: RoundRow) -> None:
         """Write a round and mark its contributions, together."""
         values, marked = _flat(row), CONTRIBUTIONS.c.round
-        with self.database.writing(epoch) as db:
+        with self._writing(epoch) as db:
             _check_run(db, row.run)
             last = db.scalar(select(func.max(ROUNDS.c.number)).where(ROUNDS.c.run == row.run))
             marks: dict[str, int | None] = {}
@@ -224,6 +293,41 @@ class SqlStore:
             found: str | None = db.scalar(query.limit(1))
         return found or ""
 
+    # Small blobs
+
+    def hold(self, sha256: str, raw: bytes) -> None:
+        """Keep a small blob, durable with the next write."""
+        self.database.check_open()
+        self._pending.hold(sha256, raw)
+
+    def drop(self, sha256: str) -> None:
+        """Forget a small blob."""
+        self.database.check_open()
+        self._pending.drop(sha256)
+
+    def held(self, sha256: str) -> bytes | None:
+        """The bytes of a small blob."""
+        changes = self._pending.changes()
+        if sha256 in changes:
+            return changes[sha256]
+        with self.database.reading() as db:
+            found = db.scalar(select(BLOBS.c.raw).where(BLOBS.c.sha256 == sha256))
+        return None if found is None else bytes(found)
+
+    def holdings(self) -> Mapping[str, int]:
+        """Digests of all small blobs, with their sizes."""
+        # Before the rows are read: what is written meanwhile is then seen twice, and not missed.
+        changes = self._pending.changes()
+        with self.database.reading() as db:
+            rows = db.execute(select(BLOBS.c.sha256, func.length(BLOBS.c.raw)))
+            sizes: dict[str, int] = {row[0]: row[1] for row in rows}
+        for sha256, raw in changes.items():
+            if raw is None:
+                sizes.pop(sha256, None)
+            else:
+                sizes[sha256] = len(raw)
+        return sizes
+
     # Log
 
     def add_event(self, kind: str, text: str, run: str, site: str, now: float) -> None:
@@ -240,6 +344,15 @@ class SqlStore:
             query = query.where(EVENTS.c.run == run)
         with self.database.reading() as db:
             return tuple(Event(**row._mapping) for row in db.execute(query))
+
+
+@dataclass(eq=False)
+class _Arrival:
+    """A contribution that waits to be written, and what became of it."""
+
+    epoch: int
+    row: Contribution
+    heard: Heard | AtollError | None = None
 
 
 def _all(table: Table, kind: type[Any]) -> Select[Any]:

@@ -23,7 +23,17 @@ from sqlalchemy import (
     text,
 )
 
-__all__ = ["CONTRIBUTIONS", "EVENTS", "INVITES", "LEASE", "MEMBERS", "METADATA", "ROUNDS", "RUNS"]
+__all__ = [
+    "BLOBS",
+    "CONTRIBUTIONS",
+    "EVENTS",
+    "INVITES",
+    "LEASE",
+    "MEMBERS",
+    "METADATA",
+    "ROUNDS",
+    "RUNS",
+]
 
 METADATA = MetaData(
     naming_convention={
@@ -135,6 +145,14 @@ ROUNDS = Table(
     Column("checkpoint", String(64), nullable=False),
     Column("model_hash", String(64), nullable=False),
     Column("tasks", Text, nullable=False),
+)
+
+# Small ones, written with the rows that name them.
+BLOBS = Table(
+    "blobs",
+    METADATA,
+    Column("sha256", String(64), primary_key=True),
+    Column("raw", LargeBinary, nullable=False),
 )
 
 EVENTS = Table(

@@ -1,4 +1,4 @@
-"""First shape: lease, members, invites, runs, contributions, rounds, events."""
+"""First shape: lease, members, invites, runs, contributions, rounds, small blobs, events."""
 
 from __future__ import annotations
 
@@ -20,6 +20,15 @@ def upgrade() -> None:
     """Make all tables, and the lease's one row."""
     _people()
     _work()
+    op.create_table(
+        "blobs",
+        sa.Column("sha256", sa.String(64), nullable=False),
+        sa.Column("raw", sa.LargeBinary, nullable=False),
+        sa.PrimaryKeyConstraint("sha256", name="pk_blobs"),
+    )
+    if op.get_bind().dialect.name == "postgresql":
+        # Numbers of a model do not get smaller by compression; trying takes longer than writing them.
+        op.execute("ALTER TABLE blobs ALTER COLUMN raw SET STORAGE EXTERNAL")
     op.create_table(
         "events",
         sa.Column("id", _NUMBER, primary_key=True, autoincrement=True),
