@@ -365,3 +365,13 @@ def test_the_log_does_not_outgrow_its_limit(tmp_path: Path) -> None:
     log.write(b"y" * 5000)
     log.close()
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 1000
+
+
+def test_a_worker_that_died_while_idle_takes_no_order_and_says_so(bench: Bench) -> None:
+    os.kill(bench.worker.pid, signal.SIGKILL)
+    heard = bench.heard.get(timeout=60)
+    assert isinstance(heard, Ended)
+    assert bench.worker.order(bench.order(0.0)) is False
+    bench.start()
+    assert bench.worker.order(bench.order(0.0)) is True
+    assert isinstance(bench.heard.get(timeout=60), Report)

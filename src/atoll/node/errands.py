@@ -298,7 +298,7 @@ class Errands:
     def _work(self) -> None:
         """Hand the next waiting task to the worker, if that is free."""
         while self._waiting and not self._working:
-            task = self._waiting.popleft()
+            task, new = self._waiting.popleft(), self._worker is None
             try:
                 if self._worker is None:
                     self._worker = self._new_worker()
@@ -312,7 +312,10 @@ class Errands:
                 continue
             self._working, self._orders[task] = task, order
             self._due = time.monotonic() + self._site.settings.limits.seconds
-            self._worker.order(order)
+            if not self._worker.order(order) and not new:
+                # It died while it had nothing to do: that is no fault of this task.
+                self._worker, self._working, self._due = None, "", math.inf
+                self._waiting.appendleft(task)
 
     def _new_worker(self) -> Worker:
         home, settings = self._site.home, self._site.settings

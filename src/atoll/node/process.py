@@ -106,10 +106,13 @@ class Worker:
         """Of the process."""
         return self._process.pid
 
-    def order(self, order: Order) -> None:
-        """Hand over an order; a worker that is gone is heard of as its end."""
-        with contextlib.suppress(OSError):
-            send(_number(self._process.stdin), order)
+    def order(self, order: Order) -> bool:
+        """Hand over an order; False when the process was gone before and has seen nothing of it."""
+        with self._lock, contextlib.suppress(OSError):
+            if not self._reaped:  # else its pipe is closed, and the number may be another file's
+                send(_number(self._process.stdin), order)
+                return True
+        return False
 
     def end(self, why: str = "") -> None:
         """End the process now, with all its children; its end is heard as usual."""
