@@ -98,7 +98,9 @@ def examine(
         try:
             spec = read_spec(job)
         except AtollError as error:
-            yield from faults_of("job", error)
+            # Where a job has a fault its source is read too; that is not here, and need not be.
+            found = [f for f in faults_of("job", error) if not f.text.startswith("data: ")]
+            yield from found or faults_of("job", error)
     yield from _libraries(spec, datasets.of(spec))
     if spec is not None and job is not None:
         model = yield from _job(spec, job.resolve().parent, known, datasets, settings)

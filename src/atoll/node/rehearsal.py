@@ -221,9 +221,10 @@ def _prepared(stage: _Stage, settings: Settings) -> Generator[Finding, None, int
     try:
         schema = deployed.agree(spec, {site: survey.answer})
     except DataError as error:
-        if error.faults:
-            raise
-        yield unknown("rehearsal", f"not possible with this site alone: {error.message}")
+        if any(one.place != "data" for one in error.faults):
+            raise  # of a column; what is of all the data may look otherwise with the other sites
+        why = "; ".join(one.message for one in error.faults) or error.message
+        yield unknown("rehearsal", f"not possible with this site alone: {why}")
         return 0
     sums: Mapping[str, Array] = {}
     if spec.preprocessing.mode == "federated":
