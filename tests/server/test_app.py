@@ -448,19 +448,72 @@ def upload(bench, member, raw, **more):
     return bench.send("PUT", path, query, raw, headers, **more)
 
 
-def test_a_long_body_waits_in_a_file_and_leaves_nothing_behind(bench, ada, tmp_path):
-    raw = np.random.default_rng(1).bytes(CHUNK)
-    seen = []
-    real = bench.service.upload_chunk
+@pytest.mark.parametrize("room", [0, CHUNK])
+def test_a_long_body_waits_in_a_file_where_there_is_no_room_and_leaves_nothing(tmp_path, room):
+    bench = Bench(tmp_path, limits=Limits(room=room))
+    ada, seen, real = bench.admit("ada", "researcher"), [], bench.service.upload_chunk
 
     def watched(*arguments):
-        seen.extend(path.stat().st_size for path in (tmp_path / "incoming").iterdir())
+        waiting = tmp_path / "incoming"
+        seen.append([p.stat().st_size for p in waiting.iterdir()] if waiting.exists() else [])
         return real(*arguments)
 
     bench.service.upload_chunk = watched
-    assert upload(bench, ada, raw, pieces=pieces(raw)).json == {"received": len(raw)}
-    assert seen == [len(raw)]
-    assert list((tmp_path / "incoming").iterdir()) == []
+    for number in range(3):
+        raw = np.random.default_rng(number).bytes(CHUNK)
+        assert upload(bench, ada, raw, pieces=pieces(raw)).json == {"received": len(raw)}
+    assert seen == ([[]] * 3 if room else [[CHUNK]] * 3)
+    assert list((tmp_path / "incoming").glob("*")) == []
+    assert bench.app._room.left == room
+    bench.close()
+
+
+def test_a_longer_upload_is_taken_while_it_comes_and_goes_on_where_it_was_cut(bench, ada, tmp_path):
+    raw = np.random.default_rng(2).bytes(3 * CHUNK + 7)
+    path = f"/v1/uploads/{Blob.of(raw).sha256}"
+
+    def put(offset, sent):
+        query = f"job=new&size={len(raw)}&offset={offset}"
+        headers = bench.signed(ada, "PUT", path, query, raw[offset:])
+        return bench.send("PUT", path, query, raw[offset:], headers, pieces=pieces(sent))
+
+    cut = 2 * CHUNK + 100_000
+    assert put(0, raw[:cut]).code == "wire.invalid"  # the line was cut
+    held = bench.ask(ada, "GET", path).json["received"]
+    assert cut - (1 << 20) - 65_536 <= held <= cut
+    assert put(held, raw[held:]).json == {"received": len(raw)}
+    assert bench.service._office.blobs.view(Blob.of(raw).sha256) == raw
+    assert list((tmp_path / "incoming").glob("*")) == []
+
+
+def test_a_longer_upload_of_other_bytes_than_its_name_says_is_refused_and_forgotten(bench, ada):
+    raw = bytes(2 * CHUNK)
+    other = raw[:-1] + b"x"
+    path, query = f"/v1/uploads/{Blob.of(raw).sha256}", f"job=new&size={len(raw)}&offset=0"
+    headers = bench.signed(ada, "PUT", path, query, raw)
+    heard = bench.send("PUT", path, query, raw, headers, pieces=pieces(other))
+    assert heard.code in ("wire.invalid", "wire.unreachable")
+    assert bench.ask(ada, "GET", path).json == {"received": 0}
+    headers = bench.signed(ada, "PUT", path, query, other)
+    waiting = pieces(other)
+    heard = bench.send("PUT", path, query, other, headers, pieces=waiting)
+    assert heard.code == "auth.refused"  # what was signed cannot be what its name says
+
+
+def test_a_longer_upload_than_its_job_may_have_is_not_read(bench, ada):
+    size = 1 << 36
+    path, query = f"/v1/uploads/{'a' * 64}", f"job=new&size={size}&offset=0"
+    headers = bench.signed(ada, "PUT", path, query, body_digest=bytes.fromhex("a" * 64))
+    taken = []
+
+    class Endless(list):
+        def pop(self, place):
+            taken.append(1)
+            return bytes(65_536)
+
+    heard = bench.send("PUT", path, query, b"", headers, declared=size, pieces=Endless([1, 2]))
+    assert (heard.status, heard.code) == (413, "wire.toolarge")
+    assert len(taken) < 100
 
 
 @pytest.mark.parametrize("size", [1000, 600_000])

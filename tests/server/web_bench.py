@@ -83,7 +83,12 @@ class Bench:
             now=lambda: self.time,
         )
         self.app = build_app(
-            self.premises, self.threads, self.bell, trouble=lambda: self.trouble, routes=routes
+            self.premises,
+            self.threads,
+            self.threads,
+            self.bell,
+            trouble=lambda: self.trouble,
+            routes=routes,
         )
         self.members: dict[str, Member] = {}
 
@@ -171,7 +176,7 @@ class Bench:
             "client": (address, 1),
             "extensions": {"atoll.guest": {"guest": guest}},
         }
-        waiting = [body] if pieces is None else list(pieces)
+        waiting = [body] if pieces is None else pieces if isinstance(pieces, list) else list(pieces)
         sent = []
 
         async def receive():

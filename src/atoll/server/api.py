@@ -22,6 +22,7 @@ from pydantic import BaseModel
 
 from atoll.core.errors import AtollError, AuthError, NotFound, Unreachable, WireError
 from atoll.server.bell import Bell
+from atoll.server.bodies import Coming
 from atoll.server.gate import Gate, Roster
 from atoll.server.limits import KIB, MIB, Limits
 from atoll.server.metrics_page import Gauge, Meters, page
@@ -47,10 +48,13 @@ from atoll.wire.messages import (
 )
 from atoll.wire.signatures import verify
 
-__all__ = ["CHUNK", "FRAME", "INLINE", "ROUTES", "Api", "Federation"]
+__all__ = ["CHUNK", "FRAME", "INLINE", "ROUTES", "UPLOAD", "Api", "Federation"]
 
 CHUNK = 4 * MIB
-"""Most bytes of one part of an upload."""
+"""Most bytes of a part of an upload that is taken in one piece."""
+
+UPLOAD = 1 << 40
+"""Most bytes of an upload at once; how many there may be, the task it answers says."""
 
 FRAME = MIB + 64 * KIB
 """Most bytes of a result that is sent as it is; a longer one is uploaded first."""
@@ -59,6 +63,7 @@ INLINE = MIB
 """Most bytes of a blob that is sent along with the task that names it."""
 
 _ALONG = 4 * MIB
+_TAKEN = MIB
 _RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -78,6 +83,28 @@ class Federation:
     key: bytes
 
 
+class _Part:
+    """Where bytes of an upload belong."""
+
+    def __init__(
+        self,
+        chunk: Callable[[str, str, int, int, bytes, str], int],
+        name: str,
+        sha256: str,
+        size: int,
+        offset: int,
+        task: str,
+    ) -> None:
+        self._chunk, self._name, self._task = chunk, name, task
+        self.sha256, self.size, self.offset = sha256, size, offset
+
+    def take(self, data: bytes) -> int:
+        """Hand over the next bytes."""
+        received = self._chunk(self._name, self.sha256, self.size, self.offset, data, self._task)
+        self.offset += len(data)
+        return received
+
+
 @dataclass(eq=False)
 class Api:
     """The handlers.
@@ -86,7 +113,8 @@ class Api:
         service: does the work.
         gate: knows the epoch.
         bell: rings when there is news.
-        threads: where the service's calls run.
+        threads: where short calls of the service run.
+        disk: where those run that wait for a disk.
         roster: members as the gate knows them.
         limits: see there.
         federation: whose server this is.
@@ -99,6 +127,7 @@ class Api:
     gate: Gate
     bell: Bell
     threads: Executor
+    disk: Executor
     roster: Roster
     limits: Limits
     federation: Federation
@@ -109,6 +138,10 @@ class Api:
     async def _call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self.threads, function, *arguments)
+
+    async def _long(self, function: Callable[..., _T], *arguments: Any) -> _T:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self.disk, function, *arguments)
 
     # Open ---------------------------------------------------------------------------------------
 
@@ -130,7 +163,7 @@ class Api:
 
     async def join(self, asked: Asked) -> Answer:
         """Admit a key: it signed this very request, and its sender knows a one-time secret."""
-        wanted = read_json(JoinBody, asked.body.read())
+        wanted = read_json(JoinBody, asked.raw)
         key = bytes.fromhex(wanted.key)
         if asked.claim is None:
             raise AuthError("this request is not signed")
@@ -175,21 +208,42 @@ class Api:
         )
 
     async def upload(self, asked: Asked) -> Answer:
-        """A part of an upload: for a task, or for a job that is to be submitted."""
-        received = await self._call(
-            self._upload, asked, _digest(asked), asked.query.get("task", "")
-        )
-        return _json(UploadReply(received=received))
+        """Bytes of an upload from an offset on: for a task, or for a job that is to be submitted.
 
-    def _upload(self, asked: Asked, sha256: str, task: str) -> int:
-        return self.service.upload_chunk(
+        A part up to :data:`CHUNK` is taken when it is here in full and is what was signed. A longer one
+        is taken while it comes, so what has come before a cut need not be sent again; its bytes are
+        checked with the whole, whose digest is its name.
+        """
+        part = _Part(
+            self.service.upload_chunk,
             asked.name,
-            sha256,
+            _digest(asked),
             asked.number("size"),
             asked.number("offset"),
-            asked.body.read(),
-            task,
+            asked.query.get("task", ""),
         )
+        coming = asked.body
+        if not isinstance(coming, Coming):
+            return _json(UploadReply(received=await self._long(lambda: part.take(asked.raw))))
+        if part.offset == 0 and coming.size == part.size:
+            coming.check(bytes.fromhex(part.sha256))  # known before a byte was read
+        return _json(UploadReply(received=await self._stream(coming, part)))
+
+    async def _stream(self, coming: Coming, part: _Part) -> int:
+        """Take a body while it comes: one piece is written while the next is awaited."""
+        writing: asyncio.Future[int] | None = None
+        received = 0
+        try:
+            async for piece in coming.pieces(_TAKEN):
+                if writing is not None:
+                    received = await writing
+                writing = asyncio.ensure_future(self._long(part.take, piece))
+            if writing is not None:
+                received = await writing
+        finally:
+            if writing is not None and not writing.done():
+                await asyncio.wait([writing])
+        return received
 
     # Sites --------------------------------------------------------------------------------------
 
@@ -221,12 +275,10 @@ class Api:
         task = asked.values["task"]
         kind = asked.heading.headers.get("content-type", "")
         if kind.startswith("application/json"):
-            blob = read_json(ReferenceBody, asked.body.read()).blob.blob
-            receipt = await self._call(self.service.deliver_uploaded, asked.name, task, blob)
+            blob = read_json(ReferenceBody, asked.raw).blob.blob
+            receipt = await self._long(self.service.deliver_uploaded, asked.name, task, blob)
         else:
-            receipt = await self._call(
-                lambda: self.service.deliver(asked.name, task, asked.body.read())
-            )
+            receipt = await self._long(lambda: self.service.deliver(asked.name, task, asked.raw))
         return _json(receipt)
 
     async def blob(self, asked: Asked) -> Answer:
@@ -244,8 +296,8 @@ class Api:
 
     async def submit(self, asked: Asked) -> Answer:
         """A new run."""
-        body = read_json(SubmitBody, asked.body.read())
-        run = await self._call(self.service.submit, asked.name, body)
+        body = read_json(SubmitBody, asked.raw)
+        run = await self._long(self.service.submit, asked.name, body)
         return _json(await self._call(self.service.job, run))
 
     async def jobs(self, asked: Asked) -> Answer:
@@ -275,7 +327,7 @@ class Api:
 
     async def files(self, asked: Asked) -> Answer:
         """The files of a run's folder."""
-        found: Mapping[str, BlobRef] = await self._call(self.service.files, asked.values["id"])
+        found: Mapping[str, BlobRef] = await self._long(self.service.files, asked.values["id"])
         return _json(FilesReply(files=dict(found)))
 
     async def file(self, asked: Asked) -> Answer:
@@ -394,7 +446,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/join", {"newcomer"}, Api.join, 4 * KIB),
     Route("GET", "/v1/federation", {"site", "researcher"}, Api.members),
     Route("GET", "/v1/uploads/{sha256}", {"site", "researcher"}, Api.uploaded),
-    Route("PUT", "/v1/uploads/{sha256}", {"site", "researcher"}, Api.upload, CHUNK),
+    Route("PUT", "/v1/uploads/{sha256}", {"site", "researcher"}, Api.upload, UPLOAD, CHUNK),
     Route("GET", "/v1/poll", {"site"}, Api.poll),
     Route("POST", "/v1/results/{task}", {"site"}, Api.deliver, FRAME),
     Route("GET", "/v1/blobs/{sha256}", {"site"}, Api.blob),

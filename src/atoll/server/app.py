@@ -19,13 +19,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 from atoll.core.errors import AtollError, Forbidden, TooLarge, WireError
-from atoll.server.bodies import declared_size, discard, read_body
+from atoll.server.bodies import Coming, Room, declared_size, discard
 from atoll.server.gate import Busy, Gate, Pass, Roster, StaleRequest
 from atoll.server.limits import Limits
 from atoll.server.metrics_page import Meters
@@ -140,6 +140,7 @@ class App:
 
     def __init__(self, house: House, table: Table, api: object) -> None:
         self._house, self._table, self._api = house, table, api
+        self._room = Room(house.limits.room)
         self._busy: Counter[str] = Counter()
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -205,16 +206,22 @@ class App:
         if heading is None:
             raise ValueError("a request without a heading")
         digest = entry.claim.digest if entry.claim is not None else None
-        exchange.begun = True
-        body = await read_body(
-            exchange.receive, exchange.declared, digest, house.limits, house.folder
+        query = _single(heading.query)
+        coming = Coming(
+            exchange.receive, exchange.declared, digest, house.limits, house.folder, self._room
         )
+        asked = Asked(entry.member, values, query, heading, coming, entry.claim, exchange.receive)
+        exchange.begun = True
+        if route.streams is not None and exchange.declared > route.streams:
+            answer = await route.handler(self._api, asked)
+            exchange.complete = True
+            house.meters.received += exchange.declared
+            return answer
+        body = await coming.whole()
         exchange.complete = True
         house.meters.received += body.size
-        query = _single(heading.query)
         try:
-            asked = Asked(entry.member, values, query, heading, body, entry.claim, exchange.receive)
-            return await route.handler(self._api, asked)
+            return await route.handler(self._api, replace(asked, body=body))
         finally:
             body.forget()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 __all__ = ["Bell"]
 
@@ -41,7 +41,7 @@ class Bell:
 
     def ring(self, names: Collection[str]) -> None:
         """Wake those who wait for one of ``names``; from any thread, also after the loop has ended."""
-        if not self._loop.is_closed():
+        with suppress(RuntimeError):  # nobody waits in a loop that has ended
             self._loop.call_soon_threadsafe(self._ring, tuple(names))
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Reading a request's body: never more than was declared, never longer than it may take.
 
-A short body stays in memory, a longer one waits in a file of its own, so what many slow senders can
-cost in memory does not depend on what they send. The digest is taken on the way and must be the one
-that was signed.
+A short body stays in memory; a longer one too, while there is room that all share, else it waits in a
+file of its own. So what many slow senders can cost in memory does not depend on what they send. The
+digest is taken on the way and must be the one that was signed.
 """
 
 from __future__ import annotations
@@ -12,17 +12,40 @@ import hashlib
 import hmac
 import os
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from atoll.core.errors import AuthError, StorageError, TooLarge, Unreachable, WireError
 from atoll.server.limits import Limits
 
-__all__ = ["Body", "declared_size", "discard", "read_body"]
+__all__ = ["Body", "Coming", "Room", "declared_size", "discard"]
 
-Receive = Callable[[], Awaitable[Any]]
+Receive = Callable[[], Coroutine[Any, Any, Any]]
+
+
+class Room:
+    """Memory that all bodies under way share.
+
+    Args:
+        size: bytes.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+
+    def take(self, size: int) -> bool:
+        """Take so many bytes, if they are there."""
+        if size > self.left:
+            return False
+        self.left -= size
+        return True
+
+    def give(self, size: int) -> None:
+        """Give them back."""
+        self.left += size
 
 
 @dataclass(frozen=True)
@@ -33,11 +56,13 @@ class Body:
         size: bytes.
         raw: the bytes, where they are in memory.
         path: the file, where they are not.
+        room: what its memory was taken from; None where it is too short to count.
     """
 
     size: int
     raw: bytes | None = None
     path: Path | None = None
+    room: Room | None = None
 
     @property
     def file(self) -> Path:
@@ -53,9 +78,11 @@ class Body:
         return self.path.read_bytes() if self.path is not None else b""
 
     def forget(self) -> None:
-        """Remove the file, where there is one."""
+        """Remove the file, give back the memory."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
+        if self.room is not None:
+            self.room.give(self.size)
 
 
 def declared_size(length: str | None, encoded: str | None) -> int:
@@ -94,75 +121,111 @@ async def _parts(receive: Receive, declared: int) -> AsyncIterator[bytes]:
         raise WireError(f"a body of {size} bytes where {declared} were declared")
 
 
-async def read_body(
-    receive: Receive, declared: int, digest: bytes | None, limits: Limits, folder: Path
-) -> Body:
-    """The body, in memory or in a file in ``folder``; call :meth:`Body.forget` at the end.
+@dataclass(frozen=True, eq=False)
+class Coming:
+    """A body that is still to come.
 
     Args:
         receive: of ASGI.
-        declared: bytes that will come, already found acceptable.
+        size: bytes that will come, already found acceptable.
         digest: SHA-256 that was signed; None where nothing was.
         limits: see there.
         folder: where long bodies wait.
-
-    Raises:
-        TooLarge: more than declared.
-        WireError: less than declared.
-        AuthError: other bytes than those that were signed.
-        Unreachable: too slow, or gone.
-        StorageError: the folder cannot be written.
+        room: memory for those that are neither short nor long.
     """
-    seconds = limits.seconds_for(declared)
-    body = Body(declared)
-    try:
-        async with asyncio.timeout(seconds):
-            if declared <= limits.body:
-                body, found = await _into_memory(receive, declared)
-            else:
-                body = Body(declared, path=_new_file(folder))
-                found = await _into_file(receive, body)
-        if digest is not None and not hmac.compare_digest(found, digest):
+
+    receive: Receive
+    size: int
+    digest: bytes | None
+    limits: Limits
+    folder: Path
+    room: Room
+
+    async def pieces(self, least: int) -> AsyncIterator[bytes]:
+        """The body in pieces of at least so many bytes, but for the last; nothing is checked but its size.
+
+        Raises:
+            TooLarge: more than declared.
+            WireError: less than declared.
+            Unreachable: too slow, or gone.
+        """
+        held: list[bytes] = []
+        size = 0
+        async with self._in_time():
+            async for part in _parts(self.receive, self.size):
+                held.append(part)
+                size += len(part)
+                if size >= least:
+                    yield b"".join(held)
+                    held, size = [], 0
+        if held:
+            yield b"".join(held)
+
+    async def whole(self) -> Body:
+        """All of it, in memory or in a file; call :meth:`Body.forget` at the end.
+
+        Raises:
+            AuthError: other bytes than those that were signed.
+            StorageError: the folder cannot be written.
+        """
+        body = Body(self.size)
+        try:
+            if self.size > self.limits.body:
+                held = self.room.take(self.size)
+                body = replace(body, room=self.room) if held else self._in_file()
+            async with self._in_time():
+                fill = self._into_memory if body.path is None else self._into_file
+                body, found = await fill(body)
+            self.check(found)
+        except OSError as error:
+            body.forget()
+            raise StorageError(
+                f"a body of {self.size} bytes cannot be kept: {error.strerror}",
+                remedy="the operator frees space on the server's disk",
+            ) from error
+        except BaseException:
+            body.forget()
+            raise
+        return body
+
+    def check(self, found: bytes) -> None:
+        """Compare the digest of what came with the one that was signed.
+
+        Raises:
+            AuthError: they differ.
+        """
+        if self.digest is not None and not hmac.compare_digest(found, self.digest):
             raise AuthError("the body is not the one that was signed")
-    except TimeoutError:
-        body.forget()
-        raise Unreachable(
-            f"a body of {declared} bytes did not arrive in {seconds:.0f} seconds",
-            remedy="check the line; uploads are resumed where they were cut",
-        ) from None
-    except OSError as error:
-        body.forget()
-        raise StorageError(
-            f"a body of {declared} bytes cannot be kept: {error.strerror}",
-            remedy="the operator frees space on the server's disk",
-        ) from error
-    except BaseException:
-        body.forget()
-        raise
-    return body
 
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        seconds = self.limits.seconds_for(self.size)
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError:
+            raise Unreachable(
+                f"a body of {self.size} bytes did not arrive in {seconds:.0f} seconds",
+                remedy="check the line; uploads are resumed where they were cut",
+            ) from None
 
-async def _into_memory(receive: Receive, declared: int) -> tuple[Body, bytes]:
-    raw = bytearray()
-    async for piece in _parts(receive, declared):
-        raw += piece
-    return Body(declared, raw=bytes(raw)), hashlib.sha256(raw).digest()
+    def _in_file(self) -> Body:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        number, name = tempfile.mkstemp(dir=self.folder, suffix=".body")
+        os.close(number)
+        return Body(self.size, path=Path(name))
 
+    async def _into_memory(self, body: Body) -> tuple[Body, bytes]:
+        raw = b"".join([piece async for piece in _parts(self.receive, self.size)])
+        return replace(body, raw=raw), hashlib.sha256(raw).digest()
 
-async def _into_file(receive: Receive, body: Body) -> bytes:
-    sha = hashlib.sha256()
-    with body.file.open("wb", buffering=0) as file:
-        async for piece in _parts(receive, body.size):
-            sha.update(piece)
-            file.write(piece)
-    return sha.digest()
-
-
-def _new_file(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    number, name = tempfile.mkstemp(dir=folder, suffix=".body")
-    os.close(number)
-    return Path(name)
+    async def _into_file(self, body: Body) -> tuple[Body, bytes]:
+        sha = hashlib.sha256()
+        with body.file.open("wb", buffering=0) as file:
+            async for piece in _parts(self.receive, body.size):
+                sha.update(piece)
+                file.write(piece)
+        return body, sha.digest()
 
 
 async def discard(receive: Receive, declared: int, most: int, seconds: float) -> bool:

@@ -28,7 +28,8 @@ class Limits:
         strangers: connections on which nobody has proved who it is; beyond it the oldest is closed.
         connections: of one member.
         requests: of one member at a time.
-        body: in memory; what is longer waits in a file.
+        body: that is always taken into memory.
+        room: for longer ones, all together; where it is full, they wait in files.
         body_seconds: for a body of no length; a longer one has ``1 / slowest`` more for each byte.
         slowest: bytes a second below which a sender is given up.
         drain: most bytes of a body that a stranger may send although it is refused.
@@ -51,6 +52,7 @@ class Limits:
     connections: int = 32
     requests: int = 32
     body: int = 256 * KIB
+    room: int = 32 * MIB
     body_seconds: float = 20.0
     slowest: float = 16 * KIB
     drain: int = 64 * KIB

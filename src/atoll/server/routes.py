@@ -13,7 +13,7 @@ from typing import Any, Literal
 from urllib.parse import unquote_to_bytes
 
 from atoll.core.errors import NotFound, WireError
-from atoll.server.bodies import Body
+from atoll.server.bodies import Body, Coming
 from atoll.server.store.contract import Member
 from atoll.wire.signatures import Claim
 
@@ -51,7 +51,7 @@ class Asked:
         values: what stands for the names in the route's path.
         query: single values by name.
         heading: as it came.
-        body: complete, and what was signed.
+        body: complete, and what was signed; or still to come, where the route streams.
         claim: the signature; a newcomer's is still to be compared with its key.
         gone: ends when the sender does.
     """
@@ -60,7 +60,7 @@ class Asked:
     values: Mapping[str, str]
     query: Mapping[str, str]
     heading: Heading
-    body: Body
+    body: Body | Coming
     claim: Claim | None
     gone: Callable[[], Coroutine[Any, Any, object]]
 
@@ -68,6 +68,13 @@ class Asked:
     def name(self) -> str:
         """The sender's name in the federation."""
         return self.sender.name if self.sender is not None else ""
+
+    @property
+    def raw(self) -> bytes:
+        """The body's bytes, where it is complete."""
+        if isinstance(self.body, Coming):
+            raise ValueError("this body is still to come")
+        return self.body.read()
 
     def number(self, name: str, default: int | None = None, most: int = 2**53) -> int:
         """A whole number of the query.
@@ -125,6 +132,7 @@ class Route:
         roles: who may use it.
         handler: what answers.
         most: most bytes of a body.
+        streams: bytes; a longer body is left to the handler to read, while it comes. None: none is.
     """
 
     method: str
@@ -132,6 +140,7 @@ class Route:
     roles: Collection[Role]
     handler: Handler
     most: int = 0
+    streams: int | None = None
 
     def __post_init__(self) -> None:
         if not self.roles:

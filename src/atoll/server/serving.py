@@ -39,7 +39,7 @@ from atoll.server.metrics_page import Gauge, Meters
 from atoll.server.routes import Route, Table
 from atoll.server.service import Service
 from atoll.server.settings import Settings
-from atoll.server.steps import Steps
+from atoll.server.steps import Steps, steady
 from atoll.server.store.contract import Store
 from atoll.server.store.opening import open_store
 from atoll.wire.certificates import server_context
@@ -100,6 +100,7 @@ class Premises:
 def build_app(
     premises: Premises,
     threads: Executor,
+    disk: Executor,
     bell: Bell,
     *,
     gauges: Callable[[], tuple[Gauge, ...]] = tuple,
@@ -110,7 +111,8 @@ def build_app(
 
     Args:
         premises: what it is made of.
-        threads: where calls of the service run.
+        threads: where short calls of the service run.
+        disk: where those run that wait for a disk.
         bell: rings when there is news.
         gauges: further values for the page of metrics.
         trouble: why it is not ready; empty when it is.
@@ -125,6 +127,7 @@ def build_app(
         gate=gate,
         bell=bell,
         threads=threads,
+        disk=disk,
         roster=roster,
         limits=limits,
         federation=Federation(premises.federation, identity.public_bytes),
@@ -132,7 +135,7 @@ def build_app(
         gauges=lambda: (*_members(roster), *gauges()),
         ready=trouble,
     )
-    house = House(identity, gate, roster, limits, premises.incoming, threads, now, premises.meters)
+    house = House(identity, gate, roster, limits, premises.incoming, disk, now, premises.meters)
     return App(house, Table(routes), api)
 
 
@@ -165,7 +168,7 @@ def serve(
         blobs = open_blobs(charter.blobs, home.blobs)
         holder = f"process {os.getpid()} on {socket.gethostname()} in {home.path.absolute()}"
         chosen = replace(settings or Settings(), holder=holder)
-        service = Service(store, blobs, home.path, now=time.time, settings=chosen)
+        service = Service(store, blobs, home.path, now=steady(), settings=chosen)
         epoch = service.start()
         log.info("federation %s, epoch %d", charter.federation, epoch)
         premises = Premises(
@@ -223,15 +226,19 @@ class _Process:
         loop = asyncio.get_running_loop()
         self._end = loop.create_future()
         _raise_descriptor_limit(limits.knocking + limits.strangers + 64 * limits.connections + 256)
-        with ThreadPoolExecutor(_THREADS, "atoll-call") as threads:
+        with (
+            ThreadPoolExecutor(_THREADS, "atoll-call") as threads,
+            ThreadPoolExecutor(_THREADS, "atoll-disk") as disk,
+        ):
             bell = Bell(loop)
-            steps = Steps(premises.service, premises.now, self._lost)
+            steps = Steps(premises.service, premises.service.now, self._lost)
             premises.service.on_change = bell.ring
             premises.service.on_work = steps.wake
             doorman = Doorman(self._context, limits)
             app = build_app(
                 premises,
                 threads,
+                disk,
                 bell,
                 gauges=lambda: _standing(premises, steps, doorman),
                 trouble=lambda: steps.trouble,
