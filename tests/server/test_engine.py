@@ -13,10 +13,12 @@ import pytest
 from atoll.core.errors import (
     AtollError,
     Equivocation,
+    FenceError,
     Forbidden,
     NotFound,
     StateError,
     TooLarge,
+    Unreachable,
     UpdateRefused,
     WireError,
 )
@@ -220,7 +222,7 @@ def test_a_long_answer_comes_in_chunks_over_a_restart(world: World) -> None:
     task, frame = uploading(world)
     blob, service = Blob.of(frame), world.service
     half = len(frame) // 2
-    with pytest.raises(NotFound, match="not been uploaded"):
+    with pytest.raises(Unreachable, match="not been uploaded"):
         service.deliver_uploaded("hungary", task.id, blob)
     sent = service.upload_chunk("hungary", blob.sha256, blob.size, 0, frame[:half], task.id)
     assert sent == half
@@ -484,3 +486,24 @@ def test_only_a_researcher_submits_and_only_its_own_runs_are_cancelled(world: Wo
     with pytest.raises(Forbidden, match="ruth"):
         world.service.cancel(run, "hungary")
     assert isinstance(Forbidden("x"), AtollError)
+
+
+def test_a_server_that_was_replaced_tells_nobody_that_an_answer_is_not_needed(world: World) -> None:
+    run = world.submit(played.heart_spec("rounds.count=2"))
+    world.reach("train")
+    old = world.service
+    world.store.lose_lock()
+    world.start()
+    later = world.submit(played.heart_spec("rounds.count=1"))
+    task = f"{later}.survey.0.hungary"
+    for ask in (
+        lambda: old.poll("hungary", [task]),
+        lambda: old.deliver("hungary", task, b""),
+        lambda: old.blob("hungary", "0" * 64),
+        old.step,
+    ):
+        world.time += 2
+        with pytest.raises(FenceError):
+            ask()
+    world.run()
+    assert world.service.job(run).reason == world.service.job(later).reason == "completed"
