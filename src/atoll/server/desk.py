@@ -129,6 +129,11 @@ class Desk:
         """Whether an answer to ``task`` would count now."""
         return self._machine.accepts(task, now)
 
+    @property
+    def digests(self) -> Mapping[str, str]:
+        """Of all answers there are, by task."""
+        return self._digests
+
     def digest(self, task: str) -> str:
         """Of the answer to ``task``; empty while there is none."""
         return self._digests.get(task, "")

@@ -125,7 +125,7 @@ class Engine:
             if not desk.complete:
                 return tick
             if self._playing is not None:
-                self._playing.live = desk.live
+                self._playing.close(desk)
             self._open(desk.outcomes)
         return None
 
@@ -148,7 +148,8 @@ class Engine:
         office = self._office
         with self.counter.lock:  # no answer may fall between the old desk and the new one
             desk = Desk(call, office.now(), office.heard)
-            self._recover(desk)
+            if self._playing is None or not self._playing.unheard:
+                self._recover(desk)
             for site, reason in office.away.items():
                 desk.tell(Left(site, reason))
             self.counter.place(desk)

@@ -25,7 +25,7 @@ from atoll.runtime.live import Live
 from atoll.runtime.loop import Evaluate, Evaluation, Finished, Loop, Next, Train
 from atoll.runtime.schedule import Asynchronous, Pace, Plan
 from atoll.server.answers import Expected
-from atoll.server.desk import Call, Take
+from atoll.server.desk import Call, Desk, Take
 from atoll.server.folding import Pattern, TrainFold, pattern_of
 from atoll.server.office import Office
 from atoll.server.preparing import Prepared, body_of
@@ -51,7 +51,8 @@ class Playing:
         committed: called when a round is durable, with the ids of tasks that are still at work.
 
     Attributes:
-        live: the last step of an asynchronous run, as it ended; set by whoever drives :meth:`calls`.
+        unheard: whether nobody can have answered the next call before it is opened, neither to this
+            server nor to one before it.
     """
 
     def __init__(
@@ -74,13 +75,14 @@ class Playing:
             RunFolder(office.folder(row.id)),
             datetime.fromtimestamp(row.created, UTC),
         )
-        self.live: Live | None = None
+        self.unheard = False
+        self._live: Live | None = None
         self._fold: TrainFold | None = None
         self._pattern: Pattern | None = None
         self._version = 0
         self._record: Mapping[str, Any] = {}
         self._trained: dict[ClientId, str] = {}
-        self._asked: dict[str, ClientId] = {}
+        self._answers: dict[str, str] = {}
         self._kept: dict[ClientId, str] = {}
         self._models: dict[int, Blob] = {}
         self._checkpoints: list[str] = []
@@ -115,6 +117,11 @@ class Playing:
             else:
                 answer = yield from self._evaluate(call)
 
+    def close(self, desk: Desk) -> None:
+        """A call has ended; to be told before its outcomes are sent to :meth:`calls`."""
+        self._live = desk.live
+        self._answers |= desk.digests
+
     def failed(self, error: AtollError) -> None:
         """Leave an honest folder behind a run that could not end."""
         self._session.failed(error)
@@ -133,16 +140,16 @@ class Playing:
         ]
         fold = self._folding([flight.task for flight in live.flights], call.broadcasts, live.buffer)
         yield self._call(tasks, fold.expected, fold.take, 1, live)
-        if self.live is None:
+        if self._live is None:
             raise JobError("an asynchronous step ended without its plan")
         self._fold = fold
         self._trained = {t.client: t.id for t in tasks}
-        return self.live.planned()
+        return self._live.planned()
 
     def _train(self, call: Train) -> Generator[Call, Sequence[Outcome], Any]:
-        if self._fold is not None and self.live is not None:  # folded as they came
+        if self._fold is not None and self._live is not None:  # folded as they came
             fold, self._fold = self._fold, None
-            outcomes: Sequence[Outcome] = self.live.outcomes()
+            outcomes: Sequence[Outcome] = self._live.outcomes()
         else:
             fold = self._folding(call.tasks, call.broadcasts, len(call.tasks))
             tasks = [self._training(task, call.number, call.broadcasts) for task in call.tasks]
@@ -200,7 +207,6 @@ class Playing:
         live: Live | None = None,
     ) -> Call:
         silence = self._office.settings.progress
-        self._asked |= {task.id: task.client for task in tasks}
         return Call(tasks, expected, take, self._deadline, silence, max(1, quorum), live)
 
     def _body(
@@ -262,18 +268,15 @@ class Playing:
         self._version = progress.state.round
         flying = {f"{run}.train.{event[1]}.{event[2]}" for event in progress.pace.events}
         self._committed(flying)
+        self.unheard = not isinstance(self._job.schedule, Asynchronous)
         self._clean(progress, blob.sha256, flying)
         office.tell({f"run {run}"})
 
     def _clean(self, progress: Progress, newest: str, flying: Collection[str]) -> None:
         """Delete what the committed round has made useless."""
-        office, run = self._office, self._row.id
-        over = self._asked.keys() - flying
-        for start in {name[: -len(self._asked[name])] for name in over}:
-            for row in office.store.contributions(run, start):
-                if row.task in over:
-                    office.blobs.delete(row.sha256)
-        self._asked = {name: site for name, site in self._asked.items() if name in flying}
+        office = self._office
+        for name in self._answers.keys() - flying:
+            office.blobs.delete(self._answers.pop(name))
         self._trained = {}
         needed = {progress.state.round, *progress.pace.versions()}
         for version in set(self._models) - needed:

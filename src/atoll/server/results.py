@@ -41,8 +41,10 @@ def leave_failed(office: Office, row: RunRow, status: str) -> None:
 
 def sweep(office: Office, row: RunRow) -> None:
     """Delete what a run that has ended needs no more; its code and last checkpoints stay."""
+    here = set(office.blobs.digests())
     for contribution in office.store.contributions(row.id):
-        office.blobs.delete(contribution.sha256)
+        if contribution.sha256 in here:
+            office.blobs.delete(contribution.sha256)
     plan = office.store.run(row.id).plan
     if plan:
         office.blobs.delete(plan)
