@@ -1,5 +1,7 @@
 """A researcher's way into a federation: submit a job, watch it, fetch its result.
 
+::
+
     federation = atoll.connect("me", code="atoll-…")      # once; afterwards atoll.connect("me")
     run = federation.submit("job.toml")
     for record in federation.watch(run):

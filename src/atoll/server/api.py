@@ -27,7 +27,7 @@ from atoll.server.gate import Gate, Roster
 from atoll.server.limits import KIB, MIB, Limits
 from atoll.server.metrics_page import Gauge, Meters, page
 from atoll.server.routes import Answer, Asked, Route, Span
-from atoll.server.service import Readable, Service
+from atoll.server.service import Poll, Readable, Service
 from atoll.server.store.contract import Member
 from atoll.wire.frames import encode
 from atoll.wire.identity import fingerprint_of
@@ -250,15 +250,18 @@ class Api:
     async def poll(self, asked: Asked) -> Answer:
         """Open tasks, as soon as there are any, with the small blobs that they name."""
         have = frozenset(_listed(asked.heading.query, "have"))
-        found = await self._news(
+        _, raw = await self._news(
             asked,
             asked.name,
-            lambda: self._call(self.service.poll, asked.name, have),
-            lambda found: bool(found.tasks or found.gone),
+            lambda: self._call(self._polled, asked.name, have),
+            lambda found: bool(found[0].tasks or found[0].gone),
         )
-        reply = PollReply(tasks=list(found.tasks), gone=list(found.gone), epoch=self.gate.epoch)
-        raw = await self._call(self._frame, asked.name, reply)
         return Answer(raw, "application/octet-stream")
+
+    def _polled(self, site: str, have: frozenset[str]) -> tuple[Poll, bytes]:
+        found = self.service.poll(site, have)
+        reply = PollReply(tasks=list(found.tasks), gone=list(found.gone), epoch=self.gate.epoch)
+        return found, self._frame(site, reply)
 
     def _frame(self, site: str, reply: PollReply) -> bytes:
         arrays, total = {}, 0
