@@ -106,10 +106,11 @@ def test_killing_the_worker_fails_its_task_and_no_other(
 def test_a_task_that_takes_too_long_is_ended(
     tmp_path: Path, server: ff.FakeServer, solo: ff.Solo
 ) -> None:
-    limits = ff.LIMITS.model_copy(update={"seconds": 3.0})
+    limits = ff.LIMITS.model_copy(update={"seconds": 1.0})
     with east(tmp_path, server, limits=limits):
+        server.result(solo.train().id)  # the worker is there
         body, _ = server.result(solo.train(60.0).id)
-        assert (body.status, "took longer than the 3 s" in body.reason) == ("failed", True)
+        assert (body.status, "took longer than the 1 s" in body.reason) == ("failed", True)
         assert server.result(solo.train().id)[0].status == "done"
 
 

@@ -50,6 +50,8 @@ log = logging.getLogger("atoll.node")
 
 _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
 _BUSY = ("offered", "fetching", "working", "finished")
+_START = 60.0
+"""Seconds that a new worker may take to load its libraries, beyond what its first task may."""
 _IDLE = 600.0
 """Seconds without work after which a run's worker is ended; another task starts a new one."""
 
@@ -311,7 +313,7 @@ class Errands:
                 self._fail(task, f"no worker process can be started: {error.strerror}")
                 continue
             self._working, self._orders[task] = task, order
-            self._due = time.monotonic() + self._site.settings.limits.seconds
+            self._due = time.monotonic() + self._site.settings.limits.seconds + new * _START
             if not self._worker.order(order) and not new:
                 # It died while it had nothing to do: that is no fault of this task.
                 self._worker, self._working, self._due = None, "", math.inf
