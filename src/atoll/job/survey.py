@@ -355,10 +355,10 @@ def _placed(place: str, body: FaultBody) -> Fault:
     return Fault(place, body.message, body.remedy)
 
 
-Body = TypeVar("Body", bound=BaseModel)
+_Body = TypeVar("_Body", bound=BaseModel)
 
 
-def body_of(kind: type[Body], raw: Mapping[str, Any], site: ClientId) -> Body:
+def body_of(kind: type[_Body], raw: Mapping[str, Any], site: ClientId) -> _Body:
     """What came over the wire, held against its closed form.
 
     Raises:

@@ -7,6 +7,8 @@ one thread, or by the simulator whenever it likes; it returns when it wants to b
 The service remembers nothing that matters: made anew on the same store, blobs and home at any moment, it
 continues every run by itself, to the same bits.
 
+::
+
     service = Service(store, blobs, home, now=time.time)
     service.start()                  # acquires the store; FenceError when another server has it
     while True:
