@@ -62,8 +62,8 @@ STATES: tuple[State, ...] = (
     "dropped",
 )
 
-_FIRST, _LONGEST = 0.1, 30.0
-"""Seconds: the first wait before another try, and the longest."""
+_FIRST, _LONGEST = 0.1, 5.0
+"""Seconds: the first wait before another try, and the longest, so that who was away long is back soon."""
 
 
 # Events.
@@ -200,10 +200,10 @@ class Fulfilling:
 def backoff(tries: int, jitter: float) -> float:
     """Seconds before the next try after ``tries`` failed ones: doubling, half of it spread.
 
-    >>> [backoff(n, 0.999999) > 0.99 * w for n, w in ((1, 0.1), (2, 0.2), (9, 25.6), (99, 30.0))]
+    >>> [backoff(n, 0.999999) > 0.99 * w for n, w in ((1, 0.1), (2, 0.2), (6, 3.2), (99, 5.0))]
     [True, True, True, True]
     >>> backoff(1, 0.0), backoff(99, 0.0)
-    (0.05, 15.0)
+    (0.05, 2.5)
     """
     longest = min(_LONGEST, _FIRST * 2.0 ** min(tries - 1, 20))
     return longest * (0.5 + 0.5 * jitter)
