@@ -30,6 +30,7 @@ from atoll.server import admin
 from atoll.server.admin import Founding
 from atoll.server.home import ServerHome
 from atoll.server.limits import Limits
+from atoll.server.service import Service
 from atoll.server.serving import serve
 from atoll.wire.certificates import client_context
 from atoll.wire.codes import read_code
@@ -93,6 +94,11 @@ class Live:
             reply = channel.json("POST", "/v1/join", body, JoinReply)
         pin = Pin(code.certificate, bytes.fromhex(reply.server_key))
         return Channel(code.address, pin, identity, reply.federation, proxy="")
+
+    def service_wakes(self) -> None:
+        """Give the service something to do: a site leaves."""
+        with contextlib.suppress(Exception), self.join("restless") as channel:
+            channel.call("POST", "/v1/leave")
 
     def plain(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=10)
@@ -352,6 +358,19 @@ def test_a_second_server_on_the_same_store_is_refused(live, tmp_path):
         serve(ServerHome(other))
     with live.join("still there") as channel:
         channel.call("GET", "/v1/federation")
+
+
+def test_a_server_that_is_fenced_off_stops_and_says_so(tmp_path, monkeypatch):
+    with Live(tmp_path / "server") as live:
+        monkeypatch.setattr(Service, "step", _fenced)
+        live.service_wakes()
+        live.thread.join(15)
+        assert isinstance(live.error, FenceError)
+    assert ServerHome(live.path).running() is None
+
+
+def _fenced(self):
+    raise FenceError("another server took over")
 
 
 def test_a_taken_port_is_told_and_the_store_is_let_go(tmp_path):
