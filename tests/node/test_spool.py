@@ -266,3 +266,73 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     assert spool.results == (held,)
     assert spool.finish("r1", "t1", result("t1")).task == "t1"
     assert len(Spool(tmp_path).results) == 2
+
+
+@pytest.mark.parametrize("refused", [1, 2, 3])
+def test_what_was_moved_when_the_disk_failed_is_finished_at_the_next_try(
+    tmp_path: Path, refused: int
+) -> None:
+    class Failing(RealDisk):
+        syncs = 0
+
+        def fsync_folder(self, folder: Path) -> None:
+            super().fsync_folder(folder)
+            self.syncs += 1
+            if self.syncs == refused:  # of run.json, the memory, the result
+                raise StorageError("input/output error")
+
+    made, keep = tmp_path / "made", tmp_path / "keep"
+    made.write_bytes(result("t0"))
+    keep.write_bytes(memory("t0"))
+    place = tmp_path / "spool"
+    place.mkdir()
+    spool = Spool(place, Failing())
+    given = {"memory": keep, "trained": True}
+    with pytest.raises(StorageError, match="input/output"):
+        spool.finish("r1", "t0", made, **given)
+    # What the worker wrote may be in the spool already; the node then reports a failure of its own.
+    frame = made if made.exists() else result("t0", 2.0)
+    held = spool.finish("r1", "t0", frame, **given)
+    assert spool.read(held) == result("t0")
+    (again,) = Spool(place).results
+    assert again == held
+    assert Spool(place).memory("r1", "t0") is not None
+
+
+def test_nothing_is_left_of_what_was_moved_and_given_up(tmp_path: Path) -> None:
+    class Failing(RealDisk):
+        broken = False
+
+        def fsync_folder(self, folder: Path) -> None:
+            if self.broken:
+                raise StorageError("input/output error")
+            super().fsync_folder(folder)
+
+    disk = Failing()
+    spool = Spool(tmp_path, disk)
+    spool.begin("r1", "ab" * 32)
+    disk.broken = True
+    with pytest.raises(StorageError):
+        spool.finish("r1", "t0", result("t0"))
+    disk.broken = False
+    spool.end("r1")
+    assert Spool(tmp_path).runs == ()
+
+
+def test_a_memory_of_a_try_without_result_makes_way_for_that_of_the_next() -> None:
+    disk, writes = LossyDisk(), []
+
+    def full(operation: str, path: Path) -> None:
+        writes.extend([path] if operation == "write" else [])
+        if len(writes) == 3:  # after run.json and the memory
+            raise OSError(28, "No space left on device")
+
+    disk.before = full
+    with pytest.raises(StorageError):
+        Spool(PLACE, disk).finish("r1", "t0", result("t0"), memory=memory("t0", 1.0), trained=True)
+    disk.before = lambda operation, path: None
+    spool = Spool(PLACE, disk)  # killed, started again, trained again: not to the same bits
+    spool.finish("r1", "t0", result("t0"), memory=memory("t0", 2.0), trained=True)
+    kept = Spool(PLACE, disk).memory("r1", "t0")
+    assert kept is not None
+    assert disk.read(kept) == memory("t0", 2.0)

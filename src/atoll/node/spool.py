@@ -102,6 +102,7 @@ class Spool:
         self._numbers = itertools.count()
         self._runs: dict[str, _Run] = {}
         self._sizes: dict[Path, int] = {}
+        self._halfway: dict[tuple[str, str, str], tuple[Blob, Path]] = {}
         self._disk.make_folder(folder)
         for name in self._disk.names(folder):
             if name.startswith("."):
@@ -214,6 +215,7 @@ class Spool:
             blob, path = self._take(found, task, frame, "result")
             held = Held(task, run, blob, path)
             self._runs[run] = replace(found, results={**found.results, task: held})
+            self._halfway = {k: v for k, v in self._halfway.items() if k[:2] != (run, task)}
             return held
 
     def _remember(self, found: _Run, task: str, memory: bytes | Path | None, before: str) -> _Run:
@@ -227,6 +229,8 @@ class Spool:
         if memory is None:
             return found
         _, path = self._take(found, task, memory, "memory")
+        if (earlier := found.memories.get(task, path)) != path:
+            self._drop(earlier)  # of a try that did not come to its result
         found = replace(found, memories={**found.memories, task: path})
         self._runs[found.run] = found
         return found
@@ -234,6 +238,7 @@ class Spool:
     def settle(self, run: str, task: str) -> None:
         """Let go of a result; a memory that goes with it stays."""
         with self._lock:
+            self._give_up(run, task)
             found = self._runs.get(run)
             if found is None or task not in found.results:
                 return
@@ -260,6 +265,7 @@ class Spool:
     def end(self, run: str) -> None:
         """Let go of everything of a run."""
         with self._lock:
+            self._give_up(run)
             found = self._runs.pop(run, None)
             if found is None:
                 return
@@ -287,7 +293,20 @@ class Spool:
         return found
 
     def _take(self, found: _Run, task: str, what: bytes | Path, kind: str) -> tuple[Blob, Path]:
-        """Make bytes or a file durable under the name that says what they are."""
+        """Make bytes or a file durable under the name that says what they are.
+
+        What an earlier try has moved, before the disk failed it, is not moved again: whoever tries again
+        has it no more.
+        """
+        key = found.run, task, kind
+        if key not in self._halfway:
+            self._halfway[key] = self._moved(found, task, what, kind)
+        blob, path = self._halfway[key]
+        self._disk.fsync_folder(path.parent)
+        self._sizes[path] = blob.size
+        return blob, path
+
+    def _moved(self, found: _Run, task: str, what: bytes | Path, kind: str) -> tuple[Blob, Path]:
         place = self._place(found.run)
         if found.run not in self._runs:
             self._note(found)
@@ -305,9 +324,17 @@ class Spool:
             if aside != what:
                 self._disk.remove(aside)
             raise
-        self._disk.fsync_folder(place)
-        self._sizes[path] = blob.size
         return blob, path
+
+    def _give_up(self, run: str, task: str = "") -> None:
+        """Remove what tries that failed have moved, for a task or for a whole run."""
+        for key, (_, path) in list(self._halfway.items()):
+            if key[0] == run and key[1] == (task or key[1]):
+                self._drop(path)
+                del self._halfway[key]
+                found = self._runs[run]
+                rest = {t: p for t, p in found.memories.items() if p != path}
+                self._runs[run] = replace(found, memories=rest)
 
     def _aside(self) -> Path:
         return self._folder / f".taking-{next(self._numbers)}"
