@@ -31,6 +31,7 @@ from atoll.server.api import ROUTES, Api, Federation
 from atoll.server.app import App, House
 from atoll.server.bell import Bell
 from atoll.server.blobs import open_blobs
+from atoll.server.blobs_near import NearBlobs
 from atoll.server.connections import Doorman, Guest, Speaker
 from atoll.server.gate import Gate, Roster
 from atoll.server.home import Charter, ServerHome
@@ -165,7 +166,7 @@ def serve(
         shutil.rmtree(home.incoming, ignore_errors=True)
         store = open_store(home.store_url(charter))
         stack.callback(store.close)
-        blobs = open_blobs(charter.blobs, home.blobs)
+        blobs = NearBlobs(store, open_blobs(charter.blobs, home.blobs))
         holder = f"process {os.getpid()} on {socket.gethostname()} in {home.path.absolute()}"
         chosen = replace(settings or Settings(), holder=holder)
         service = Service(store, blobs, home.path, now=steady(), settings=chosen)
