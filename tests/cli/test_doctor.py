@@ -68,3 +68,11 @@ def test_a_node_and_a_server_at_once_are_refused(tmp_path: Path, capsys: Any) ->
     status, _, err = asked(capsys, "--home", tmp_path, "--server", tmp_path)
     assert status == 2
     assert "one by one" in err
+
+
+def test_folders_may_be_relative(
+    server: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(server.parent)
+    assert asked(capsys, "--server", "server")[0] == 0
+    assert str(server.parent / "node") in asked(capsys, "--home", "node")[1]

@@ -60,7 +60,7 @@ def _examined(home: Path | None, server: Path | None, job: Path | None) -> Itera
     from atoll.node.doctor import examine as examine_node
     from atoll.node.home import default_home
 
-    return examine_node(home or default_home(), job=job)
+    return examine_node((home or default_home()).expanduser().absolute(), job=job)
 
 
 def _line(finding: Finding, *, colour: bool) -> str:

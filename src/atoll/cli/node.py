@@ -175,7 +175,8 @@ def remove(
 def _home(given: Path | None) -> Home:
     from atoll.node.home import Home, default_home
 
-    return Home(given or default_home())
+    # Workers have a working folder of their own: relative paths would lead elsewhere there.
+    return Home((given or default_home()).expanduser().absolute())
 
 
 def _register(home: Home) -> Any:
