@@ -50,8 +50,15 @@ def test_a_proxy_that_wants_another_login_is_told_so(proxy, through, login):
     assert "wrong" not in str(caught.value)
 
 
-def test_a_proxy_that_does_not_allow_the_server_is_told_so(fake, proxy, through):
-    proxy.answer = b"HTTP/1.1 403 Forbidden by policy\r\nContent-Length: 0\r\n\r\n"
+def test_a_proxy_that_takes_itself_for_a_server_wants_a_login_too(proxy, through):
+    proxy.answer = b"HTTP/1.1 401 Unauthorized\r\n\r\n<html></html>"
+    with pytest.raises(Unreachable, match="wants a user and a password"):
+        through(proxy.address).call("GET", "/v1/a")
+
+
+@pytest.mark.parametrize("page", [b"", b"<html>ask the help desk</html>"])
+def test_a_proxy_that_does_not_allow_the_server_is_told_so(fake, proxy, through, page):
+    proxy.answer = b"HTTP/1.1 403 Forbidden by policy\r\nContent-Length: 0\r\n\r\n" + page
     with pytest.raises(
         Unreachable, match=r"does not connect to .*: 403 Forbidden by policy"
     ) as caught:

@@ -114,14 +114,16 @@ def _tunnel(plain: socket.socket, address: str, proxy: Proxy, deadline: float) -
         if not piece or len(answer) > _MOST_ANSWER:
             raise WireError(f"{where} does not answer as an HTTP proxy does")
     line = re.match(rb"HTTP/1\.[01] (\d{3})(?: ([ -~]*))?\r\n", answer)
-    if line is None or not answer.endswith(b"\r\n\r\n"):
+    # A refusal may explain itself; what comes after a yes would be the server's, which waits to be asked.
+    welcome = line is not None and line[1].startswith(b"2")
+    if line is None or (welcome and not answer.endswith(b"\r\n\r\n")):
         raise WireError(f"{where} does not answer as an HTTP proxy does")
-    if line[1] == b"407":
+    if line[1] in (b"401", b"407"):  # tinyproxy says the first
         raise Unreachable(
             f"{where} wants a user and a password, or others than given",
             remedy="write them in its address: http://user:password@host:port",
         )
-    if not line[1].startswith(b"2"):
+    if not welcome:
         said = f"{line[1].decode()} {(line[2] or b'').decode()[:100]}".strip()
         raise Unreachable(
             f"{where} does not connect to {address}: {said}",
