@@ -69,6 +69,18 @@ def test_a_replaced_server_that_waits_for_sites_ends_soon(world: World) -> None:
         old.step()
 
 
+def test_a_replaced_server_without_runs_ends_soon_too(world: World) -> None:
+    woken: list[bool] = []
+    old = replaced(world)
+    old.on_work = lambda: woken.append(True)
+    with pytest.raises(FenceError):
+        old.poll("hungary", ("some-run",))
+    assert woken
+    world.time += world.settings.members_every
+    with pytest.raises(FenceError, match="took over"):
+        old.step()
+
+
 def failing(world: World, operation: str) -> None:
     """The disk refuses an operation, once."""
 
@@ -90,6 +102,16 @@ def test_an_upload_that_could_not_be_named_is_named_when_it_is_delivered(world: 
     assert not service.deliver_uploaded("hungary", task.id, blob).again
     world.run()
     assert world.service.job(task.run).reason == "completed"
+
+
+def test_an_upload_of_which_a_power_failure_took_the_start_goes_on_from_what_is_left(
+    world: World,
+) -> None:
+    task, frame = uploading(world)
+    blob, service = Blob.of(frame), world.service
+    with pytest.raises(Unreachable, match="0 bytes are held"):
+        service.upload_chunk("hungary", blob.sha256, blob.size, 100, frame[100:], task.id)
+    assert service.upload_received("hungary", blob.sha256) == 0
 
 
 def test_an_upload_that_a_power_failure_spoiled_is_asked_for_again(world: World) -> None:

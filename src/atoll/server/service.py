@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from atoll.core.errors import (
+    FenceError,
     Forbidden,
     NotFound,
     StateError,
@@ -232,7 +233,11 @@ class Service:
 
         A node lets go of what it hears is over or unknown. Only the server that has the store knows that.
         """
-        fence(self._office.epoch, self._office.store.lease().epoch)
+        try:
+            fence(self._office.epoch, self._office.store.lease().epoch)
+        except FenceError:
+            self._office.wake()  # the next step finds out too, and ends this server
+            raise
 
     @contextmanager
     def _for_good(self) -> Iterator[None]:
@@ -348,8 +353,9 @@ class Service:
 
         Raises:
             TooLarge: more than may be expected; the task is then closed as refused.
-            StateError: the task is closed, or bytes before ``offset`` are missing.
-            WireError: the whole is here and is not what its name says.
+            StateError: the task is closed.
+            Unreachable: bytes before ``offset`` are missing.
+            Unreachable: the whole is here and is not what its name says; it is to be sent again.
         """
         member, office = self._member(name), self._office
         if (member.role == "site") != bool(task):
@@ -367,7 +373,12 @@ class Service:
         if size > most or offset + len(data) > size:
             raise TooLarge(f"{max(size, offset + len(data))} bytes: at most {min(size, most)}")
         new = not office.blobs.has(sha256)
-        held = office.blobs.append(Blob(sha256, size), offset, data, name)
+        try:
+            held = office.blobs.append(Blob(sha256, size), offset, data, name)
+        except (
+            StateError
+        ) as error:  # a power failure took what came before: the site asks where to go on
+            raise Unreachable(error.message, remedy=error.remedy) from error
         if new and held == size:
             self._uploaded.add((name, sha256))
         return held
@@ -474,7 +485,8 @@ class Service:
             now = office.now()
             with self._lock:
                 engines = list(self._engines.values())
-            if engines and now >= self._looked + office.settings.members_every:
+            # Also without any run: who has lost the store must not go on answering.
+            if now >= self._looked + office.settings.members_every:
                 self._look()
             due = [self._looked + office.settings.members_every] if engines else []
             for engine in engines:

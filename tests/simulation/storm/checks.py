@@ -13,13 +13,22 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from storm.oracle import Oracle
 from storm.work import ENDED, site_of
 
-from atoll.core.errors import Equivocation, FenceError, StorageError
+from atoll.core.errors import (
+    Equivocation,
+    FenceError,
+    StorageError,
+    Unreachable,
+    UpdateRefused,
+    WireError,
+)
+from atoll.runtime import checkpoint
 from atoll.runtime.checkpoint import model_hash
 from atoll.wire.frames import Allowed, decode
 from atoll.wire.messages import ReceiptBody, TaskBody
@@ -31,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Checks", "Violation"]
 
 FENCED = ("add_run", "set_run", "contribute", "commit_round")
+BLOBS = Path("/blobs")
 ANY = Allowed(most_arrays=100, most_bytes=1 << 30)
 
 
@@ -74,9 +84,9 @@ class Checks:
         self._released: dict[tuple[str, int], dict[str, int]] = {}
         self._hashes: dict[str, str] = {}
         self._dirty = False
-        self._mark, self._slowness = 0.0, 0.0
+        self._marks: dict[str, tuple[float, float]] = {}
+        self._phases: dict[str, tuple[str, ...]] = {}
         self._events = 0
-        self._phase = ""
 
     def violated(self, guarantee: str, text: str, error: BaseException | None = None) -> None:
         """Note that a guarantee did not hold."""
@@ -128,8 +138,7 @@ class Checks:
         world = self.world
         if sha256 in world.database.blobs:
             return True
-        folders = world.disk._folders
-        file = next((f.synced.get(sha256) for p, f in folders.items() if p.name == "blobs"), None)
+        file = world.disk._folders[BLOBS].synced.get(sha256)
         return file is not None and file.synced == file.data
 
     def _settled(self, task: str, run: str) -> bool:
@@ -138,8 +147,16 @@ class Checks:
         kind, number = task.split(".")[1], int(task.split(".")[2])
         if database.runs[run].status in ENDED:
             return True
+        if kind == "train" and self._live(run):
+            failed = database.contributions[run][task].status != "done"
+            return failed or task in database.taken[run]
         done = max((row.number for row in database.rounds[run]), default=0)
         return (kind == "train" and done > number) or (kind == "evaluate" and done >= number)
+
+    def _live(self, run: str) -> bool:
+        """Whether a run is asynchronous."""
+        spec = self.world.specs[self.world.database.runs[run].name]
+        return spec.rounds.mode == "async"
 
     def started(self, server: Server, epoch: int) -> None:
         """A server has the store."""
@@ -184,7 +201,7 @@ class Checks:
         self.tasks[task.id] = task
         rows = self.world.database.rounds.get(task.run, [])
         last = max((row.number for row in rows), default=0)
-        if task.kind == "train":
+        if task.kind == "train" and not self._live(task.run):
             self.ensure(task.number <= last, "G3", f"{task.id} before round {last} is committed")
         if task.broadcast is not None and task.kind == "evaluate":
             mine = self._epochs[server.process.name]
@@ -242,13 +259,16 @@ class Checks:
 
     def told(self, node: Node, path: str, error: BaseException) -> None:
         """A node's delivery ended with an error."""
-        if node.honest and isinstance(error, Equivocation):
+        wrong = isinstance(error, Equivocation | UpdateRefused | WireError)
+        if node.honest and wrong and not isinstance(error, Unreachable):
             self.violated("G8", f"{node.name}, which is honest, is told: {error}")
 
     # After every step -----------------------------------------------------------------------------
 
-    def _moved(self) -> None:
-        self._mark, self._slowness = self.world.kernel.now, self.world.slowness
+    def _moved(self, *runs: str) -> None:
+        """A call of these runs, or of all, has ended or begun anew."""
+        for run in runs or self.world.database.runs:
+            self._marks[run] = (self.world.kernel.now, self.world.slowness)
 
     def step(self) -> None:
         """Something has happened."""
@@ -274,15 +294,16 @@ class Checks:
             self._run(run, row)
 
     def _run(self, run: str, row: Any) -> None:
-        if (row.phase, row.status, row.plan) != self._phase:
-            self._phase = (row.phase, row.status, row.plan)
-            self._moved()
+        phase = row.phase, row.status, row.plan
+        if phase != self._phases.get(run):
+            self._phases[run] = phase
+            self._moved(run)
         rows, known = self.world.database.rounds[run], self._rounds.setdefault(run, [])
         same = len(rows) >= len(known) and all(a is b for a, b in zip(rows, known, strict=False))
         self.ensure(same, "G2", "a committed round is gone, or another")
         for new in rows[len(known) :]:
             known.append(new)
-            self._moved()
+            self._moved(run)
             self._committed(run, new)
         if rows and row.status not in ENDED:
             self._need(rows[-1].checkpoint, f"the checkpoint of round {rows[-1].number}")
@@ -302,7 +323,8 @@ class Checks:
                 "G1",
                 f"{where}: the record names {sorted(record['contributed'])}, its tasks {names}",
             )
-            mine = [t for t in heard if t.startswith(f"{run}.train.{row.number - 1}.")]
+            start = f"{run}.train.{row.number - 1}."
+            mine = [] if self._live(run) else [t for t in heard if t.startswith(start)]
             for task in mine:
                 if heard[task].status == "done" and self.world.nodes[site_of(task)].honest:
                     self.ensure(
@@ -312,7 +334,7 @@ class Checks:
             self.ensure(bool(record["reason"]), "G7", f"{where} was aborted without a reason")
             self.ensure(not row.tasks, "G1", f"{where} was aborted and has tasks")
         missing = set(record["invited"]) - set(names)
-        if record["committed"]:
+        if record["committed"] and not self._live(run):
             unnamed = missing - set(record["missing"])
             self.ensure(not unnamed, "G8", f"{where}: nothing is said of {sorted(unnamed)}")
         oracle = self._oracles.get(run)
@@ -340,10 +362,10 @@ class Checks:
         if sha256 not in self._hashes:
             raw = world.database.blobs.get(sha256)
             if raw is None:
-                files = world.disk._files
-                raw = next((f.data for p, f in files.items() if p.name == sha256), None)
-            if raw is None:
-                return ""
+                file = world.disk._files.get(BLOBS / sha256)
+                if file is None:
+                    return ""
+                raw = file.data
             self._hashes[sha256] = model_hash(decode(raw, ANY)[1]["parameters"])
         return self._hashes[sha256]
 
@@ -355,15 +377,15 @@ class Checks:
             if any(e.kind == "paused" for e in world.database.events[self._events :]):
                 self._moved()
             self._events = events
-        going = any(row.status not in ENDED for row in world.database.runs.values())
-        up = any(server.up for server in world.servers)
-        if not going or not up:
-            self._mark = max(self._mark, world.kernel.now)
-            return
-        longest = 3.0 * world.weather.deadline + 20.0 + world.slowness - self._slowness
-        if world.kernel.now - self._mark > longest:
-            self.violated("G7", f"no call has ended for {world.kernel.now - self._mark:.0f} s")
+        if not any(server.up for server in world.servers):
             self._moved()
+        for run, row in world.database.runs.items():
+            mark, slowness = self._marks.get(run, (world.kernel.now, world.slowness))
+            longest = 4.0 * world.weather.deadline + 20.0 + world.slowness - slowness
+            if row.status not in ENDED and world.kernel.now - mark > longest:
+                lasted = world.kernel.now - mark
+                self.violated("G7", f"no call of {run} has ended for {lasted:.0f} s")
+                self._moved(run)
 
     # At the end -----------------------------------------------------------------------------------
 
@@ -372,33 +394,59 @@ class Checks:
         world, database = self.world, self.world.database
         for run, row in database.runs.items():
             rounds = {r.number: r for r in database.rounds[run]}
+            flying = self._flying(run, row)
             for site, task, sha256 in self.acknowledgements:
+                if task.partition(".")[0] != run:
+                    continue
                 heard = database.contributions[run].get(task)
                 if heard is None or heard.sha256 != sha256:
                     self.violated("G2", f"{site} was told that {task} is there; it is not")
                     continue
-                _, kind, number, _ = task.split(".", 3)
-                committed = rounds.get(int(number) + 1)
-                if kind != "train" or committed is None or not committed.record["committed"]:
+                if heard.status != "done" or ".train." not in task or not world.nodes[site].honest:
                     continue
                 times = sum(task in r.tasks for r in rounds.values())
-                if heard.status == "done" and world.nodes[site].honest:
-                    self.ensure(times == 1, "G1", f"{task}, acknowledged, counts {times} times")
+                committed = rounds.get(int(task.split(".")[2]) + 1)
+                if self._live(run):
+                    due = row.status == "completed" and task not in flying
+                else:
+                    due = committed is not None and committed.record["committed"]
+                text = f"{task}, acknowledged, counts {times} times"
+                self.ensure(times <= 1 and (times == 1 or not due), "G1", text)
             self._ending(run, row)
 
+    def _flying(self, run: str, row: Any) -> set[str]:
+        """Tasks of an asynchronous run that were at work when it ended."""
+        rounds, world = self.world.database.rounds[run], self.world
+        if not rounds or not self._live(run):
+            return set()
+        sha256 = rounds[-1].checkpoint
+        held = world.database.blobs.get(sha256)
+        raw = world.disk._files[BLOBS / sha256].data if held is None else held
+        progress, _ = checkpoint.decode(raw, row.job_hash)
+        return {f"{run}.train.{event[1]}.{event[2]}" for event in progress.pace.events}
+
     def _ending(self, run: str, row: Any) -> None:
+        """How a run may end, and what is left of it at its sites."""
         world, weather = self.world, self.world.weather
-        allowed = ("could not commit", "cannot take part", "clients of the round failed")
+        allowed = (
+            "could not commit",
+            "rounds could commit",
+            "cannot take part",
+            "clients of the round failed",
+        )
         if row.status == "failed":
             known = any(text in row.reason for text in allowed)
-            self.ensure(known, "G7", f"the run failed, and not by its rules: {row.reason}")
+            self.ensure(known, "G7", f"{run} failed, and not by its rules: {row.reason}")
+        elif row.status == "cancelled":
+            self.ensure(run in world.cancelled, "G3", f"nobody has cancelled {run}")
         else:
-            self.ensure(row.status == "completed", "G3", f"the run is {row.status!r}")
+            self.ensure(row.status == "completed", "G3", f"{run} is {row.status!r}")
         if weather.gentle:
-            self.ensure(row.status == "completed", "G3", f"{row.status}: {row.reason}")
+            self.ensure(row.status == "completed", "G3", f"{run} {row.status}: {row.reason}")
             for r in world.database.rounds[run]:
-                names = sorted(r.record["contributed"])
-                self.ensure(names == list(world.names), "G3", f"round {r.number}: only {names}")
+                names, asked = sorted(r.record["contributed"]), sorted(r.record["invited"])
+                if not self._live(run):
+                    self.ensure(names == asked, "G3", f"round {r.number} of {run}: only {names}")
         for node in world.nodes.values():
             if node.honest and not node.away and node.agent is not None:
                 left = [held.task for held in node.agent._site.spool.results]

@@ -42,10 +42,13 @@ class Process:
         name: such as ``server-2`` or ``north-1``.
         role: ``server`` or ``node``.
         number: its process id.
+        owner: ``server``, or the site.
+        owned: the :class:`~storm.world.Server` or :class:`~storm.world.Node` whose process it is.
     """
 
-    def __init__(self, name: str, role: str, number: int) -> None:
+    def __init__(self, name: str, role: str, number: int, owner: str, owned: Any) -> None:
         self.name, self.role, self.number = name, role, number
+        self.owner, self.owned = owner, owned
         self.dead = False
         self.threads: list[Thread] = []
         self.skew = 0.0

@@ -31,27 +31,31 @@ class Oracle:
 
     def __init__(self, world: World, run: str) -> None:
         self._world, self._run = world, run
-        self._whole = work.federation(world.spec, world.names)
+        spec = world.specs[world.database.runs[run].name]
+        self._live = spec.rounds.mode == "async"
+        self._whole = work.federation(spec, world.names)
         parts = self._whole.parts[world.names[0]]
         self._algorithm = parts.algorithm
         self._state = parts.algorithm.init(
             self._whole.initial, parts.trainer.layout, len(world.names)
         )
         self._memories: dict[str, Any] = {}
+        self._models: dict[int, Any] = {}
 
     def follow(self, row: Any) -> str:
         """The hash of the model after one more round, given which tasks went into it."""
+        self._models[self._state.round] = self._algorithm.broadcast(self._state)
         if row.record["committed"]:
             fold = Fold(len(self._world.names))
-            model = self._algorithm.broadcast(self._state)
             for name in row.tasks:
-                self._add(fold, name, model)
+                self._add(fold, name)
             self._state = self._algorithm.server(self._state, fold.aggregate())
         return model_hash(self._state.parameters)
 
-    def _add(self, fold: Fold, name: str, model: Any) -> None:
+    def _add(self, fold: Fold, name: str) -> None:
         world, site = self._world, site_of(name)
         task = world.checks.tasks[name]
+        model = self._models[task.version]
         memory = self._memories.get(site, {})
         update, kept = work.train(self._whole, task, model, memory)
         self._memories[site] = kept or memory
@@ -60,4 +64,5 @@ class Oracle:
             body, arrays = decode(world.frames[heard.sha256], ANY)
             metrics = metrics_from_plain(body["metrics"])
             update = Update(arrays, body["weight"], body["examples"], metrics)
-        fold.add(update, task.scale)
+        late = self._state.round - task.version
+        fold.add(update, self._algorithm.staleness(late) if self._live else task.scale)

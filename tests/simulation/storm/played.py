@@ -14,7 +14,7 @@ from urllib.parse import quote
 from storm import kernel as k
 from storm import work
 
-from atoll.core.errors import AtollError, StorageError, Unreachable
+from atoll.core.errors import AtollError, Unreachable
 from atoll.job import deployed
 from atoll.job.package import spec_from_plain
 from atoll.node.orders import Order, Report
@@ -128,7 +128,7 @@ class Worker:
     def __init__(self, folder: Path, settings: Any, log: Log, heard: Callable[..., None]) -> None:
         process = k.kernel().process
         assert process is not None
-        self.node: Node = process.node  # type: ignore[attr-defined]
+        self.node: Node = process.owned
         self.folder, self._heard = folder, heard
         folder.mkdir(parents=True, exist_ok=True)
         with self.node.world.quiet():
@@ -136,8 +136,10 @@ class Worker:
         self._over = False
         self.pid = process.number
 
-    def order(self, order: Order) -> None:
-        k.Thread(target=lambda: self._work(order)).start()
+    def order(self, order: Order) -> bool:
+        if not self._over:
+            k.Thread(target=lambda: self._work(order)).start()
+        return not self._over
 
     def end(self, why: str = "") -> None:
         if not self._over:
@@ -148,11 +150,12 @@ class Worker:
     def _work(self, order: Order) -> None:
         world = self.node.world
         k.kernel().wait(world.random.uniform(0.0, 2.0 * world.weather.breath))
-        if self._over:
-            return
-        if world.chance("worker process ended"):
+        if world.chance("site slow"):
+            k.kernel().wait(world.random.uniform(5.0, 60.0))
+        if not self._over and world.chance("worker process ended"):
             self._over = True
             self._heard(self, Ended("was killed from outside"))
+        if self._over:
             return
         with world.quiet():
             done = self._answered(order)
@@ -199,8 +202,3 @@ def forged(frame: bytes, task: str, how: str) -> bytes:
         arrays = {name: value * 3 for name, value in arrays.items()}
         body["seconds"] = 77.0
     return encode(json.loads(json.dumps(body)), arrays)
-
-
-def broken(error: BaseException) -> bool:
-    """Whether an error of a node is a fault of its program, and not of its disk."""
-    return not isinstance(error, StorageError)

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -29,6 +30,7 @@ from storm.checks import Violation
 from storm.weather import KINDS, weather_of
 from storm.world import World, clean
 
+import atoll.job.registry
 import atoll.node.agent
 import atoll.node.errands
 import atoll.node.home
@@ -37,6 +39,8 @@ import atoll.runs.session
 import atoll.server.blobs
 import atoll.wire.transfers
 
+INSTALLED = cache(atoll.job.registry.entry_points)
+"""Looking through all installed packages takes longer than a round."""
 LONGEST = 20_000.0
 """Virtual seconds after which a run that has not ended never will."""
 SETTLING = 100.0
@@ -77,7 +81,6 @@ def simulate(seed: int, folder: Path, bug: str = "") -> Result:
         _live(world)
         stack.callback(_end, world)
     clean(place)
-    row = next(iter(world.database.runs.values()), None)
     return Result(
         seed=seed,
         violations=world.checks.violations,
@@ -85,11 +88,16 @@ def simulate(seed: int, folder: Path, bug: str = "") -> Result:
         counts=weather.counts,
         points=weather.points,
         crashes=weather.crashes,
-        status="" if row is None else row.status,
+        status=" ".join(row.status for row in world.database.runs.values()),
         steps=world.kernel.steps,
         rounds=sum(len(rows) for rows in world.database.rounds.values()),
         seconds=time.perf_counter() - began,
-        facts={"gentle": weather.gentle, "at": world.kernel.now, "alarms": world.checks.alarms},
+        facts={
+            "jobs": weather.jobs,
+            "gentle": weather.gentle,
+            "at": world.kernel.now,
+            "alarms": world.checks.alarms,
+        },
     )
 
 
@@ -99,7 +107,8 @@ def _live(world: World) -> None:
     checks, database = world.checks, world.database
 
     def over() -> bool:
-        done = bool(database.runs) and all(r.status in work.ENDED for r in database.runs.values())
+        ended = [row.status in work.ENDED for row in database.runs.values()]
+        done = len(ended) == len(world.specs) and all(ended)
         return bool(checks.violations) or (done and not world.stormy)
 
     if not world.kernel.run(over, LONGEST):
@@ -139,6 +148,7 @@ def _patches(world: World) -> list[object]:
         mock.patch.object(agent, "_TELL", 1000.0),
         mock.patch.object(atoll.node.home.Home, "tell"),
         mock.patch.object(atoll.runs.session, "write_report"),
+        mock.patch.object(atoll.job.registry, "entry_points", INSTALLED),
         mock.patch.object(atoll.server.blobs, "os", SimpleNamespace(getpid=pid)),
     ]
 

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
 
-__all__ = ["KINDS", "Plan", "Weather", "weather_of"]
+__all__ = ["KINDS", "POINTS", "Plan", "Weather", "weather_of"]
 
 KINDS = (
     # The network.
@@ -24,7 +24,9 @@ KINDS = (
     "server power failure",
     "node process killed",
     "node power failure",
+    "node stopped by its operator",
     "worker process ended",
+    "site slow",
     # Disks and clocks.
     "torn write",
     "slow disk",
@@ -42,6 +44,24 @@ KINDS = (
 )
 """All kinds of faults; each must be reached."""
 
+_DISK = (
+    *("write", "append", "torn", "fsync", "rename", "fsync_folder", "remove", "read", "view"),
+    *("names", "make_folder"),
+)
+_STORE = (
+    *("acquire", "lease", "members", "add_run", "run", "runs", "set_run", "contribute"),
+    *("contributions", "commit_round", "rounds", "kept", "hold", "drop", "held", "holdings"),
+    *("add_event", "last_round"),
+)
+POINTS = (
+    *(f"server store {when} {name}" for name in _STORE[:-1] for when in ("before", "after")),
+    *(f"server disk blobs {name}" for name in _DISK),
+    *(f"node disk spool {name}" for name in _DISK if name != "append"),
+    *("server network arrived", "server network reply"),
+    *("node network send", "node network receive"),
+)
+"""All points at which a process can die; at each of them one does, sooner or later."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -52,6 +72,7 @@ class Plan:
         kind: such as ``crash``.
         who: ``server`` or a site.
         value: seconds, or how many disk calls, store calls and messages later.
+        point: at which of :data:`POINTS` a process dies; empty for any.
         power: whether the machine loses its power with the process.
     """
 
@@ -60,6 +81,7 @@ class Plan:
     who: str = "server"
     value: float = 0.0
     power: bool = False
+    point: str = ""
 
 
 @dataclass
@@ -72,7 +94,7 @@ class Weather:
         calm: from this moment nothing more goes wrong.
         gentle: whether no fault keeps a site from answering in time, so that all of them count.
         liar: a malicious site; empty for none.
-        job: name of the algorithm.
+        jobs: names of the jobs, each with its moment.
         sites: number of sites.
         rounds, deadline, quorum: of the job.
         inline: bytes of the longest result that is sent as it is.
@@ -85,7 +107,7 @@ class Weather:
     calm: float
     gentle: bool
     liar: str
-    job: str
+    jobs: tuple[tuple[str, float], ...]
     sites: int
     rounds: int
     deadline: float
@@ -110,7 +132,7 @@ def weather_of(random: Random, sites: tuple[str, ...]) -> Weather:
         calm=calm,
         gentle=gentle,
         liar=random.choice(names) if not gentle and random.random() < 0.25 else "",
-        job=random.choice(("scaffold", "fedavg")),
+        jobs=_jobs(random),
         sites=count,
         rounds=random.randint(2, 4),
         deadline=600.0 if gentle else random.choice((20.0, 40.0)),
@@ -121,6 +143,14 @@ def weather_of(random: Random, sites: tuple[str, ...]) -> Weather:
     )
     weather.plans = sorted(_plans(random, gentle, names, calm), key=lambda plan: plan.at)
     return weather
+
+
+def _jobs(random: Random) -> tuple[tuple[str, float], ...]:
+    """One job, sometimes two, with the moments at which they are submitted."""
+    names = random.sample(("scaffold", "fedavg", "cohort", "fedbuff", "fedasync"), 2)
+    first = random.choice((names[0], "scaffold")), random.uniform(0.1, 1.0)
+    second = names[1], random.uniform(0.1, 20.0)
+    return (first, second) if first[0] != second[0] and random.random() < 0.2 else (first,)
 
 
 def _rates(random: Random, gentle: bool) -> dict[str, float]:
@@ -134,6 +164,7 @@ def _rates(random: Random, gentle: bool) -> dict[str, float]:
         "slow disk": 0.01,
         "disk error": 0.005,
         "worker process ended": 0.0 if gentle else 0.05,
+        "site slow": 0.05,
     }
     return {
         kind: rate * random.random() if random.random() < 0.4 else 0.0
@@ -150,19 +181,27 @@ def _plans(random: Random, gentle: bool, names: tuple[str, ...], calm: float) ->
     def moment() -> float:
         return random.uniform(0.5, calm)
 
-    for _ in some(4, 0.7):
+    for _ in some(3, 0.4):
         who = "server" if random.random() < 0.6 else random.choice(names)
-        later = float(random.randint(0, 40))
+        later = float(random.randint(0, 60))
         plans.append(Plan(moment(), "crash", who, later, random.random() < 0.5))
+    for _ in some(3, 0.6):
+        point = random.choice(POINTS)
+        who = "server" if point.startswith("server") else random.choice(names)
+        later = float(random.choice((0, 0, 1, 2, 5)))
+        early = random.uniform(0.0, calm) if random.random() < 0.5 else 0.0
+        plans.append(Plan(early, "crash", who, later, random.random() < 0.5, point))
     for _ in some(2, 0.4):
         kind = random.choice(("both", "to", "from"))
-        plans.append(Plan(moment(), f"cut {kind}", random.choice(names), random.uniform(1, 50)))
+        plans.append(Plan(moment(), f"cut {kind}", random.choice(names), random.uniform(1, 30)))
     for _ in some(2, 0.25):
         jump = random.choice((-1, 1)) * random.choice((0.5, 30.0, 3600.0, 1e6))
         plans.append(Plan(moment(), "clock", "server", jump))
     plans += [Plan(moment(), "second server") for _ in some(1, 0.15)]
     plans += [Plan(moment(), "lost lock") for _ in some(1, 0.2)]
+    plans += [Plan(moment(), "stop", random.choice(names)) for _ in some(2, 0.2)]
     if not gentle:
+        plans += [Plan(moment(), "cancel") for _ in some(1, 0.05)]
         plans += [
             Plan(moment(), "leave", random.choice(names), random.uniform(1, 40))
             for _ in some(1, 0.2)

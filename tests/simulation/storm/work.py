@@ -76,11 +76,16 @@ def table(site: str) -> Table:
 
 
 def job(name: str, rounds: int, deadline: float, quorum: float) -> JobSpec:
-    """A job by the name of its algorithm."""
-    algorithms: dict[str, dict[str, Any]] = {
-        "scaffold": {"name": "scaffold", "weights": "uniform"},
-        "fedavg": {"name": "fedavg", "weights": "examples"},
-    }
+    """A job by its name: an algorithm, or ``cohort`` for FedAvg with two sites drawn for each round."""
+    algorithm: dict[str, Any] = {"name": name, "weights": "examples"}
+    paced: dict[str, Any] = {"count": rounds, "deadline": deadline, "quorum": quorum}
+    if name == "scaffold":
+        algorithm["weights"] = "uniform"
+    elif name == "cohort":
+        algorithm["name"] = "fedavg"
+        paced |= {"cohort": "uniform", "size": 2, "quorum": 1.0}
+    elif name in ("fedbuff", "fedasync"):
+        paced = {"count": 2 * rounds, "mode": "async", "buffer": 2 if name == "fedbuff" else 1}
 
     def made() -> JobSpec:
         return parse_job(
@@ -90,8 +95,8 @@ def job(name: str, rounds: int, deadline: float, quorum: float) -> JobSpec:
                 "data": {"source": "sites/*.csv", "target": "sick", "test_fraction": 0.3},
                 "model": {"kind": "logistic"},
                 "local": {"epochs": 1, "batch_size": 8, "lr": 0.1},
-                "algorithm": algorithms[name],
-                "rounds": {"count": rounds, "deadline": deadline, "quorum": quorum},
+                "algorithm": algorithm,
+                "rounds": paced,
                 "evaluation": {"compare": False},
             },
             source="simulation",
@@ -157,7 +162,7 @@ def answer(
         task.kind,
         task.client,
         task.initial,
-        None if schema is None else repr(deployed.schema_to_plain(schema)),
+        _schema(schema),
         arrays_digest(sums),
         (task.version, task.scale, task.fraction, task.repeat),
         arrays_digest(model),
@@ -180,8 +185,7 @@ def _answer(
     if task.kind == "sums":
         update = deployed.column_sums_at(spec, schema, site, table(site))
         return Answer(update.vectors, {"weight": update.weight, "examples": update.examples})
-    islands = deployed.islands_at(spec, schema, sums, site, table(site))
-    parts = deployed.parts_at(spec, islands, Path(), site)
+    parts, islands = _parts(spec, schema, sums, site)
     if task.kind == "ready":
         first = {"initial": deployed.initial_vector(parts)} if task.initial else {}
         return Answer(first, {"answer": deployed.ready(parts, islands)})
@@ -190,6 +194,18 @@ def _answer(
         rows = len(parts.held_out[site])
         return Answer(fields={"metrics": metrics_to_plain(found), "examples": rows})
     return _trained(parts, task, model, memory)
+
+
+def _parts(spec: JobSpec, schema: Any, sums: Vectors, site: str) -> tuple[Parts, Any]:
+    def made() -> tuple[Parts, Any]:
+        islands = deployed.islands_at(spec, schema, sums, site, table(site))
+        return deployed.parts_at(spec, islands, Path(), site), islands
+
+    return _once(("parts", spec.hash(), _schema(schema), arrays_digest(sums), site), made)
+
+
+def _schema(schema: Any) -> str:
+    return "" if schema is None else repr(deployed.schema_to_plain(schema))
 
 
 def _trained(parts: Parts, task: Any, model: Vectors, memory: Vectors) -> Answer:

@@ -81,17 +81,20 @@ class World:
         self.slowness = 0.0
         self.base = 0.0  # of the server machine's wall clock
         self._quiet = 0
-        self._armed: dict[str, list[Plan]] = {}
-        self._left: dict[str, float] = {}
+        self._armed: dict[str, list[Any]] = {}
+        self.cancelled: set[str] = set()
         self._dying: list[tuple[k.Process, bool]] = []
         self.network = Network(self)
         self.names = work.SITES[: weather.sites]
         self.nodes = {name: Node(self, name) for name in self.names}
-        self.spec = work.job(weather.job, weather.rounds, weather.deadline, weather.quorum)
+        self.specs = {
+            name: work.job(name, weather.rounds, weather.deadline, weather.quorum)
+            for name, _ in weather.jobs
+        }
         self.checks = Checks(self)
         self.settings = Settings(
             progress=100_000.0 if weather.gentle else 15.0,
-            round=weather.deadline * 1.5,
+            round=2.0 * weather.deadline,
             members_every=3.0,
             retry=1.0,
         )
@@ -141,13 +144,16 @@ class World:
             raise k.Killed
         point = f"{process.role} {kind} {name}"
         self.weather.points[point] += 1
-        for plan in self._armed.get(process.owner, ()) if self.stormy else ():  # type: ignore[attr-defined]
-            plan.countdown -= 1  # type: ignore[attr-defined]
-            if plan.countdown < 0:  # type: ignore[attr-defined]
-                self._armed[process.owner].remove(plan)  # type: ignore[attr-defined]
+        for plan in self._armed.get(process.owner, ()) if self.stormy else ():
+            if plan.point not in ("", point):
+                continue
+            plan.countdown -= 1
+            if plan.countdown < 0:
+                self._armed[process.owner].remove(plan)
                 self.weather.crashes[point] += 1
                 if name == "torn":
                     self.count("torn write")
+                self.note(f"dies at {point}")
                 self.die(process, plan.power)
                 raise k.Killed
         if self.random.random() < 0.03:
@@ -177,7 +183,7 @@ class World:
         while self._dying:
             process, power = self._dying.pop()
             self.kernel.kill(process)
-            process.owned.died(power)  # type: ignore[attr-defined]
+            process.owned.died(power)
         for thread, error in self.kernel.failures:
             self.checks.violated(
                 "crash",
@@ -190,10 +196,7 @@ class World:
     def process(self, owned: Any, role: str, owner: str) -> k.Process:
         """A new process."""
         self.numbers += 1
-        made = k.Process(f"{owner}-{self.numbers}", role, self.numbers)
-        made.owned, made.owner = owned, owner  # type: ignore[attr-defined]
-        made.node = owned if role == "node" else None  # type: ignore[attr-defined]
-        return made
+        return k.Process(f"{owner}-{self.numbers}", role, self.numbers, owner, owned)
 
     # Servers ------------------------------------------------------------------------------------
 
@@ -228,7 +231,8 @@ class World:
         self.boot_server()
         for node in self.nodes.values():
             self.kernel.at(self.random.uniform(0.0, 1.0), node.boot)
-        self.kernel.at(self.random.uniform(0.1, 1.0), self._submit)
+        for name, moment in self.weather.jobs:
+            self.kernel.at(moment, lambda name=name: self._submit(name))
         for plan in self.weather.plans:
             self.kernel.at(plan.at, lambda plan=plan: self._happen(plan))
 
@@ -239,21 +243,21 @@ class World:
         store.add_invite(Invite(secret, name, role, now + 1))
         store.join(secret, name, key, now)
 
-    def _submit(self) -> None:
+    def _submit(self, name: str) -> None:
         """The researcher tries until the job is there."""
-        server = next((s for s in self.servers if s.up), None)
-        if self.database.runs:
+        if any(row.name == name for row in self.database.runs.values()):
             return
+        server = next((s for s in self.servers if s.up), None)
         if server is not None:
-            self.kernel.spawn(server.process, server.submit, "submit")
-        self.kernel.at(1.0, self._submit)
+            self.kernel.spawn(server.process, lambda: server.submit(name), "submit")
+        self.kernel.at(10.0, lambda: self._submit(name))
 
     def _happen(self, plan: Plan) -> None:
         if not self.stormy:
             return
         if plan.kind == "crash":
-            armed = SimpleNamespace(countdown=plan.value, power=plan.power)
-            self._armed.setdefault(plan.who, []).append(armed)  # type: ignore[arg-type]
+            armed = SimpleNamespace(countdown=plan.value, power=plan.power, point=plan.point)
+            self._armed.setdefault(plan.who, []).append(armed)
         elif plan.kind.startswith("cut "):
             self.network.sever(plan.who, plan.kind.split()[1], plan.value)
         elif plan.kind == "clock":
@@ -272,6 +276,12 @@ class World:
                     break
         elif plan.kind == "leave":
             self.nodes[plan.who].leave(plan.value)
+        elif plan.kind == "stop":
+            self.nodes[plan.who].stop()
+        elif plan.kind == "cancel":
+            server = next((s for s in self.servers if s.up), None)
+            if server is not None:
+                self.kernel.spawn(server.process, server.cancel, "cancel")
 
 
 class Server:
@@ -353,14 +363,25 @@ class Server:
         world.checks.fell(self)
         world.kernel.at(world.random.uniform(0.1, 8.0), world.boot_again)
 
-    def submit(self) -> None:
+    def submit(self, name: str) -> None:
         """The researcher's request."""
-        world = self.world
-        body = SubmitBody(spec=spec_to_plain(world.spec), job_hash=world.spec.hash())
+        spec = self.world.specs[name]
+        body = SubmitBody(
+            spec=spec_to_plain(spec), job_hash=spec.hash(), sites=list(self.world.names)
+        )
         try:
             self.service.submit(RESEARCHER, body)
-        except StorageError as error:
-            world.note(f"the job is not taken: {error.message}")
+        except AtollError as error:  # tried again
+            self.world.note(f"the job is not taken: {error.message}")
+
+    def cancel(self) -> None:
+        """The researcher ends a run."""
+        for run in list(self.world.database.runs)[:1]:
+            self.world.cancelled.add(run)
+            try:
+                self.service.cancel(run, RESEARCHER)
+            except AtollError as error:
+                self.world.note(f"the run is not cancelled: {error.message}")
 
     def handle(self, request: Request) -> tuple[bytes | None, AtollError | None]:
         """One request: its answer, or the error that is sent in its place."""
@@ -379,12 +400,20 @@ class Server:
         return raw, error
 
 
+class NodeDisk(LossyDisk):
+    """A node's disk. What a worker writes lies on the machine's own disk too, where its header is read."""
+
+    def rename(self, old: Path, new: Path) -> None:
+        super().rename(old, new)
+        old.unlink(missing_ok=True)
+
+
 class Node:
     """A site: its disk, and the node process that runs there now."""
 
     def __init__(self, world: World, name: str) -> None:
         self.world, self.name = world, name
-        self.disk = LossyDisk(lambda operation, path: world._disk("spool", operation))
+        self.disk = NodeDisk(lambda operation, path: world._disk("spool", operation))
         self.home = Home(world.folder / name)
         self.home.make()
         data = f'[sites]\npath = "{name}.csv"\n[sites.columns]\na = "number"\nb = "number"\nsick = "number"\n'
@@ -409,6 +438,7 @@ class Node:
     def _live(self) -> None:
         world, before = self.world, self.world.injected
         settings = NodeSettings(limits=LIMITS)
+        self.agent = None
         try:
             self.agent = agents.Agent(
                 self.home,
@@ -427,6 +457,12 @@ class Node:
         except Forbidden as error:
             world.note(f"ends: {error.message}")
         self._exit()
+
+    def stop(self) -> None:
+        """The operator stops the node, and starts it again."""
+        if self.agent is not None and self.process is not None and not self.process.dead:
+            self.world.count("node stopped by its operator")
+            self.world.kernel.spawn(self.process, self.agent.stop, "signal")
 
     def _exit(self) -> None:
         if self.process is not None:
