@@ -60,7 +60,7 @@ def test_faults_of_data_are_told_by_their_places(tmp_path: Path) -> None:
 
 
 def test_faults_of_the_job_are_told_with_their_remedy(tmp_path: Path) -> None:
-    error = JobError("the model cannot be built", remedy="mend /home/site/work/code/model.py")
+    error = JobError("the model cannot be built", remedy="mend /home/site/jobs/code/model.py")
     assert told(error, tmp_path) == "the model cannot be built\n  next: mend model.py"
 
 
