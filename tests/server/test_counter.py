@@ -8,6 +8,7 @@ from collections.abc import Callable
 import played_sites as played
 import pytest
 
+from atoll.core.errors import Unreachable
 from atoll.server.counter import site_of
 
 World = played.World
@@ -81,6 +82,41 @@ def test_an_answer_that_is_being_written_at_the_deadline_counts(world: World, ot
     record = world.service.rounds(run).rounds[0]
     assert sorted(record["contributed"]) == ["cleveland", "hungary", "switzerland"]
     assert record["missing"]["va-long-beach"].startswith(("late: ", "unavailable: ", "dropped: "))
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+def test_an_answer_that_comes_while_a_run_is_taken_up_again_is_neither_refused_nor_forgotten(
+    world: World, kind: str
+) -> None:
+    """A restarted server goes through the calls from the first; sites know of the last one already."""
+    run = world.submit(played.heart_spec("rounds.count=3"))
+    world.reach(kind, 2)
+    asked = {name: world.service.poll(name, ()).tasks[0] for name in world.sites}
+    frames = {name: world.sites[name].answer(world.service, task) for name, task in asked.items()}
+    world.kill()
+    said: list[str] = []
+
+    def meanwhile(operation: str) -> None:
+        world.store.before = lambda operation: None
+        for name, task in asked.items():
+            assert task.id not in world.service.poll(name, {task.id}).gone
+            try:
+                world.service.deliver(name, task.id, frames[name])
+                said.append("taken")
+            except Unreachable:
+                said.append("later")
+        world.store.before = meanwhile
+
+    world.store.before = meanwhile
+    world.service.step()
+    world.store.before = lambda operation: None
+    assert said.count("later") > 3 * len(asked)
+    for name, task in asked.items():
+        world.service.deliver(name, task.id, frames[name])
+    world.run()
+    assert world.service.job(run).reason == "completed"
+    for site in world.sites.values():
+        assert len(site.worked) == len(set(site.worked))
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,8 @@ from atoll.wire.messages import ResultBody, TaskBody
 
 __all__ = ["Counter", "refusal", "site_of"]
 
+_PREPARATION = ("survey", "sums", "ready")
+
 
 def site_of(task: str) -> str:
     """The site in a task's id; empty where there is none.
@@ -40,6 +42,19 @@ def site_of(task: str) -> str:
     'hospital-c'
     """
     return task.split(".", 3)[3] if task.count(".") >= 3 else ""
+
+
+def _place(task: str) -> tuple[int, int]:
+    """Where a task stands in the order of a run's calls.
+
+    >>> calls = ["r.survey.0.a", "r.ready.0.a", "r.train.0.a", "r.evaluate.1.a", "r.train.1.a"]
+    >>> sorted(calls, key=_place) == calls
+    True
+    """
+    _, kind, number, *_ = [*task.split(".", 3), "", "", ""]
+    before = _PREPARATION.index(kind) if kind in _PREPARATION else len(_PREPARATION)
+    at = int(number) if number.isascii() and number.isdigit() and len(number) < 16 else 0
+    return before, 2 * at + (kind == "train")
 
 
 def refusal(task: str, reason: str) -> str:
@@ -92,7 +107,7 @@ class Counter:
     def settled(self, task: str) -> bool:
         """Whether ``task`` is neither asked for nor waiting for the round to be committed."""
         with self.lock:
-            if self._desk is None or task in self._unsettled:
+            if self._desk is None or task in self._unsettled or self._to_come(task):
                 return False
             return not any(task in desk.names(site_of(task)) for desk in self._desks())
 
@@ -109,6 +124,14 @@ class Counter:
     def _accepting(self, task: str) -> Desk | None:
         now = self._office.now()
         return next((desk for desk in self._desks() if desk.accepts(task, now)), None)
+
+    def _to_come(self, task: str) -> bool:
+        """Whether the run has not come to that task again since the server's start.
+
+        Its calls are opened one after another from the first, and a site has long known of a later one.
+        """
+        reached = max(map(_place, self._desk.tasks), default=(0, 0)) if self._desk else (0, 0)
+        return _place(task) > reached
 
     def hear(self, site: ClientId, now: float) -> None:
         """``site`` has been heard of."""
@@ -129,6 +152,8 @@ class Counter:
             if self._desk is None and not self.ended:
                 raise Unreachable("this run is just being taken up again", remedy="try again")
             desk = self._accepting(task)
+            if desk is None and self._to_come(task):
+                raise Unreachable("this run is just being taken up again", remedy="try again")
             if desk is None:
                 raise StateError(
                     f"task {task} is not open", remedy="ask for tasks; this answer is not needed"
