@@ -164,3 +164,10 @@ def test_what_was_left_by_a_killed_server_is_not_taken_for_a_running_one(home):
     assert admin.overview(home, NOW).running is None
     with ServerHome(home).locked():
         assert admin.overview(home, NOW).running["port"] == 1
+
+
+def test_founding_that_failed_at_the_database_can_be_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "server"
+    with pytest.raises(StorageError):
+        admin.found(path, Founding(store=f"postgresql://u:p@/x?host={tmp_path}"), time.time())
+    assert admin.found(path, Founding(), time.time()).federation

@@ -56,7 +56,7 @@ def _examined(home: Path | None, server: Path | None, job: Path | None) -> Itera
     if server is not None:
         from atoll.server.doctor import examine
 
-        return examine(server, job=job)
+        return examine(server.absolute(), job=job)
     from atoll.node.doctor import examine as examine_node
     from atoll.node.home import default_home
 

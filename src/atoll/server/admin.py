@@ -123,11 +123,12 @@ def found(path: Path, asked: Founding, now: float) -> Charter:
         key="tls/key.pem",
         founded=now,
     )
+    # What can fail comes before what is made once: a second try must not meet the keys of the first.
+    open_store(home.store_url(charter)).close()
+    open_blobs(charter.blobs, home.blobs)
     _certificate(home, charter, asked, now)
     Identity.create(home.identity)
     write_secret(home.token, secrets.token_urlsafe(32).encode() + b"\n")
-    open_store(home.store_url(charter)).close()
-    open_blobs(charter.blobs, home.blobs)
     home.write(charter)
     return charter
 
