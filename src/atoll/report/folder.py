@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import numpy as np
 
 from atoll.core.errors import StorageError
 from atoll.core.layout import Array
+from atoll.core.tensors import tensor_pieces
 
 __all__ = ["RunFolder", "plain", "read_model", "write_atomic", "write_model"]
 
@@ -254,8 +255,12 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
 
 
-def write_atomic(path: Path, content: bytes) -> Path:
+def write_atomic(path: Path, content: bytes | Iterable[bytes | memoryview]) -> Path:
     """Put ``content`` at ``path``: either all of it is there afterwards, or what was there before.
+
+    Args:
+        path: the file.
+        content: its bytes, or pieces that make them.
 
     Raises:
         StorageError: the disk refused it; nothing is left behind.
@@ -264,7 +269,7 @@ def write_atomic(path: Path, content: bytes) -> Path:
     with _storage(path, "write"):
         try:
             with scratch.open("wb") as file:
-                file.write(content)
+                file.writelines((content,) if isinstance(content, bytes) else content)
                 file.flush()
                 os.fsync(file.fileno())
             scratch.replace(path)
@@ -290,13 +295,7 @@ def write_model(
     Raises:
         StorageError: the disk refused it.
     """
-    from safetensors.numpy import save
-
-    little = {
-        name: array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
-        for name, array in tensors.items()
-    }
-    return write_atomic(Path(path), _sorted_header(save(little, dict(metadata or {}) or None)))
+    return write_atomic(Path(path), tensor_pieces(tensors, metadata))
 
 
 def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str, str]]:
@@ -316,18 +315,6 @@ def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str
             raise StorageError(
                 f"{os.fspath(path)!r} is not a model file: {error}", remedy=_DAMAGED
             ) from error
-
-
-def _sorted_header(content: bytes) -> bytes:
-    # safetensors keeps metadata in a hash map, so its order differs from process to process.
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    if "__metadata__" not in header:
-        return content
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    fresh = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    fresh += b" " * (-len(fresh) % 8)
-    return len(fresh).to_bytes(8, "little") + fresh + content[8 + length :]
 
 
 def _encode(content: str) -> bytes:

@@ -10,21 +10,32 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from atoll.core.errors import CheckpointError, StorageError
 from atoll.core.layout import Array
+from atoll.core.tensors import tensor_pieces
 from atoll.core.values import Broadcast, ClientId, Memory, State, freeze
 from atoll.runtime.schedule import Pace
 
-__all__ = ["Best", "Progress", "decode", "encode", "model_hash", "newest", "read", "write"]
+__all__ = [
+    "Best",
+    "Progress",
+    "decode",
+    "encode",
+    "model_hash",
+    "newest",
+    "pieces",
+    "read",
+    "write",
+]
 
 _FORMAT = "1"
 
@@ -98,7 +109,14 @@ def _digest(arrays: Mapping[str, Array], record: str) -> str:
 
 
 def encode(progress: Progress, job_hash: str, extra: Mapping[str, Any]) -> bytes:
-    """A checkpoint as bytes: what :func:`write` writes and :func:`decode` reads.
+    """A checkpoint as bytes: what :func:`write` writes and :func:`decode` reads; see :func:`pieces`."""
+    return b"".join(pieces(progress, job_hash, extra))
+
+
+def pieces(
+    progress: Progress, job_hash: str, extra: Mapping[str, Any]
+) -> Iterator[bytes | memoryview]:
+    """A checkpoint piece by piece, without a copy of any vector.
 
     Args:
         progress: the record.
@@ -122,7 +140,7 @@ def encode(progress: Progress, job_hash: str, extra: Mapping[str, Any]) -> bytes
             "extra": dict(extra),
         }
     )
-    return save(arrays, {"record": record, "sha256": _digest(arrays, record)})
+    return tensor_pieces(arrays, {"record": record, "sha256": _digest(arrays, record)})
 
 
 def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, Any]) -> Path:
@@ -137,13 +155,12 @@ def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, A
     Raises:
         StorageError: the folder cannot be written; the earlier checkpoint is still whole.
     """
-    raw = encode(progress, job_hash, extra)
     path = folder / f"round-{progress.rounds:08d}.safetensors"
     partial = path.with_suffix(".partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.write(raw)
+            file.writelines(pieces(progress, job_hash, extra))
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)

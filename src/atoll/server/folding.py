@@ -8,24 +8,28 @@ the last.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Task
 from atoll.core.errors import UpdateRefused
-from atoll.core.layout import Array, Layout
+from atoll.core.layout import Array, Entry, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metric, Metrics
 from atoll.core.seeds import Seed
 from atoll.core.values import Aggregate, Broadcast, Update
 from atoll.runtime.client import Parts
 from atoll.server.answers import Expected
+from atoll.server.slabs import SlabFold
+from atoll.wire.frames import decode
 from atoll.wire.messages import ResultBody, TaskBody
 from atoll.wire.metrics import metrics_from_plain
+
+_SMALL = 1000
+"""A model of no more values is asked about itself."""
 
 __all__ = ["Pattern", "TrainFold", "pattern_of"]
 
@@ -92,25 +96,48 @@ class _Unmoved:
 
 
 def pattern_of(parts: Parts, task: Task, broadcast: Broadcast) -> Pattern:
-    """Ask the algorithm what its clients send; costs a few passes over a vector.
+    """Ask the algorithm what its clients send; a large model is stood for by a small one of its kind.
 
     Args:
         parts: the run's.
         task: any task.
         broadcast: what it starts from.
     """
-    layout = parts.trainer.layout
-    still = _Unmoved(layout, parts.trainer.initial(parts.seed / "initial"))
+    whole = parts.trainer.layout
+    layout = whole if whole.size <= _SMALL else _alike(whole)
+    sizes = {_shared(layout): _shared(whole)}
+    vectors = {
+        name: np.zeros(_shared(layout), v.dtype) if v.shape == (_shared(whole),) else v
+        for name, v in broadcast.vectors.items()
+    }
+    still = _Unmoved(layout, np.zeros(layout.size, layout.dtype))
     work = replace(parts, trainer=still).work(task)
     with np.errstate(all="ignore"):
-        update, _ = parts.algorithm.client(broadcast, {}, work)
-    vectors = {name: (v.shape, v.dtype.name) for name, v in update.vectors.items()}
+        update, _ = parts.algorithm.client(Broadcast(broadcast.version, vectors), {}, work)
+    slots = {
+        name: (tuple(sizes.get(int(n), int(n)) for n in v.shape), v.dtype.name)
+        for name, v in update.vectors.items()
+    }
     return Pattern(
-        expected=Expected(vectors),
+        expected=Expected(slots),
         metrics={name: type(metric) for name, metric in update.metrics.items()},
         weighs=update.weight == work.weight,
         counts=update.examples == work.examples,
     )
+
+
+def _shared(layout: Layout) -> int:
+    return int(layout.shared.stop)
+
+
+def _alike(layout: Layout) -> Layout:
+    """A small layout with the same regions; its lengths are those of nothing else."""
+    regions = {entry.region: entry for entry in layout.entries if entry.size}
+    small = [
+        Entry(f"region {region}", (101 + region,), "float32", entry.trainable, entry.personal)
+        for region, entry in sorted(regions.items())
+    ]
+    return Layout(tuple(small), layout.dtype)
 
 
 class TrainFold:
@@ -120,12 +147,16 @@ class TrainFold:
         parts: the run's.
         pattern: see :func:`pattern_of`.
         updates: how many may come.
+        frame: gives the frame of a task's answer again, once the call is complete.
     """
 
-    def __init__(self, parts: Parts, pattern: Pattern, updates: int) -> None:
+    def __init__(
+        self, parts: Parts, pattern: Pattern, updates: int, frame: Callable[[str], memoryview]
+    ) -> None:
         self._parts = parts
         self._pattern = pattern
-        self._fold = Fold(updates)
+        self._frame = frame
+        self._fold = SlabFold(_shared(parts.trainer.layout), updates)
 
     @property
     def expected(self) -> Expected:
@@ -143,7 +174,9 @@ class TrainFold:
         rows = len(self._parts.clients[task.client])
         weight = self._parts.weighting.of(task.client, rows)
         self._pattern.check(body, metrics, weight, rows)
-        self._fold.add(Update(arrays, body.weight, body.examples, metrics), task.scale)
+        update = Update(arrays, body.weight, body.examples, metrics)
+        allowed = self.expected.allowed
+        self._fold.add(update, task.scale, lambda: decode(self._frame(task.id), allowed)[1])
 
     def aggregate(self) -> Aggregate:
         """What the answers so far add up to."""

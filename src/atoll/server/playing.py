@@ -8,6 +8,7 @@ checkpoint's bytes are durable first, then one transaction names them. Only then
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,6 +18,7 @@ from atoll.core.layout import Array
 from atoll.core.metrics import Metric, Metrics, merge_metrics, values
 from atoll.core.values import Broadcast, ClientId
 from atoll.job.islands import Islands
+from atoll.job.standing import Standing
 from atoll.report.folder import RunFolder, plain
 from atoll.runs.session import Session
 from atoll.runtime import checkpoint
@@ -29,6 +31,7 @@ from atoll.server.desk import Call, Desk, Take
 from atoll.server.folding import Pattern, TrainFold, pattern_of
 from atoll.server.office import Office
 from atoll.server.preparing import Prepared, body_of
+from atoll.server.slabs import BySlabs
 from atoll.server.store.contract import RoundRow, RunRow
 from atoll.wire.frames import Blob
 from atoll.wire.messages import BlobRef, ResultBody, TaskBody
@@ -65,7 +68,8 @@ class Playing:
         self._office = office
         self._row = row
         self._plan = prepared.plan
-        self._parts = prepared.parts
+        parts = prepared.parts
+        self._parts = replace(parts, algorithm=BySlabs(parts.algorithm))
         self._job = job = prepared.job
         self._committed = committed
         self._session = Session(
@@ -107,15 +111,10 @@ class Playing:
         steps, answer = loop.play(self._resumed()), _NOTHING
         while True:
             try:
-                call = steps.send(answer)
+                # No name here for the call: it would keep the last model in memory beside the next.
+                answer = yield from self._answer(steps.send(answer))
             except StopIteration as end:
                 return self._finish(end.value)
-            if isinstance(call, Next):
-                answer = yield from self._plan_next(call)
-            elif isinstance(call, Train):
-                answer = yield from self._train(call)
-            else:
-                answer = yield from self._evaluate(call)
 
     def close(self, desk: Desk) -> None:
         """A call has ended; to be told before its outcomes are sent to :meth:`calls`."""
@@ -127,6 +126,13 @@ class Playing:
         self._session.failed(error)
 
     # Calls --------------------------------------------------------------------------------------
+
+    def _answer(self, call: Next | Train | Evaluate) -> Generator[Call, Sequence[Outcome], Any]:
+        if isinstance(call, Next):
+            return (yield from self._plan_next(call))
+        if isinstance(call, Train):
+            return (yield from self._train(call))
+        return (yield from self._evaluate(call))
 
     def _plan_next(self, call: Next) -> Generator[Call, Sequence[Outcome], tuple[Plan, Pace]]:
         """The next step: the schedule's own, or in an asynchronous run what really arrives."""
@@ -165,7 +171,10 @@ class Playing:
         if self._pattern is None and tasks:
             self._pattern = pattern_of(self._parts, tasks[0], models[tasks[0].version])
         pattern = self._pattern or Pattern(Expected(), {}, False, False)
-        return TrainFold(self._parts, pattern, updates)
+        return TrainFold(self._parts, pattern, updates, self._frame)
+
+    def _frame(self, task: str) -> memoryview:
+        return self._office.blobs.view(self._answers[task])
 
     def _training(self, task: Task, number: int, models: Mapping[int, Broadcast]) -> TaskBody:
         return self._body(
@@ -223,15 +232,15 @@ class Playing:
 
     # Records ------------------------------------------------------------------------------------
 
-    def _resumed(self) -> Progress | None:
-        """Where the last committed round left the run; None before the first."""
+    def _resumed(self) -> Progress:
+        """Where the last committed round left the run, or its start."""
         store, blobs, run = self._office.store, self._office.blobs, self._row.id
         self._kept = {site: store.kept(run, site) for site in self._row.sites}
         rows = store.rounds(run)
         self._drop_checkpoints([row.checkpoint for row in rows[-_KEPT - 1 :]])
         if not rows:
             RunFolder(self._office.folder(run)).truncate(0)
-            return None
+            return self._start()
         if not blobs.has(rows[-1].checkpoint):
             raise CheckpointError(
                 f"the checkpoint of round {rows[-1].number} is not among the blobs",
@@ -244,6 +253,12 @@ class Playing:
         self._version = progress.state.round
         return progress
 
+    def _start(self) -> Progress:
+        """As :meth:`atoll.runtime.loop.Loop.start`, without a copy of the initial vector."""
+        trainer, parts = self._parts.trainer, self._parts
+        initial = trainer.start if isinstance(trainer, Standing) else trainer.initial(parts.seed)
+        return Progress(parts.algorithm.init(initial, trainer.layout, len(parts.clients)))
+
     def _note(self, record: Mapping[str, Any]) -> None:
         self._record = record
         self._session.record(record)
@@ -252,8 +267,7 @@ class Playing:
         """Commit a round."""
         office, run, record = self._office, self._row.id, self._record
         notes = {**self._session.notes, "run": run}
-        raw = checkpoint.encode(progress, self._job.hash(), notes)
-        blob = office.blobs.put(raw)
+        blob = office.blobs.put_pieces(checkpoint.pieces(progress, self._job.hash(), notes))
         trained = self._trained if record["committed"] else {}
         row = RoundRow(
             run=run,

@@ -1,0 +1,235 @@
+"""A round over models of any size in memory for one: sums are formed and used slab by slab.
+
+An update is checked whole when it comes and stays on disk. When the round is complete, a slab of every
+update is read, added up exactly and handed to the algorithm's server step for that slab of the model,
+then the next. So what a round costs in memory is the model it makes and a few slabs, where sums over
+the whole model would take four times the model in integers and more in intermediate results.
+
+That needs a server step that treats each parameter by itself. Atoll's own methods do (a test holds each of
+them against the whole step, bit for bit); another's gets the whole sums.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from atoll.aggregation.exact import ExactSum, Fold
+from atoll.core.contracts import Algorithm, Weighting, Work
+from atoll.core.errors import UpdateRefused
+from atoll.core.layout import Array, Layout
+from atoll.core.local import LocalWork
+from atoll.core.values import Aggregate, Broadcast, Memory, State, Update, freeze
+
+__all__ = ["SLAB", "BySlabs", "SlabFold", "Totals"]
+
+SLAB = 1 << 18
+"""Values handled at a time."""
+
+_MODEL = ""
+_IN_MEMORY = 32 << 20
+"""Bytes of updates that may stay in memory instead of being read again."""
+
+Reopen = Callable[[], Mapping[str, Array]]
+"""Gives an update's vectors once more."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """One update: the factor of its vectors, the reach of each, and where they are."""
+
+    factor: float
+    reaches: Mapping[str, int]
+    vectors: Reopen
+
+
+class Totals(Mapping[str, Array]):
+    """The sums of a round by name; those as long as the model are formed when they are asked for.
+
+    Args:
+        small: sums that are there.
+        shapes: shape and dtype of the long ones.
+        held: the updates.
+    """
+
+    def __init__(
+        self,
+        small: Mapping[str, Array],
+        shapes: Mapping[str, tuple[tuple[int, ...], str]],
+        held: list[_Held],
+    ) -> None:
+        self._small, self._shapes, self._held = small, shapes, held
+
+    def __iter__(self) -> Iterator[str]:
+        """Names in their order."""
+        return iter(sorted([*self._small, *self._shapes]))
+
+    def __len__(self) -> int:
+        """How many names."""
+        return len(self._small) + len(self._shapes)
+
+    def __getitem__(self, name: str) -> Array:
+        """A whole sum."""
+        if name in self._small:
+            return self._small[name]
+        shape, _ = self._shapes[name]
+        return self.between(slice(None), (name,))[name].reshape(shape)
+
+    def between(self, here: slice, names: tuple[str, ...] | None = None) -> dict[str, Array]:
+        """A slab of the long sums and all of the others."""
+        wanted = tuple(self._shapes) if names is None else names
+        exact: dict[str, ExactSum] = {}
+        for held in self._held:
+            vectors = held.vectors()
+            for name in wanted:
+                part = vectors[name].reshape(-1)[here]
+                into = exact.setdefault(name, ExactSum(len(part), self._shapes[name][1]))
+                into.take(part, held.factor, held.reaches[name])
+        found = {name: total.total() for name, total in exact.items()}
+        return {**self._small, **found} if names is None else found
+
+
+class SlabFold:
+    """What :class:`~atoll.aggregation.exact.Fold` does, to the same bits, with long vectors left on disk.
+
+    Args:
+        size: length of a long vector.
+        updates: how many may come.
+    """
+
+    def __init__(self, size: int, updates: int) -> None:
+        self._size = size
+        self._updates = max(1, updates)
+        self._rest = Fold(self._updates)
+        self._shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+        self._held: list[_Held] = []
+        self._bytes = 0
+
+    def add(self, update: Update, scale: float, reopen: Reopen) -> None:
+        """Take in an update; it is checked whole before any of it counts.
+
+        Args:
+            update: its vectors need not outlive this call.
+            scale: its staleness factor.
+            reopen: gives the vectors again.
+
+        Raises:
+            UpdateRefused: see :meth:`atoll.aggregation.exact.Fold.add`.
+        """
+        long = {n: v for n, v in update.vectors.items() if v.size == self._size and self._size > 1}
+        factor = float(scale) * float(update.weight)
+        shapes = {name: (v.shape, v.dtype.name) for name, v in long.items()}
+        if self._held and shapes != self._shapes:
+            raise UpdateRefused(f"vectors {sorted(shapes)}, not {sorted(self._shapes)}")
+        reaches = {name: self._reach(name, v, factor) for name, v in long.items()}
+        small = {name: v for name, v in update.vectors.items() if name not in long}
+        self._rest.add(replace(update, vectors=small), scale)
+        self._shapes = shapes
+        self._held.append(_Held(factor, reaches, self._kept(long, reopen)))
+
+    def _reach(self, name: str, vector: Array, factor: float) -> int:
+        # A sum whose limbs take no memory: it is asked, and nothing is added.
+        limbs = np.broadcast_to(np.int64(0), (2, vector.size))
+        asked = ExactSum(vector.size, vector.dtype.name, limbs)
+        try:
+            reach = asked.check(vector.reshape(-1), factor)
+            if reach * self._updates >= asked.limit:
+                share = asked.limit // self._updates
+                raise UpdateRefused(f"a value of {reach:.3g} is beyond its share {share:.3g}")
+        except UpdateRefused as error:
+            raise UpdateRefused(f"{name!r}: {error.message}", remedy=error.remedy) from error
+        return reach
+
+    def _kept(self, vectors: Mapping[str, Array], reopen: Reopen) -> Reopen:
+        """Short updates stay in memory: reading them again would cost more than it saves."""
+        size = sum(v.nbytes for v in vectors.values())
+        if self._bytes + size > _IN_MEMORY:
+            return reopen
+        self._bytes += size
+        copies = {name: v.copy() for name, v in vectors.items()}
+        return lambda: copies
+
+    def aggregate(self) -> Aggregate:
+        """What the updates add up to; its sums are :class:`Totals`."""
+        rest = self._rest.aggregate()
+        return replace(rest, sums=Totals(rest.sums, self._shapes, list(self._held)))
+
+
+@dataclass(frozen=True, eq=False)
+class BySlabs:
+    """An algorithm whose server step is done slab by slab; otherwise the algorithm itself.
+
+    Args:
+        inner: the algorithm.
+        slab: values at a time.
+    """
+
+    inner: Algorithm
+    slab: int = SLAB
+
+    @property
+    def needs_correction(self) -> bool:
+        """The algorithm's own."""
+        return self.inner.needs_correction
+
+    def faults(self, weighting: Weighting, local: LocalWork) -> list[str]:
+        """The algorithm's own."""
+        return list(self.inner.faults(weighting, local))
+
+    def init(self, parameters: Array, layout: Layout, population: int) -> State:
+        """The algorithm's own."""
+        return self.inner.init(parameters, layout, population)
+
+    def broadcast(self, state: State) -> Broadcast:
+        """The algorithm's own."""
+        return self.inner.broadcast(state)
+
+    def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
+        """The algorithm's own."""
+        return self.inner.client(broadcast, memory, work)
+
+    def staleness(self, tau: int) -> float:
+        """The algorithm's own."""
+        return self.inner.staleness(tau)
+
+    def server(self, state: State, aggregate: Aggregate) -> State:
+        """The server's half of a round; the same bits as in one go."""
+        sums, size = aggregate.sums, state.parameters.size
+        if not isinstance(sums, Totals) or size <= self.slab or not _by_parameter(self.inner):
+            return self.inner.server(state, aggregate)
+        made: dict[str, Array] = {}
+        for start in range(0, size, self.slab):
+            here = slice(start, min(start + self.slab, size))
+            part = self.inner.server(
+                _part(state, here), replace(aggregate, sums=sums.between(here))
+            )
+            vectors = {_MODEL: part.parameters, **part.slots}
+            if not start:
+                made = {n: _room(v, part.parameters.shape, size) for n, v in vectors.items()}
+            for name, vector in vectors.items():
+                if made[name].shape == (size,):
+                    made[name][here] = vector
+        parameters = freeze(made.pop(_MODEL))
+        slots = {name: freeze(slot) for name, slot in made.items()}
+        return replace(state, round=state.round + 1, parameters=parameters, slots=slots)
+
+
+def _by_parameter(algorithm: Algorithm) -> bool:
+    """Whether its server step treats each parameter by itself: known of Atoll's own methods."""
+    return type(algorithm).__module__.startswith("atoll.algorithms.")
+
+
+def _part(state: State, here: slice) -> State:
+    start, stop = max(state.trained.start, here.start), min(state.trained.stop, here.stop)
+    trained = slice(start - here.start, max(start, stop) - here.start)
+    if start >= here.stop:
+        trained = slice(0, 0)
+    slots = {n: s[here] if s.shape == state.parameters.shape else s for n, s in state.slots.items()}
+    return State(state.round, state.parameters[here], trained, state.population, slots)
+
+
+def _room(vector: Array, part: tuple[int, ...], size: int) -> Array:
+    """Where a vector of full length is put together; one that is not of the model's length is whole."""
+    return np.empty(size, vector.dtype) if vector.shape == part else vector
