@@ -14,6 +14,7 @@ from sqlalchemy import (
     Connection,
     Select,
     Table,
+    bindparam,
     delete,
     func,
     insert,
@@ -22,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
-from atoll.core.errors import AtollError, FenceError, NotFound, StateError, StorageError
+from atoll.core.errors import AtollError, FenceError, StateError, StorageError
 from atoll.server.store import rules
 from atoll.server.store.contract import (
     Contribution,
@@ -58,6 +59,20 @@ _TUPLES = frozenset({"sites", "tasks"})
 # Databases take a limited number of values in one statement.
 _AT_ONCE = 5000
 
+# What every round asks is built once: building a statement costs more than the database does with it.
+_EPOCH = select(LEASE.c.epoch)
+_KNOWN_RUN = select(RUNS.c.number).where(RUNS.c.id == bindparam("run"))
+_HELD = select(BLOBS.c.raw).where(BLOBS.c.sha256 == bindparam("sha256"))
+_DROP = delete(BLOBS).where(BLOBS.c.sha256 == bindparam("digest"))
+_THESE = (CONTRIBUTIONS.c.run == bindparam("of")) & CONTRIBUTIONS.c.task.in_(
+    bindparam("among", expanding=True)
+)
+_FIRST = select(CONTRIBUTIONS.c.task, CONTRIBUTIONS.c.sha256).where(_THESE)
+_MARKS = select(CONTRIBUTIONS.c.task, CONTRIBUTIONS.c.round).where(_THESE)
+_MARK = update(CONTRIBUTIONS).where(_THESE).values(round=bindparam("into"))
+_LAST = select(func.max(ROUNDS.c.number)).where(ROUNDS.c.run == bindparam("run"))
+_ADD_ROUND = insert(ROUNDS)
+
 
 class SqlStore:
     """A :class:`~.contract.Store` in a database.
@@ -68,7 +83,9 @@ class SqlStore:
 
     def __init__(self, url: str) -> None:
         self.database = Database(url)
-        self._insert = (sqlite if self.database.sqlite else postgresql).insert
+        add = (sqlite if self.database.sqlite else postgresql).insert
+        self._add_blob = add(BLOBS).on_conflict_do_nothing()
+        self._add_contribution = add(CONTRIBUTIONS).on_conflict_do_nothing()
         self._pending = Pending()
         self._arrived: list[_Arrival] = []
         self._arriving, self._leading = threading.Lock(), threading.Lock()
@@ -87,12 +104,12 @@ class SqlStore:
         self._pending.done(changes)
 
     def _flush(self, db: Connection, changes: Mapping[str, bytes | None]) -> None:
-        for sha256, raw in changes.items():
-            if raw is None:
-                db.execute(delete(BLOBS).where(BLOBS.c.sha256 == sha256))
-            else:
-                new = self._insert(BLOBS).values(sha256=sha256, raw=raw)
-                db.execute(new.on_conflict_do_nothing())
+        gone = [{"digest": sha256} for sha256, raw in changes.items() if raw is None]
+        new = [{"sha256": sha256, "raw": raw} for sha256, raw in changes.items() if raw is not None]
+        if gone:
+            db.execute(_DROP, gone)
+        if new:
+            db.execute(self._add_blob, new)
 
     # The lock
 
@@ -220,8 +237,8 @@ class SqlStore:
         changes = self._pending.changes()
         try:
             with self.database.writing() as db:
-                newest = int(db.scalars(select(LEASE.c.epoch)).one())
-                found = [self._hear(db, newest, one) for one in group]
+                newest = int(db.scalar(_EPOCH) or 0)
+                found = self._hear(db, newest, group)
                 if all(isinstance(heard, AtollError) for heard in found):
                     changes = {}
                 self._flush(db, changes)
@@ -232,19 +249,32 @@ class SqlStore:
         for one, heard in zip(group, found, strict=True):
             one.heard = heard
 
-    def _hear(self, db: Connection, newest: int, one: _Arrival) -> Heard | AtollError:
-        row = one.row
-        try:
-            rules.fence(one.epoch, newest)
-            _check_run(db, row.run)
-        except (FenceError, NotFound) as error:
-            return error
-        new = self._insert(CONTRIBUTIONS).values(asdict(row)).on_conflict_do_nothing()
-        if db.scalar(new.returning(CONTRIBUTIONS.c.id)) is not None:
-            return "new"
-        mine = (CONTRIBUTIONS.c.run == row.run) & (CONTRIBUTIONS.c.task == row.task)
-        first = db.scalars(select(CONTRIBUTIONS.c.sha256).where(mine)).one()
-        return "same" if first == row.sha256 else "different"
+    def _hear(
+        self, db: Connection, newest: int, group: Sequence[_Arrival]
+    ) -> list[Heard | AtollError]:
+        """What becomes of each; those that are new are written. Nobody else can write meanwhile."""
+        runs = {one.row.run for one in group}
+        known = {run for run in runs if db.scalar(_KNOWN_RUN, {"run": run}) is not None}
+        first = {}
+        for run in known:
+            among = [one.row.task for one in group if one.row.run == run]
+            for task, sha256 in db.execute(_FIRST, {"of": run, "among": among}):
+                first[run, task] = sha256
+        found: list[Heard | AtollError] = []
+        new = []
+        for one in group:
+            row = one.row
+            if not 0 < one.epoch == newest or row.run not in known:
+                found.append(_refused(one, newest))
+                continue
+            earlier = first.setdefault((row.run, row.task), "")
+            if not earlier:
+                first[row.run, row.task] = row.sha256
+                new.append(vars(row))
+            found.append("new" if not earlier else "same" if earlier == row.sha256 else "different")
+        if new:
+            db.execute(self._add_contribution, new)
+        return found
 
     def contributions(self, run: str, prefix: str = "") -> tuple[Contribution, ...]:
         """Answers to tasks whose id starts with ``prefix``."""
@@ -255,18 +285,20 @@ class SqlStore:
 
     def commit_round(self, epoch: int, row: RoundRow) -> None:
         """Write a round and mark its contributions, together."""
-        values, marked = _flat(row), CONTRIBUTIONS.c.round
+        chunks = [
+            {"of": row.run, "among": row.tasks[start : start + _AT_ONCE]}
+            for start in range(0, len(row.tasks), _AT_ONCE)
+        ]
         with self._writing(epoch) as db:
             _check_run(db, row.run)
-            last = db.scalar(select(func.max(ROUNDS.c.number)).where(ROUNDS.c.run == row.run))
+            last = db.scalar(_LAST, {"run": row.run})
             marks: dict[str, int | None] = {}
-            for these in _chunks(row):
-                found = db.execute(select(CONTRIBUTIONS.c.task, marked).where(these))
-                marks |= {mark.task: mark.round for mark in found}
+            for these in chunks:
+                marks |= {found.task: found.round for found in db.execute(_MARKS, these)}
             rules.allow_round(row, int(last or 0), marks)
-            db.execute(insert(ROUNDS).values(values))
-            for these in _chunks(row):
-                db.execute(update(CONTRIBUTIONS).where(these).values(round=row.number))
+            db.execute(_ADD_ROUND, _flat(row))
+            for these in chunks:
+                db.execute(_MARK, {**these, "into": row.number})
 
     def rounds(self, run: str, after: int = 0) -> tuple[RoundRow, ...]:
         """Rounds with a number larger than ``after``."""
@@ -311,7 +343,7 @@ class SqlStore:
         if sha256 in changes:
             return changes[sha256]
         with self.database.reading() as db:
-            found = db.scalar(select(BLOBS.c.raw).where(BLOBS.c.sha256 == sha256))
+            found = db.scalar(_HELD, {"sha256": sha256})
         return None if found is None else bytes(found)
 
     def holdings(self) -> Mapping[str, int]:
@@ -372,8 +404,17 @@ def _runs(id: str) -> Select[Any]:
 
 
 def _check_run(db: Connection, run: str) -> None:
-    if db.scalar(select(RUNS.c.number).where(RUNS.c.id == run)) is None:
+    if db.scalar(_KNOWN_RUN, {"run": run}) is None:
         raise rules.no_run(run)
+
+
+def _refused(one: _Arrival, newest: int) -> AtollError:
+    """Why a contribution cannot be written: another server has the store, or there is no such run."""
+    try:
+        rules.fence(one.epoch, newest)
+    except FenceError as error:
+        return error
+    return rules.no_run(one.row.run)
 
 
 def _starts(prefix: str) -> Sequence[ColumnElement[bool]]:
@@ -382,12 +423,6 @@ def _starts(prefix: str) -> Sequence[ColumnElement[bool]]:
         return ()
     behind = prefix[:-1] + chr(ord(prefix[-1]) + 1)
     return (CONTRIBUTIONS.c.task >= prefix, CONTRIBUTIONS.c.task < behind)
-
-
-def _chunks(row: RoundRow) -> Iterator[ColumnElement[bool]]:
-    for start in range(0, len(row.tasks), _AT_ONCE):
-        some = CONTRIBUTIONS.c.task.in_(row.tasks[start : start + _AT_ONCE])
-        yield (CONTRIBUTIONS.c.run == row.run) & some
 
 
 def _flat(row: RunRow | RoundRow) -> dict[str, Any]:
