@@ -24,9 +24,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from atoll.connection import Connection, RunInfo, connect
+from atoll.core.errors import Unreachable
 from atoll.node.datasets import Datasets
 from atoll.node.home import Home
 from atoll.node.join import join
@@ -34,6 +35,8 @@ from atoll.server import admin
 
 ATOLL = str(Path(sys.executable).with_name("atoll"))
 _LOOK = 0.01
+
+T = TypeVar("T")
 
 
 def until(
@@ -60,6 +63,18 @@ def until(
             raise AssertionError(f"{why}: not within {seconds:g} s")
         time.sleep(every)
     return found
+
+
+def patiently(what: Callable[[], T]) -> T:
+    """Try for a minute: a server lets only so many newcomers in at once from one address."""
+    limit = time.monotonic() + 60
+    while True:
+        try:
+            return what()
+        except Unreachable:
+            if time.monotonic() > limit:
+                raise
+            time.sleep(1)
 
 
 def free_port() -> int:
@@ -224,7 +239,8 @@ class Federation:
     def join(self, site: str, data: Mapping[str, Path]) -> Home:
         """Let a site join, and register its datasets."""
         home = self.homes.get(site) or Home(self.folder / "sites" / site / "node")
-        join(home, self.invite(site), proxy=self.proxy)
+        code = self.invite(site)
+        patiently(lambda: join(home, code, proxy=self.proxy))
         for name, path in data.items():
             Datasets(home.datasets).add(name, path)
         self.homes[site] = home
@@ -293,7 +309,9 @@ class Federation:
         """Ada, who has joined."""
         if self._researcher is None:
             code = self.invite("ada", "researcher")
-            self._researcher = connect(self.folder / "ada", code=code, proxy=self.proxy)
+            self._researcher = patiently(
+                lambda: connect(self.folder / "ada", code=code, proxy=self.proxy)
+            )
         return self._researcher
 
     def submit(self, job: Path, settings: Iterable[str] = (), sites: Iterable[str] = ()) -> str:
