@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
@@ -29,7 +29,7 @@ from atoll.server.metrics_page import Gauge, Meters, page
 from atoll.server.routes import Answer, Asked, Route, Span
 from atoll.server.service import Poll, Readable, Service
 from atoll.server.store.contract import Member
-from atoll.wire.frames import encode
+from atoll.wire.frames import Blob, encode
 from atoll.wire.identity import fingerprint_of
 from atoll.wire.messages import (
     BlobRef,
@@ -64,6 +64,7 @@ INLINE = MIB
 
 _ALONG = 4 * MIB
 _TAKEN = MIB
+_MOST_TOLD = 1000
 _RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -121,6 +122,7 @@ class Api:
         meters: counts.
         gauges: further values for the page of metrics.
         ready: why the server is not ready; empty when it is.
+        told: digests of what each site was sent along with a task; it keeps that, or asks for it.
     """
 
     service: Service
@@ -134,6 +136,7 @@ class Api:
     meters: Meters
     gauges: Callable[[], tuple[Gauge, ...]] = tuple
     ready: Callable[[], str] = str
+    told: dict[str, set[str]] = field(default_factory=dict)
 
     async def _call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         loop = asyncio.get_running_loop()
@@ -250,27 +253,33 @@ class Api:
     async def poll(self, asked: Asked) -> Answer:
         """Open tasks, as soon as there are any, with the small blobs that they name."""
         have = frozenset(_listed(asked.heading.query, "have"))
-        _, raw = await self._news(
+        raw = await self._news(
             asked,
             asked.name,
             lambda: self._call(self._polled, asked.name, have),
-            lambda found: bool(found[0].tasks or found[0].gone),
+            bool,
         )
-        return Answer(raw, "application/octet-stream")
+        return Answer(raw or self._frame(asked.name, Poll([], [])), "application/octet-stream")
 
-    def _polled(self, site: str, have: frozenset[str]) -> tuple[Poll, bytes]:
+    def _polled(self, site: str, have: frozenset[str]) -> bytes:
+        """The news; empty where there are none."""
         found = self.service.poll(site, have)
-        reply = PollReply(tasks=list(found.tasks), gone=list(found.gone), epoch=self.gate.epoch)
-        return found, self._frame(site, reply)
+        return self._frame(site, found) if found.tasks or found.gone else b""
 
-    def _frame(self, site: str, reply: PollReply) -> bytes:
+    def _frame(self, site: str, found: Poll) -> bytes:
+        reply = PollReply(tasks=list(found.tasks), gone=list(found.gone), epoch=self.gate.epoch)
         arrays, total = {}, 0
+        told = self.told.setdefault(site, set())
         for ref in _named(reply.tasks):
-            if ref.sha256 in arrays or ref.size > INLINE or total + ref.size > _ALONG:
+            known = ref.sha256 in arrays or ref.sha256 in told
+            if known or ref.size > INLINE or total + ref.size > _ALONG:
                 continue
             readable = self.service.blob(site, ref.sha256)
             arrays[ref.sha256] = np.frombuffer(readable.read(0, readable.size), np.uint8)
             total += ref.size
+        if len(told) > _MOST_TOLD:
+            told.clear()
+        told.update(arrays)
         return encode(reply.model_dump(), arrays)
 
     async def deliver(self, asked: Asked) -> Answer:
@@ -281,7 +290,10 @@ class Api:
             blob = read_json(ReferenceBody, asked.raw).blob.blob
             receipt = await self._long(self.service.deliver_uploaded, asked.name, task, blob)
         else:
-            receipt = await self._long(lambda: self.service.deliver(asked.name, task, asked.raw))
+            raw = asked.raw
+            # The body's digest is known: it is what was signed.
+            named = None if asked.claim is None else Blob(asked.claim.digest.hex(), len(raw))
+            receipt = await self._long(self.service.deliver, asked.name, task, raw, named)
         return _json(receipt)
 
     async def blob(self, asked: Asked) -> Answer:

@@ -31,8 +31,13 @@ _BLOCK = 1 << 20
 class Blobs(Protocol):
     """Bytes by their digest. Every method may raise :class:`~atoll.core.errors.StorageError`."""
 
-    def put(self, raw: Piece) -> Blob:
-        """Keep ``raw``; durable when this returns. The same bytes twice are one blob."""
+    def put(self, raw: Piece, named: Blob | None = None) -> Blob:
+        """Keep ``raw``; durable when this returns. The same bytes twice are one blob.
+
+        Args:
+            raw: the bytes.
+            named: their digest and size, where they are known.
+        """
         ...
 
     def put_pieces(self, pieces: Iterable[Piece]) -> Blob:
@@ -154,9 +159,9 @@ class FolderBlobs:
         self._lock = threading.Lock()
         self._open: dict[Path, _Upload] = {}
 
-    def put(self, raw: Piece) -> Blob:
+    def put(self, raw: Piece, named: Blob | None = None) -> Blob:
         """Keep ``raw``."""
-        blob = Blob.of(raw)
+        blob = named or Blob.of(raw)
         if self.has(blob.sha256):
             # It may have been named a moment before a crash: its bytes were synced, its name perhaps not.
             self.disk.fsync_folder(self.folder)

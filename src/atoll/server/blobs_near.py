@@ -47,14 +47,14 @@ class NearBlobs:
         # Small blobs that came in chunks or as a file, and lie with the large ones.
         self._elsewhere: set[str] = set()
 
-    def put(self, raw: Piece) -> Blob:
+    def put(self, raw: Piece, named: Blob | None = None) -> Blob:
         """Keep ``raw``."""
         if len(raw) > self._small:
-            return self._far.put(raw)
-        return self._hold(bytes(raw))
+            return self._far.put(raw, named)
+        return self._hold(bytes(raw), named)
 
-    def _hold(self, raw: bytes) -> Blob:
-        blob = Blob.of(raw)
+    def _hold(self, raw: bytes, named: Blob | None = None) -> Blob:
+        blob = named or Blob.of(raw)
         self._store.hold(blob.sha256, raw)
         self._remember(blob.sha256, raw)
         return blob
@@ -82,7 +82,12 @@ class NearBlobs:
     def size(self, sha256: str) -> int | None:
         """How many bytes it has."""
         near = self._near(sha256)
-        return self._far.size(sha256) if near is None else len(near)
+        if near is not None:
+            return len(near)
+        size = self._far.size(sha256)
+        if size is not None:
+            self._note(Blob(sha256, size))
+        return size
 
     def read(self, sha256: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes from ``start`` up to ``stop`` or the end."""
@@ -101,7 +106,7 @@ class NearBlobs:
             self._lately_bytes -= len(self._lately.pop(sha256, b""))
             elsewhere = sha256 in self._elsewhere
             self._elsewhere.discard(sha256)
-        if near is not None:
+        if near is not None or elsewhere:
             self._store.drop(sha256)
         # Asking an object store about each of the others would take longer than all the rest.
         if near is None or elsewhere:
@@ -144,6 +149,8 @@ class NearBlobs:
             if raw is not None:
                 self._lately.move_to_end(sha256)
                 return raw
+            if sha256 in self._elsewhere:
+                return None  # asking the store each time would cost more than the rest
         raw = self._store.held(sha256)
         if raw is not None:
             self._remember(sha256, raw)

@@ -125,9 +125,9 @@ class S3Blobs:
                 raise StorageError(f"{self._place} gives back other bytes than it was given")
             obstore.delete(self._store, "check")
 
-    def put(self, raw: Piece) -> Blob:
+    def put(self, raw: Piece, named: Blob | None = None) -> Blob:
         """Keep ``raw``."""
-        blob = self._cache.put(raw)
+        blob = self._cache.put(raw, named)
         self._push(blob)
         return blob
 

@@ -194,7 +194,7 @@ class Counter:
             self.refuse(site, task, blob, error.message)
             raise
         if frame is not None:
-            office.blobs.put(frame)
+            office.blobs.put(frame, blob)
         return self._contribute(site, task, blob, body)
 
     def refuse(self, site: ClientId, task: str, blob: Blob, reason: str) -> None:

@@ -41,9 +41,9 @@ from atoll.server.counter import site_of
 from atoll.server.engine import ENDED, Engine
 from atoll.server.garbage import collect
 from atoll.server.office import Office
-from atoll.server.results import Files
+from atoll.server.results import Files, Readable, reply_of, rounds_of
 from atoll.server.settings import Settings
-from atoll.server.store.contract import Member, RunRow, Store
+from atoll.server.store.contract import Member, Store
 from atoll.server.store.rules import fence
 from atoll.server.submission import accepted
 from atoll.wire.frames import Blob
@@ -51,21 +51,7 @@ from atoll.wire.messages import BlobRef, JobReply, ReceiptBody, RoundsReply, Sub
 
 __all__ = ["Poll", "Readable", "Service", "Settings"]
 
-_MOST_ROUNDS = 500
 _LEFT = {"revoked": "its key was revoked", "left": "it has left the federation"}
-
-
-@dataclass(frozen=True)
-class Readable:
-    """Something to be sent, piece by piece.
-
-    Args:
-        size: bytes.
-        read: gives the bytes from the first number up to the second.
-    """
-
-    size: int
-    read: Callable[[int, int], bytes]
 
 
 @dataclass(frozen=True)
@@ -168,13 +154,16 @@ class Service:
             self._be_sure()
         return Poll(tasks, gone)
 
-    def deliver(self, site: ClientId, task: str, frame: bytes) -> ReceiptBody:
+    def deliver(
+        self, site: ClientId, task: str, frame: bytes, blob: Blob | None = None
+    ) -> ReceiptBody:
         """Take in a site's answer; what is acknowledged is durable.
 
         Args:
             site: who sent it.
             task: id of the task.
             frame: the result's frame.
+            blob: its digest and size, where they are known.
 
         Raises:
             Equivocation: the site has sent another answer before; that one stays.
@@ -183,8 +172,7 @@ class Service:
             WireError: the frame is not valid; the task is closed as refused.
             UpdateRefused: the same.
         """
-        blob = Blob(hashlib.sha256(frame).hexdigest(), len(frame))
-        return self._deliver(site, task, blob, frame)
+        return self._deliver(site, task, blob or Blob.of(frame), frame)
 
     def deliver_uploaded(self, site: ClientId, task: str, blob: Blob) -> ReceiptBody:
         """The same for an answer that has been uploaded as a blob.
@@ -405,7 +393,7 @@ class Service:
 
     def jobs(self) -> list[JobReply]:
         """All runs, in the order in which they came."""
-        return [self._reply(row) for row in self._office.store.runs()]
+        return [reply_of(self._office.store, row) for row in self._office.store.runs()]
 
     def job(self, run: str) -> JobReply:
         """One run.
@@ -413,30 +401,11 @@ class Service:
         Raises:
             NotFound: there is none with this id.
         """
-        return self._reply(self._office.store.run(run))
-
-    def _reply(self, row: RunRow) -> JobReply:
-        last = self._office.store.last_round(row.id)
-        return JobReply(
-            id=row.id,
-            name=row.name,
-            job_hash=row.job_hash,
-            by=row.by,
-            created=row.created,
-            sites=list(row.sites),
-            status=row.status,
-            phase=row.phase,
-            reason=row.reason,
-            rounds=last.number if last else 0,
-        )
+        return reply_of(self._office.store, self._office.store.run(run))
 
     def rounds(self, run: str, after: int = 0) -> RoundsReply:
         """Records of the rounds after number ``after``, at most so many that one answer holds them."""
-        row = self._office.store.run(run)
-        rows = self._office.store.rounds(run, after)
-        shown = [dict(r.record) for r in rows[:_MOST_ROUNDS]]
-        ended = row.status in ENDED and len(shown) == len(rows)
-        return RoundsReply(rounds=shown, status=row.status, ended=ended, reason=row.reason)
+        return rounds_of(self._office.store, run, after)
 
     def cancel(self, run: str, by: str) -> None:
         """End a run of one's own; durable when this returns.
@@ -468,8 +437,7 @@ class Service:
         """
         if self._office.store.run(run).status not in ENDED:
             raise NotFound(f"run {run} has not ended", remedy="wait for its end")
-        path = self._files.path(run, name)
-        return Readable(path.stat().st_size, lambda start, stop: _part(path, start, stop))
+        return self._files.readable(run, name)
 
     # Work ---------------------------------------------------------------------------------------
 
@@ -497,9 +465,3 @@ class Service:
                 elif when is not None:
                     due.append(when)
             return min(due, default=None)
-
-
-def _part(path: Path, start: int, stop: int) -> bytes:
-    with path.open("rb") as file:
-        file.seek(start)
-        return file.read(max(0, stop - start))
