@@ -12,7 +12,7 @@ import fake_federation as ff
 import pytest
 
 from atoll import simulate
-from atoll.core.errors import Forbidden, Unreachable
+from atoll.core.errors import AtollError, Forbidden, Unreachable
 from atoll.job.build import job_from_spec
 from atoll.job.load import parse_job
 from atoll.node import errands
@@ -182,6 +182,34 @@ def test_a_receipt_that_was_lost_is_asked_for_again(
         ff.eventually(lambda: len(server.deliveries) == 3)
     assert len(set(server.deliveries)) == 1
     assert server.deliveries[0][0] == hit.id
+
+
+def test_an_error_of_the_server_itself_loses_neither_task_nor_result(
+    tmp_path: Path, server: ff.FakeServer
+) -> None:
+    failed: list[str] = []
+
+    class Broken:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(server, name)
+
+        def once(self, what: str) -> None:
+            if what not in failed:
+                failed.append(what)
+                raise AtollError("an error of the server itself")
+
+        def download(self, blob: Any, path: Path) -> None:
+            self.once("download")
+            server.download(blob, path)
+
+        def call(self, method: str, path: str, **more: Any) -> Any:
+            self.once(method)
+            return server.call(method, path, **more)
+
+    solo = ff.Solo(server, tmp_path, size=300_000)
+    with east(tmp_path, Broken()):
+        assert server.result(solo.train().id)[0].status == "done"
+    assert sorted(failed) == ["GET", "POST", "download"]
 
 
 def test_a_task_that_is_asked_for_again_is_answered_from_the_spool(

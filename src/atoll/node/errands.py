@@ -281,10 +281,11 @@ class Errands:
         try:
             for ref in _blobs(body):
                 self._site.cache.fetch(ref.blob, self._site.link.download)
-        except (Unreachable, AuthError, StorageError) as error:
-            log.warning("run %s: %s is fetched again later: %s", self.run_id, task, error)
-            self._step(task, f.FetchFailed(self._site.jitter()))
         except AtollError as error:
+            if _passing(error):
+                log.warning("run %s: %s is fetched again later: %s", self.run_id, task, error)
+                self._step(task, f.FetchFailed(self._site.jitter()))
+                return
             self._fail(task, f"what the task names cannot be fetched: {without_paths(str(error))}")
         else:
             self._pin()
@@ -464,15 +465,22 @@ class Errands:
         try:
             raw = spool.read(held) if held.blob.size <= INLINE else b""
             self._site.link.deliver(held, raw)
-        except (Unreachable, AuthError, StorageError) as error:
-            log.warning("run %s: %s is sent again later: %s", self.run_id, task, error)
-            self._step(task, f.SendFailed(self._site.jitter()))
         except AtollError as error:
+            if _passing(error):
+                log.warning("run %s: %s is sent again later: %s", self.run_id, task, error)
+                self._step(task, f.SendFailed(self._site.jitter()))
+                return
             level = logging.ERROR if isinstance(error, Equivocation) else logging.WARNING
             log.log(level, "run %s: the server does not take %s: %s", self.run_id, task, error)
             self._step(task, f.Gone())
         else:
             self._step(task, f.Acknowledged())
+
+
+def _passing(error: AtollError) -> bool:
+    """Whether another try may help; a fault of the server itself is mended by its next start."""
+    known = isinstance(error, Unreachable | AuthError | StorageError)
+    return known or type(error) is AtollError
 
 
 def _blobs(body: TaskBody) -> list[BlobRef]:
