@@ -1,0 +1,124 @@
+"""Where a server keeps what it must not lose: PostgreSQL and an object store, and never two servers on one."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "server"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "server" / "store"))
+
+import postgres_cluster
+from federation_jobs import arrays_task, table_task
+from federation_processes import ATOLL, Federation, Process, free_port, until
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+FENCED = 5
+"""Exit status of a server that may not use its store."""
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[postgres_cluster.Cluster]:
+    if postgres_cluster.programs() is None:
+        pytest.skip("PostgreSQL is not installed: no initdb on this machine")
+    with postgres_cluster.cluster() as cluster:
+        yield cluster
+
+
+def second_server(federation: Federation, home: Path) -> Process:
+    """A server of the same federation with a folder of its own, on the same store."""
+    shutil.copytree(
+        federation.home, home, ignore=shutil.ignore_patterns("atoll.db*", "blobs", "runs", "lock")
+    )
+    charter = (home / "server.json").read_text()
+    port = free_port()
+    charter = charter.replace(f":{federation.port}", f":{port}")
+    store = federation.charter.store or str(federation.home / "atoll.db")
+    charter = charter.replace(f'"store": "{federation.charter.store}"', f'"store": "{store}"')
+    (home / "server.json").write_text(charter)
+    return Process("the second server", [ATOLL, "server", "start", str(home)], home / "log")
+
+
+def refused(second: Process) -> str:
+    second.start()
+    until(lambda: second.status is not None, 60, "the second server is not refused")
+    assert second.status == FENCED, second.said()
+    return second.said()
+
+
+def test_postgresql_and_an_object_store_give_the_same_bits(
+    postgres: postgres_cluster.Cluster, tmp_path: Path
+) -> None:
+    pytest.importorskip("moto.server")
+    from object_store import object_store
+
+    tasks = [
+        table_task(tmp_path / "table", 3, 6, algorithm="scaffold"),
+        arrays_task(tmp_path / "arrays", 3, 3, features=400_000),
+    ]
+    with object_store() as s3:
+        url = s3.url(s3.new_bucket())
+        with Federation(tmp_path, store=postgres.new_database(), blobs=url) as federation:
+            federation.admit({s: {**d, **tasks[1].sites[s]} for s, d in tasks[0].sites.items()})
+            runs = [federation.submit(task.job) for task in tasks]
+            until(lambda: federation.researcher.show(runs[0]).rounds >= 2, 120, "no second round")
+            federation.server.kill()
+            federation.server.start()
+            for task, run in zip(tasks, runs, strict=True):
+                info = federation.wait(run)
+                assert info.reason == "completed", info
+                assert federation.result(run)["model_hash"] == task.simulated()
+        assert not (federation.home / "atoll.db").exists()
+
+
+def test_second_server_on_a_store_is_refused_and_the_first_does_not_notice(tmp_path: Path) -> None:
+    task = table_task(tmp_path / "job", 2, 40)
+    with Federation(tmp_path) as federation:
+        federation.admit(task.sites)
+        run = federation.submit(task.job)
+        federation.rounds(run, 1)
+        same = Process("again", federation.server.command, tmp_path / "again.log")
+        assert "another server" in refused(same)
+        said = refused(second_server(federation, tmp_path / "second"))
+        assert str(federation.server.pid) in said  # who has it
+        info = federation.wait(run)
+        assert info.reason == "completed"
+        assert federation.result(run)["model_hash"] == task.simulated()
+
+
+def test_server_that_has_lost_its_store_to_another_stops(
+    postgres: postgres_cluster.Cluster, tmp_path: Path
+) -> None:
+    """The database has cut the first server's connections, as after a change of its network."""
+    task = table_task(tmp_path / "job", 2, 400)
+    with Federation(tmp_path, store=postgres.new_database()) as federation:
+        federation.admit(task.sites)
+        federation.submit(task.job)
+        until(lambda: federation.researcher.jobs()[0].rounds >= 1, 120, "no first round")
+        second = second_server(federation, tmp_path / "second")
+        assert str(federation.server.pid) in refused(second)
+        first, database = federation.server, federation.charter.store.split("/")[3].split("?")[0]
+        second.start()
+        try:
+            # Again and again until the second one has the lock: the first may be back before.
+            def over() -> bool:
+                postgres.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ="
+                    f" '{database}' AND query LIKE '%pg_try_advisory_lock%'"
+                )
+                if second.status is not None:
+                    second.start()
+                return first.status is not None
+
+            until(over, 60, "the first server goes on", every=0.2)
+            assert first.status == FENCED, first.said()
+            assert "another server" in first.said()
+            assert second.alive
+        finally:
+            second.kill()
