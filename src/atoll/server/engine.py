@@ -33,18 +33,11 @@ from atoll.server.desk import Call, Desk
 from atoll.server.office import Office
 from atoll.server.playing import Playing
 from atoll.server.preparing import Preparing
-from atoll.server.results import leave_failed, sweep
+from atoll.server.results import CANCELLING, ENDED, leave_failed, sweep
 from atoll.server.store.contract import Contribution, RunRow
 from atoll.wire.messages import TaskBody
 
-__all__ = ["CANCELLING", "ENDED", "OPEN", "Engine"]
-
-OPEN = "open"
-"""Status of a run that goes on."""
-CANCELLING = "cancelling"
-"""Status of a run that is to be cancelled."""
-ENDED = ("completed", "failed", "cancelled")
-"""Statuses of a run that has ended."""
+__all__ = ["ENDED", "Engine"]
 
 _LONGEST = 15_000
 

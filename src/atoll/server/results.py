@@ -5,17 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from atoll.core.errors import NotFound, suggest
 from atoll.report.folder import RunFolder
 from atoll.server.office import Office
-from atoll.server.store.contract import RunRow
+from atoll.server.store.contract import RunRow, Store
 from atoll.wire.frames import Blob
+from atoll.wire.messages import JobReply, RoundsReply
 
-__all__ = ["Files", "leave_failed", "sweep"]
+__all__ = [
+    "CANCELLING",
+    "ENDED",
+    "OPEN",
+    "Files",
+    "Readable",
+    "leave_failed",
+    "reply_of",
+    "rounds_of",
+    "sweep",
+]
+
+OPEN = "open"
+"""Status of a run that goes on."""
+CANCELLING = "cancelling"
+"""Status of a run that is to be cancelled."""
+ENDED = ("completed", "failed", "cancelled")
+"""Statuses of a run that has ended."""
+
+_MOST_ROUNDS = 500
 
 _PIECE = 1 << 20
 
@@ -50,6 +71,44 @@ def sweep(office: Office, row: RunRow) -> None:
         office.blobs.delete(plan)
 
 
+@dataclass(frozen=True)
+class Readable:
+    """Something to be sent, piece by piece.
+
+    Args:
+        size: bytes.
+        read: gives the bytes from the first number up to the second.
+    """
+
+    size: int
+    read: Callable[[int, int], bytes]
+
+
+def reply_of(store: Store, row: RunRow) -> JobReply:
+    """What a researcher is told of a run."""
+    last = store.last_round(row.id)
+    return JobReply(
+        id=row.id,
+        name=row.name,
+        job_hash=row.job_hash,
+        by=row.by,
+        created=row.created,
+        sites=list(row.sites),
+        status=row.status,
+        phase=row.phase,
+        reason=row.reason,
+        rounds=last.number if last else 0,
+    )
+
+
+def rounds_of(store: Store, run: str, after: int) -> RoundsReply:
+    """Records of the rounds after number ``after``, at most so many that one answer holds them."""
+    row, rows = store.run(run), store.rounds(run, after)
+    shown = [dict(r.record) for r in rows[:_MOST_ROUNDS]]
+    ended = row.status in ENDED and len(shown) == len(rows)
+    return RoundsReply(rounds=shown, status=row.status, ended=ended, reason=row.reason)
+
+
 class Files:
     """The files of ended runs, named by digest and size; a digest is taken once per change.
 
@@ -78,6 +137,11 @@ class Files:
             raise NotFound(f"run {run} has no file {name!r:.120}", remedy=suggest(name, names))
         return names[name]
 
+    def readable(self, run: str, name: str) -> Readable:
+        """The content of one of them; see :meth:`path`."""
+        path = self.path(run, name)
+        return Readable(path.stat().st_size, lambda start, stop: _part(path, start, stop))
+
     def names(self, run: str) -> Mapping[str, Path]:
         """Where the files lie."""
         folder = self._office.folder(run)
@@ -95,3 +159,9 @@ class Files:
                     sha.update(piece)
             known = self._known[path] = mark, Blob(sha.hexdigest(), state.st_size)
         return known[1]
+
+
+def _part(path: Path, start: int, stop: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(max(0, stop - start))

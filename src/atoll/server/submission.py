@@ -19,12 +19,11 @@ from atoll.job.schema import JobSpec
 from atoll.job.tables import clock_of, schedule_of, weighting_of
 from atoll.server.office import Office
 from atoll.server.preparing import INITIAL
+from atoll.server.results import OPEN
 from atoll.server.store.contract import RunRow
 from atoll.wire.messages import BlobRef, SubmitBody
 
 __all__ = ["accepted"]
-
-OPEN = "open"
 
 
 def accepted(office: Office, by: str, body: SubmitBody, members: Collection[ClientId]) -> RunRow:
