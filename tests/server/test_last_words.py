@@ -104,6 +104,22 @@ def test_an_upload_that_could_not_be_named_is_named_when_it_is_delivered(world: 
     assert world.service.job(task.run).reason == "completed"
 
 
+def test_an_upload_whose_name_is_not_synced_is_not_there(world: World) -> None:
+    task, frame = uploading(world)
+    blob, service = Blob.of(frame), world.service
+    failing(world, "fsync_folder")
+    chunk = ("hungary", blob.sha256, blob.size, 0, frame, task.id)
+    with pytest.raises(StorageError):
+        service.upload_chunk(*chunk)
+    assert service.upload_received("hungary", blob.sha256) == 0
+    with pytest.raises(Unreachable, match="not been uploaded"):
+        service.deliver_uploaded("hungary", task.id, blob)
+    service.upload_chunk(*chunk)
+    assert not service.deliver_uploaded("hungary", task.id, blob).again
+    world.disk.crash()  # the power fails: what was acknowledged is there
+    assert FolderBlobs(Path("/blobs"), world.disk).read(blob.sha256) == frame
+
+
 def test_an_upload_of_which_a_power_failure_took_the_start_goes_on_from_what_is_left(
     world: World,
 ) -> None:

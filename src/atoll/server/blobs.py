@@ -158,6 +158,9 @@ class FolderBlobs:
         self._numbers = count()
         self._lock = threading.Lock()
         self._open: dict[Path, _Upload] = {}
+        self._unsure: set[str] = set()
+        # What an earlier process has named, and not synced, is here for good from now on.
+        self.disk.fsync_folder(folder)
 
     def put(self, raw: Piece, named: Blob | None = None) -> Blob:
         """Keep ``raw``."""
@@ -202,10 +205,12 @@ class FolderBlobs:
         self._name(path, blob.sha256)
 
     def _name(self, path: Path, sha256: str) -> None:
-        """Make a whole file durable under its digest."""
+        """Make a whole file durable under its digest; it is not here before it is."""
         self.disk.fsync(path)
+        self._unsure.add(sha256)
         self.disk.rename(path, self._path(sha256))
         self.disk.fsync_folder(self.folder)
+        self._unsure.discard(sha256)
 
     def has(self, sha256: str) -> bool:
         """Whether all its bytes are here."""
@@ -213,7 +218,8 @@ class FolderBlobs:
 
     def size(self, sha256: str) -> int | None:
         """How many bytes it has."""
-        return self.disk.size(self._path(sha256))
+        path = self._path(sha256)
+        return None if sha256 in self._unsure else self.disk.size(path)
 
     def read(self, sha256: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes from ``start`` up to ``stop`` or the end."""

@@ -47,11 +47,12 @@ def site_of(task: str) -> str:
 def _place(task: str) -> tuple[int, int]:
     """Where a task stands in the order of a run's calls.
 
-    >>> calls = ["r.survey.0.a", "r.ready.0.a", "r.train.0.a", "r.evaluate.1.a", "r.train.1.a"]
+    >>> calls = ["r.survey.0.a", "r.ready.0.a", "r.train.0.a", "r.evaluate.1-ab.a", "r.train.1.a"]
     >>> sorted(calls, key=_place) == calls
     True
     """
     _, kind, number, *_ = [*task.split(".", 3), "", "", ""]
+    number = number.partition("-")[0]
     before = _PREPARATION.index(kind) if kind in _PREPARATION else len(_PREPARATION)
     at = int(number) if number.isascii() and number.isdigit() and len(number) < 16 else 0
     return before, 2 * at + (kind == "train")

@@ -226,8 +226,20 @@ class Playing:
             body = {"run": self._row.id, "version": version}
             self._models[version] = self._office.keep(body, broadcast.vectors)
         model = BlobRef.of(self._models[version])
+        # A round that a stop has cut off may be made anew of other answers: what was said of the model
+        # that it had then must not pass for an answer about the new one.
+        which = f"-{model.sha256[:8]}" if kind == "evaluate" else ""
+        name = f"{self._row.id}.{kind}.{number}{which}.{site}"
         return body_of(
-            self._row, self._plan, kind, number, site, version=version, broadcast=model, **more
+            self._row,
+            self._plan,
+            kind,
+            number,
+            site,
+            name,
+            version=version,
+            broadcast=model,
+            **more,
         )
 
     # Records ------------------------------------------------------------------------------------

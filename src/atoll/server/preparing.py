@@ -68,12 +68,12 @@ class Prepared:
 
 
 def body_of(
-    row: RunRow, plan: Blob, kind: str, number: int, site: ClientId, **more: Any
+    row: RunRow, plan: Blob, kind: str, number: int, site: ClientId, name: str = "", **more: Any
 ) -> TaskBody:
     """A task of a run; its id follows from what it is, so a server that was stopped asks for the same."""
     code = {name: BlobRef(**ref) for name, ref in row.files.items() if name != INITIAL}
     return TaskBody(
-        id=f"{row.id}.{kind}.{number}.{site}",
+        id=name or f"{row.id}.{kind}.{number}.{site}",
         run=row.id,
         kind=kind,  # type: ignore[arg-type]  # checked by the schema
         number=number,

@@ -144,12 +144,15 @@ class Checks:
     def _settled(self, task: str, run: str) -> bool:
         """Whether an answer has been used for good."""
         database = self.world.database
-        kind, number = task.split(".")[1], int(task.split(".")[2])
+        kind, number = task.split(".")[1], int(task.split(".")[2].partition("-")[0])
         if database.runs[run].status in ENDED:
             return True
         if kind == "train" and self._live(run):
             failed = database.contributions[run][task].status != "done"
-            return failed or task in database.taken[run]
+            honest = self.world.nodes[
+                site_of(task)
+            ].honest  # another's may be refused when it is folded
+            return failed or not honest or task in database.taken[run]
         done = max((row.number for row in database.rounds[run]), default=0)
         return (kind == "train" and done > number) or (kind == "evaluate" and done >= number)
 
@@ -342,6 +345,12 @@ class Checks:
             oracle = self._oracles[run] = Oracle(self.world, run)
         found = oracle.follow(row)
         self.ensure(found == row.model_hash, "G6", f"{where}: another model than {names} make")
+        for site, said in (record["sites"] or {}).items():
+            if said and self.world.nodes[site].honest:
+                same = dict(said) == oracle.judged(site)
+                self.ensure(
+                    same, "G6", f"{where}: the record shows {site}'s metrics of another model"
+                )
         self._release(run, row)
 
     def _release(self, run: str, row: Any) -> None:
@@ -381,7 +390,10 @@ class Checks:
             self._moved()
         for run, row in world.database.runs.items():
             mark, slowness = self._marks.get(run, (world.kernel.now, world.slowness))
-            longest = 4.0 * world.weather.deadline + 20.0 + world.slowness - slowness
+            call = world.settings.round
+            if row.phase == "running" and not self._live(run):
+                call = world.weather.deadline
+            longest = 2.0 * call + 20.0 + world.slowness - slowness  # training, then evaluation
             if row.status not in ENDED and world.kernel.now - mark > longest:
                 lasted = world.kernel.now - mark
                 self.violated("G7", f"no call of {run} has ended for {lasted:.0f} s")

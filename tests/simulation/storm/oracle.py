@@ -52,6 +52,12 @@ class Oracle:
             self._state = self._algorithm.server(self._state, fold.aggregate())
         return model_hash(self._state.parameters)
 
+    def judged(self, site: str) -> dict[str, Any]:
+        """What a site's record says of the model as it is now."""
+        model = self._state.parameters
+        memory = self._memories.get(site, {})
+        return work.judged(self._whole, site, model, memory)
+
     def _add(self, fold: Fold, name: str) -> None:
         world, site = self._world, site_of(name)
         task = world.checks.tasks[name]

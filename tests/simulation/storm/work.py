@@ -22,7 +22,9 @@ from atoll.data.table import Table
 from atoll.job import deployed
 from atoll.job.load import parse_job
 from atoll.job.schema import JobSpec
+from atoll.report.folder import plain
 from atoll.runtime.client import Parts, answer_task, evaluate_client
+from atoll.runtime.loop import _shown
 from atoll.runtime.threads import Threads
 from atoll.wire.messages import TaskBody
 from atoll.wire.metrics import metrics_to_plain
@@ -36,6 +38,7 @@ __all__ = [
     "arrays_digest",
     "federation",
     "job",
+    "judged",
     "site_of",
     "train",
 ]
@@ -237,3 +240,15 @@ def train(whole: Federation, task: TaskBody, model: Broadcast, memory: Vectors) 
             return answer_task(whole.parts[task.client], asked, model, memory)
 
     return _once(key, made)
+
+
+def judged(whole: Federation, site: str, model: np.ndarray, memory: Vectors) -> dict[str, Any]:
+    """Metrics of a model on a site's held-out rows, as a round's record shows them."""
+    digests = arrays_digest({"model": model}), arrays_digest(memory)
+
+    def made() -> dict[str, Any]:
+        with Threads().one():
+            found = evaluate_client(whole.parts[site], model, site, memory)
+        return dict(plain(_shown(found)))
+
+    return _once(("judged", whole.spec.hash(), tuple(whole.parts), site, *digests), made)

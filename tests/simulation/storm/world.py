@@ -94,7 +94,7 @@ class World:
         self.checks = Checks(self)
         self.settings = Settings(
             progress=100_000.0 if weather.gentle else 15.0,
-            round=2.0 * weather.deadline,
+            round=max(120.0, weather.deadline),
             members_every=3.0,
             retry=1.0,
         )
