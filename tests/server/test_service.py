@@ -264,9 +264,29 @@ def test_a_cancelled_run_ends_and_says_by_whom_also_after_a_crash(world: World) 
         reply = world.service.job(run)
         assert (reply.status, reply.reason) == ("cancelled", "cancelled by ruth")
         manifest = json.loads((world.home / "runs" / run / "manifest.json").read_text())
-        assert "cancelled by ruth" in manifest["status"]
+        assert manifest["status"] == "cancelled by ruth"
         with pytest.raises(StateError, match="has ended"):
             world.service.cancel(run, played.RESEARCHER)
+
+
+def test_a_run_that_ends_while_it_is_cancelled_stays_ended(world: World) -> None:
+    run = world.submit(played.heart_spec("rounds.count=1"))
+    world.reach("evaluate", 1)
+    for site in world.sites.values():
+        site.turn(world.service)
+    looks: list[str] = []
+
+    def end(operation: str) -> None:
+        if operation == "run" and not looks:
+            looks.append(operation)
+            world.service.step()
+
+    world.store.after = end  # after the run's row was read, before it is changed
+    with pytest.raises(StateError, match="has ended"):
+        world.service.cancel(run, played.RESEARCHER)
+    world.kill()
+    world.run()
+    assert world.service.job(run).status == "completed"
 
 
 def test_a_second_server_is_refused_and_one_that_was_replaced_stops(world: World) -> None:

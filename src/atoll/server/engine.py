@@ -70,9 +70,17 @@ class Engine:
         self._trouble = ""
 
     def cancel(self, reason: str) -> None:
-        """End at the next opportunity; durable when this returns. From any thread."""
-        self._office.store.set_run(self._office.epoch, self.id, status=CANCELLING, reason=reason)
-        self._cancel = reason
+        """End at the next opportunity; durable when this returns. From any thread.
+
+        Raises:
+            StateError: the run has ended meanwhile.
+        """
+        office = self._office
+        with self.counter.lock:  # no end falls between the look and the row
+            if self.ended:
+                raise StateError(f"run {self.id} has ended")
+            office.store.set_run(office.epoch, self.id, status=CANCELLING, reason=reason)
+            self._cancel = reason
 
     def work(self) -> float | None:
         """Do all that is due; returns when time alone will make more, None for never.
@@ -217,10 +225,11 @@ class Engine:
 
     def _end_badly(self, status: str, error: AtollError) -> float | None:
         try:
+            told = error.message if status == "cancelled" else f"{status}: {error.message}"
             if self._playing is None:
-                leave_failed(self._office, self._row, f"{status}: {error.message}")
+                leave_failed(self._office, self._row, told)
             else:
-                self._playing.failed(error)
+                self._playing.failed(error, told)
             self._end(status, str(error))
         except FenceError:
             raise
@@ -230,9 +239,10 @@ class Engine:
 
     def _end(self, status: str, reason: str) -> None:
         office = self._office
-        office.store.set_run(office.epoch, self.id, status=status, reason=reason[:_LONGEST])
+        with self.counter.lock:
+            office.store.set_run(office.epoch, self.id, status=status, reason=reason[:_LONGEST])
+            self.ended = self.counter.ended = True
         office.event(status, reason[:_LONGEST], self.id)
-        self.ended = self.counter.ended = True
         self._drop()
         sweep(office, self._row)
         office.tell({*self.sites, f"run {self.id}"})

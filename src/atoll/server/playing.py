@@ -121,8 +121,9 @@ class Playing:
         self._live = desk.live
         self._answers |= desk.digests
 
-    def failed(self, error: AtollError) -> None:
+    def failed(self, error: AtollError, status: str) -> None:
         """Leave an honest folder behind a run that could not end."""
+        self._session.facts = {"status": status}
         self._session.failed(error)
 
     # Calls --------------------------------------------------------------------------------------
