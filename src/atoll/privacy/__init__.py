@@ -1,0 +1,1 @@
+"""Why an update may be shown."""

@@ -1,0 +1,120 @@
+"""Numbers as integers of a ring, and sums of such integers as numbers again.
+
+A value x in [-bound, bound] becomes q(x) = floor(x * scale + u), |q| <= levels, u uniform in [0, 1):
+rounding that is right on average. ``levels`` is chosen so that the sum over the whole cohort stays below
+half the ring: it cannot wrap around. With a declared step the values are whole multiples of it,
+and nothing is drawn.
+
+Vectors are weighted before they are rounded: a site sends w * x and w, with w = min(n, cap) / cap in
+[0, 1], so that neither its number of examples nor its own mean is ever seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from atoll.core.errors import UpdateRefused
+from atoll.core.layout import Array
+from atoll.privacy.secagg.terms import Lane
+
+__all__ = ["WEIGHT", "averages", "quantised", "signed_values", "weighted"]
+
+WEIGHT = "weight"
+"""Name of the lane that carries the weight."""
+
+
+def quantised(lane: Lane, sites: int, values: Array, draws: np.ndarray[Any, Any] | None) -> Array:
+    """``values`` of one lane as signed integers of its ring.
+
+    Args:
+        lane: what the values are.
+        sites: size of the cohort.
+        values: real numbers, any float or integer dtype.
+        draws: as many uniform ``uint32``, for rounding; None rounds to the nearest.
+
+    Raises:
+        UpdateRefused: a value is not finite, or beyond a bound that refuses.
+    """
+    exact = values.astype(np.float64)
+    if not np.isfinite(exact).all():
+        place = int(np.flatnonzero(~np.isfinite(exact))[0])
+        raise UpdateRefused(f"lane {lane.name!r} holds {exact[place]}: this site drops out")
+    if lane.excess == "refuse" and (worst := float(np.abs(exact).max(initial=0.0))) > lane.bound:
+        raise UpdateRefused(f"lane {lane.name!r} holds {worst:g}, declared were {lane.bound:g}")
+    levels = lane.levels(sites)
+    np.clip(exact, -lane.bound, lane.bound, out=exact)
+    if lane.step is not None:
+        exact /= lane.step
+        np.rint(exact, out=exact)
+    elif draws is None:
+        exact *= lane.scale(sites)
+        np.rint(exact, out=exact)
+    else:
+        exact *= lane.scale(sites)
+        exact += draws * 2.0**-32
+        np.floor(exact, out=exact)
+    np.clip(exact, -levels, levels, out=exact)  # the product may end one rounding above
+    return exact.astype(np.int32 if lane.bits == 32 else np.int64)
+
+
+def signed_values(lane: Lane, sites: int, present: int, total: Array) -> Array:
+    """The sum of ``present`` sites' values, float64.
+
+    Args:
+        lane: what the values are.
+        sites: size of the cohort, which fixed the scale.
+        present: how many sites are in the sum.
+        total: signed integers of the ring.
+
+    Raises:
+        UpdateRefused: the sum is beyond what so many sites can reach; one of them did not keep to
+            the range, or a mask is left.
+    """
+    reach = present * lane.levels(sites)
+    if total.size and (int(total.max()) > reach or int(total.min()) < -reach):
+        raise UpdateRefused(f"the sum of lane {lane.name!r} is beyond {present} sites' range")
+    if lane.step is not None:
+        return total * np.float64(lane.step)
+    return total / np.float64(lane.scale(sites))
+
+
+def weighted(
+    values: Mapping[str, Array],
+    examples: float,
+    cap: float,
+    sums: Mapping[str, Array] | None = None,
+) -> dict[str, Array]:
+    """The lanes of a weighted mean.
+
+    Args:
+        values: vectors to be averaged, by lane.
+        examples: this site's count.
+        cap: declared largest count; more count as many.
+        sums: vectors to be added as they are.
+
+    Raises:
+        UpdateRefused: the count is no finite number above 0.
+
+    >>> weighted({"w": np.array([4.0])}, examples=50, cap=200)
+    {'w': array([1.]), 'weight': array([0.25])}
+    """
+    if not (np.isfinite(examples) and examples > 0):
+        raise UpdateRefused(f"a weight of {examples} examples; it must be above 0")
+    share = min(examples, cap) / cap
+    lanes = {name: vector * share for name, vector in values.items()}
+    return {**lanes, WEIGHT: np.array([share]), **(sums or {})}
+
+
+def averages(totals: Mapping[str, Array], names: tuple[str, ...]) -> dict[str, Array]:
+    """The weighted means of the lanes called ``names``, from sums that hold the weight's lane.
+
+    Raises:
+        UpdateRefused: the weights add up to nothing.
+    """
+    weight = float(totals[WEIGHT][0])
+    if weight <= 0.0:
+        raise UpdateRefused(f"the weights add up to {weight:g}")
+    return {name: totals[name] / weight for name in names}

@@ -1,0 +1,175 @@
+"""A whole masked round in one process, with real cryptography: simulations, tests, measurements.
+
+The two machines are the ones a deployment runs; this is the shell around them when all messages are
+function calls.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from atoll.core.errors import StateError, UpdateRefused
+from atoll.core.layout import Array
+from atoll.privacy.secagg import server as at_server
+from atoll.privacy.secagg import site as at_site
+from atoll.privacy.secagg.ledger import Book
+from atoll.privacy.secagg.masks import RingSum, masked_chunks, root_of
+from atoll.privacy.secagg.messages import FromSite, Invitation
+from atoll.privacy.secagg.policy import Approved
+from atoll.privacy.secagg.server import Server
+from atoll.privacy.secagg.site import Site
+from atoll.privacy.secagg.terms import Terms
+
+__all__ = ["Guest", "Relay", "Round", "play"]
+
+
+@dataclass
+class Guest:
+    """One site in a round of this process.
+
+    Args:
+        site: the machine, idle.
+        approved: what it knows of the round itself.
+        values: its input, one vector per lane.
+        entropy: 32 bytes from the operating system.
+        rounding: 32 bytes that rounding draws from; None rounds to the nearest.
+        book: its ledger.
+        chunks: its masked input, once it exists.
+        said: the messages it has sent, in order.
+        aborted: why it gave up; empty if it did not.
+    """
+
+    site: Site
+    approved: Approved
+    values: Mapping[str, Array]
+    entropy: bytes = field(repr=False)
+    rounding: bytes | None = field(default=None, repr=False)
+    book: Book = field(default_factory=Book)
+    chunks: list[memoryview] = field(default_factory=list, repr=False)
+    said: list[FromSite] = field(default_factory=list, repr=False)
+    aborted: str = ""
+
+    def hear(self, event: at_site.Event, terms: Terms) -> list[FromSite]:
+        """Give ``event`` to the machine, do what it asks for, and return what it says."""
+        todo, words = deque([event]), list[FromSite]()
+        while todo:
+            self.site, effects = at_site.step(self.site, todo.popleft())
+            for effect in effects:
+                if isinstance(effect, at_site.Say):
+                    words.append(effect.message)
+                elif isinstance(effect, at_site.Abort):
+                    self.aborted = effect.reason
+                else:
+                    todo.append(self._do(effect, terms))
+        self.said += words
+        return words
+
+    def _do(self, effect: at_site.Keep | at_site.Mask, terms: Terms) -> at_site.Event:
+        if isinstance(effect, at_site.Mask):
+            try:
+                self.chunks = list(masked_chunks(terms, effect.plan, self.values, self.rounding))
+            except UpdateRefused as error:
+                return at_site.Cancel(error.message)
+            return at_site.Masked(root_of(self.chunks))
+        try:
+            self.book.keep(effect.record, effect.apart)
+        except StateError as error:
+            return at_site.Denied(effect.record, error.message)
+        return at_site.Kept(effect.record)
+
+
+Relay = Callable[[str, Any], Any]
+"""What stands between: gets a site's name and a message to or from it, gives the message that arrives
+(another one, or None for none)."""
+
+
+def _straight(name: str, message: Any) -> Any:
+    return message
+
+
+@dataclass
+class Round:
+    """What came out of a round.
+
+    Args:
+        server: the machine at its end.
+        total: the sum; None when the attempt failed.
+        members: whose input is in it.
+        failure: why there is none.
+        blamed: who said what no honest site says, and what that was.
+    """
+
+    server: Server
+    total: RingSum | None = None
+    members: tuple[str, ...] = ()
+    failure: str = ""
+    blamed: dict[str, str] = field(default_factory=dict)
+
+
+def play(
+    terms: Terms,
+    sign: Callable[[bytes], bytes],
+    guests: Mapping[str, Guest],
+    relay: Relay = _straight,
+    now: float = 0.0,
+) -> Round:
+    """Play one attempt to its end.
+
+    Args:
+        terms: of the round.
+        sign: the server's signature.
+        guests: the sites by name; who is invited and not here stays silent.
+        relay: what stands between.
+        now: Unix seconds that the sites believe it is.
+
+    Raises:
+        JobError: the terms are no terms.
+    """
+    server, effects = Server.start(terms, sign)
+    result, total = Round(server), RingSum(terms)
+    todo: deque[at_server.Event] = deque()
+    while True:
+        for effect in effects:
+            if isinstance(effect, at_server.Send):
+                todo += _delivered(effect, terms, guests, relay, now)
+            elif isinstance(effect, at_server.Fold):
+                todo.append(_folded(effect, terms, guests, total))
+            elif isinstance(effect, at_server.Unmask):
+                total.unmask(effect.plan)
+                result.total, result.members = total, effect.members
+            elif isinstance(effect, at_server.Blame):
+                result.blamed[effect.site] = effect.reason
+            else:
+                result.failure = effect.reason
+        if server.phase in ("done", "failed"):
+            result.server = server
+            return result
+        server, effects = at_server.step(server, todo.popleft() if todo else at_server.Close())
+
+
+def _delivered(
+    send: at_server.Send, terms: Terms, guests: Mapping[str, Guest], relay: Relay, now: float
+) -> list[FromSite]:
+    """What the server gets in answer to one message."""
+    guest, message = guests.get(send.to), relay(send.to, send.message)
+    if guest is None or message is None:
+        return []
+    if isinstance(message, Invitation):
+        message = at_site.Invite(message, guest.approved, guest.entropy, now)
+    words = (relay(send.to, word) for word in guest.hear(message, terms))
+    return [word for word in words if word is not None]
+
+
+def _folded(
+    fold: at_server.Fold, terms: Terms, guests: Mapping[str, Guest], total: RingSum
+) -> at_server.Event:
+    guest = guests[terms.cohort[fold.sender - 1].name]
+    try:
+        total.add(guest.chunks, fold.root)
+    except UpdateRefused as error:
+        return at_server.Spoiled(fold.sender, error.message)
+    guest.chunks = []
+    return at_server.Folded(fold.sender)

@@ -1,0 +1,112 @@
+"""What a site has done in masked rounds, written down before it shows, and never done twice.
+
+A site's keys live in memory; what it may not repeat lives here. Four steps cannot be taken back:
+
+==========  ===================================================================================
+``join``    taking part in an attempt: with one set of keys only, and none once shares went out
+``input``   sending a masked input: the same masks under two inputs would show their difference
+``pledge``  signing who is in the sum: two sets would show the difference of two sums
+``release`` sending shares: for one set, in one attempt, once for the round
+==========  ===================================================================================
+
+The machine asks for each of them with an effect, and goes on only when the record is durable. Whether a
+record may be written is decided by :func:`objection` alone, from the records there are, so that a
+restart, an older copy of the machine or two at once change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from atoll.core.errors import StateError
+from atoll.privacy.secagg.terms import Occasion
+
+__all__ = ["Book", "Record", "objection"]
+
+
+Kind = Literal["join", "input", "pledge", "release"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step that cannot be taken back.
+
+    Args:
+        kind: which step.
+        occasion: of which attempt of which round.
+        value: hash of what was done.
+        members: names of the sites in the sum, from the pledge on.
+    """
+
+    kind: Kind
+    occasion: Occasion
+    value: bytes
+    members: tuple[str, ...] = ()
+
+
+_BEFORE: dict[Kind, Kind] = {"input": "join", "pledge": "input", "release": "pledge"}
+
+
+def objection(records: Iterable[Record], record: Record, apart: int = 0) -> str:
+    """Why ``record`` may not be written; empty when it may (it may stand there already).
+
+    Args:
+        records: all that this site wrote.
+        record: the next one.
+        apart: sums on the same model whose cohorts differ in fewer sites than this are refused,
+            unless the cohorts are the same.
+    """
+    records = tuple(records)
+    if record in records:
+        return ""
+    at = record.occasion
+    same_round = [r for r in records if r.occasion.name == at.name]
+    if any(r.kind == "release" for r in same_round):
+        return f"shares were released for round {at.round} already"
+    joined = max((r.occasion.attempt for r in same_round if r.kind == "join"), default=-1)
+    if record.kind == "join":
+        return f"attempt {joined} was joined already" if joined >= at.attempt else ""
+    if joined != at.attempt:
+        return f"attempt {joined} has taken the place of attempt {at.attempt}"
+    here = {r.kind: r for r in same_round if r.occasion == at}
+    if record.kind in here:
+        return f"another {record.kind} was given in attempt {at.attempt} already"
+    needed = _BEFORE[record.kind]
+    before = here.get(needed)
+    if before is None:
+        return f"there was no {needed} before this {record.kind}"
+    if record.kind == "release" and before.value != record.value:
+        return "the pledge was on another set of sites"
+    return _too_near(records, record, apart)
+
+
+def _too_near(records: tuple[Record, ...], record: Record, apart: int) -> str:
+    """Whether subtracting an earlier sum would leave the sum of a few sites."""
+    for earlier in records:
+        if earlier.kind != "release" or earlier.occasion.model != record.occasion.model:
+            continue
+        between = set(earlier.members) ^ set(record.members)
+        if record.members and 0 < len(between) < apart:
+            return f"{sorted(between)} could be told from the sum of round {earlier.occasion.round}"
+    return ""
+
+
+class Book:
+    """The ledger in memory: for simulations and tests, and the model of a durable one."""
+
+    def __init__(self) -> None:
+        self.records: list[Record] = []
+
+    def keep(self, record: Record, apart: int = 0) -> None:
+        """Write ``record``, or find it written.
+
+        Raises:
+            StateError: it may not be written.
+        """
+        reason = objection(self.records, record, apart)
+        if reason:
+            raise StateError(reason, remedy="nothing was sent; wait for the next round")
+        if record not in self.records:
+            self.records.append(record)

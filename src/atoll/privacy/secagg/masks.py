@@ -1,0 +1,194 @@
+"""Integers under masks, and their sum without them; chunk by chunk, whatever the model's size.
+
+A mask is the keystream of AES-256-CTR under a key that two sites share (one adds it, the other
+subtracts it) or that a site holds alone (it adds it), read as integers of the ring. A chunk of input is
+rounded, then all keystreams are added to it while it is in the cache; nothing of the size of the model
+is made on the way. A key serves one input only, which is why the counter may start at 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from atoll.core.errors import UpdateRefused
+from atoll.core.layout import Array
+from atoll.privacy.secagg.fixed import quantised, signed_values
+from atoll.privacy.secagg.terms import Lane, Terms
+
+__all__ = ["CHUNK", "MaskPlan", "Piece", "RingSum", "masked_chunks", "pieces", "root_of"]
+
+CHUNK = 65_536
+"""Values in one chunk: with its float64 copy and one keystream it stays in a core's cache."""
+
+_ZEROS = bytes(8 * CHUNK)
+_ROUNDING_BYTES = 4
+
+Words = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """Which keystreams are added to an input, and which subtracted.
+
+    Args:
+        added: keys, 32 bytes each.
+        subtracted: likewise.
+    """
+
+    added: tuple[bytes, ...] = field(repr=False)
+    subtracted: tuple[bytes, ...] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One chunk's place: values ``start`` to ``stop`` of ``lane``."""
+
+    lane: Lane
+    start: int
+    stop: int
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the ring's words, little-endian as they travel."""
+        return np.dtype("<u4" if self.lane.bits == 32 else "<u8")
+
+    @property
+    def size(self) -> int:
+        """Bytes of the chunk."""
+        return (self.stop - self.start) * self.lane.bits // 8
+
+
+def pieces(terms: Terms) -> Iterator[Piece]:
+    """The chunks of a masked input, in order."""
+    for lane in terms.lanes:
+        for start in range(0, lane.length, CHUNK):
+            yield Piece(lane, start, min(start + CHUNK, lane.length))
+
+
+def root_of(chunks: Sequence[bytes | memoryview]) -> bytes:
+    """One hash for all chunks: SHA-256 over the SHA-256 of each.
+
+    >>> root_of([b"ab"]) == root_of([b"a", b"b"])
+    False
+    """
+    whole = hashlib.sha256(b"atoll secagg root 1")
+    for chunk in chunks:
+        whole.update(hashlib.sha256(chunk).digest())
+    return whole.digest()
+
+
+class _Streams:
+    """The keystreams of a plan, read side by side through one buffer."""
+
+    def __init__(self, plan: MaskPlan) -> None:
+        self._added = [_encryptor(key) for key in plan.added]
+        self._subtracted = [_encryptor(key) for key in plan.subtracted]
+        self._buffer = bytearray(8 * CHUNK)
+
+    def add_to(self, words: Words, *, negative: bool = False) -> None:
+        """Add the next words of all streams to ``words`` in place (or take them away)."""
+        zeros = memoryview(_ZEROS)[: words.nbytes]
+        into = memoryview(self._buffer)[: words.nbytes]
+        mask = np.frombuffer(into, words.dtype)
+        for streams, add in ((self._added, not negative), (self._subtracted, negative)):
+            for stream in streams:
+                stream.update_into(zeros, into)
+                (np.add if add else np.subtract)(words, mask, out=words)
+
+
+def _encryptor(key: bytes) -> Any:
+    from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+    return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
+
+
+def masked_chunks(
+    terms: Terms, plan: MaskPlan, values: Mapping[str, Array], rounding: bytes | None
+) -> Iterator[memoryview]:
+    """One site's input, rounded and masked, chunk by chunk.
+
+    Args:
+        terms: of the round.
+        plan: the masks; with an empty one this is the rounded input in the clear.
+        values: one vector per lane.
+        rounding: 32 bytes, from which the draws for rounding come; None rounds to the nearest.
+
+    Raises:
+        UpdateRefused: a lane is missing, unknown, of another length, or holds what it may not.
+    """
+    wanted = {lane.name: (lane.length,) for lane in terms.lanes}
+    given = {name: np.shape(vector) for name, vector in values.items()}
+    if given != wanted:
+        raise UpdateRefused(f"the input has lanes {given}, declared were {wanted}")
+    streams = _Streams(plan)
+    draws = None if rounding is None else _encryptor(rounding)
+    for piece in pieces(terms):
+        part = values[piece.lane.name][piece.start : piece.stop]
+        if part.dtype.kind not in "fiu":
+            raise UpdateRefused(f"lane {piece.lane.name!r} is {part.dtype}, no real numbers")
+        drawn = None
+        if draws is not None and piece.lane.step is None:
+            raw = draws.update(memoryview(_ZEROS)[: _ROUNDING_BYTES * part.size])
+            drawn = np.frombuffer(raw, "<u4")
+        words = quantised(piece.lane, terms.sites, part, drawn).view(piece.dtype)
+        streams.add_to(words)
+        yield words.data.cast("B")
+
+
+class RingSum:
+    """The sum of masked inputs, one ring word per value whatever the number of sites.
+
+    Args:
+        terms: of the round.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.count = 0
+        self._words = [np.zeros(piece.stop - piece.start, piece.dtype) for piece in pieces(terms)]
+
+    def add(self, chunks: Sequence[bytes | memoryview], root: bytes) -> None:
+        """Add one site's input: all of it, or nothing.
+
+        Raises:
+            UpdateRefused: the chunks are not as many or as long as declared, or not those whose
+                root was signed.
+        """
+        sizes, wanted = [len(chunk) for chunk in chunks], [p.size for p in pieces(self.terms)]
+        if sizes != wanted:
+            raise UpdateRefused(f"{sum(sizes)} bytes in {len(sizes)} chunks do not fit the terms")
+        if root_of(chunks) != root:
+            raise UpdateRefused("the chunks are not those that were signed")
+        for words, chunk in zip(self._words, chunks, strict=True):
+            words += np.frombuffer(chunk, words.dtype)
+        self.count += 1
+
+    def unmask(self, plan: MaskPlan) -> None:
+        """Take away the masks that are left in the sum; ``plan`` says how sites put them in."""
+        streams = _Streams(plan)
+        for words in self._words:
+            streams.add_to(words, negative=True)
+
+    def integers(self) -> dict[str, Array]:
+        """The sum by lane, as signed integers."""
+        parts: dict[str, list[Array]] = {lane.name: [] for lane in self.terms.lanes}
+        for piece, words in zip(pieces(self.terms), self._words, strict=True):
+            parts[piece.lane.name].append(words.view(f"<i{piece.lane.bits // 8}"))
+        return {name: np.concatenate(words) for name, words in parts.items()}
+
+    def totals(self) -> dict[str, Array]:
+        """The sum by lane, as float64 values.
+
+        Raises:
+            UpdateRefused: a sum is beyond what the sites in it can reach.
+        """
+        integers, lanes = self.integers(), self.terms.lanes
+        return {
+            lane.name: signed_values(lane, self.terms.sites, self.count, integers[lane.name])
+            for lane in lanes
+        }
