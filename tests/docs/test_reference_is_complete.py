@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from atoll.algorithms import ALGORITHMS
 from atoll.core import errors
+from atoll.job import deployed
 from atoll.job.schema import JobSpec
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
@@ -95,3 +96,15 @@ def test_errors_page_tells_code_and_exit_status_of_every_error() -> None:
         kind = getattr(errors, name)
         if isinstance(kind, type) and issubclass(kind, errors.AtollError) and name != "AtollError":
             assert f"| `{name}` | `{kind.code}` | {kind.exit_status} |" in page
+
+
+def test_job_page_names_what_a_deployment_refuses() -> None:
+    """Every place at which :func:`deployable` finds fault is in the page's last section."""
+    source = Path(deployed.__file__).read_text(encoding="utf-8")
+    body = source[source.index("def _impossible") : source.index("def left_out")]
+    places = set(re.findall(r'"((?:data|clock|rounds|stop|model|executor)\.[\w.]+)"', body))
+    page = (REFERENCE / "job-file.md").read_text(encoding="utf-8")
+    told = page[page.index("## In a deployment") :]
+    assert len(places) > 8
+    missing = {place for place in places - {"data.source"} if place not in told}
+    assert missing == set()
