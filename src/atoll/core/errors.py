@@ -62,11 +62,25 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: where, what, and what to do next."""
+    """One thing that is wrong: where, what, and what to do next.
+
+    Args:
+        place: key, column or site.
+        message: what is wrong, with the offending value.
+        remedy: the next step.
+        withheld: the message without any value of the data, where it has one.
+    """
 
     place: str
     message: str
     remedy: str = ""
+    withheld: str = ""
+
+    def apart(self) -> Fault:
+        """The fault as others than the owner of the data may read it."""
+        if not self.withheld:
+            return self
+        return Fault(self.place, self.withheld, "the site sees more with: atoll doctor --job")
 
     def __str__(self) -> str:
         """One line: place, message, remedy."""

@@ -88,7 +88,8 @@ def read_cells(site: str, column: Column, raw: Array) -> tuple[Array, list[Fault
             return out, []
         first = str(names[int(np.argmax(unknown))])
         message = f"unknown category {first!r} {where(unknown)}"
-        return out, [Fault(place, message, suggest(first, column.categories))]
+        told = f"{_cells(unknown)} an unknown category"
+        return out, [Fault(place, message, suggest(first, column.categories), told)]
     numbers, wrong = numbers_of(column, raw)
     faults = []
     if wrong.any():
@@ -97,7 +98,8 @@ def read_cells(site: str, column: Column, raw: Array) -> tuple[Array, list[Fault
         what = {"boolean": "true or false", "integer": "a whole number"}.get(
             column.type, "a number"
         )
-        faults.append(Fault(place, f"{_show(value)} is not {what} {where(wrong)}", remedy))
+        message = f"{_show(value)} is not {what} {where(wrong)}"
+        faults.append(Fault(place, message, remedy, f"{_cells(wrong)} not {what}"))
     if column.range is not None:
         low, high = column.range
         outside = (numbers < low) | (numbers > high)
@@ -105,9 +107,9 @@ def read_cells(site: str, column: Column, raw: Array) -> tuple[Array, list[Fault
             value = numbers[int(np.argmax(outside))]
             unit = f" {column.unit}" if column.unit else ""
             message = f"{value:g} is outside [{low:g}, {high:g}]{unit} {where(outside)}"
-            faults.append(
-                Fault(place, message, "correct it, declare it missing, or widen the range")
-            )
+            told = f"{_cells(outside)} outside [{low:g}, {high:g}]{unit}"
+            remedy = "correct it, declare it missing, or widen the range"
+            faults.append(Fault(place, message, remedy, told))
     return numbers, faults
 
 
@@ -165,6 +167,12 @@ def where(mask: Array) -> str:
     """Where a mask holds, for people; rows count from 1."""
     first, count = int(np.argmax(mask)) + 1, int(mask.sum())
     return f"in row {first}" if count == 1 else f"in row {first} and {count - 1} more"
+
+
+def _cells(mask: Array) -> str:
+    """How many, for those who may not see which."""
+    count = int(mask.sum())
+    return "1 cell is" if count == 1 else f"{count} cells are"
 
 
 def _show(value: object) -> str:

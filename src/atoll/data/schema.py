@@ -277,7 +277,8 @@ def unlabelled(site: str, goal: Column, typed: Array) -> list[Fault]:
         return []
     message = f"the target is missing {where(empty)}"
     remedy = "remove these rows: they can neither train nor test"
-    return [Fault(place_of(site, goal), message, remedy)]
+    told = f"the target is missing in {int(empty.sum())} of {len(empty)} rows"
+    return [Fault(place_of(site, goal), message, remedy, told)]
 
 
 def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table]) -> Iterator[str]:

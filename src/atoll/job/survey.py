@@ -190,6 +190,7 @@ def _mismatch(data: DataSpec, site: ClientId, table: Table) -> Fault | None:
                 "data.task",
                 f"a regression needs numbers; {data.target!r} is {texts[0]!r} at {site!r}",
                 "set data.task = 'classification', or name another target",
+                f"a regression needs numbers; {data.target!r} is text at {site!r}",
             )
     if data.task == "classification" and cells.dtype.kind == "f":
         broken = cells[~np.isnan(cells) & (cells != np.floor(cells))]
@@ -198,6 +199,7 @@ def _mismatch(data: DataSpec, site: ClientId, table: Table) -> Fault | None:
                 "data.task",
                 f"a classification needs classes; {data.target!r} is {broken[0]:g} at {site!r}",
                 "set data.task = 'regression', or declare data.classes",
+                f"a classification needs classes; {data.target!r} has fractions at {site!r}",
             )
     return None
 
@@ -213,8 +215,9 @@ class FaultBody(Section):
 
     @classmethod
     def of(cls, fault: Fault) -> FaultBody:
-        """The fault, cut where a cell is a whole essay."""
-        return cls(message=fault.message[:1000], remedy=fault.remedy[:1000])
+        """The fault without values of the data, and not too long."""
+        shown = fault.apart()
+        return cls(message=shown.message[:1000], remedy=shown.remedy[:1000])
 
 
 class SketchBody(Section):
