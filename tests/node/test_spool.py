@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.core.errors import StorageError
-from atoll.node.spool import Spool
+from atoll.node.spool import Held, Spool
 from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Blob, encode
 from atoll.wire.lossy_disk import LossyDisk
@@ -121,8 +121,19 @@ def test_a_run_without_memories_needs_none_and_a_lost_one_is_told(tmp_path: Path
         spool.memory("unheard of", "t7")
 
 
+def synced(spool: Spool, task: str) -> Held:
+    """A result that has been written through."""
+    held = spool.finish("r1", task, result(task), wait=False)
+    spool.write_through(held)
+    spool.confirm(held)
+    now = spool.result("r1", task)
+    assert now is not None
+    assert now.path.suffix == ".result"
+    return now
+
+
 def test_a_damaged_result_is_refused_with_its_name(tmp_path: Path) -> None:
-    held = Spool(tmp_path).finish("r1", "t0", result("t0"))
+    held = synced(Spool(tmp_path), "t0")
     raw = held.path.read_bytes()
     for damage in (raw[:-1], raw[:-8] + bytes(8), b"", raw + b"\0"):
         held.path.write_bytes(damage)
@@ -134,7 +145,7 @@ def test_a_damaged_result_is_refused_with_its_name(tmp_path: Path) -> None:
 
 def test_a_result_under_another_task_s_name_is_refused(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    a, b = (spool.finish("r1", t, result(t)) for t in ("t0", "t1"))
+    a, b = (synced(spool, t) for t in ("t0", "t1"))
     shutil.copy(a.path, b.path)
     with pytest.raises(StorageError, match="damaged"):
         Spool(tmp_path)
@@ -258,14 +269,75 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
 
     disk = Full()
     spool = Spool(tmp_path, disk)
-    held = spool.finish("r1", "t0", result("t0"))
+    held = spool.finish("r1", "t0", result("t0"), wait=False)
     disk.full = True
     with pytest.raises(StorageError, match="no space"):
         spool.finish("r1", "t1", result("t1"))
+    with pytest.raises(StorageError, match="no space"):
+        spool.write_through(held)
     disk.full = False
     assert spool.results == (held,)
     assert spool.finish("r1", "t1", result("t1")).task == "t1"
     assert len(Spool(tmp_path).results) == 2
+
+
+def test_a_long_result_without_memory_may_be_written_through_later() -> None:
+    syncs: list[Path] = []
+    disk = LossyDisk(lambda operation, path: syncs.append(path) if "fsync" in operation else None)
+    spool = Spool(PLACE, disk)
+    spool.begin("r1", "a" * 64)
+    syncs.clear()
+    held = spool.finish("r1", "t0", result("t0"), trained=True, wait=False)
+    assert [path.name for path in syncs] == [".taking-1", "r1"]  # run.json: clients keep no memory
+    syncs.clear()
+    spool.finish("r1", "t1", result("t1"), trained=True, wait=False)
+    assert not syncs
+    assert Spool(PLACE, disk).result("r1", "t0") == held  # killed, but the machine ran on
+    disk.crash()
+    assert Spool(PLACE, disk).results == ()
+    assert Spool(PLACE, disk).memory("r1", "t0") is None
+
+
+def test_a_result_with_a_memory_is_never_left_for_later() -> None:
+    disk = LossyDisk()
+    Spool(PLACE, disk).finish(
+        "r1", "t0", result("t0"), memory=memory("t0"), trained=True, wait=False
+    )
+    disk.crash()
+    assert [held.path.suffix for held in Spool(PLACE, disk).results] == [".result"]
+
+
+def test_what_a_power_failure_left_of_a_result_that_was_not_written_through_is_removed() -> None:
+    left = set()
+    for number in range(30):
+        disk = LossyDisk()
+        spool = Spool(PLACE, disk)
+        spool.begin("r1", "a" * 64)
+        spool.finish("r1", "t0", result("t0"), wait=False)
+        disk.crash(Random(number))
+        after = Spool(PLACE, disk)
+        left.add(len(after.results))
+        assert all(after.read(held) == result("t0") for held in after.results)
+        after.finish("r1", "t0", result("t0"))
+        assert len(Spool(PLACE, disk).results) == 1
+    assert left == {0, 1}
+
+
+def test_what_was_written_through_survives_a_power_failure() -> None:
+    for number in range(12):
+        disk = LossyDisk()
+        spool = Spool(PLACE, disk)
+        held = spool.finish("r1", "t0", result("t0"), wait=False)
+        spool.write_through(held)
+        if number % 2:
+            spool.confirm(held)
+            spool.confirm(held)
+        disk.crash(Random(number))
+        after = Spool(PLACE, disk)
+        assert [after.read(held) for held in after.results] == [result("t0")]
+        after.settle("r1", "t0")
+        after.confirm(held)
+        assert after.used == 0
 
 
 @pytest.mark.parametrize("refused", [1, 2, 3])
@@ -313,7 +385,7 @@ def test_nothing_is_left_of_what_was_moved_and_given_up(tmp_path: Path) -> None:
     spool.begin("r1", "ab" * 32)
     disk.broken = True
     with pytest.raises(StorageError):
-        spool.finish("r1", "t0", result("t0"))
+        spool.finish("r1", "t0", result("t0"), memory=memory("t0"), trained=True)
     disk.broken = False
     spool.end("r1")
     assert Spool(tmp_path).runs == ()

@@ -34,6 +34,7 @@ class Cache:
         self._busy: dict[str, threading.Lock] = {}
         self._known: dict[str, int] = {}  # checked by this process, least recently used first
         self._numbers = itertools.count()
+        self._total: int | None = None  # bytes in the folder, once they have been counted
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -84,8 +85,14 @@ class Cache:
             raise StorageError(
                 f"{self._folder} cannot be written: {error.strerror}", remedy="free space"
             ) from error
+        self._note(blob)
+
+    def _note(self, blob: Blob) -> None:
+        """A new file is there."""
         with self._lock:
-            self._known[sha256] = blob.size
+            self._known[blob.sha256] = blob.size
+            if self._total is not None:
+                self._total += blob.size
 
     def fetch(self, blob: Blob, download: Callable[[Blob, Path], None]) -> Path:
         """The file of ``blob``, downloaded where it is not there.
@@ -102,8 +109,7 @@ class Cache:
         with own:
             if not self.has(blob):
                 download(blob, self.path(blob))
-                with self._lock:
-                    self._known[blob.sha256] = blob.size
+                self._note(blob)
         return self.path(blob)
 
     def trim(self, keep: Collection[str]) -> None:
@@ -113,11 +119,13 @@ class Cache:
             keep: digests in use.
         """
         with self._lock:
+            if self._total is not None and self._total <= self._most:
+                return
             found = {}
             for entry in os.scandir(self._folder):
                 with suppress(OSError):
                     found[entry.name] = entry.stat()
-            total = sum(stat.st_size for stat in found.values())
+            self._total = total = sum(stat.st_size for stat in found.values())
             ranks = {name: rank for rank, name in enumerate(self._known)}
             # Unknown to this process: older than anything it knows, oldest first among themselves.
             order = sorted(found, key=lambda n: (ranks.get(n, -1), found[n].st_mtime, n))
@@ -128,6 +136,6 @@ class Cache:
                     continue
                 with suppress(OSError):
                     (self._folder / name).unlink()
-                    total -= found[name].st_size
+                    self._total = total = total - found[name].st_size
                 self._known.pop(name, None)
                 self._busy.pop(name, None)

@@ -412,6 +412,7 @@ class Errands:
                     memory=memory,
                     before=order.task.kept,
                     trained=order.task.kind == "train" and body.status == "done",
+                    wait=result.stat().st_size <= INLINE,
                 )
                 self._finished(held, body)
         except StorageError as error:
@@ -463,8 +464,10 @@ class Errands:
             self._step(task, f.Gone())
             return
         try:
-            raw = spool.read(held) if held.blob.size <= INLINE else b""
-            self._site.link.deliver(held, raw)
+            if held.blob.size <= INLINE:
+                self._site.link.deliver(held, spool.read(held))
+            else:
+                self._send_long(held)
         except AtollError as error:
             if _passing(error):
                 log.warning("run %s: %s is sent again later: %s", self.run_id, task, error)
@@ -475,6 +478,27 @@ class Errands:
             self._step(task, f.Gone())
         else:
             self._step(task, f.Acknowledged())
+
+    def _send_long(self, held: Held) -> None:
+        """Bring a result to the server while it is written to the disk; it is handed in after both."""
+        trouble: list[AtollError] = []
+
+        def write_through() -> None:
+            try:
+                self._site.spool.write_through(held)
+            except StorageError as error:
+                trouble.append(error)
+
+        writing = threading.Thread(target=write_through, name=f"spool {self.run_id}", daemon=True)
+        writing.start()
+        try:
+            self._site.link.upload(held)
+        finally:
+            writing.join()
+        if trouble:
+            raise trouble[0]
+        self._site.spool.confirm(held)
+        self._site.link.deliver(held)
 
 
 def _passing(error: AtollError) -> bool:

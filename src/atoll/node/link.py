@@ -90,19 +90,26 @@ class Link:
         body, blobs = decode(reply.body, _BLOBS)
         return read_body(PollReply, body), blobs
 
-    def deliver(self, held: Held, raw: bytes) -> ReceiptBody:
+    def upload(self, held: Held) -> None:
+        """Bring a result's bytes to the server, which takes them for nothing before :meth:`deliver`.
+
+        Raises:
+            AtollError: unreachable, not wanted any more, or refused.
+        """
+        self._channel.upload(held.blob, held.path, held.task)
+
+    def deliver(self, held: Held, raw: bytes | None = None) -> ReceiptBody:
         """Hand in a result; when this returns, the server has it for good.
 
         Args:
             held: the result.
-            raw: its bytes where there are at most :data:`INLINE`; else unused.
+            raw: its bytes; None where they have been uploaded.
 
         Raises:
             AtollError: unreachable, not wanted any more, or refused.
         """
         body, kind = raw, "application/octet-stream"
-        if held.blob.size > INLINE:
-            self._channel.upload(held.blob, held.path, held.task)
+        if body is None:
             body = ReferenceBody(blob=BlobRef.of(held.blob)).model_dump_json().encode()
             kind = "application/json"
         path = f"/v1/results/{quote(held.task, safe='')}"

@@ -4,6 +4,7 @@
 
     spool/<run>/run.json                      what holds for the whole run at this site
     spool/<run>/<task>-<sha256>.result        one finished result, the very frame that is sent
+    spool/<run>/<task>-<sha256>.fresh         the same, which a failing machine may still lose
     spool/<run>/<task>-<sha256>.memory        the client's memory after that task
     spool/.taking-<number>                    being written; means nothing after a restart
 
@@ -11,6 +12,9 @@ A name says what the file must hold, so damage is found, not trained on. Each fi
 synced, renamed and its folder synced; a memory comes before the result that goes with it, so a result
 that is there has its memory. Results that exist are never made again: what a server may have seen is
 sent again in the same bytes.
+
+A long result without a memory need not be on the disk when it is taken over: it is brought to the server
+while the disk writes, and handed in when both are done.
 
 A run whose clients keep no memory writes none. ``run.json`` says so, so that a memory that is *lost*
 is told from one that never was.
@@ -192,6 +196,7 @@ class Spool:
         memory: bytes | Path | None = None,
         before: str = "",
         trained: bool = False,
+        wait: bool = True,
     ) -> Held:
         """Take over a finished result; when this returns it survives any crash.
 
@@ -202,6 +207,8 @@ class Spool:
             memory: the client's memory after the task, likewise; None where it has none.
             before: the task whose memory it started from; kept under the new name where there is no new one.
             trained: whether the task trains, so that ``memory`` says whether clients keep any.
+            wait: for the disk; else a result without memory is durable after
+                :meth:`write_through`.
 
         Raises:
             StorageError: it cannot be written.
@@ -212,11 +219,42 @@ class Spool:
                 return found.results[task]
             if trained:
                 found = self._remember(found, task, memory, before)
-            blob, path = self._take(found, task, frame, "result")
-            held = Held(task, run, blob, path)
-            self._runs[run] = replace(found, results={**found.results, task: held})
+            if wait or task in found.memories:
+                blob, path = self._take(found, task, frame, "result")
+            else:
+                blob, path = self._moved(found, task, frame, "fresh")
+                self._sizes[path] = blob.size
             self._halfway = {k: v for k, v in self._halfway.items() if k[:2] != (run, task)}
-            return held
+            return self._hold(Held(task, run, blob, path))
+
+    def write_through(self, held: Held) -> None:
+        """Make a result durable that was taken over without waiting. Others need not wait for this.
+
+        Raises:
+            StorageError: it cannot be written; it is still there.
+        """
+        if held.path.suffix == ".fresh":
+            self._disk.fsync(held.path)
+            self._disk.fsync_folder(held.path.parent)
+
+    def confirm(self, held: Held) -> None:
+        """Give a result that has been written through the name of one whose damage is a fault.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        with self._lock:
+            if held.path.suffix != ".fresh" or self.result(held.run, held.task) != held:
+                return
+            path = held.path.with_suffix(".result")
+            self._disk.rename(held.path, path)
+            self._sizes[path] = self._sizes.pop(held.path)
+            self._hold(replace(held, path=path))
+
+    def _hold(self, held: Held) -> Held:
+        found = self._runs.get(held.run) or _Run(held.run)
+        self._runs[held.run] = replace(found, results={**found.results, held.task: held})
+        return held
 
     def _remember(self, found: _Run, task: str, memory: bytes | Path | None, before: str) -> _Run:
         old = found.memories.get(before)
@@ -318,7 +356,8 @@ class Spool:
             self._disk.write(aside, [what])
         path = place / f"{_short(task)}-{blob.sha256}.{kind}"
         try:
-            self._disk.fsync(aside)
+            if kind != "fresh":
+                self._disk.fsync(aside)
             self._disk.rename(aside, path)
         except StorageError:
             if aside != what:
@@ -345,8 +384,8 @@ class Spool:
         self._sizes.pop(path, None)
 
     def _recover(self, place: Path) -> None:
-        names = self._disk.names(place)
-        files = [name for name in names if name.endswith((".result", ".memory"))]
+        names = self._whole(place)
+        files = [name for name in names if name.endswith((".result", ".fresh", ".memory"))]
         if "run.json" not in names:
             if files:
                 raise StorageError(f"{place} holds results but no run.json", remedy=_REMEDY)
@@ -361,6 +400,20 @@ class Spool:
                 results[task] = Held(task, found.run, blob, place / name)
             self._sizes[place / name] = blob.size
         self._runs[found.run] = replace(found, results=results, memories=memories)
+
+    def _whole(self, place: Path) -> list[str]:
+        """Names in a run's folder; results that the disk never got in full are removed."""
+        names = []
+        for name in self._disk.names(place):
+            if name.endswith(".fresh") and not self._intact(place / name):
+                self._disk.remove(place / name)
+            else:
+                names.append(name)
+        return names
+
+    def _intact(self, path: Path) -> bool:
+        raw = self._disk.view(path)
+        return path.stem.rpartition("-")[2] == hashlib.sha256(raw).hexdigest()
 
     def _read_run(self, path: Path) -> _Run:
         try:
