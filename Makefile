@@ -30,7 +30,7 @@ MAX_LINES := 500
 
 SEEDS ?= 10000
 
-.PHONY: help setup demo federation simulate test lint format bench bench-peers targets docs clean
+.PHONY: help setup demo federation simulate test lint format bench bench-peers reliability targets docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -79,6 +79,9 @@ bench: $(SETUP) ## measure speed and memory, write docs/performance.md (BENCH_AR
 bench-peers: $(SETUP) ## measure Flower, pfl, BlazeFL, FedJAX, NVFlare beside us (long; BENCH_ARGS=--quick for a look)
 	$(PY) -c 'import importlib.util as u, sys; sys.exit(u.find_spec("matplotlib") is None)' || $(PY) -m pip install -q matplotlib
 	TORCH='$(TORCH)' $(PY) -m benchmarks.peers.run $(BENCH_ARGS)
+
+reliability: $(SETUP) ## kill, cut and starve real federations, write docs/reliability.md (about an hour)
+	$(PY) -m benchmarks.reliability $(BENCH_ARGS)
 
 targets: $(SETUP) ## re-run the published results we compare with, write docs/results.md (long)
 	$(PY) -m benchmarks.targets.run

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -133,14 +134,15 @@ def arrays_task(
 
 
 def write_arrays(
-    folder: Path, sites: int, *, rows: int, features: int
+    folder: Path, sites: int, *, rows: int, features: int, slow: Collection[str] = ()
 ) -> dict[str, dict[str, Path]]:
-    """A file of features and targets for each site."""
+    """A file of features and targets for each site; those that are ``slow`` get a hundred times the rows."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(11)
     files = {}
     for site in names(sites):
-        x = rng.normal(size=(rows, features)).astype(np.float32)
+        own = 100 * rows if site in slow else rows
+        x = rng.normal(size=(own, features)).astype(np.float32)
         y = (x[:, 0] > 0).astype(np.int64)
         np.savez(folder / f"{site}.npz", features=x, targets=y)
         files[site] = {folder.name: folder / f"{site}.npz"}
@@ -160,7 +162,7 @@ def initial(rng):
 
 
 def fit(parameters, data, context):
-    time.sleep({seconds})
+    time.sleep({seconds} * len(data) / {rows})
     w = parameters["w"] + np.float32(context.rng.normal())
     w[: data.features.shape[1]] += data.features.mean(axis=0)
     return {{"w": w}}, {{"loss": float(w[0])}}
@@ -183,9 +185,9 @@ scale = "none"
 
 [model]
 kind = "function"
-initial = "own.py:initial"
-fit = "own.py:fit"
-evaluate = "own.py:evaluate"
+initial = "{code}.py:initial"
+fit = "{code}.py:fit"
+evaluate = "{code}.py:evaluate"
 
 [rounds]
 count = {rounds}
@@ -198,13 +200,23 @@ compare = false
 
 
 def own_task(
-    folder: Path, sites: int, rounds: int, *, size: int = 8, seconds: float = 0.0, name: str = "own"
+    folder: Path,
+    sites: int,
+    rounds: int,
+    *,
+    size: int = 8,
+    seconds: float = 0.0,
+    slow: Collection[str] = (),
 ) -> Task:
-    """Code of the job's own: a vector of ``size`` float32, and so many seconds for each training."""
-    files = write_arrays(folder / "own", sites, rows=8, features=4)
-    (folder / "own.py").write_text(OWN.format(size=size, seconds=seconds))
+    """Code of the job's own: a vector of ``size`` float32, and so many seconds for each training.
+
+    Sites that are ``slow`` have a hundred times as many rows, and take that much longer.
+    """
+    files = write_arrays(folder / "own", sites, rows=8, features=4, slow=slow)
+    code = f"own_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"  # one process, one name
+    (folder / f"{code}.py").write_text(OWN.format(size=size, seconds=seconds, rows=8))
     job = folder / "job.toml"
-    job.write_text(FUNCTION.format(name=name, rounds=rounds))
+    job.write_text(FUNCTION.format(name="own", rounds=rounds, code=code))
     return Task(job, files)
 
 

@@ -38,6 +38,7 @@ class Point:
         event: what happens to the file: one of the numbers above.
         path: of the file, a regular expression, relative to the folder of the process.
         large: whether only models larger than a small blob come by.
+        when: whether it comes again and again, or at the begin or the end of a run only.
     """
 
     name: str
@@ -45,8 +46,11 @@ class Point:
     event: int
     path: str
     large: bool = False
+    when: Literal["begin", "often", "end"] = "often"
 
 
+_MODEL, _MANIFEST = r"runs/[^/]+/\w+\.safetensors", r"runs/[^/]+/manifest\.json"
+_NOTE = r"spool/[^/]+/run\.json"
 _TEMP = r"blobs/new/.*"
 _BLOB = r"blobs/[0-9a-f]{64}"
 _RESULT, _MEMORY = r"spool/[^/]+/[^/]+\.result", r"spool/[^/]+/[^/]+\.memory"
@@ -59,12 +63,8 @@ POINTS = (
     Point("a useless blob is dropped, others are not", "server", GONE, _BLOB, large=True),
     Point("an upload has begun", "server", CREATED, r"blobs/uploads/.*", large=True),
     Point("a long body arrives", "server", CREATED, r"incoming/.*", large=True),
-    Point(
-        "the final model is written, the run not ended", "server", NAMED, r"runs/.*\.safetensors"
-    ),
-    Point(
-        "the manifest is written, the run not ended", "server", NAMED, r"runs/[^/]+/manifest\.json"
-    ),
+    Point("the model is written, the run not ended", "server", NAMED, _MODEL, when="end"),
+    Point("the manifest is written, the run not ended", "server", NAMED, _MANIFEST, when="end"),
     Point("a model is being downloaded", "node", CREATED, r"cache/.*\.partial", large=True),
     Point("a model was downloaded", "node", NAMED, r"cache/[^/]+", large=True),
     Point("the worker writes its answer", "node", CREATED, r"work/[^/]+/\d+\.result"),
@@ -73,7 +73,8 @@ POINTS = (
     Point("the answer is kept, not sent", "node", NAMED, _RESULT),
     Point("an answer is settled", "node", GONE, _RESULT),
     Point("an old memory is dropped", "node", GONE, _MEMORY),
-    Point("the run is being noted", "node", NAMED, r"spool/[^/]+/run\.json"),
+    Point("a run is noted, none of its answers kept", "node", NAMED, _NOTE, when="begin"),
+    Point("a run's note goes, its end being known", "node", GONE, _NOTE, when="end"),
 )
 """Every step of the protocol that leaves a trace on a disk."""
 
@@ -197,8 +198,21 @@ class Killer:
         self._again(run, victim, "")
         return True
 
-    def at(self, run: str, point: Point, most_skipped: int = 5, patience: float = 30.0) -> bool:
-        """Kill whose moment has come; False when it did not before the run was over."""
+    def at(
+        self,
+        point: Point,
+        begin: Callable[[], str],
+        most_skipped: int = 5,
+        patience: float = 30.0,
+    ) -> bool:
+        """Kill whose moment has come; False when it did not come.
+
+        Args:
+            point: the moment.
+            begin: gives the run; called when all is ready for the moment.
+            most_skipped: so many of these moments may pass before.
+            patience: seconds to wait for it.
+        """
         federation = self.federation
         if point.who == "server":
             victim, folder = federation.server, federation.home
@@ -210,11 +224,13 @@ class Killer:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim.pid, signal.SIGKILL)
 
-        skip = self.rng.randint(0, most_skipped)
+        skip = self.rng.randint(0, most_skipped) if point.when == "often" else 0
         with Tripwire(folder, point.event, point.path, skip, act) as wire:
-            limit = time.monotonic() + patience
+            run, limit = begin(), time.monotonic() + patience
             while not wire.fired.wait(0.02):
-                if time.monotonic() > limit or self.over(run):
+                over = self.over(run)
+                # What comes with the end of a run may come a moment after it.
+                if time.monotonic() > limit or (over and not wire.fired.wait(0.5)):
                     return False
         victim.kill()
         self._again(run, victim, point.name)

@@ -31,6 +31,9 @@ class Passing:
         listener: accepted from.
         target: where a connection goes: reads what it needs of it and dials; None to hang up.
         count: told how many bytes were passed towards the target; False hangs up.
+
+    Attributes:
+        passed: for whoever counts.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Passing:
     ) -> None:
         self._listener, self._target, self._count = listener, target, count
         self._closed = False
+        self.passed = 0
         self.port = listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -123,32 +127,30 @@ class Proxy(Passing):
 
 
 @contextlib.contextmanager
-def breaking_line(port: int, cuts: list[int]) -> Iterator[tuple[Passing, list[int]]]:
-    """A line to a local port that breaks whenever so many bytes in all went up.
+def breaking_line(listener: socket.socket, port: int, cuts: list[int]) -> Iterator[Passing]:
+    """A line to a local port that breaks whenever so many bytes in all have gone up.
 
     Args:
+        listener: its other end.
         port: where it leads.
-        cuts: bytes, rising; used up from the front.
-
-    Yields:
-        the line, and a list whose one number grows: bytes that went up.
+        cuts: bytes, rising; used up from the front, and others may be added.
     """
-    sent, lock = [0], threading.Lock()
-
-    def count(size: int) -> bool:
-        with lock:
-            sent[0] += size
-            if cuts and sent[0] >= cuts[0]:
-                while cuts and sent[0] >= cuts[0]:
-                    cuts.pop(0)
-                return False
-            return True
+    lock = threading.Lock()
 
     def dial(here: socket.socket) -> socket.socket:
         return socket.create_connection(("127.0.0.1", port))
 
-    with Passing(listening(), dial, count) as line:
-        yield line, sent
+    def count(size: int) -> bool:
+        with lock:
+            line.passed += size
+            broken = bool(cuts) and line.passed >= cuts[0]
+            while cuts and line.passed >= cuts[0]:
+                cuts.pop(0)
+            return not broken
+
+    line = Passing(listener, dial, count)
+    with line:
+        yield line
 
 
 # Alone in a network -------------------------------------------------------------------------------

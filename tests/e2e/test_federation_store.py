@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +14,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "server" / "store"))
 
 import postgres_cluster
 from federation_jobs import arrays_task, table_task
-from federation_processes import ATOLL, Federation, Process, free_port, until
+from federation_measures import FENCED, second_server
+from federation_processes import Federation, Process, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-FENCED = 5
-"""Exit status of a server that may not use its store."""
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +26,6 @@ def postgres() -> Iterator[postgres_cluster.Cluster]:
         pytest.skip("PostgreSQL is not installed: no initdb on this machine")
     with postgres_cluster.cluster() as cluster:
         yield cluster
-
-
-def second_server(federation: Federation, home: Path) -> Process:
-    """A server of the same federation with a folder of its own, on the same store."""
-    shutil.copytree(
-        federation.home, home, ignore=shutil.ignore_patterns("atoll.db*", "blobs", "runs", "lock")
-    )
-    charter = (home / "server.json").read_text()
-    port = free_port()
-    charter = charter.replace(f":{federation.port}", f":{port}")
-    store = federation.charter.store or str(federation.home / "atoll.db")
-    charter = charter.replace(f'"store": "{federation.charter.store}"', f'"store": "{store}"')
-    (home / "server.json").write_text(charter)
-    return Process("the second server", [ATOLL, "server", "start", str(home)], home / "log")
 
 
 def refused(second: Process) -> str:

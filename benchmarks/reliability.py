@@ -1,0 +1,329 @@
+"""What real federations bear, on real processes: writes the tables of ``docs/reliability.md``.
+
+    python -m benchmarks.reliability [ROW ...] [--kills 200] [--seed 1] [--quick] [--no-page]
+
+A row is a number of the table; without any, all are measured, which takes about an hour. Each federation is
+a server and nodes as processes of their own, on this machine, with TLS and SQLite. Raw results go to
+``.bench/reliability.jsonl``. ``--quick`` makes everything small and leaves the page alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "e2e"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "server" / "store"))
+
+import federation_measures as measures
+import postgres_cluster
+from federation_kills import POINTS, Kill
+
+from benchmarks.machine import Background, describe
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reliability.md"
+RAW = ROOT / ".bench" / "reliability.jsonl"
+MIB = 1 << 20
+
+Lines = list[str]
+
+
+@dataclass(frozen=True)
+class Found:
+    """One line of the table.
+
+    Args:
+        promise: what is promised.
+        tested: how it was tried.
+        goal: what it had to come to.
+        found: what it came to.
+    """
+
+    promise: str
+    tested: str
+    goal: str
+    found: str
+
+
+def note(kind: str, **values: Any) -> None:
+    """Keep a raw result, and say it."""
+    RAW.parent.mkdir(exist_ok=True)
+    line = json.dumps({"at": time.time(), "kind": kind, **values})
+    with RAW.open("a") as file:
+        file.write(line + "\n")
+    print(line, flush=True)
+
+
+@contextlib.contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for one federation."""
+    with tempfile.TemporaryDirectory(prefix="atoll-reliability-") as folder:
+        yield Path(folder)
+
+
+# Kills --------------------------------------------------------------------------------------------
+
+
+def kills(given: argparse.Namespace) -> tuple[Found, Lines]:
+    """Runs whose processes are killed, until there were enough."""
+    rng, runs = random.Random(given.seed), list[measures.Killed]()
+    with scratch() as folder:
+        for large in (False, True):
+            (folder / str(large)).mkdir()
+            wanted = given.kills // 2 if not large else given.kills
+            for run in measures.killed_runs(folder / str(large), large, rng):
+                runs.append(run)
+                note("killed", large=large, **asdict(run))
+                if sum(len(r.kills) for r in runs) >= wanted:
+                    break
+    every = [kill for run in runs for kill in run.kills]
+    wrong = [text for run in runs for text in run.wrong]
+    back = sorted(kill.seconds for kill in every if not math.isnan(kill.seconds))
+    servers = sum(kill.victim == "the server" for kill in every)
+    same = f"the same model in {sum(not r.wrong for r in runs)} of {len(runs)} runs"
+    return Found(
+        "after `kill -9` a run goes on by itself, to the same bits",
+        f"{servers} kills of the server and {len(every) - servers} of nodes in {len(runs)} runs of 20 rounds "
+        "(SCAFFOLD; a small model, and one of 1.6 MB), half of them at random moments",
+        "the same model each time; back at work in 10 s",
+        f"{same}{'; ' + '; '.join(wrong[:3]) if wrong else ''}; back at work in {median(back):.1f} s "
+        f"(median), {back[int(0.95 * (len(back) - 1))]:.1f} s (95 %), {back[-1]:.1f} s (longest)",
+    ), points(every)
+
+
+def points(every: list[Kill]) -> Lines:
+    """The second table: kills where something was half done."""
+    lines = [
+        "| killed when | who | kills | back at work, median | longest |",
+        "|---|---|---|---|---|",
+    ]
+    rows = [(point.name, point.who) for point in POINTS]
+    rows += [("at a random moment", "all"), ("at a random moment, soon after another", "all")]
+    names = {
+        "at a random moment": "",
+        "at a random moment, soon after another": "soon after another",
+    }
+    for name, who in rows:
+        mine = [kill for kill in every if kill.point == names.get(name, name)]
+        seconds = [kill.seconds for kill in mine if not math.isnan(kill.seconds)]
+        times = f"{median(seconds):.1f} s | {max(seconds):.1f} s" if seconds else "- | -"
+        lines.append(f"| {name} | {who} | {len(mine)} | {times} |")
+    return lines
+
+
+# The other rows -----------------------------------------------------------------------------------
+
+
+def fencing(given: argparse.Namespace) -> Found:
+    """Second servers."""
+    tries, results = 3 if given.quick else 20, {}
+    with scratch() as folder:
+        results["SQLite"] = measures.fenced(folder, tries)
+    if postgres_cluster.programs() is not None:
+        with scratch() as folder, postgres_cluster.cluster() as cluster:
+            results["PostgreSQL"] = measures.fenced(folder, tries, cluster.new_database())
+    note("fencing", tries=tries, results=results)
+    told = [
+        f"{refused} of {tries} refused on {name}, {'run undisturbed' if same else 'RUN DISTURBED'}"
+        for name, (refused, same) in results.items()
+    ]
+    return Found(
+        "two servers never share a store",
+        "a second server is started on the store of one at work, again and again",
+        "100 % refused",
+        "; ".join(told),
+    )
+
+
+def stragglers(given: argparse.Namespace) -> Found:
+    """Slow and absent sites."""
+    deadline, rounds = (3.0, 4) if given.quick else (8.0, 8)
+    with scratch() as folder:
+        slow = measures.stragglers(folder, away=0, deadline=deadline, rounds=rounds)
+    with scratch() as folder:
+        away = 4.0 if given.quick else 60.0
+        gone = measures.stragglers(folder, away=away, deadline=deadline, rounds=rounds + 4)
+    note("stragglers", deadline=deadline, slow=asdict(slow), gone=asdict(gone))
+    told = [
+        f"{name}: {r.rounds} rounds ended at most {r.beyond:.2f} s after it, missing sites "
+        f"{'named in each' if r.named else 'NOT ALWAYS NAMED'}"
+        for name, r in (("100 times slower", slow), (f"stopped for {away:g} s", gone))
+    ]
+    return Found(
+        "a round ends by its deadline, whoever is slow or cut off",
+        f"3 of 10 sites are 100 times slower, or stopped for {away:g} s; deadline {deadline:g} s, quorum 7",
+        "deadline + 2 s; the missing are named",
+        "; ".join(told),
+    )
+
+
+def transfer(given: argparse.Namespace) -> Found:
+    """An upload over a line that is cut."""
+    size, cuts = (40 * MIB, 5) if given.quick else (400 * MIB, 20)
+    with scratch() as folder:
+        found = measures.cut_upload(folder, size, cuts, random.Random(given.seed))
+    note("transfer", size=size, **asdict(found))
+    return Found(
+        "a long transfer goes on where it was cut",
+        f"an upload of {size // MIB} MiB over a line that is cut at random offsets",
+        "at most a chunk (4 MiB) sent again for each cut; digest right",
+        f"{found.cuts} cuts, {found.sent_again / MIB / max(1, found.cuts):.2f} MiB sent again for each; digest "
+        f"{'right' if found.whole else 'WRONG'}; {found.seconds:.1f} s",
+    )
+
+
+def memory(given: argparse.Namespace) -> Found:
+    """The server's memory beside a large model."""
+    sites, values = (4, 5_000_000) if given.quick else (8, 25_000_000)
+    with scratch() as folder:
+        found = measures.server_growth(folder, sites, values, rounds=3)
+    note("memory", sites=sites, values=values, **found)
+    return Found(
+        "the server's memory depends on the model, not on the sites",
+        f"{sites} nodes, a model of {values * 4 / 1e6:g} MB, 3 rounds; the most that the process held, less "
+        "what it held before",
+        "2.5 models",
+        f"{found['anonymous']:.2f} models of its own memory, {found['share']:.2f} with its share of mapped "
+        "files",
+    )
+
+
+def _tests(*places: str) -> tuple[int, int, float]:
+    """Run tests; how many passed, how many did not, seconds."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *places]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    end = "\n".join(done.stdout.splitlines()[-3:])
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error)", end)}
+    if not counts:
+        sys.exit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
+    return counts.pop("passed", 0), sum(counts.values()), time.monotonic() - began
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A row whose figure is that its tests hold."""
+
+    promise: str
+    goal: str
+    places: tuple[str, ...]
+
+    def __call__(self, given: argparse.Namespace) -> Found:
+        """Run them."""
+        passed, failed, seconds = _tests(*self.places)
+        note("tests", places=self.places, passed=passed, failed=failed, seconds=seconds)
+        names = ", ".join(f"`{place}`" for place in self.places)
+        found = f"{passed} checks hold" if not failed else f"{failed} OF {passed + failed} FAIL"
+        return Found(self.promise, names, self.goal, found)
+
+
+E2E = "tests/e2e/test_federation_"
+ROWS: Mapping[str, Callable[[argparse.Namespace], Any]] = {
+    "1": Checked(
+        "a deployed run ends in the bits of its simulation, on SQLite as on PostgreSQL with an object store",
+        "equal hashes",
+        (f"{E2E}pilot.py", f"{E2E}store.py"),
+    ),
+    "5": Checked(
+        "a node needs no way in, and a CONNECT proxy is way enough out",
+        "a run ends well; no listening socket",
+        (f"{E2E}proxy.py",),
+    ),
+    "9": Checked(
+        "runs at once do not touch each other; sites may leave and come back",
+        "each as if alone",
+        (f"{E2E}sites.py",),
+    ),
+    "23": kills,
+    "24": fencing,
+    "25": stragglers,
+    "26": transfer,
+    "27": memory,
+}
+
+
+def write(section: str, lines: Lines) -> None:
+    """Replace what lies between a section's markers in the page."""
+    begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
+    before, found, rest = PAGE.read_text().partition(begin)
+    _, ended, after = rest.partition(end)
+    if not found or not ended:
+        sys.exit(f"{PAGE} lacks the markers {begin} and {end}")
+    body = "\n".join(lines)
+    PAGE.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}")
+
+
+def update(found: Mapping[str, Found]) -> None:
+    """Put rows into the table; others stay as they are."""
+    text = (
+        PAGE.read_text().partition("<!-- table: begin -->")[2].partition("<!-- table: end -->")[0]
+    )
+    rows = {
+        line.split("|")[1].strip(): line
+        for line in text.splitlines()
+        if line.startswith("|") and line.split("|")[1].strip().isdigit()
+    }
+    for number, row in found.items():
+        cells = (
+            number,
+            row.promise,
+            row.tested,
+            row.goal,
+            row.found,
+            f"{datetime.now(UTC):%Y-%m-%d}",
+        )
+        rows[number] = f"| {' | '.join(cells)} |"
+    head = ["| # | promise | tested by | goal | found | on |", "|---|---|---|---|---|---|"]
+    write("table", head + [rows[number] for number in sorted(rows, key=int)])
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--kills", type=int, default=0, help="so many in all; 200")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--no-page", action="store_true", help="only print")
+    given = parser.parse_args()
+    given.kills = given.kills or (8 if given.quick else 200)
+    if unknown := [row for row in given.rows if row not in ROWS]:
+        parser.error(f"unknown row {unknown[0]}; known: {', '.join(ROWS)}")
+    page = not (given.quick or given.no_page)
+    print(describe())
+    for number in given.rows or ROWS:
+        others, began = Background(), time.monotonic()
+        found = ROWS[number](given)
+        row, extra = found if isinstance(found, tuple) else (found, [])
+        print("\n".join([f"| {number} | {' | '.join(asdict(row).values())} |", *extra]))
+        share = others.share()
+        remark = f"{describe()}. Other processes used {share:.0%} of the machine meanwhile."
+        print(f"{remark} ({time.monotonic() - began:.0f} s)\n", flush=True)
+        if page:
+            update({number: row})
+            if extra:
+                write("points", [*extra, "", f"{datetime.now(UTC):%Y-%m-%d}, {remark}"])
+
+
+if __name__ == "__main__":
+    main()
