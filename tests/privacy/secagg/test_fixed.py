@@ -78,6 +78,13 @@ def test_a_value_that_is_not_finite_refuses_the_input(bad):
         quantised(Lane("w", 2), 5, np.array([0.0, bad]), None)
 
 
+def test_a_finite_value_however_large_is_clipped():
+    lane = Lane("w", 3, 1e-3)
+    words = quantised(lane, 5, np.array([1e308, -1e308, 5e-4]), None)
+    levels = lane.levels(5)
+    assert words.tolist() == [levels, -levels, round(levels / 2)]
+
+
 def test_a_sum_that_so_few_sites_cannot_reach_is_refused():
     lane = Lane("w", 1)
     reach = 2 * lane.levels(5)

@@ -24,10 +24,10 @@ LONG = (Lane("w", 20_000),)
 KEYS = [secret("key", i) for i in range(3)]
 
 
-def sent(round, *, seed=0):
+def sent(number, *, seed=0):
     """What each site sends in a round, all with the same input and the same rounding."""
     cohort = Cohort(5, LONG)
-    terms = cohort.terms(occasion={"round": round})
+    terms = cohort.terms(occasion={"round": number})
     guests, kept = cohort.guests(terms, seed), {}
     for guest in guests.values():
         guest.values, guest.rounding = {"w": np.full(20_000, 0.25)}, None
@@ -44,7 +44,7 @@ def sent(round, *, seed=0):
 
 
 def test_no_difference_of_masked_inputs_shows_anything():
-    vectors = [vector for round in (1, 2, 3) for vector in sent(round)]
+    vectors = [vector for number in (1, 2, 3) for vector in sent(number)]
     looked = 0
     for i, one in enumerate(vectors):
         for other in [np.uint32(0), *vectors[:i]]:

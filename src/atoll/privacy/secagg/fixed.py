@@ -11,6 +11,7 @@ Vectors are weighted before they are rounded: a site sends w * x and w, with w =
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,26 +39,34 @@ def quantised(lane: Lane, sites: int, values: Array, draws: np.ndarray[Any, Any]
     Raises:
         UpdateRefused: a value is not finite, or beyond a bound that refuses.
     """
-    exact = values.astype(np.float64)
-    if not np.isfinite(exact).all():
-        place = int(np.flatnonzero(~np.isfinite(exact))[0])
-        raise UpdateRefused(f"lane {lane.name!r} holds {exact[place]}: this site drops out")
-    if lane.excess == "refuse" and (worst := float(np.abs(exact).max(initial=0.0))) > lane.bound:
+    if lane.excess == "refuse" and (worst := float(np.abs(values).max(initial=0))) > lane.bound:
         raise UpdateRefused(f"lane {lane.name!r} holds {worst:g}, declared were {lane.bound:g}")
     levels = lane.levels(sites)
-    np.clip(exact, -lane.bound, lane.bound, out=exact)
-    if lane.step is not None:
-        exact /= lane.step
-        np.rint(exact, out=exact)
-    elif draws is None:
-        exact *= lane.scale(sites)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if lane.step is not None:
+            exact = np.divide(values, lane.step, dtype=np.float64)
+        else:
+            exact = np.multiply(values, lane.scale(sites), dtype=np.float64)
+    low, high = float(exact.min(initial=0.0)), float(exact.max(initial=0.0))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        _refuse_non_finite(lane, values)
+    near_the_end = low < -levels or high > levels - 1
+    if near_the_end:
+        np.clip(exact, -levels, levels, out=exact)
+    if lane.step is not None or draws is None:
         np.rint(exact, out=exact)
     else:
-        exact *= lane.scale(sites)
-        exact += draws * 2.0**-32
+        exact += np.multiply(draws, 2.0**-32, dtype=np.float64)
         np.floor(exact, out=exact)
-    np.clip(exact, -levels, levels, out=exact)  # the product may end one rounding above
+    if near_the_end:  # levels + 0.999... is levels + 1 in float64
+        np.minimum(exact, levels, out=exact)
     return exact.astype(np.int32 if lane.bits == 32 else np.int64)
+
+
+def _refuse_non_finite(lane: Lane, values: Array) -> None:
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if wrong.size:  # else only the scaled value is too large, and it is clipped
+        raise UpdateRefused(f"lane {lane.name!r} holds {values[wrong[0]]}: this site drops out")
 
 
 def signed_values(lane: Lane, sites: int, present: int, total: Array) -> Array:

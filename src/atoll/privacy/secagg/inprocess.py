@@ -40,6 +40,7 @@ class Guest:
         chunks: its masked input, once it exists.
         said: the messages it has sent, in order.
         aborted: why it gave up; empty if it did not.
+        blames: the peer that it blames for it, if any.
     """
 
     site: Site
@@ -51,6 +52,7 @@ class Guest:
     chunks: list[memoryview] = field(default_factory=list, repr=False)
     said: list[FromSite] = field(default_factory=list, repr=False)
     aborted: str = ""
+    blames: str = ""
 
     def hear(self, event: at_site.Event, terms: Terms) -> list[FromSite]:
         """Give ``event`` to the machine, do what it asks for, and return what it says."""
@@ -61,7 +63,7 @@ class Guest:
                 if isinstance(effect, at_site.Say):
                     words.append(effect.message)
                 elif isinstance(effect, at_site.Abort):
-                    self.aborted = effect.reason
+                    self.aborted, self.blames = effect.reason, effect.blamed
                 else:
                     todo.append(self._do(effect, terms))
         self.said += words
