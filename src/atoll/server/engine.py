@@ -220,6 +220,7 @@ class Engine:
         """Forget everything that is not durable."""
         life, self._life, self._playing = self._life, None, None
         self.counter.close()
+        self._office.hide(self.id)
         if life is not None:
             life.close()
 

@@ -11,6 +11,7 @@ from atoll.core.layout import Array
 from atoll.core.values import ClientId
 from atoll.server.blobs import Blobs
 from atoll.server.settings import Settings
+from atoll.server.shown import Shown
 from atoll.server.store.contract import Store
 from atoll.wire.frames import Blob, pieces
 
@@ -40,6 +41,7 @@ class Office:
         wake: called when there is work for the one thread that works.
         heard: when each site was last heard of.
         away: sites that are no members any more, and why.
+        shown: by run and digest, what sites may read that is in no store.
     """
 
     store: Store
@@ -52,6 +54,7 @@ class Office:
     wake: Callable[[], None] = _nothing
     heard: dict[ClientId, float] = field(default_factory=dict)
     away: dict[ClientId, str] = field(default_factory=dict)
+    shown: dict[str, dict[str, Shown]] = field(default_factory=dict)
 
     def folder(self, run: str) -> Path:
         """Where a run's results lie."""
@@ -60,6 +63,23 @@ class Office:
     def keep(self, body: Mapping[str, Any], arrays: Mapping[str, Array] | None = None) -> Blob:
         """A frame as a durable blob."""
         return self.blobs.put_pieces(pieces(body, arrays))
+
+    def show(self, run: str, body: Mapping[str, Any], arrays: Mapping[str, Array]) -> Blob:
+        """A frame that sites of ``run`` may read as long as the server works on it."""
+        made = Shown(body, arrays)
+        self.shown.setdefault(run, {})[made.blob.sha256] = made
+        return made.blob
+
+    def hide(self, run: str, blob: Blob | None = None) -> None:
+        """Show a frame no longer, or none of a run any more."""
+        if blob is None:
+            self.shown.pop(run, None)
+        else:
+            self.shown.get(run, {}).pop(blob.sha256, None)
+
+    def seen(self, sha256: str) -> Shown | None:
+        """What is shown under that digest."""
+        return next((f[sha256] for f in list(self.shown.values()) if sha256 in f), None)
 
     def event(self, kind: str, text: str, run: str = "", site: ClientId = "") -> None:
         """A line in the log."""

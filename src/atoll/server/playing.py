@@ -225,7 +225,7 @@ class Playing:
         version = broadcast.version
         if version not in self._models:
             body = {"run": self._row.id, "version": version}
-            self._models[version] = self._office.keep(body, broadcast.vectors)
+            self._models[version] = self._office.show(self._row.id, body, broadcast.vectors)
         model = BlobRef.of(self._models[version])
         # A round that a stop has cut off may be made anew of other answers: what was said of the model
         # that it had then must not pass for an answer about the new one.
@@ -307,7 +307,7 @@ class Playing:
         self._trained = {}
         needed = {progress.state.round, *progress.pace.versions()}
         for version in set(self._models) - needed:
-            office.blobs.delete(self._models.pop(version).sha256)
+            office.hide(self._row.id, self._models.pop(version))
         self._drop_checkpoints([*self._checkpoints, newest])
 
     def _drop_checkpoints(self, names: Sequence[str]) -> None:
@@ -316,10 +316,7 @@ class Playing:
         self._checkpoints = list(names[-_KEPT:])
 
     def _finish(self, finished: Finished) -> str:
-        status = self._session.finish(finished).status
-        for blob in self._models.values():
-            self._office.blobs.delete(blob.sha256)
-        return status
+        return self._session.finish(finished).status
 
     @property
     def _deadline(self) -> float:

@@ -1,0 +1,64 @@
+"""Frames that are shown to sites and stand on no disk: models on their way out.
+
+What a round's tasks start from is in memory already, and after a stop it is made anew from the
+checkpoint, to the same bytes. So it is not written a second time: its frame is sent piece by piece from
+the vectors themselves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Any
+
+from atoll.core.layout import Array
+from atoll.core.values import freeze
+from atoll.wire.frames import Blob, pieces
+
+__all__ = ["Shown"]
+
+
+class Shown:
+    """One frame; it holds on to the vectors, not to copies of them.
+
+    Args:
+        body: of the frame.
+        arrays: its vectors; nobody may change them any more.
+
+    Attributes:
+        blob: digest and size of the frame.
+    """
+
+    def __init__(self, body: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
+        self._pieces = [
+            memoryview(p) for p in pieces(body, {n: _fixed(a) for n, a in arrays.items()})
+        ]
+        self._starts = [0, *accumulate(map(len, self._pieces))]
+        sha = hashlib.sha256()
+        for piece in self._pieces:
+            sha.update(piece)
+        self.blob = Blob(sha.hexdigest(), self._starts[-1])
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes from ``start`` up to ``stop``, or to the end.
+
+        >>> import numpy as np
+        >>> shown = Shown({"version": 1}, {"w": np.arange(3, dtype=np.uint8)})
+        >>> list(shown.read(shown.blob.size - 2, shown.blob.size + 9))
+        [1, 2]
+        """
+        found = []
+        stop = min(stop, self.blob.size)
+        number = bisect_right(self._starts, start) - 1
+        while start < stop:
+            piece, begin = self._pieces[number], self._starts[number]
+            found.append(piece[start - begin : stop - begin])
+            start, number = begin + len(piece), number + 1
+        return b"".join(found)
+
+
+def _fixed(array: Array) -> Array:
+    """The array, which nobody can change through this name."""
+    return array if not array.flags.writeable else freeze(array.view())
