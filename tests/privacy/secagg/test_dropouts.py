@@ -51,14 +51,14 @@ def test_sparse_graph_gives_the_same_exact_sum():
     gone = {name: draw.randrange(5) for name in draw.sample(sorted(cohort.keys), 4)}
     result = check(cohort, gone)
     assert result is not None
-    assert {len(circle) for circle in result.server.circles().values()} == {13}
+    assert {len(circle) for circle in result.server.circles.values()} == {13}
 
 
 def test_sparse_neighbourhood_that_lost_too_many_ends_without_a_sum():
     cohort = Cohort(30, degree=4)
     terms = cohort.terms()
     first = play(terms, SERVER.sign, cohort.guests(terms))
-    circle = first.server.circles()[1]
+    circle = first.server.circles[1]
     assert first.total is not None
     gone = {f"site{i:03d}": 4 for i in circle if i != 1}  # they hold the shares of site 1
     again = Cohort(30, degree=4)

@@ -276,3 +276,23 @@ def follows(rows, counts):
 def test_invitation_is_bound_to_its_terms():
     other = replace(TERMS, expiry=101.0)
     assert Invitation(TERMS).signed() != Invitation(other).signed()
+
+
+@pytest.mark.parametrize("field", ["sealed", "hashes", "target", "source"])
+def test_an_envelope_changed_on_its_way_ends_the_attempt_and_blames_no_peer(field):
+    def change(message, key, guests):
+        if not isinstance(message, Dealt):
+            return message
+        first, *rest = message.envelopes
+        wrong = {
+            "sealed": bytes(len(first.sealed)),
+            "hashes": (first.hashes[0], bytes(32)),
+            "target": 3,
+            "source": 2,
+        }
+        return replace(message, envelopes=(replace(first, **{field: wrong[field]}), *rest))
+
+    _, guests, result = played(change)
+    assert guests["site002"].aborted
+    assert guests["site002"].blames == ""
+    assert "site002" not in result.members

@@ -172,7 +172,8 @@ class Server:
         answers: by phase, what each site answered.
         folded: whose input is in the sum.
         gone: sites that nothing is expected of any more.
-        closing: whether only inputs that have arrived are still waited for.
+        roster: hash of the commitments, once they are in.
+        circles: who holds the shares of each committed site: its neighbours and itself.
     """
 
     terms: Terms
@@ -180,7 +181,8 @@ class Server:
     answers: Mapping[str, Mapping[int, Any]] = field(default_factory=dict, repr=False)
     folded: frozenset[int] = frozenset()
     gone: frozenset[int] = frozenset()
-    closing: bool = False
+    roster: bytes = b""
+    circles: Mapping[int, tuple[int, ...]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def start(
@@ -214,16 +216,6 @@ class Server:
     def survivors(self) -> tuple[int, ...]:
         """U3: whose input is in the sum."""
         return tuple(sorted(self.folded))
-
-    @property
-    def roster(self) -> bytes:
-        """The hash of the commitments."""
-        return roster_hash(tuple(self.of("committing").values()), self.terms.context)
-
-    def circles(self) -> dict[int, tuple[int, ...]]:
-        """Who holds the shares of each committed site: its neighbours and itself."""
-        near = neighbours(self.committed, self.roster, self.terms.degree)
-        return {i: tuple(sorted((i, *others))) for i, others in near.items()}
 
     def awaited(self) -> tuple[int, ...]:
         """Whose answer is still to come in this phase."""
@@ -300,7 +292,7 @@ def _check_commitment(server: Server, event: Commitment) -> str:
 
 
 def _check_deal(server: Server, event: Deal) -> str:
-    circle, roster = server.circles()[event.sender], server.roster
+    circle, roster = server.circles[event.sender], server.roster
     if tuple(envelope.target for envelope in event.envelopes) != circle:
         return f"dealt to others than {circle}"
     member, context = server.terms.cohort[event.sender - 1], server.terms.context
@@ -324,7 +316,7 @@ def _check_pledge(server: Server, event: Pledge) -> str:
 
 
 def _check_release(server: Server, event: Release) -> str:
-    circles, context = server.circles(), server.terms.context
+    circles, context = server.circles, server.terms.context
     held = [dealer for dealer in server.dealers if event.sender in circles[dealer]]
     if [share.dealer for share in event.shares] != held:
         return f"released shares of others than {held}"
@@ -368,7 +360,7 @@ def _close(server: Server, event: Close) -> Moved:
     """Nobody who is silent is waited for in this phase; later ones ask those who answered only."""
     if server.phase == "collecting" and not server.awaited():
         return server, ()  # only folding is waited for, and that is the server's own work
-    return replace(server, gone=server.gone | set(server.awaited()), closing=True), ()
+    return replace(server, gone=server.gone | set(server.awaited())), ()
 
 
 def _fail(server: Server, reason: str) -> Moved:
@@ -391,10 +383,20 @@ def _onward(server: Server) -> Moved:
     if len(answers) < server.terms.threshold:
         few = f"{len(answers)} of {server.terms.sites} sites are left after {server.phase}"
         return _fail(server, f"{few}, the threshold is {server.terms.threshold}")
+    if server.phase == "committing":
+        server = _bound(server)
     following = PHASES[PHASES.index(server.phase) + 1]
     sends = _ANNOUNCE[server.phase](server)
     effects = tuple(Send(server.name(i), message) for i, message in sends.items())
-    return replace(server, phase=following, closing=False), effects
+    return replace(server, phase=following), effects
+
+
+def _bound(server: Server) -> Server:
+    """With what the commitments fix: their hash, and the graph that follows from it."""
+    roster = roster_hash(tuple(server.of("committing").values()), server.terms.context)
+    near = neighbours(server.committed, roster, server.terms.degree)
+    circles = {i: tuple(sorted((i, *others))) for i, others in near.items()}
+    return replace(server, roster=roster, circles=circles)
 
 
 def _announce_roster(server: Server) -> dict[int, FromServer]:
@@ -435,7 +437,7 @@ def _finish(server: Server) -> Moved:
     opened = Opened(
         server.terms,
         server.of("committing"),
-        server.circles(),
+        server.circles,
         frozenset(server.dealers),
         server.folded,
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 from atoll.core.errors import AuthError
 from atoll.privacy.secagg.canonical import digest, pack
@@ -68,6 +67,8 @@ class Session:
         dealers: who dealt (U2).
         survivors: whose input is in the sum (U3).
         root: of its masked input.
+        roster: the hash of everybody's commitments.
+        near: its neighbours.
     """
 
     terms: Terms
@@ -79,6 +80,8 @@ class Session:
     dealers: tuple[int, ...] = ()
     survivors: tuple[int, ...] = ()
     root: bytes = b""
+    roster: bytes = b""
+    near: tuple[int, ...] = ()
 
     @classmethod
     def fresh(cls, terms: Terms, name: str, entropy: bytes, sign: Sign) -> Session:
@@ -102,16 +105,6 @@ class Session:
 
     def _secret(self, label: str) -> bytes:
         return derive(self.entropy, label, self.terms.context)
-
-    @cached_property
-    def roster(self) -> bytes:
-        """The hash of everybody's commitments."""
-        return roster_hash(tuple(self.peers.values()), self.terms.context)
-
-    @cached_property
-    def near(self) -> tuple[int, ...]:
-        """This site's neighbours."""
-        return neighbours(sorted(self.peers), self.roster, self.terms.degree)[self.index]
 
     @property
     def circle(self) -> tuple[int, ...]:
@@ -152,7 +145,10 @@ class Session:
             member = within[commitment.sender]
             if not signed_by(member.key, commitment.signature, commitment.signed(context)):
                 raise AuthError(f"the keys of {member.name} are not signed by it for this round")
-        session = replace(self, peers={c.sender: c for c in said})
+        peers = {commitment.sender: commitment for commitment in said}
+        roster_is = roster_hash(said, context)
+        near = neighbours(sorted(peers), roster_is, self.terms.degree)[self.index]
+        session = replace(self, peers=peers, roster=roster_is, near=near)
         return session, session._dealt(sign)
 
     def _dealt(self, sign: Sign) -> Deal:
@@ -164,19 +160,23 @@ class Session:
             shares.append(split(self._secret(label), opening, circle, drawn))
         channel, envelopes = Pair(self._secret("channel")), []
         for target, seed, key in zip(circle, *shares, strict=True):
-            sealed = seal(
-                self._channel_key(channel, self.index, target),
-                seed + key,
-                pack("shares", context, self.roster, self.index, target),
-            )
             hashes = (
                 share_hash(context, self.index, target, "seed", seed),
                 share_hash(context, self.index, target, "key", key),
+            )
+            sealed = seal(
+                self._channel_key(channel, self.index, target),
+                seed + key,
+                self._bound(self.index, target, hashes),
             )
             envelope = Envelope(self.index, target, sealed, hashes)
             signature = sign(envelope.signed(context, self.roster))
             envelopes.append(replace(envelope, signature=signature))
         return Deal(self.index, tuple(envelopes))
+
+    def _bound(self, source: int, target: int, hashes: tuple[bytes, bytes]) -> bytes:
+        """What a sealed pair of shares belongs to."""
+        return pack("shares", self.terms.context, self.roster, source, target, hashes)
 
     def _channel_key(self, channel: Pair, source: int, target: int) -> bytes:
         other = self.peers[target if source == self.index else source]
@@ -187,7 +187,7 @@ class Session:
         """Step 2: open the shares of the others.
 
         Raises:
-            AuthError: an envelope is missing, too many, for somebody else, unsigned, or its shares
+            AuthError: an envelope is missing, too many, for somebody else, does not open, or its shares
                 are not those that its dealer signed.
         """
         self._quorum("the dealers", dealt.members, self.peers)
@@ -202,15 +202,18 @@ class Session:
     def _opened(self, envelope: Envelope, channel: Pair) -> tuple[bytes, bytes]:
         context, source = self.terms.context, envelope.source
         member = self.terms.cohort[source - 1]
-        signed = envelope.signed(context, self.roster)
-        if envelope.target != self.index or not signed_by(member.key, envelope.signature, signed):
-            raise AuthError(f"the shares of {member.name} are not signed by it for this site")
-        bound = pack("shares", context, self.roster, source, self.index)
+        if envelope.target != self.index:
+            raise AuthError(f"the shares of {member.name} are for another site")
         key = self._channel_key(channel, source, self.index)
         try:
+            bound = self._bound(source, self.index, envelope.hashes)
             plain = open_sealed(key, envelope.sealed, bound)
-        except AuthError as error:  # its dealer signed the ciphertext: nobody else changed it
-            raise AuthError(error.message, site=member.name) from error
+        except AuthError as error:
+            # Only its dealer could seal it, so an honest envelope needs no look at the signature. This
+            # one does: if the dealer signed it, it is to blame, else what stands between.
+            signed = envelope.signed(context, self.roster)
+            theirs = signed_by(member.key, envelope.signature, signed)
+            raise AuthError(error.message, site=member.name if theirs else "") from error
         seed, mask = plain[:SHARE_BYTES], plain[SHARE_BYTES:]
         hashes = (
             share_hash(context, source, self.index, "seed", seed),
