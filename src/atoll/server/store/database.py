@@ -44,6 +44,8 @@ _SETTINGS = (
     "foreign_keys=ON",
     # Pages of small blobs are used over and over: the longer the log, the fewer copies leave it.
     "wal_autocheckpoint=2000",
+    # Some systems overwrite with zeros what is deleted: each blob would be written twice.
+    "secure_delete=FAST",
 )
 
 
