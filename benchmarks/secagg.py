@@ -7,6 +7,7 @@ Each row tells the time on the clock and the processor's time, which other work 
 less.
 
 * ``round``: from the invitation to the decoded sum, all sites and the server one after the other;
+* ``threads``: the same with the sites in two threads;
 * ``plain``: the same inputs, rounded, hashed, checked and added in the same ring without any mask;
 * ``site``: rounding and masking one site's input, as each site does by itself in a deployment;
 * ``server``: folding all inputs and taking the last masks off, the part after training.
@@ -78,13 +79,13 @@ class Cohort:
             for name, key in self.keys.items()
         }
 
-    def round(self, gone: frozenset[str] = frozenset()) -> Round:
+    def round(self, gone: frozenset[str] = frozenset(), workers: int = 1) -> Round:
         """One attempt, in which the sites in ``gone`` say nothing after sharing their secrets."""
 
         def relay(name: str, message: Any) -> Any:
             return None if name in gone and isinstance(message, Vector) else message
 
-        result = play(self.terms, self.server.sign, self.guests(), relay)
+        result = play(self.terms, self.server.sign, self.guests(), relay, workers=workers)
         if result.total is None:
             raise SystemExit(f"the round failed: {result.failure}")
         result.total.totals()
@@ -137,6 +138,7 @@ def rows(cohort: Cohort, dropouts: int, repeats: int = 7) -> dict[str, Seconds]:
 
     actions: dict[str, Callable[[], object]] = {
         "round": lambda: cohort.round(gone),
+        "threads": lambda: cohort.round(gone, workers=2),
         "plain": cohort.plain,
         "site": cohort.masked,
         "server": server,

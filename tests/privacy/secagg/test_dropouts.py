@@ -81,6 +81,16 @@ def test_several_vectors_of_several_chunks_stay_apart():
     check(Cohort(5, lanes), {"site002": 2})
 
 
+def test_threads_change_nothing():
+    terms = Cohort().terms()
+    one, two = (
+        play(terms, SERVER.sign, Cohort().guests(terms), silent({"site004": 2}), workers=workers)
+        for workers in (1, 2)
+    )
+    assert integers(one.total) == integers(two.total)
+    assert one.server == two.server
+
+
 def test_lost_answer_is_asked_for_again_and_costs_nothing():
     cohort = Cohort()
     terms = cohort.terms()

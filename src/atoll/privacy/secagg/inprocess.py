@@ -7,8 +7,10 @@ function calls.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from atoll.core.errors import StateError, UpdateRefused
@@ -117,6 +119,7 @@ def play(
     guests: Mapping[str, Guest],
     relay: Relay = _straight,
     now: float = 0.0,
+    workers: int = 1,
 ) -> Round:
     """Play one attempt to its end.
 
@@ -126,18 +129,35 @@ def play(
         guests: the sites by name; who is invited and not here stays silent.
         relay: what stands between.
         now: Unix seconds that the sites believe it is.
+        workers: threads in which sites answer; the sum is the same for any number. With more than one,
+            ``relay`` is called from all of them.
 
     Raises:
         JobError: the terms are no terms.
     """
+    with ThreadPoolExecutor(workers) as threads:
+        each = map if workers == 1 else threads.map
+        return _played(terms, sign, guests, each, partial(_delivered, terms, guests, relay, now))
+
+
+def _played(
+    terms: Terms,
+    sign: Callable[[bytes], bytes],
+    guests: Mapping[str, Guest],
+    each: Callable[..., Iterable[list[FromSite]]],
+    deliver: Callable[[at_server.Send], list[FromSite]],
+) -> Round:
     server, effects = Server.start(terms, sign)
     result, total = Round(server), RingSum(terms)
     todo: deque[at_server.Event] = deque()
     while True:
+        sends = [effect for effect in effects if isinstance(effect, at_server.Send)]
+        for words in each(deliver, sends):
+            todo += words
         for effect in effects:
             if isinstance(effect, at_server.Send):
-                todo += _delivered(effect, terms, guests, relay, now)
-            elif isinstance(effect, at_server.Fold):
+                continue
+            if isinstance(effect, at_server.Fold):
                 todo.append(_folded(effect, terms, guests, total))
             elif isinstance(effect, at_server.Unmask):
                 total.unmask(effect.plan)
@@ -153,7 +173,7 @@ def play(
 
 
 def _delivered(
-    send: at_server.Send, terms: Terms, guests: Mapping[str, Guest], relay: Relay, now: float
+    terms: Terms, guests: Mapping[str, Guest], relay: Relay, now: float, send: at_server.Send
 ) -> list[FromSite]:
     """What the server gets in answer to one message."""
     guest, message = guests.get(send.to), relay(send.to, send.message)
