@@ -16,6 +16,7 @@ from atoll.job.package import spec_to_plain
 from atoll.report.folder import read_model
 from atoll.server.service import Service
 from atoll.server.store.memory import MemoryStore
+from atoll.wire.frames import Blob
 from atoll.wire.messages import BlobRef, SubmitBody
 
 World = played.World
@@ -242,6 +243,16 @@ def test_submissions_are_refused_with_every_fault(world: World) -> None:
     body = SubmitBody(spec=spec_to_plain(played.heart_spec()), job_hash="0" * 64)
     with pytest.raises(JobError, match="hash"):
         world.service.submit(played.RESEARCHER, body)
+
+
+def test_a_file_whose_last_byte_came_before_the_server_was_killed_is_here(world: World) -> None:
+    code = Blob.of(b"x = 1\n")
+    world.disk.append(world.blobs._partial(code.sha256, played.RESEARCHER), 0, b"x = 1\n")
+    world.kill()
+    assert world.service.upload_received(played.RESEARCHER, code.sha256) == code.size
+    run = world.submit(played.heart_spec("rounds.count=1"), files={"own.py": BlobRef.of(code)})
+    world.run()
+    assert world.service.job(run).status == "completed"
 
 
 def test_a_subset_of_sites_can_be_asked(world: World) -> None:

@@ -17,6 +17,7 @@ continues every run by itself, to the same bits.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import threading
 from collections.abc import Callable, Collection, Iterator
@@ -189,10 +190,10 @@ class Service:
             self._complete(site, blob)
         return self._deliver(site, task, blob, None)
 
-    def _complete(self, site: ClientId, blob: Blob) -> None:
+    def _complete(self, member: str, blob: Blob) -> None:
         """Name an upload whose bytes are all here; the disk, or a kill, may have kept that from happening."""
         try:
-            self._office.blobs.append(blob, blob.size, b"", site)
+            self._office.blobs.append(blob, blob.size, b"", member)
         except (StateError, TooLarge) as error:
             raise Unreachable(
                 f"blob {blob.sha256[:12]} has not been uploaded in full", remedy="upload the rest"
@@ -385,6 +386,10 @@ class Service:
         if member.role != "researcher":
             raise Forbidden(f"{by} is no researcher", remedy="ask for a researcher's code")
         sites = [m.name for m in self._members.values() if m.role == "site"]
+        for ref in (*body.files.values(), *([body.initial] if body.initial else [])):
+            if office.blobs.size(ref.sha256) != ref.size:
+                with contextlib.suppress(Unreachable):  # what is not here, is a fault of the job
+                    self._complete(by, ref.blob)
         with self._lock:
             row = accepted(office, by, body, sites)
             office.store.add_run(office.epoch, row)
