@@ -14,7 +14,8 @@ Part: TypeAlias = "bytes | str | int | float | tuple[Part, ...]"
 def pack(label: str, *parts: Part) -> bytes:
     """``label`` and ``parts`` as bytes; two different calls never give the same.
 
-    Each part is written as one letter for its kind, its length, its content.
+    Each part is written as one letter for its kind, its length, a colon, its content (a whole number as
+    itself and a colon).
 
     >>> pack("a", "b") == pack("ab"), pack("a", 1) == pack("a", "1")
     (False, False)
@@ -29,13 +30,11 @@ def digest(label: str, *parts: Part) -> bytes:
 
 def _packed(part: Part) -> bytes:
     if isinstance(part, bytes):
-        kind, raw = b"b", part
-    elif isinstance(part, str):
-        kind, raw = b"s", part.encode("utf-8", "surrogatepass")
-    elif isinstance(part, float):
-        kind, raw = b"f", part.hex().encode("ascii")
-    elif isinstance(part, tuple):
-        kind, raw = b"t", b"".join(_packed(inner) for inner in part)
-    else:
-        kind, raw = b"i", str(int(part)).encode("ascii")
-    return kind + len(raw).to_bytes(8, "little") + raw
+        return b"b%d:%b" % (len(part), part)
+    if isinstance(part, int):
+        return b"i%d:" % part
+    if isinstance(part, tuple):
+        inner = b"".join(map(_packed, part))
+        return b"t%d:%b" % (len(inner), inner)
+    raw = part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part.hex().encode()
+    return b"%c%d:%b" % (b"s" if isinstance(part, str) else b"f", len(raw), raw)
