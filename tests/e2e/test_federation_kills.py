@@ -75,6 +75,28 @@ def test_kills_where_something_is_half_done(tmp_path: Path, large: bool) -> None
     assert [kill for kill in killer.kills if kill.seconds > BACK] == []
 
 
+def test_asynchronous_run_counts_every_answer_at_most_once(tmp_path: Path) -> None:
+    rounds, buffer = 15, 2
+    task = table_task(tmp_path / "job", 3, rounds, algorithm="fedbuff")
+    job = task.job.read_text()
+    asynchronous = f'[rounds]\nmode = "async"\nbuffer = {buffer}\nconcurrency = 3\n'
+    task.job.write_text(job.replace("[rounds]\n", asynchronous))
+    with at_work(tmp_path, task) as (federation, run):
+        killer = Killer(federation, random.Random(3))
+        while len(killer.kills) < 2 and killer.at_random(run, 0.8):
+            pass
+        assert federation.wait(run).status == "completed"
+        records = federation.records(run)
+        question = (
+            "SELECT round, count(*) FROM contributions WHERE run = ? AND round > 0 GROUP BY round"
+        )
+        counted = federation.rows(question, run)
+        alarms = federation.rows("SELECT text FROM events WHERE kind = 'equivocation'")
+    assert [len(record["contributed"]) for record in records] == [buffer] * rounds
+    assert counted == [(number, buffer) for number in range(1, rounds + 1)]
+    assert alarms == []
+
+
 def test_worker_killed_while_idle_costs_nothing(tmp_path: Path) -> None:
     task = own_task(tmp_path / "job", 2, 6, seconds=0.2)
     idle, busy = task.sites
