@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from storm.oracle import Oracle
+from storm.servers import BLOBS
 from storm.work import ENDED, site_of
 
 from atoll.core.errors import (
@@ -35,12 +35,13 @@ from atoll.wire.messages import ReceiptBody, TaskBody
 
 if TYPE_CHECKING:
     from storm.network import Request
-    from storm.world import Node, Server, World
+    from storm.nodes import Node
+    from storm.servers import Server
+    from storm.world import World
 
 __all__ = ["Checks", "Violation"]
 
 FENCED = ("add_run", "set_run", "contribute", "commit_round")
-BLOBS = Path("/blobs")
 ANY = Allowed(most_arrays=100, most_bytes=1 << 30)
 
 
@@ -81,7 +82,7 @@ class Checks:
         self._rounds: dict[str, list[Any]] = {}
         self._oracles: dict[str, Oracle] = {}
         self._counted: dict[str, int] = {}
-        self._released: dict[tuple[str, int], dict[str, int]] = {}
+        self._released: dict[tuple[str, int], dict[str, tuple[int, int]]] = {}
         self._hashes: dict[str, str] = {}
         self._dirty = False
         self._marks: dict[str, tuple[float, float]] = {}
@@ -149,9 +150,8 @@ class Checks:
             return True
         if kind == "train" and self._live(run):
             failed = database.contributions[run][task].status != "done"
-            honest = self.world.nodes[
-                site_of(task)
-            ].honest  # another's may be refused when it is folded
+            # A malicious site's may be refused when it is folded.
+            honest = self.world.nodes[site_of(task)].honest
             return failed or not honest or task in database.taken[run]
         done = max((row.number for row in database.rounds[run]), default=0)
         return (kind == "train" and done > number) or (kind == "evaluate" and done >= number)
@@ -207,12 +207,13 @@ class Checks:
         if task.kind == "train" and not self._live(task.run):
             self.ensure(task.number <= last, "G3", f"{task.id} before round {last} is committed")
         if task.broadcast is not None and task.kind == "evaluate":
-            mine = self._epochs[server.process.name]
+            # A run is taken up anew by a new server, and after trouble with the disk.
+            life = self._epochs[server.process.name], self.world.injected
             released = self._released.setdefault((task.run, task.version), {})
-            known = released.setdefault(task.broadcast.sha256, mine)
-            released[task.broadcast.sha256] = max(known, mine)
-            again = [sha for sha, epoch in released.items() if epoch == mine]
-            self.ensure(len(again) == 1, "G4", f"version {task.version} left twice in epoch {mine}")
+            released[task.broadcast.sha256] = life
+            again = [sha for sha, when in released.items() if when == life]
+            text = f"version {task.version} left twice in epoch {life[0]}"
+            self.ensure(len(again) == 1, "G4", text)
 
     def worked(self, node: Node, task: str) -> None:
         """A worker has computed an answer."""
@@ -252,12 +253,17 @@ class Checks:
         self.ensure(
             before in ("", receipt.sha256), "G8", f"another answer to {receipt.task} is accepted"
         )
+        row = self.world.database.contributions[receipt.task.partition(".")[0]].get(receipt.task)
+        if row is not None and row.status == "refused":
+            return  # it is known that these bytes are none; they are not kept
         known = self._promised.setdefault(receipt.task, receipt.sha256)
         self.ensure(known == receipt.sha256, "G1", f"two answers to {receipt.task} acknowledged")
         self._dirty = True
 
     def acknowledged(self, node: Node, receipt: ReceiptBody) -> None:
         """A node has got a receipt, and logs it."""
+        if not node.honest:
+            return
         self.acknowledgements.append((node.name, receipt.task, receipt.sha256))
 
     def told(self, node: Node, path: str, error: BaseException) -> None:

@@ -17,7 +17,8 @@ from atoll.wire.messages import ProblemBody
 from atoll.wire.status import http_status
 
 if TYPE_CHECKING:
-    from storm.world import Server, World
+    from storm.servers import Server
+    from storm.world import World
 
 __all__ = ["Network", "Request"]
 

@@ -15,8 +15,6 @@ from storm import kernel as k
 from storm import work
 
 from atoll.core.errors import AtollError, Unreachable
-from atoll.job import deployed
-from atoll.job.package import spec_from_plain
 from atoll.node.orders import Order, Report
 from atoll.node.process import Ended
 from atoll.wire import transfers
@@ -24,7 +22,7 @@ from atoll.wire.frames import Allowed, Blob, decode, encode
 from atoll.wire.messages import ReceiptBody, UploadReply, read_json
 
 if TYPE_CHECKING:
-    from storm.world import Node
+    from storm.nodes import Node
 
 __all__ = ["Channel", "Log", "Worker"]
 
@@ -169,16 +167,14 @@ class Worker:
         self._heard(self, report)
 
     def _answered(self, order: Order) -> work.Answer:
-        body, sums = decode(Path(order.plan).read_bytes(), ANY)
-        spec = spec_from_plain(body["spec"])
-        schema = deployed.schema_from_plain(body["schema"]) if body["schema"] else None
+        plan = work.read_plan(Path(order.plan))
         model: work.Vectors = {}
         memory: work.Vectors = {}
         if order.broadcast:
             model = decode(Path(order.broadcast).read_bytes(), ANY)[1]
         if order.memory:
             memory = decode(self.node.disk.read(Path(order.memory)), ANY)[1]
-        return work.answer(spec, schema, sums, order.task, model, memory)
+        return work.answer(plan, order.task, model, memory)
 
     def _write(self, path: Path, raw: bytes) -> None:
         """To the node's disk, where the spool takes it from; and where its header is read."""

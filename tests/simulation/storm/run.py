@@ -6,9 +6,11 @@ The seed and ``PYTHONHASHSEED=0`` decide everything that happens.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,7 +30,7 @@ from storm import played, work
 from storm.bugs import BUGS
 from storm.checks import Violation
 from storm.weather import KINDS, weather_of
-from storm.world import World, clean
+from storm.world import World
 
 import atoll.job.registry
 import atoll.node.agent
@@ -68,7 +70,7 @@ def simulate(seed: int, folder: Path, bug: str = "") -> Result:
     """One seed."""
     began = time.perf_counter()
     random = Random(seed)
-    weather = weather_of(random, work.SITES)
+    weather = weather_of(seed, random, work.SITES)
     place = folder / str(seed)
     place.mkdir(parents=True)
     world = World(random, weather, place)
@@ -80,7 +82,7 @@ def simulate(seed: int, folder: Path, bug: str = "") -> Result:
             stack.enter_context(BUGS[bug](world))
         _live(world)
         stack.callback(_end, world)
-    clean(place)
+    shutil.rmtree(place, ignore_errors=True)
     return Result(
         seed=seed,
         violations=world.checks.violations,
@@ -153,18 +155,19 @@ def _patches(world: World) -> list[object]:
     ]
 
 
-def shown(result: Result, lines: int = 0) -> str:
+def shown(result: Result, lines: int = 0, bug: str = "") -> str:
     """A failing seed, for people."""
     trace = result.trace[-lines:] if lines else result.trace
     told = [f"{at:10.3f}  {who:10}  {text}" for at, who, text in trace]
     found = [f"{v.guarantee} at {v.at:.3f}: {v.text}\n{v.stack}" for v in result.violations]
+    planted = f' --bug "{bug}"' if bug else ""
     again = f"PYTHONHASHSEED=0 PYTHONPATH=tests/simulation {Path(sys.executable).name}"
     return "\n".join(
         [
             *told,
             f"seed {result.seed}: {result.facts}",
             *found,
-            f"replay: {again} -m storm.run --seed {result.seed} --trace",
+            f"replay: {again} -m storm.run --seed {result.seed} --trace{planted}",
         ]
     )
 
@@ -185,7 +188,8 @@ def _many(first: int, last: int, bug: str, stop: bool) -> dict[str, object]:
     crashes: Counter[str] = Counter()
     states: Counter[str] = Counter()
     failed: list[str] = []
-    steps = 0
+    guarantees: set[str] = set()
+    steps, digest = 0, hashlib.sha256()
     shm = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=shm if os.access(shm, os.W_OK) else None) as folder:
         for seed in range(first, last):
@@ -195,8 +199,10 @@ def _many(first: int, last: int, bug: str, stop: bool) -> dict[str, object]:
             crashes += result.crashes
             states[result.status] += 1
             steps += result.steps
+            digest.update(repr(result.trace).encode())
             if result.violations:
-                failed.append(shown(result, 60))
+                failed.append(shown(result, 60, bug))
+                guarantees |= {v.guarantee for v in result.violations}
                 if stop:
                     break
     return {
@@ -205,7 +211,9 @@ def _many(first: int, last: int, bug: str, stop: bool) -> dict[str, object]:
         "crashes": crashes,
         "states": states,
         "failed": failed,
+        "guarantees": sorted(guarantees),
         "steps": steps,
+        "digest": digest.hexdigest(),
     }
 
 
@@ -235,7 +243,7 @@ def main() -> int:
     if asked.seed is not None:
         with tempfile.TemporaryDirectory() as folder:
             result = simulate(asked.seed, Path(folder), asked.bug)
-        print(shown(result, 0 if asked.trace else 20))
+        print(shown(result, 0 if asked.trace else 20, asked.bug))
         return 1 if result.violations else 0
     first, _, last = asked.seeds.partition(":")
     began = time.perf_counter()

@@ -51,16 +51,17 @@ _DISK = (
 _STORE = (
     *("acquire", "lease", "members", "add_run", "run", "runs", "set_run", "contribute"),
     *("contributions", "commit_round", "rounds", "kept", "hold", "drop", "held", "holdings"),
-    *("add_event", "last_round"),
+    *("add_event", "events"),
 )
 POINTS = (
-    *(f"server store {when} {name}" for name in _STORE[:-1] for when in ("before", "after")),
+    *(f"server store {when} {name}" for name in _STORE for when in ("before", "after")),
     *(f"server disk blobs {name}" for name in _DISK),
     *(f"node disk spool {name}" for name in _DISK if name != "append"),
     *("server network arrived", "server network reply"),
     *("node network send", "node network receive"),
 )
 """All points at which a process can die; at each of them one does, sooner or later."""
+_TEARING = ("server disk blobs torn", "node disk spool torn") * 10
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ class Weather:
     crashes: Counter[str] = field(default_factory=Counter)
 
 
-def weather_of(random: Random, sites: tuple[str, ...]) -> Weather:
-    """What a seed's source of randomness makes of it."""
+def weather_of(seed: int, random: Random, sites: tuple[str, ...]) -> Weather:
+    """What a seed's source of randomness makes of it; seeds in a row take turns at :data:`POINTS`."""
     gentle = random.random() < 0.3
     count = random.randint(2, len(sites))
     names = sites[:count]
@@ -131,7 +132,7 @@ def weather_of(random: Random, sites: tuple[str, ...]) -> Weather:
         plans=[],
         calm=calm,
         gentle=gentle,
-        liar=random.choice(names) if not gentle and random.random() < 0.25 else "",
+        liar=random.choice(names) if not gentle and random.random() < 0.35 else "",
         jobs=_jobs(random),
         sites=count,
         rounds=random.randint(2, 4),
@@ -141,7 +142,10 @@ def weather_of(random: Random, sites: tuple[str, ...]) -> Weather:
         near=random.random() < 0.5,
         breath=random.choice((0.02, 0.3, 1.0)),
     )
-    weather.plans = sorted(_plans(random, gentle, names, calm), key=lambda plan: plan.at)
+    plans = _plans(random, gentle, names, calm)
+    if random.random() < 0.7:
+        plans.append(_at_a_point(random, POINTS[seed % len(POINTS)], names, calm))
+    weather.plans = sorted(plans, key=lambda plan: plan.at)
     return weather
 
 
@@ -151,6 +155,14 @@ def _jobs(random: Random) -> tuple[tuple[str, float], ...]:
     first = random.choice((names[0], "scaffold")), random.uniform(0.1, 1.0)
     second = names[1], random.uniform(0.1, 20.0)
     return (first, second) if first[0] != second[0] and random.random() < 0.2 else (first,)
+
+
+def _at_a_point(random: Random, point: str, names: tuple[str, ...], calm: float) -> Plan:
+    """A process dies at a certain point, soon after it has come there for the first time or later."""
+    who = "server" if point.startswith("server") else random.choice(names)
+    at = random.uniform(0.0, calm) if random.random() < 0.3 else 0.0
+    later = float(random.choice((0, 0, 1, 2, 5)))
+    return Plan(at, "crash", who, later, random.random() < 0.5, point)
 
 
 def _rates(random: Random, gentle: bool) -> dict[str, float]:
@@ -185,12 +197,9 @@ def _plans(random: Random, gentle: bool, names: tuple[str, ...], calm: float) ->
         who = "server" if random.random() < 0.6 else random.choice(names)
         later = float(random.randint(0, 60))
         plans.append(Plan(moment(), "crash", who, later, random.random() < 0.5))
-    for _ in some(3, 0.6):
-        point = random.choice(POINTS)
-        who = "server" if point.startswith("server") else random.choice(names)
-        later = float(random.choice((0, 0, 1, 2, 5)))
-        early = random.uniform(0.0, calm) if random.random() < 0.5 else 0.0
-        plans.append(Plan(early, "crash", who, later, random.random() < 0.5, point))
+    plans += [
+        _at_a_point(random, random.choice((*POINTS, *_TEARING)), names, calm) for _ in some(2, 0.4)
+    ]
     for _ in some(2, 0.4):
         kind = random.choice(("both", "to", "from"))
         plans.append(Plan(moment(), f"cut {kind}", random.choice(names), random.uniform(1, 30)))

@@ -1,6 +1,6 @@
 """The jobs that are run, and what their sites compute: the real functions, each result remembered.
 
-A job is tiny (tables of two columns, a logistic model of three numbers), and what a site answers depends
+A job is tiny (tables of two columns, a linear model of three numbers), and what a site answers depends
 on nothing but its task, so it is computed once for all seeds. :func:`train` is also what the checks
 compare with: the federation as it should have gone, given who took part in which round.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,11 +22,13 @@ from atoll.core.values import Broadcast, Update
 from atoll.data.table import Table
 from atoll.job import deployed
 from atoll.job.load import parse_job
+from atoll.job.package import spec_from_plain
 from atoll.job.schema import JobSpec
 from atoll.report.folder import plain
 from atoll.runtime.client import Parts, answer_task, evaluate_client
 from atoll.runtime.loop import _shown
 from atoll.runtime.threads import Threads
+from atoll.wire.frames import Allowed, decode
 from atoll.wire.messages import TaskBody
 from atoll.wire.metrics import metrics_to_plain
 
@@ -33,12 +36,14 @@ __all__ = [
     "ENDED",
     "SITES",
     "Answer",
+    "Plan",
     "Vectors",
     "answer",
     "arrays_digest",
     "federation",
     "job",
     "judged",
+    "read_plan",
     "site_of",
     "train",
 ]
@@ -63,17 +68,22 @@ def site_of(task: str) -> str:
     return task.split(".", 3)[3]
 
 
+@cache
+def _threads() -> Threads:
+    """Made once, when all libraries are loaded."""
+    return Threads()
+
+
 def table(site: str) -> Table:
-    """The rows of a site: few, with two classes that can be told apart."""
+    """The rows of a site: a few, with two columns and a number to predict."""
 
     def made() -> Table:
         seed = SITES.index(site) + 1
         draw = np.random.default_rng(seed)
         rows = 14 + 2 * seed
         x = draw.normal(seed / 3, 1, (rows, 2))
-        y = (x @ [1.5, -1] + draw.normal(0, 0.3, rows) > seed / 6).astype(float)
-        y[:4] = [0, 1, 0, 1]
-        return Table.of({"a": x[:, 0], "b": x[:, 1], "sick": y})
+        y = x @ [1.5, -1] + draw.normal(0, 0.3, rows)
+        return Table.of({"a": x[:, 0], "b": x[:, 1], "dose": y})
 
     return _once(("table", site), made)
 
@@ -95,8 +105,13 @@ def job(name: str, rounds: int, deadline: float, quorum: float) -> JobSpec:
             {
                 "name": name,
                 "seed": 3,
-                "data": {"source": "sites/*.csv", "target": "sick", "test_fraction": 0.3},
-                "model": {"kind": "logistic"},
+                "data": {
+                    "source": "sites/*.csv",
+                    "target": "dose",
+                    "task": "regression",
+                    "test_fraction": 0.3,
+                },
+                "model": {"kind": "linear"},
                 "local": {"epochs": 1, "batch_size": 8, "lr": 0.1},
                 "algorithm": algorithm,
                 "rounds": paced,
@@ -156,39 +171,50 @@ def federation(spec: JobSpec, sites: tuple[str, ...]) -> Federation:
     return _once(("federation", spec.hash(), sites), made)
 
 
-def answer(
-    spec: JobSpec, schema: Any, sums: Vectors, task: TaskBody, model: Vectors, memory: Vectors
-) -> Answer:
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A run's plan, as a worker reads it; two runs of one job have the same ``key``."""
+
+    key: str
+    spec: JobSpec
+    schema: Any
+    sums: Vectors
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file that is called by its digest."""
+
+    def made() -> Plan:
+        body, sums = decode(path.read_bytes(), Allowed(most_arrays=100, most_bytes=1 << 30))
+        spec = spec_from_plain(body["spec"])
+        schema = deployed.schema_from_plain(body["schema"]) if body["schema"] else None
+        key = f"{spec.hash()} {body['schema']!r} {arrays_digest(sums)}"
+        return Plan(hashlib.sha256(key.encode()).hexdigest(), spec, schema, sums)
+
+    return _once(("plan", path.name), made)
+
+
+def answer(plan: Plan, task: TaskBody, model: Vectors, memory: Vectors) -> Answer:
     """What the site of ``task`` answers, given what a node hands to its worker."""
-    key = (
-        spec.hash(),
-        task.kind,
-        task.client,
-        task.initial,
-        _schema(schema),
-        arrays_digest(sums),
-        (task.version, task.scale, task.fraction, task.repeat),
-        arrays_digest(model),
-        arrays_digest(memory),
-    )
+    asked = task.kind, task.client, task.initial
+    local = task.version, task.scale, task.fraction, task.repeat
+    key = plan.key, *asked, *local, arrays_digest(model), arrays_digest(memory)
 
     def made() -> Answer:
-        with Threads().one():
-            return _answer(spec, schema, sums, task, model, memory)
+        with _threads().one():
+            return _answer(plan, task, model, memory)
 
     return _once(key, made)
 
 
-def _answer(
-    spec: JobSpec, schema: Any, sums: Vectors, task: TaskBody, model: Vectors, memory: Vectors
-) -> Answer:
-    site = task.client
+def _answer(plan: Plan, task: TaskBody, model: Vectors, memory: Vectors) -> Answer:
+    site, spec, schema = task.client, plan.spec, plan.schema
     if task.kind == "survey":
         return Answer(fields={"answer": deployed.survey(spec, site, table(site))})
     if task.kind == "sums":
         update = deployed.column_sums_at(spec, schema, site, table(site))
         return Answer(update.vectors, {"weight": update.weight, "examples": update.examples})
-    parts, islands = _parts(spec, schema, sums, site)
+    parts, islands = _parts(plan, site)
     if task.kind == "ready":
         first = {"initial": deployed.initial_vector(parts)} if task.initial else {}
         return Answer(first, {"answer": deployed.ready(parts, islands)})
@@ -199,16 +225,12 @@ def _answer(
     return _trained(parts, task, model, memory)
 
 
-def _parts(spec: JobSpec, schema: Any, sums: Vectors, site: str) -> tuple[Parts, Any]:
+def _parts(plan: Plan, site: str) -> tuple[Parts, Any]:
     def made() -> tuple[Parts, Any]:
-        islands = deployed.islands_at(spec, schema, sums, site, table(site))
-        return deployed.parts_at(spec, islands, Path(), site), islands
+        islands = deployed.islands_at(plan.spec, plan.schema, plan.sums, site, table(site))
+        return deployed.parts_at(plan.spec, islands, Path(), site), islands
 
-    return _once(("parts", spec.hash(), _schema(schema), arrays_digest(sums), site), made)
-
-
-def _schema(schema: Any) -> str:
-    return "" if schema is None else repr(deployed.schema_to_plain(schema))
+    return _once(("parts", plan.key, site), made)
 
 
 def _trained(parts: Parts, task: Any, model: Vectors, memory: Vectors) -> Answer:
@@ -236,7 +258,7 @@ def train(whole: Federation, task: TaskBody, model: Broadcast, memory: Vectors) 
 
     def made() -> tuple[Update, Vectors]:
         asked = Task(task.client, task.version, task.scale, task.fraction, task.repeat)
-        with Threads().one():
+        with _threads().one():
             return answer_task(whole.parts[task.client], asked, model, memory)
 
     return _once(key, made)
@@ -247,7 +269,7 @@ def judged(whole: Federation, site: str, model: np.ndarray, memory: Vectors) -> 
     digests = arrays_digest({"model": model}), arrays_digest(memory)
 
     def made() -> dict[str, Any]:
-        with Threads().one():
+        with _threads().one():
             found = evaluate_client(whole.parts[site], model, site, memory)
         return dict(plain(_shown(found)))
 
