@@ -62,7 +62,6 @@ POINTS = (
     Point("bytes are named, not in the store", "server", NAMED, _BLOB, large=True),
     Point("a useless blob is dropped, others are not", "server", GONE, _BLOB, large=True),
     Point("an upload has begun", "server", CREATED, r"blobs/uploads/.*", large=True),
-    Point("a long body arrives", "server", CREATED, r"incoming/.*", large=True),
     Point("the model is written, the run not ended", "server", NAMED, _MODEL, when="end"),
     Point("the manifest is written, the run not ended", "server", NAMED, _MANIFEST, when="end"),
     Point("a model is being downloaded", "node", CREATED, r"cache/.*\.partial", large=True),
@@ -230,7 +229,7 @@ class Killer:
             while not wire.fired.wait(0.02):
                 over = self.over(run)
                 # What comes with the end of a run may come a moment after it.
-                if time.monotonic() > limit or (over and not wire.fired.wait(0.5)):
+                if time.monotonic() > limit or (over and not wire.fired.wait(3)):
                     return False
         victim.kill()
         self._again(run, victim, point.name)
