@@ -169,7 +169,11 @@ def test_a_site_answers_for_itself_only_and_what_it_is_asked(world: World) -> No
         ("switzerland", f"{run}.survey.0.switzerland", NotFound),
         ("hungary", "other-1.survey.0.hungary", NotFound),
         ("hungary", "nonsense", NotFound),
-        ("hungary", f"{run}.train.7.hungary", Unreachable),  # for all it knows, of an earlier server
+        (
+            "hungary",
+            f"{run}.train.7.hungary",
+            Unreachable,
+        ),  # for all it knows, of an earlier server
         ("hungary", f"{run}.ready.0.hungary", Unreachable),
     ):
         with pytest.raises(kind):

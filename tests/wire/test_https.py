@@ -317,7 +317,9 @@ def nothing_listens():
         return f"127.0.0.1:{server.getsockname()[1]}"
 
 
-@pytest.mark.parametrize("address", [nothing_listens(), "no-such-host.invalid:8443"])
+@pytest.mark.parametrize(
+    "address", [nothing_listens(), "no-such-host.invalid:8443"], ids=["port", "name"]
+)
 def test_a_server_that_is_not_there_is_told_by_its_address(tls, keys, address):
     with (
         Channel(address, Pin(tls[2]), keys[1], "f", proxy="", connect_timeout=2) as channel,

@@ -123,7 +123,9 @@ def _impossible(spec: JobSpec) -> Iterator[Fault]:
             yield Fault(place, "is for clients in virtual time; sites have their own", "remove it")
     if spec.model.options.get("exact_auc") and spec.model.kind in LINEAR:
         reason = "would send the score of every row"
-        yield Fault("model.options.exact_auc", reason, "remove it: the area then has an error bound")
+        yield Fault(
+            "model.options.exact_auc", reason, "remove it: the area then has an error bound"
+        )
     if spec.stop.metric.startswith("central."):
         reason = f"{spec.stop.metric!r} is watched, but the server has no test rows"
         yield Fault("stop.metric", reason, "watch federated.* instead")
