@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.core.errors import StorageError
-from atoll.node.spool import Held, Spool
+from atoll.node.spool import Spool
 from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Blob, encode
 from atoll.wire.lossy_disk import LossyDisk
@@ -121,19 +121,8 @@ def test_a_run_without_memories_needs_none_and_a_lost_one_is_told(tmp_path: Path
         spool.memory("unheard of", "t7")
 
 
-def synced(spool: Spool, task: str) -> Held:
-    """A result that has been written through."""
-    held = spool.finish("r1", task, result(task), wait=False)
-    spool.write_through(held)
-    spool.confirm(held)
-    now = spool.result("r1", task)
-    assert now is not None
-    assert now.path.suffix == ".result"
-    return now
-
-
 def test_a_damaged_result_is_refused_with_its_name(tmp_path: Path) -> None:
-    held = synced(Spool(tmp_path), "t0")
+    held = Spool(tmp_path).finish("r1", "t0", result("t0"))
     raw = held.path.read_bytes()
     for damage in (raw[:-1], raw[:-8] + bytes(8), b"", raw + b"\0"):
         held.path.write_bytes(damage)
@@ -145,7 +134,7 @@ def test_a_damaged_result_is_refused_with_its_name(tmp_path: Path) -> None:
 
 def test_a_result_under_another_task_s_name_is_refused(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
-    a, b = (synced(spool, t) for t in ("t0", "t1"))
+    a, b = (spool.finish("r1", t, result(t)) for t in ("t0", "t1"))
     shutil.copy(a.path, b.path)
     with pytest.raises(StorageError, match="damaged"):
         Spool(tmp_path)
@@ -329,14 +318,10 @@ def test_what_was_written_through_survives_a_power_failure() -> None:
         spool = Spool(PLACE, disk)
         held = spool.finish("r1", "t0", result("t0"), wait=False)
         spool.write_through(held)
-        if number % 2:
-            spool.confirm(held)
-            spool.confirm(held)
         disk.crash(Random(number))
         after = Spool(PLACE, disk)
         assert [after.read(held) for held in after.results] == [result("t0")]
         after.settle("r1", "t0")
-        after.confirm(held)
         assert after.used == 0
 
 

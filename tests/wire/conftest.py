@@ -158,6 +158,7 @@ class Blobs:
 
     def __init__(self):
         self.blobs, self.partial, self.cuts, self.passed = {}, {}, [], 0
+        self.long = 1 << 16
 
     def before(self, handler, length):
         """Hang up in the middle of an upload, or of a download."""
@@ -167,6 +168,8 @@ class Blobs:
             if self.passed + length > self.cuts[0]:
                 got = handler.rfile.read(self.cuts[0] - self.passed)
                 self.passed += len(got)
+                if length > self.long:  # taken while it comes
+                    self.partial[handler.path.split("?")[0].rsplit("/", 1)[1]] += got
             else:
                 self.passed += length
                 return False

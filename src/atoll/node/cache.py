@@ -112,6 +112,16 @@ class Cache:
                 self._note(blob)
         return self.path(blob)
 
+    def drop(self, sha256: str) -> None:
+        """Remove what will not be used again; without harm where it will."""
+        with self._lock:
+            size = self._known.pop(sha256, None)
+            self._busy.pop(sha256, None)
+            if size is not None and self._total is not None:
+                self._total -= size
+            with suppress(OSError):
+                (self._folder / sha256).unlink()
+
     def trim(self, keep: Collection[str]) -> None:
         """Make room: remove what was used longest ago, but nothing that ``keep`` names.
 

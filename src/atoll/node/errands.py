@@ -80,6 +80,7 @@ class Errands:
         self._bodies: dict[str, TaskBody] = {}
         self._orders: dict[str, Order] = {}
         self._data: tuple[Path, Worker, Dataset] | None = None
+        self._models: set[str] = set()  # that tasks start from
         self._waiting: deque[str] = deque()
         self._working, self._due = "", math.inf
         self._worker: Worker | None = None
@@ -293,6 +294,10 @@ class Errands:
 
     def _pin(self) -> None:
         own = {ref.sha256 for body in self._bodies.values() for ref in _blobs(body)}
+        models = {body.broadcast.sha256 for body in self._bodies.values() if body.broadcast}
+        for old in self._models - models:
+            self._site.cache.drop(old)
+        self._models = models
         self._site.pins[self.run_id] = frozenset(own)
         self._site.cache.trim(frozenset().union(*list(self._site.pins.values())))
 
@@ -467,7 +472,7 @@ class Errands:
             if held.blob.size <= INLINE:
                 self._site.link.deliver(held, spool.read(held))
             else:
-                self._send_long(held)
+                self._site.link.deliver_long(held, partial(spool.write_through, held))
         except AtollError as error:
             if _passing(error):
                 log.warning("run %s: %s is sent again later: %s", self.run_id, task, error)
@@ -478,27 +483,6 @@ class Errands:
             self._step(task, f.Gone())
         else:
             self._step(task, f.Acknowledged())
-
-    def _send_long(self, held: Held) -> None:
-        """Bring a result to the server while it is written to the disk; it is handed in after both."""
-        trouble: list[AtollError] = []
-
-        def write_through() -> None:
-            try:
-                self._site.spool.write_through(held)
-            except StorageError as error:
-                trouble.append(error)
-
-        writing = threading.Thread(target=write_through, name=f"spool {self.run_id}", daemon=True)
-        writing.start()
-        try:
-            self._site.link.upload(held)
-        finally:
-            writing.join()
-        if trouble:
-            raise trouble[0]
-        self._site.spool.confirm(held)
-        self._site.link.deliver(held)
 
 
 def _passing(error: AtollError) -> bool:

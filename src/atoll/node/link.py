@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import threading
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from atoll.core.errors import WireError
+from atoll.core.errors import AtollError, WireError
 from atoll.core.layout import Array
 from atoll.node.spool import Held
 from atoll.wire.frames import Allowed, Blob, decode
@@ -90,15 +91,36 @@ class Link:
         body, blobs = decode(reply.body, _BLOBS)
         return read_body(PollReply, body), blobs
 
-    def upload(self, held: Held) -> None:
-        """Bring a result's bytes to the server, which takes them for nothing before :meth:`deliver`.
+    def deliver_long(self, held: Held, write_through: Callable[[], None]) -> ReceiptBody:
+        """Hand in a result of any length, which is brought to the server while it is written to the disk.
+
+        Args:
+            held: the result.
+            write_through: makes it durable here; done before the server takes the bytes for a result.
 
         Raises:
-            AtollError: unreachable, not wanted any more, or refused.
+            StorageError: what ``write_through`` raises.
+            AtollError: as :meth:`deliver`.
         """
-        self._channel.upload(held.blob, held.path, held.task)
+        trouble: list[AtollError] = []
 
-    def deliver(self, held: Held, raw: bytes | None = None) -> ReceiptBody:
+        def write() -> None:
+            try:
+                write_through()
+            except AtollError as error:
+                trouble.append(error)
+
+        writing = threading.Thread(target=write, name=f"spool {held.run}", daemon=True)
+        writing.start()
+        try:
+            self._channel.upload(held.blob, held.path, held.task)
+        finally:
+            writing.join()
+        if trouble:
+            raise trouble[0]
+        return self.deliver(held, None)
+
+    def deliver(self, held: Held, raw: bytes | None) -> ReceiptBody:
         """Hand in a result; when this returns, the server has it for good.
 
         Args:

@@ -237,20 +237,6 @@ class Spool:
             self._disk.fsync(held.path)
             self._disk.fsync_folder(held.path.parent)
 
-    def confirm(self, held: Held) -> None:
-        """Give a result that has been written through the name of one whose damage is a fault.
-
-        Raises:
-            StorageError: the folder cannot be written.
-        """
-        with self._lock:
-            if held.path.suffix != ".fresh" or self.result(held.run, held.task) != held:
-                return
-            path = held.path.with_suffix(".result")
-            self._disk.rename(held.path, path)
-            self._sizes[path] = self._sizes.pop(held.path)
-            self._hold(replace(held, path=path))
-
     def _hold(self, held: Held) -> Held:
         found = self._runs.get(held.run) or _Run(held.run)
         self._runs[held.run] = replace(found, results={**found.results, held.task: held})

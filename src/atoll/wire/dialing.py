@@ -179,7 +179,7 @@ def dial(
         raise
 
 
-def _in_pieces(body: bytes) -> Iterator[memoryview]:
+def _in_pieces(body: bytes | memoryview) -> Iterator[memoryview]:
     """A timeout holds for each piece and not for the whole, which may be long and the line slow."""
     view = memoryview(body)
     for start in range(0, len(view), _PIECE):
@@ -210,7 +210,12 @@ class Line(http.client.HTTPConnection):
             return False
 
     def ask(
-        self, method: str, target: str, headers: Mapping[str, str], body: bytes, timeout: float
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | memoryview,
+        timeout: float,
     ) -> http.client.HTTPResponse:
         """Send a request and read the head of its answer.
 

@@ -181,10 +181,23 @@ class Channel:
             AuthError: the answer is not the server's, or the server does not know the sender.
             AtollError: what the server answered, as the class it was there.
         """
+        return self._call(method, path, query, body, kind, timeout)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        query: str,
+        body: bytes | memoryview,
+        kind: str,
+        timeout: float,
+        digest: bytes | None = None,
+    ) -> Reply:
+        """The same for any bytes, whose digest may be known."""
 
         def once() -> Reply:
             headers = {"content-type": kind} if body else {}
-            with self._exchange(method, path, query, body, headers, timeout) as answer:
+            with self._exchange(method, path, query, body, headers, timeout, digest) as answer:
                 return self._checked(answer)
 
         return self._numbered(once)
@@ -213,8 +226,9 @@ class Channel:
 
         Args:
             blob: its digest and size.
-            path: the file; it is there in full, durable, with the right digest, or not at all.
-            source: where it is, percent-encoded; empty for ``/v1/blobs/<sha256>``.
+            path: the file; it is there in full, with the right digest, or not at all.
+            source: where it is, percent-encoded, for a file that is to be kept: it is durable then. Empty
+                for ``/v1/blobs/<sha256>``, which can be had again.
             timeout: as in :meth:`call`.
 
         Raises:
@@ -223,10 +237,14 @@ class Channel:
             StorageError: the file cannot be written.
         """
         target = source or f"/v1/blobs/{blob.sha256}"
-        download(blob, path, lambda at, write: self._fetch(target, at, blob.size, write, timeout))
+
+        def fetch(at: int, write: Write) -> int:
+            return self._fetch(target, at, blob.size, write, timeout)
+
+        download(blob, path, fetch, durable=bool(source))
 
     def upload(self, blob: Blob, path: Path, task: str, *, timeout: float = 60.0) -> None:
-        """Bring a file to the server, in chunks of 4 MiB, from where an earlier try was cut.
+        """Bring a file to the server: at once, or in chunks of 4 MiB from where an earlier try was cut.
 
         Args:
             blob: its digest and size.
@@ -241,15 +259,17 @@ class Channel:
         target = f"/v1/uploads/{blob.sha256}"
         owner = {"task": task} if task else {"job": "new"}
 
-        def put(at: int, chunk: bytes) -> int:
+        def put(at: int, chunk: bytes | memoryview, digest: bytes | None = None) -> int:
             query = urlencode({**owner, "size": blob.size, "offset": at})
             kind = "application/octet-stream"
-            raw = self.call("PUT", target, query=query, body=chunk, kind=kind, timeout=timeout)
+            raw = self._call("PUT", target, query, chunk, kind, timeout, digest)
             return read_json(UploadReply, raw.body).received
 
-        upload(
-            blob, path, self.json("GET", target, None, UploadReply, timeout=timeout).received, put
-        )
+        def whole(raw: memoryview) -> int:
+            return put(0, raw, bytes.fromhex(blob.sha256))  # not to be taken a second time
+
+        received = self.json("GET", target, None, UploadReply, timeout=timeout).received
+        upload(blob, path, received, put, whole)
 
     def _fetch(self, source: str, at: int, size: int, write: Write, timeout: float) -> int:
         """Fetch from ``at`` on; returns how many bytes came."""
@@ -291,9 +311,10 @@ class Channel:
         method: str,
         path: str,
         query: str,
-        body: bytes,
+        body: bytes | memoryview,
         headers: Mapping[str, str],
         timeout: float,
+        digest: bytes | None = None,
     ) -> Iterator[_Answer]:
         """Send a signed request; the connection is kept when its answer was read to the end."""
         with self._lock:
@@ -304,7 +325,7 @@ class Channel:
             method=method,
             path=path,
             query=query,
-            body_digest=digest_of(body),
+            body_digest=digest_of(body) if digest is None else digest,
             federation=self._federation,
             epoch=epoch,
             sequence=sequence,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import BinaryIO
 from atoll.core.errors import StorageError, WireError
 from atoll.wire.frames import Blob, sync_folder
 
-__all__ = ["CHUNK", "Fetch", "Put", "Write", "download", "upload"]
+__all__ = ["CHUNK", "Fetch", "Put", "Whole", "Write", "download", "upload"]
 
 CHUNK = 4 << 20
 """Bytes that are sent again at most after an upload was cut."""
@@ -32,14 +33,18 @@ Fetch = Callable[[int, Write], int]
 Put = Callable[[int, bytes], int]
 """Send a chunk that begins at an offset; returns how many bytes the server then has."""
 
+Whole = Callable[[memoryview], int]
+"""Send a file from its start to its end; returns the same."""
 
-def download(blob: Blob, path: Path, fetch: Fetch) -> None:
-    """Bring a blob into a file: in full and durable, or not at all.
+
+def download(blob: Blob, path: Path, fetch: Fetch, *, durable: bool = True) -> None:
+    """Bring a blob into a file: in full, or not at all.
 
     Args:
         blob: its digest and size.
         path: the file; what an earlier try left beside it is used.
         fetch: where the bytes come from.
+        durable: whether it is to outlive the machine's failure.
 
     Raises:
         WireError: the bytes do not have that digest; the next try begins anew.
@@ -59,7 +64,8 @@ def download(blob: Blob, path: Path, fetch: Fetch) -> None:
             while at < blob.size:
                 at += fetch(at, write)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         if sha.hexdigest() != blob.sha256:
             partial.unlink()
             raise WireError(
@@ -67,22 +73,26 @@ def download(blob: Blob, path: Path, fetch: Fetch) -> None:
                 remedy="try again; if it happens again, the server's copy is damaged",
             )
         partial.replace(path)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
 
 
-def upload(blob: Blob, path: Path, received: int, put: Put) -> None:
-    """Send what is missing of a file, chunk by chunk.
+def upload(blob: Blob, path: Path, received: int, put: Put, whole: Whole | None = None) -> None:
+    """Send what is missing of a file: all of it at once, or after a cut what is left chunk by chunk.
 
     Args:
         blob: its digest and size.
         path: the file.
         received: bytes that are there.
         put: where the chunks go.
+        whole: where a whole file goes that is longer than a chunk; None for chunks from the start.
 
     Raises:
         WireError: the server takes chunks and does not come to have more.
         StorageError: the file cannot be read, or is not the blob.
     """
+    if whole is not None and not received and blob.size > CHUNK:
+        received = whole(_mapped(path, blob.size))
     at, sent = received, False
     while at < blob.size or not (sent or blob.size):  # an empty file, too, has to be sent
         chunk = _chunk(path, at, blob.size)
@@ -114,14 +124,29 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _chunk(path: Path, at: int, size: int) -> bytes:
+@contextlib.contextmanager
+def _reading(path: Path, size: int) -> Iterator[BinaryIO]:
     try:
-        with path.open("rb") as file:
-            there = os.fstat(file.fileno()).st_size
-            file.seek(at)
-            chunk = file.read(CHUNK)
+        file = path.open("rb")
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-    if there != size:
-        raise StorageError(f"{path} has {there} bytes, not the {size} that it should have")
-    return chunk
+    with file:
+        there = os.fstat(file.fileno()).st_size
+        if there != size:
+            raise StorageError(f"{path} has {there} bytes, not the {size} that it should have")
+        yield file
+
+
+def _chunk(path: Path, at: int, size: int) -> bytes:
+    with _reading(path, size) as file:
+        try:
+            file.seek(at)
+            return file.read(CHUNK)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _mapped(path: Path, size: int) -> memoryview:
+    """The bytes of a file, without loading them."""
+    with _reading(path, size) as file:
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
