@@ -144,7 +144,7 @@ def breaking_line(listener: socket.socket, port: int, cuts: list[int]) -> Iterat
         with lock:
             line.passed += size
             broken = bool(cuts) and line.passed >= cuts[0]
-            while cuts and line.passed >= cuts[0]:
+            if broken:
                 cuts.pop(0)
             return not broken
 
