@@ -11,7 +11,9 @@ them against the whole step, bit for bit); another's gets the whole sums.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,6 +31,9 @@ SLAB = 1 << 18
 """Values handled at a time."""
 
 _MODEL = ""
+_WORKERS = min(4, os.cpu_count() or 1)
+"""Slabs that are worked on at the same time."""
+
 _IN_MEMORY = 32 << 20
 """Bytes of updates that may stay in memory instead of being read again."""
 
@@ -66,6 +71,10 @@ class Totals(Mapping[str, Array]):
         """Names in their order."""
         return iter(sorted([*self._small, *self._shapes]))
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is such a sum; it is not formed for that."""
+        return name in self._small or name in self._shapes
+
     def __len__(self) -> int:
         """How many names."""
         return len(self._small) + len(self._shapes)
@@ -85,8 +94,9 @@ class Totals(Mapping[str, Array]):
             vectors = held.vectors()
             for name in wanted:
                 part = vectors[name].reshape(-1)[here]
-                into = exact.setdefault(name, ExactSum(len(part), self._shapes[name][1]))
-                into.take(part, held.factor, held.reaches[name])
+                if name not in exact:
+                    exact[name] = ExactSum(len(part), self._shapes[name][1])
+                exact[name].take(part, held.factor, held.reaches[name])
         found = {name: total.total() for name, total in exact.items()}
         return {**self._small, **found} if names is None else found
 
@@ -200,17 +210,24 @@ class BySlabs:
         if not isinstance(sums, Totals) or size <= self.slab or not _by_parameter(self.inner):
             return self.inner.server(state, aggregate)
         made: dict[str, Array] = {}
-        for start in range(0, size, self.slab):
+
+        def step(start: int) -> None:
             here = slice(start, min(start + self.slab, size))
             part = self.inner.server(
                 _part(state, here), replace(aggregate, sums=sums.between(here))
             )
             vectors = {_MODEL: part.parameters, **part.slots}
-            if not start:
-                made = {n: _room(v, part.parameters.shape, size) for n, v in vectors.items()}
+            if not made:
+                made.update((n, _room(v, part.parameters.shape, size)) for n, v in vectors.items())
             for name, vector in vectors.items():
                 if made[name].shape == (size,):
                     made[name][here] = vector
+
+        step(0)
+        # Slabs know nothing of each other, and NumPy lets go of the interpreter while it computes.
+        with ThreadPoolExecutor(_WORKERS, "atoll-slab") as workers:
+            for _ in workers.map(step, range(self.slab, size, self.slab)):
+                pass
         parameters = freeze(made.pop(_MODEL))
         slots = {name: freeze(slot) for name, slot in made.items()}
         return replace(state, round=state.round + 1, parameters=parameters, slots=slots)
