@@ -199,7 +199,7 @@ class TestManyThreads:
         started(store)
         store.add_run(1, run_row("r2"))
         commits: list[int] = []
-        event.listen(store.database.engine, "commit", lambda _: commits.append(1))
+        event.listen(store.database.engine, "checkin", lambda *_: commits.append(1))
         told: dict[str, object] = {}
 
         def send(task: str, epoch: int) -> None:

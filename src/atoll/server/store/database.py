@@ -24,6 +24,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from atoll.core.errors import MissingExtra, StateError, StorageError
 from atoll.server.store import rules
+from atoll.server.store.driver import Statement
 from atoll.server.store.migrations import upgrade
 from atoll.server.store.tables import LEASE
 
@@ -71,6 +72,7 @@ class Database:
         self._closed = False
         with self._explained():
             self.engine = _engine(self.url) if self.sqlite else _postgresql(self.url)
+        self._epoch = Statement(select(LEASE.c.epoch).with_for_update(), self.engine.dialect)
         try:
             self._prepare()
         except BaseException:
@@ -121,6 +123,42 @@ class Database:
             if epoch is not None:
                 rules.fence(epoch, int(found or 0))
             yield connection
+
+    @contextlib.contextmanager
+    def driving(self, epoch: int | None = None, *, write: bool = False) -> Iterator[Any]:
+        """The same transactions on a cursor of the driver's own, for :mod:`.driver`.
+
+        Args:
+            epoch: refused when it is not the newest; None to let the caller see to that.
+            write: whether anything is written.
+        """
+        self.check_open()
+        with self._explained(), self._one_writer if write else contextlib.nullcontext():
+            connection = self.engine.raw_connection()
+            try:
+                cursor: Any = connection.cursor()
+                if self.sqlite:
+                    cursor.execute("BEGIN IMMEDIATE" if write else "BEGIN")
+                if epoch is not None:
+                    found = self._epoch.run(cursor).fetchone()
+                    rules.fence(epoch, int(found[0]) if found else 0)
+                yield cursor
+                connection.commit()
+            except BaseException as error:
+                with contextlib.suppress(Exception):
+                    connection.rollback()
+                raise self._translated(error) from error
+            finally:
+                connection.close()
+
+    def _translated(self, error: BaseException) -> BaseException:
+        """An error of the driver's as the toolkit would give it; others as they are."""
+        driver = self.engine.dialect.loaded_dbapi
+        if isinstance(error, driver.IntegrityError):
+            return exc.IntegrityError(None, None, error)
+        if isinstance(error, driver.Error):
+            return exc.DBAPIError(None, None, error)
+        return error
 
     @contextlib.contextmanager
     def _begin(self, *, write: bool) -> Iterator[Connection]:

@@ -36,6 +36,7 @@ from atoll.server.store.contract import (
     RunRow,
 )
 from atoll.server.store.database import Database
+from atoll.server.store.driver import Statement
 from atoll.server.store.pending import Pending
 from atoll.server.store.tables import (
     BLOBS,
@@ -56,22 +57,32 @@ R = TypeVar("R")
 _NESTED = frozenset({"files", "sites", "record", "tasks"})
 _TUPLES = frozenset({"sites", "tasks"})
 
-# Databases take a limited number of values in one statement.
-_AT_ONCE = 5000
-
-# What every round asks is built once: building a statement costs more than the database does with it.
-_EPOCH = select(LEASE.c.epoch)
 _KNOWN_RUN = select(RUNS.c.number).where(RUNS.c.id == bindparam("run"))
-_HELD = select(BLOBS.c.raw).where(BLOBS.c.sha256 == bindparam("sha256"))
-_DROP = delete(BLOBS).where(BLOBS.c.sha256 == bindparam("digest"))
-_THESE = (CONTRIBUTIONS.c.run == bindparam("of")) & CONTRIBUTIONS.c.task.in_(
-    bindparam("among", expanding=True)
-)
-_FIRST = select(CONTRIBUTIONS.c.task, CONTRIBUTIONS.c.sha256).where(_THESE)
-_MARKS = select(CONTRIBUTIONS.c.task, CONTRIBUTIONS.c.round).where(_THESE)
-_MARK = update(CONTRIBUTIONS).where(_THESE).values(round=bindparam("into"))
-_LAST = select(func.max(ROUNDS.c.number)).where(ROUNDS.c.run == bindparam("run"))
-_ADD_ROUND = insert(ROUNDS)
+_THIS = (CONTRIBUTIONS.c.run == bindparam("of")) & (CONTRIBUTIONS.c.task == bindparam("named"))
+
+
+class _Often:
+    """What every round asks of one database."""
+
+    def __init__(self, database: Database) -> None:
+        add = (sqlite if database.sqlite else postgresql).insert
+
+        def ready(built: Any, columns: Sequence[str] = ()) -> Statement:
+            return Statement(built, database.engine.dialect, columns)
+
+        answer, round_ = ([f.name for f in fields(kind)] for kind in (Contribution, RoundRow))
+        self.lease = ready(_all(LEASE, Lease))
+        self.epoch = ready(select(LEASE.c.epoch).with_for_update())
+        self.known_run = ready(_KNOWN_RUN)
+        self.held = ready(select(BLOBS.c.raw).where(BLOBS.c.sha256 == bindparam("digest")))
+        self.drop = ready(delete(BLOBS).where(BLOBS.c.sha256 == bindparam("digest")))
+        self.add_blob = ready(add(BLOBS).on_conflict_do_nothing(), ("sha256", "raw"))
+        self.first = ready(select(CONTRIBUTIONS.c.sha256).where(_THIS))
+        self.add_answer = ready(insert(CONTRIBUTIONS), answer)
+        self.mark = ready(select(CONTRIBUTIONS.c.round).where(_THIS))
+        self.set_mark = ready(update(CONTRIBUTIONS).where(_THIS).values(round=bindparam("into")))
+        self.last = ready(select(func.max(ROUNDS.c.number)).where(ROUNDS.c.run == bindparam("of")))
+        self.add_round = ready(insert(ROUNDS), round_)
 
 
 class SqlStore:
@@ -83,9 +94,7 @@ class SqlStore:
 
     def __init__(self, url: str) -> None:
         self.database = Database(url)
-        add = (sqlite if self.database.sqlite else postgresql).insert
-        self._add_blob = add(BLOBS).on_conflict_do_nothing()
-        self._add_contribution = add(CONTRIBUTIONS).on_conflict_do_nothing()
+        self._often = _Often(self.database)
         self._pending = Pending()
         self._arrived: list[_Arrival] = []
         self._arriving, self._leading = threading.Lock(), threading.Lock()
@@ -99,17 +108,15 @@ class SqlStore:
         """A transaction of the server's; small blobs become durable with it."""
         changes = self._pending.changes()
         with self.database.writing(epoch) as db:
-            self._flush(db, changes)
+            self._flush(db.connection.cursor(), changes)
             yield db
         self._pending.done(changes)
 
-    def _flush(self, db: Connection, changes: Mapping[str, bytes | None]) -> None:
+    def _flush(self, cursor: Any, changes: Mapping[str, bytes | None]) -> None:
         gone = [{"digest": sha256} for sha256, raw in changes.items() if raw is None]
         new = [{"sha256": sha256, "raw": raw} for sha256, raw in changes.items() if raw is not None]
-        if gone:
-            db.execute(_DROP, gone)
-        if new:
-            db.execute(self._add_blob, new)
+        self._often.drop.many(cursor, gone)
+        self._often.add_blob.many(cursor, new)
 
     # The lock
 
@@ -129,8 +136,8 @@ class SqlStore:
 
     def lease(self) -> Lease:
         """Who acquired the store last."""
-        with self.database.reading() as db:
-            return _one(Lease, db.execute(_all(LEASE, Lease)).one()._mapping)
+        with self.database.driving() as cursor:
+            return Lease(*self._often.lease.run(cursor).fetchone())
 
     # Members
 
@@ -236,12 +243,12 @@ class SqlStore:
         """Write all of a group that may write, or none where the database fails."""
         changes = self._pending.changes()
         try:
-            with self.database.writing() as db:
-                newest = int(db.scalar(_EPOCH) or 0)
-                found = self._hear(db, newest, group)
+            with self.database.driving(write=True) as cursor:
+                newest = int(self._often.epoch.run(cursor).fetchone()[0])
+                found = [self._hear(cursor, newest, one) for one in group]
                 if all(isinstance(heard, AtollError) for heard in found):
                     changes = {}
-                self._flush(db, changes)
+                self._flush(cursor, changes)
         except AtollError as error:
             found = [error] * len(group)
         else:
@@ -249,32 +256,20 @@ class SqlStore:
         for one, heard in zip(group, found, strict=True):
             one.heard = heard
 
-    def _hear(
-        self, db: Connection, newest: int, group: Sequence[_Arrival]
-    ) -> list[Heard | AtollError]:
-        """What becomes of each; those that are new are written. Nobody else can write meanwhile."""
-        runs = {one.row.run for one in group}
-        known = {run for run in runs if db.scalar(_KNOWN_RUN, {"run": run}) is not None}
-        first = {}
-        for run in known:
-            among = [one.row.task for one in group if one.row.run == run]
-            for task, sha256 in db.execute(_FIRST, {"of": run, "among": among}):
-                first[run, task] = sha256
-        found: list[Heard | AtollError] = []
-        new = []
-        for one in group:
-            row = one.row
-            if not 0 < one.epoch == newest or row.run not in known:
-                found.append(_refused(one, newest))
-                continue
-            earlier = first.setdefault((row.run, row.task), "")
-            if not earlier:
-                first[row.run, row.task] = row.sha256
-                new.append(vars(row))
-            found.append("new" if not earlier else "same" if earlier == row.sha256 else "different")
-        if new:
-            db.execute(self._add_contribution, new)
-        return found
+    def _hear(self, cursor: Any, newest: int, one: _Arrival) -> Heard | AtollError:
+        """What becomes of one; written where it is new. Nobody else can write meanwhile."""
+        row, often = one.row, self._often
+        try:
+            rules.fence(one.epoch, newest)
+        except FenceError as error:
+            return error
+        if often.known_run.run(cursor, run=row.run).fetchone() is None:
+            return rules.no_run(row.run)
+        first = often.first.run(cursor, of=row.run, named=row.task).fetchone()
+        if first is None:
+            often.add_answer.run(cursor, **vars(row))
+            return "new"
+        return "same" if first[0] == row.sha256 else "different"
 
     def contributions(self, run: str, prefix: str = "") -> tuple[Contribution, ...]:
         """Answers to tasks whose id starts with ``prefix``."""
@@ -285,20 +280,21 @@ class SqlStore:
 
     def commit_round(self, epoch: int, row: RoundRow) -> None:
         """Write a round and mark its contributions, together."""
-        chunks = [
-            {"of": row.run, "among": row.tasks[start : start + _AT_ONCE]}
-            for start in range(0, len(row.tasks), _AT_ONCE)
-        ]
-        with self._writing(epoch) as db:
-            _check_run(db, row.run)
-            last = db.scalar(_LAST, {"run": row.run})
+        often, changes = self._often, self._pending.changes()
+        with self.database.driving(epoch, write=True) as cursor:
+            if often.known_run.run(cursor, run=row.run).fetchone() is None:
+                raise rules.no_run(row.run)
+            last = often.last.run(cursor, of=row.run).fetchone()[0]
             marks: dict[str, int | None] = {}
-            for these in chunks:
-                marks |= {found.task: found.round for found in db.execute(_MARKS, these)}
+            for task in row.tasks:
+                found = often.mark.run(cursor, of=row.run, named=task).fetchone()
+                marks |= {} if found is None else {task: found[0]}
             rules.allow_round(row, int(last or 0), marks)
-            db.execute(_ADD_ROUND, _flat(row))
-            for these in chunks:
-                db.execute(_MARK, {**these, "into": row.number})
+            often.add_round.run(cursor, **_flat(row))
+            rows = [{"of": row.run, "named": task, "into": row.number} for task in row.tasks]
+            often.set_mark.many(cursor, rows)
+            self._flush(cursor, changes)
+        self._pending.done(changes)
 
     def rounds(self, run: str, after: int = 0) -> tuple[RoundRow, ...]:
         """Rounds with a number larger than ``after``."""
@@ -342,9 +338,9 @@ class SqlStore:
         changes = self._pending.changes()
         if sha256 in changes:
             return changes[sha256]
-        with self.database.reading() as db:
-            found = db.scalar(_HELD, {"sha256": sha256})
-        return None if found is None else bytes(found)
+        with self.database.driving() as cursor:
+            found = self._often.held.run(cursor, digest=sha256).fetchone()
+        return None if found is None else bytes(found[0])
 
     def holdings(self) -> Mapping[str, int]:
         """Digests of all small blobs, with their sizes."""
@@ -406,15 +402,6 @@ def _runs(id: str) -> Select[Any]:
 def _check_run(db: Connection, run: str) -> None:
     if db.scalar(_KNOWN_RUN, {"run": run}) is None:
         raise rules.no_run(run)
-
-
-def _refused(one: _Arrival, newest: int) -> AtollError:
-    """Why a contribution cannot be written: another server has the store, or there is no such run."""
-    try:
-        rules.fence(one.epoch, newest)
-    except FenceError as error:
-        return error
-    return rules.no_run(one.row.run)
 
 
 def _starts(prefix: str) -> Sequence[ColumnElement[bool]]:
