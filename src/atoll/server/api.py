@@ -374,14 +374,14 @@ class Api:
                         return found
                     if not await _rings(event, asked, left):
                         raise Unreachable(f"{asked.name} does not wait any longer")
-                    await self._call(self._still, asked)
+                    await self._still(asked)
         finally:
             self.meters.waiting -= 1
 
-    def _still(self, asked: Asked) -> None:
+    async def _still(self, asked: Asked) -> None:
         """Whoever has waited is told nothing if the key was revoked meanwhile."""
         if self.roster.stale:
-            self.roster.refresh()
+            await self._call(self.roster.refresh)
         if asked.sender is not None:
             self.gate.still(asked.sender)
 

@@ -134,9 +134,12 @@ class Service:
     # Sites --------------------------------------------------------------------------------------
 
     def touch(self, site: ClientId) -> None:
-        """``site`` has been heard of."""
-        now = self._office.now()
-        self._office.heard[site] = now
+        """``site`` has been heard of; noted with a hundredth of the time after which silence counts."""
+        office = self._office
+        now, before = office.now(), office.heard.get(site)
+        if before is not None and 0 <= now - before < office.settings.progress / 100:
+            return
+        office.heard[site] = now
         for engine in self._of(site):
             engine.counter.hear(site, now)
 
