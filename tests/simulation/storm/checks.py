@@ -187,6 +187,9 @@ class Checks:
             found = poll(site, have)
             for task in found.tasks:
                 self._offered(server, task)
+            if found.tasks or found.gone:
+                asked = [task.id for task in found.tasks]
+                self.world.note(f"{site} is asked for {asked}; gone: {found.gone}")
             return found
 
         def stepped() -> float | None:
@@ -217,6 +220,7 @@ class Checks:
 
     def worked(self, node: Node, task: str) -> None:
         """A worker has computed an answer."""
+        self.world.note(f"has computed {task}")
         if node.honest and task in self._promised:
             self.violated("G3", f"{node.name} computes {task}, which was acknowledged, again")
 
@@ -236,6 +240,8 @@ class Checks:
         """A request was answered."""
         if not request.path.startswith("/v1/results/"):
             return
+        told = "acknowledged" if error is None else f"{type(error).__name__}: {error.message}"
+        self.world.note(f"{request.what} of {request.site}: {told}")
         if isinstance(error, Equivocation):
             self.alarms += 1
             named = [e for e in self.world.database.events if e.kind == "equivocation"]
@@ -322,6 +328,10 @@ class Checks:
         heard = database.contributions[run]
         names = [site_of(task) for task in row.tasks]
         where = f"round {row.number}"
+        outcome = (
+            f"committed with {names}" if record["committed"] else f"aborted: {record['reason']}"
+        )
+        self.world.note(f"{where} of {run} {outcome}")
         self.ensure(len(set(names)) == len(names), "G1", f"{where}: a site counts twice: {names}")
         for task in row.tasks:
             self._counted[task] = self._counted.get(task, 0) + 1

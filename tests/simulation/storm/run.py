@@ -200,6 +200,10 @@ def _many(first: int, last: int, bug: str, stop: bool) -> dict[str, object]:
             states[result.status] += 1
             steps += result.steps
             digest.update(repr(result.trace).encode())
+            done = seed - first + 1
+            if done % 500 == 0:
+                told = f"seeds {first} to {seed}: {len(failed)} violations"
+                print(told, file=sys.stderr, flush=True)
             if result.violations:
                 failed.append(shown(result, 60, bug))
                 guarantees |= {v.guarantee for v in result.violations}

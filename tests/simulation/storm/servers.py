@@ -37,13 +37,20 @@ class Server:
         self.process.skew = world.base
         self.store = MemoryStore(
             world.database,
-            before=lambda name: world.reach("store before", name),
+            before=self._about_to,
             after=self._written,
         )
         self.up = False
         self.service: Any = None
         self.front: Any = None
         self.steps: Any = None
+
+    def _about_to(self, name: str) -> None:
+        world = self.world
+        world.reach("store before", name)
+        if world.kernel.process is not None and world.chance("database error"):
+            world.injected += 1
+            raise StorageError("the database cannot be used")
 
     def _written(self, name: str) -> None:
         self.world.checks.written(self, name)

@@ -31,6 +31,8 @@ KINDS = (
     "torn write",
     "slow disk",
     "disk error",
+    "disk full",
+    "database error",
     "clock jumped",
     # Servers.
     "second server refused",
@@ -175,6 +177,7 @@ def _rates(random: Random, gentle: bool) -> dict[str, float]:
         "transfer cut": 0.3,
         "slow disk": 0.01,
         "disk error": 0.005,
+        "database error": 0.01,
         "worker process ended": 0.0 if gentle else 0.05,
         "site slow": 0.05,
     }
@@ -208,6 +211,10 @@ def _plans(random: Random, gentle: bool, names: tuple[str, ...], calm: float) ->
         plans.append(Plan(moment(), "clock", "server", jump))
     plans += [Plan(moment(), "second server") for _ in some(1, 0.15)]
     plans += [Plan(moment(), "lost lock") for _ in some(1, 0.2)]
+    plans += [
+        Plan(moment(), "full", random.choice(("server", *names)), random.uniform(1, 20))
+        for _ in some(1, 0.2)
+    ]
     plans += [Plan(moment(), "stop", random.choice(names)) for _ in some(2, 0.2)]
     if not gentle:
         plans += [Plan(moment(), "cancel") for _ in some(1, 0.05)]

@@ -40,6 +40,8 @@ from atoll.wire.lossy_disk import LossyDisk
 
 __all__ = ["World"]
 
+_WRITES = ("write", "append", "torn", "fsync", "fsync_folder")
+
 
 class World:
     """One seed's federation.
@@ -64,6 +66,7 @@ class World:
         self.base = 0.0  # of the server machine's wall clock
         self._quiet = 0
         self._armed: dict[str, list[Any]] = {}
+        self._full: dict[str, float] = {}
         self.cancelled: set[str] = set()
         self._dying: list[tuple[k.Process, bool]] = []
         self.network = Network(self)
@@ -142,7 +145,8 @@ class World:
             self.kernel.wait(0.0)  # somebody else gets a turn
 
     def _disk(self, where: str, operation: str) -> None:
-        if self.kernel.process is None or self._quiet:
+        process = self.kernel.process
+        if process is None or self._quiet:
             return
         self.reach(f"disk {where}", operation)
         if self.chance("slow disk"):
@@ -150,6 +154,9 @@ class World:
             self.slowness += seconds
             self.kernel.wait(seconds)
         if operation not in ("names", "make_folder") and self.chance("disk error"):
+            self.injected += 1
+            raise OSError(5, "Input/output error")
+        if operation in _WRITES and self.kernel.now < self._full.get(process.owner, 0.0):
             self.injected += 1
             raise OSError(28, "No space left on device")
 
@@ -258,6 +265,9 @@ class World:
                     break
         elif plan.kind == "leave":
             self.nodes[plan.who].leave(plan.value)
+        elif plan.kind == "full":
+            self._full[plan.who] = min(self.kernel.now + plan.value, self.weather.calm)
+            self.count("disk full")
         elif plan.kind == "stop":
             self.nodes[plan.who].stop()
         elif plan.kind == "cancel":
