@@ -4,6 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No limit of time for one example: on a busy machine it says nothing about the code.
+settings.register_profile("atoll", deadline=None)
+settings.load_profile("atoll")
 
 
 def pytest_collection_modifyitems(items):
