@@ -30,7 +30,7 @@ MAX_LINES := 500
 
 SEEDS ?= 10000
 
-.PHONY: help setup demo federation simulate test lint format bench bench-peers reliability targets docs clean
+.PHONY: help setup demo federation simulate test lint format bench bench-peers bench-deploy reliability targets docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -82,6 +82,9 @@ bench-peers: $(SETUP) ## measure Flower, pfl, BlazeFL, FedJAX, NVFlare beside us
 
 reliability: $(SETUP) ## kill, cut and starve real federations, write docs/reliability.md (about an hour)
 	$(PY) -m benchmarks.reliability $(BENCH_ARGS)
+
+bench-deploy: $(SETUP) ## measure a deployment beside Flower's and plain sockets (BENCH_ARGS=--quick for a look)
+	TORCH='$(TORCH)' $(PY) -m benchmarks.deploy.run $(BENCH_ARGS)
 
 targets: $(SETUP) ## re-run the published results we compare with, write docs/results.md (long)
 	$(PY) -m benchmarks.targets.run

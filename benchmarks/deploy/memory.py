@@ -66,12 +66,13 @@ class Watch:
         self._before = 0.0
 
     def _look(self) -> None:
-        number, found = 0, self._found
-        while not self._done.wait(PAUSE):
-            server = self._server()
+        number, over = 0, False
+        while not over:
+            over = self._done.wait(PAUSE)
+            server, found = self._server(), self._found
             found["server"] = max(found["server"], shares(server))
             found["own"] = max(found["own"], private(server))
-            if number % EVERY == 0:
+            if over or number % EVERY == 0:
                 found["tree"] = max(found["tree"], shares(self._tree()))
             number += 1
 

@@ -1,0 +1,1 @@
+"""Training that adds a constant, for Flower."""
