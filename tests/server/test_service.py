@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +261,19 @@ def test_a_subset_of_sites_can_be_asked(world: World) -> None:
     assert world.service.job(run).sites == ["cleveland", "hungary"]
     assert world.service.job(run).status == "completed"
     assert world.sites["switzerland"].asked == []
+
+
+def test_who_looks_when_told_of_the_end_sees_it(world: World) -> None:
+    run = world.submit(played.heart_spec("rounds.count=1"))
+    seen: list[bool] = []
+
+    def look(names: Collection[str]) -> None:
+        if f"run {run}" in names and world.service.job(run).status == "completed":
+            seen.append(all(world.service.poll(s, {run}).gone == [run] for s in world.sites))
+
+    world.service.on_change = look
+    world.run()
+    assert seen == [True]
 
 
 def test_a_cancelled_run_ends_and_says_by_whom_also_after_a_crash(world: World) -> None:

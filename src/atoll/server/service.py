@@ -263,7 +263,8 @@ class Service:
     def _gone(self, task: str) -> bool:
         run, dot, _ = task.partition(".")
         engine = self._engines.get(run)
-        return engine is None or (bool(dot) and engine.counter.settled(task))
+        # Sites are told of the end before the engine is put away, and look at once.
+        return engine is None or engine.ended or (bool(dot) and engine.counter.settled(task))
 
     # Members ------------------------------------------------------------------------------------
 
