@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from atoll.aggregation.exact import Fold
+from atoll.core.chain import Chain
 from atoll.core.contracts import (
     Algorithm,
     CohortAlgorithm,
@@ -30,7 +31,7 @@ from atoll.core.layout import Array
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Metrics
 from atoll.core.seeds import Seed
-from atoll.core.values import Broadcast, ClientId, Memory, Update
+from atoll.core.values import Broadcast, ClientId, Memory, State, Update
 from atoll.data.population import known_rows, rows_of
 
 __all__ = ["Done", "Parts", "answer_task", "evaluate_client", "fold_task"]
@@ -53,6 +54,7 @@ class Parts:
         held_out: test rows by client, for federated evaluation.
         apart: whether every client is trained by itself though a group would be faster: as it is at
             the sites of a deployment, and so to the same bits.
+        chain: what an update passes on its way out.
     """
 
     algorithm: Algorithm
@@ -63,6 +65,17 @@ class Parts:
     weighting: Weighting = field(default_factory=Weighting)
     held_out: Mapping[ClientId, Any] = field(default_factory=dict)
     apart: bool = False
+    chain: Chain = field(default_factory=Chain)
+
+    def start(self) -> State:
+        """The state before the first round: the algorithm's, with the slots of the chain."""
+        initial = self.trainer.initial(self.seed / "initial")
+        layout = self.trainer.layout
+        return self.chain.begun(self.algorithm.init(initial, layout, len(self.clients)), layout)
+
+    def broadcast(self, state: State) -> Broadcast:
+        """What a cohort gets: the algorithm's broadcast, with the public vectors of the chain."""
+        return self.chain.told(self.algorithm.broadcast(state), state.slots)
 
     def work(self, task: Task) -> Work:
         """What the algorithm's client half gets for ``task``."""
@@ -95,7 +108,8 @@ class Parts:
     def cohort(self) -> tuple[CohortTrainer, CohortAlgorithm] | None:
         """Trainer and algorithm, where nothing but the sum of the clients' changes is wanted."""
         trainer, algorithm = self.trainer, self.algorithm
-        if self.apart or not isinstance(trainer, CohortTrainer):
+        # A chain is passed by single updates: their sum alone would come too late.
+        if self.apart or self.chain or not isinstance(trainer, CohortTrainer):
             return None
         if not isinstance(algorithm, CohortAlgorithm):
             return None
@@ -122,7 +136,7 @@ def _share(local: LocalWork, fraction: float) -> LocalWork:
 def answer_task(
     parts: Parts, task: Task, broadcast: Broadcast, memory: Memory, *, fit: Fit | None = None
 ) -> tuple[Update, Memory]:
-    """What the client of ``task`` sends, and what it keeps.
+    """What the client of ``task`` sends (its update, behind the chain), and what it keeps.
 
     A node's worker calls this where an executor calls :func:`fold_task`; linear algebra must be held
     at one thread there too (:class:`~atoll.runtime.threads.Threads`).
@@ -135,7 +149,7 @@ def answer_task(
         fit: what the client's first training gives, where that has been done already.
 
     Raises:
-        UpdateRefused: what it would keep is not finite.
+        UpdateRefused: what it would keep is not finite, or a link of the chain lets it not pass.
         Exception: whatever the client's code raises.
     """
     work = parts.work(task)
@@ -145,7 +159,7 @@ def answer_task(
     for name, value in kept.items():
         if not np.isfinite(value).all():
             raise UpdateRefused(f"the client's own {name!r} is not finite")
-    return update, kept
+    return parts.chain.client(update, task, broadcast, work.seed), kept
 
 
 def fold_task(
@@ -175,7 +189,7 @@ def fold_task(
 
     try:
         update, kept = answer_task(parts, task, broadcast, memory, fit=fit)
-        fold.add(update, task.scale)
+        fold.add(update, parts.chain.factor(task.scale))
     except UpdateRefused as error:
         return ended("refused", error.message), None
     except AtollError as error:

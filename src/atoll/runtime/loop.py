@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from atoll.core.contracts import Executor, Observer, Outcome, Task
+from atoll.core.contracts import Executor, Finishing, Observer, Outcome, Task
 from atoll.core.errors import ClientError, JobError, QuorumError
 from atoll.core.layout import Array
 from atoll.core.metrics import Confusion, Metrics, merge_all, values
@@ -219,10 +219,7 @@ class Loop:
 
     def start(self) -> Progress:
         """The record before the first round."""
-        parts = self.parts
-        initial = parts.trainer.initial(parts.seed / "initial")
-        layout = parts.trainer.layout
-        return Progress(parts.algorithm.init(initial, layout, len(parts.clients)))
+        return Progress(self.parts.start())
 
     def run(self, progress: Progress | None = None) -> Finished:
         """Run from ``progress`` (or from the start) to the end, on the executor.
@@ -294,6 +291,9 @@ class Loop:
                 f"{progress.aborted} rounds in a row could not commit{_told(last)}",
                 remedy=_WAYS_OUT,
             )
+        algorithm = self.parts.algorithm
+        if isinstance(algorithm, Finishing) and algorithm.finished(progress.state):
+            return "completed"
         if progress.rounds >= stop.rounds:
             if progress.state.round == 0:
                 raise QuorumError(
@@ -315,7 +315,7 @@ class Loop:
         began = time.perf_counter()
         state, algorithm = progress.state, self.parts.algorithm
         with timed(self.watch, "broadcast"):
-            broadcasts = {**progress.broadcasts, state.round: algorithm.broadcast(state)}
+            broadcasts = {**progress.broadcasts, state.round: self.parts.broadcast(state)}
         with timed(self.watch, "cohort"):
             plan, pace = yield Next(
                 number=progress.rounds,
@@ -336,6 +336,7 @@ class Loop:
             reason = self._why_not(plan, aggregate, outcomes)
             if not reason:
                 with timed(self.watch, "server"):
+                    aggregate, state = self.parts.chain.server(aggregate, state)
                     state = algorithm.server(state, aggregate)
                 memories = {**memories, **changed} if changed else memories
                 pace = replace(pace, repeat=0)

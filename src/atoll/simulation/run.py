@@ -272,7 +272,7 @@ def _started(
     if chosen == "serial":
         return SerialExecutor(parts)
     if chosen == "processes":
-        like = parts.algorithm.broadcast(Loop(parts, SerialExecutor(parts)).start().state)
+        like = parts.broadcast(parts.start())
         return ProcessExecutor(
             parts, like, workers=count if workers is None else workers, method=method
         )
