@@ -29,12 +29,13 @@ from typing import Any
 
 import numpy as np
 
+from atoll.aggregation.whole import INTEGERS, WholeSum
 from atoll.core.errors import UpdateRefused
 from atoll.core.layout import Array
 from atoll.core.metrics import Metric, merge_metrics
 from atoll.core.values import Aggregate, Update
 
-__all__ = ["ExactSum", "Fold"]
+__all__ = ["ExactSum", "Fold", "sum_of"]
 
 _GRIDS = {"float32": (-12, -43), "float64": (-2, -54)}
 """Exponents of what the coarse and the fine limb count."""
@@ -173,7 +174,7 @@ class ExactSum:
         low &= (1 << gap) - 1
         self._pending = [0, 0]
 
-    def merge(self, other: ExactSum) -> None:
+    def merge(self, other: Any) -> None:
         """Add another running sum of the same length and dtype, which stays as it is.
 
         Raises:
@@ -208,6 +209,22 @@ class ExactSum:
         return np.asarray(high)
 
 
+def sum_of(size: int, dtype: str, limbs: Array | None = None) -> ExactSum | WholeSum:
+    """The running sum for vectors of this dtype, floats or integers.
+
+    Args:
+        size: length of the vectors.
+        dtype: of what is added.
+        limbs: ``(2, size)`` int64 zeros to sum in; None for fresh ones.
+
+    Raises:
+        UpdateRefused: such vectors do not add up exactly.
+    """
+    if dtype in INTEGERS:
+        return WholeSum(size, dtype, limbs)
+    return ExactSum(size, dtype, limbs)
+
+
 class Fold:
     """Folds updates one by one into an :class:`~atoll.core.values.Aggregate`; memory O(model).
 
@@ -225,7 +242,7 @@ class Fold:
     ) -> None:
         self._updates = updates
         self._room = room
-        self.sums: dict[str, ExactSum] = {}
+        self.sums: dict[str, ExactSum | WholeSum] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._weight: int | Fraction = 0
         self._scaled: int | Fraction = 0
@@ -293,7 +310,7 @@ class Fold:
         self._agree(other._shapes)
         metrics = self._merged(other._metrics)
         fresh = {
-            n: self.sums.get(n) or ExactSum(s.bins.shape[1], s.dtype) for n, s in other.sums.items()
+            n: self.sums.get(n) or sum_of(s.bins.shape[1], s.dtype) for n, s in other.sums.items()
         }
         for name, theirs in other.sums.items():
             if fresh[name].dtype != theirs.dtype:
@@ -312,9 +329,9 @@ class Fold:
         """Rooms do not travel."""
         return {**self.__dict__, "_room": None}
 
-    def _sum(self, name: str, vector: Array) -> ExactSum:
+    def _sum(self, name: str, vector: Array) -> ExactSum | WholeSum:
         room = None if self._room is None else self._room(name, vector.size)
-        return ExactSum(vector.size, vector.dtype.name, room)
+        return sum_of(vector.size, vector.dtype.name, room)
 
     def _agree(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if self._count and shapes != self._shapes:

@@ -111,7 +111,7 @@ class Aggregate:
     """The combination of the updates of one server step.
 
     Args:
-        sums: ``sum_i s_i w_i v_i`` for each named vector, in float64.
+        sums: ``sum_i s_i w_i v_i`` for each named vector, in float64 (int64 where integers were sent).
         weight: ``sum_i w_i``.
         scaled_weight: ``sum_i s_i w_i``.
         count: number of updates.

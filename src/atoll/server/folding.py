@@ -9,27 +9,20 @@ the last.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
+from dataclasses import dataclass
 
 from atoll.core.contracts import Task
 from atoll.core.errors import UpdateRefused
-from atoll.core.layout import Array, Entry, Layout
-from atoll.core.local import Fit, LocalRule, LocalWork
-from atoll.core.metrics import Mean, Metric, Metrics
-from atoll.core.seeds import Seed
+from atoll.core.layout import Array
+from atoll.core.metrics import Metrics
 from atoll.core.values import Aggregate, Broadcast, Update
 from atoll.runtime.client import Parts
+from atoll.runtime.pattern import blank_of
 from atoll.server.answers import Expected
 from atoll.server.slabs import SlabFold
 from atoll.wire.frames import decode
 from atoll.wire.messages import ResultBody, TaskBody
 from atoll.wire.metrics import metrics_from_plain
-
-_SMALL = 1000
-"""A model of no more values is asked about itself."""
 
 __all__ = ["Pattern", "TrainFold", "pattern_of"]
 
@@ -65,36 +58,6 @@ class Pattern:
                 raise UpdateRefused(f"metric {name!r:.80} is not one of this algorithm")
 
 
-@dataclass(frozen=True, eq=False)
-class _Unmoved:
-    """A trainer that learns nothing."""
-
-    layout: Layout
-    start: Array
-    corrects: bool = True
-
-    def initial(self, seed: Seed) -> Array:
-        return self.start
-
-    def fit(
-        self,
-        parameters: Array,
-        data: Any,
-        *,
-        work: LocalWork,
-        rule: LocalRule,
-        seed: Seed,
-        round: int,
-    ) -> Fit:
-        return Fit(parameters.copy(), 1, 1.0, len(data), 1.0)
-
-    def gradient(self, parameters: Array, data: Any) -> tuple[Array, float]:
-        return np.zeros_like(parameters), 1.0
-
-    def evaluate(self, parameters: Array, data: Any) -> Mapping[str, Metric]:
-        return {"loss": Mean.of(1.0, len(data))}
-
-
 def pattern_of(parts: Parts, task: Task, broadcast: Broadcast) -> Pattern:
     """Ask the algorithm what its clients send; a large model is stood for by a small one of its kind.
 
@@ -103,41 +66,15 @@ def pattern_of(parts: Parts, task: Task, broadcast: Broadcast) -> Pattern:
         task: any task.
         broadcast: what it starts from.
     """
-    whole = parts.trainer.layout
-    layout = whole if whole.size <= _SMALL else _alike(whole)
-    sizes = {_shared(layout): _shared(whole)}
-    vectors = {
-        name: np.zeros(_shared(layout), v.dtype) if v.shape == (_shared(whole),) else v
-        for name, v in broadcast.vectors.items()
-    }
-    still = _Unmoved(layout, np.zeros(layout.size, layout.dtype))
-    work = replace(parts, trainer=still).work(task)
-    with np.errstate(all="ignore"):
-        update, _ = parts.algorithm.client(Broadcast(broadcast.version, vectors), {}, work)
-    slots = {
-        name: (tuple(sizes.get(int(n), int(n)) for n in v.shape), v.dtype.name)
-        for name, v in update.vectors.items()
-    }
+    blank = blank_of(parts, task, broadcast)
+    # Behind such a chain nothing in the clear says how many rows a site has.
+    inside = parts.chain.gives("weights inside")
     return Pattern(
-        expected=Expected(slots),
-        metrics={name: type(metric) for name, metric in update.metrics.items()},
-        weighs=update.weight == work.weight,
-        counts=update.examples == work.examples,
+        expected=Expected(dict(blank.shapes)),
+        metrics={name: type(metric) for name, metric in blank.update.metrics.items()},
+        weighs=inside or blank.update.weight == blank.work.weight,
+        counts=inside or blank.update.examples == blank.work.examples,
     )
-
-
-def _shared(layout: Layout) -> int:
-    return int(layout.shared.stop)
-
-
-def _alike(layout: Layout) -> Layout:
-    """A small layout with the same regions; its lengths are those of nothing else."""
-    regions = {entry.region: entry for entry in layout.entries if entry.size}
-    small = [
-        Entry(f"region {region}", (101 + region,), "float32", entry.trainable, entry.personal)
-        for region, entry in sorted(regions.items())
-    ]
-    return Layout(tuple(small), layout.dtype)
 
 
 class TrainFold:
@@ -156,7 +93,7 @@ class TrainFold:
         self._parts = parts
         self._pattern = pattern
         self._frame = frame
-        self._fold = SlabFold(_shared(parts.trainer.layout), updates)
+        self._fold = SlabFold(parts.trainer.layout.shared.stop, updates)
 
     @property
     def expected(self) -> Expected:
@@ -171,12 +108,17 @@ class TrainFold:
             WireError: its metrics are malformed.
         """
         metrics = metrics_from_plain(body.metrics)
+        chain = self._parts.chain
         rows = len(self._parts.clients[task.client])
         weight = self._parts.weighting.of(task.client, rows)
+        if chain.gives("weights inside"):
+            weight, rows = 1.0, 0
         self._pattern.check(body, metrics, weight, rows)
         update = Update(arrays, body.weight, body.examples, metrics)
         allowed = self.expected.allowed
-        self._fold.add(update, task.scale, lambda: decode(self._frame(task.id), allowed)[1])
+        self._fold.add(
+            update, chain.factor(task.scale), lambda: decode(self._frame(task.id), allowed)[1]
+        )
 
     def aggregate(self) -> Aggregate:
         """What the answers so far add up to."""

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from atoll.aggregation.exact import ExactSum, Fold
+from atoll.aggregation.exact import ExactSum, Fold, sum_of
+from atoll.aggregation.whole import WholeSum
 from atoll.core.contracts import Algorithm, Weighting, Work
 from atoll.core.errors import UpdateRefused
 from atoll.core.layout import Array, Layout
@@ -89,13 +90,13 @@ class Totals(Mapping[str, Array]):
     def between(self, here: slice, names: tuple[str, ...] | None = None) -> dict[str, Array]:
         """A slab of the long sums and all of the others."""
         wanted = tuple(self._shapes) if names is None else names
-        exact: dict[str, ExactSum] = {}
+        exact: dict[str, ExactSum | WholeSum] = {}
         for held in self._held:
             vectors = held.vectors()
             for name in wanted:
                 part = vectors[name].reshape(-1)[here]
                 if name not in exact:
-                    exact[name] = ExactSum(len(part), self._shapes[name][1])
+                    exact[name] = sum_of(len(part), self._shapes[name][1])
                 exact[name].take(part, held.factor, held.reaches[name])
         found = {name: total.total() for name, total in exact.items()}
         return {**self._small, **found} if names is None else found
@@ -142,7 +143,7 @@ class SlabFold:
     def _reach(self, name: str, vector: Array, factor: float) -> int:
         # A sum whose limbs take no memory: it is asked, and nothing is added.
         limbs = np.broadcast_to(np.int64(0), (2, vector.size))
-        asked = ExactSum(vector.size, vector.dtype.name, limbs)
+        asked = sum_of(vector.size, vector.dtype.name, limbs)
         try:
             reach = asked.check(vector.reshape(-1), factor)
             if reach * self._updates >= asked.limit:
