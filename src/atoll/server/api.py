@@ -431,7 +431,7 @@ def _seconds(raw: str, most: float) -> float:
 
 def _named(tasks: list[TaskBody]) -> list[BlobRef]:
     """The blobs that tasks name, plans and broadcasts first."""
-    first = [ref for t in tasks for ref in (t.plan, t.broadcast) if ref is not None]
+    first = [ref for t in tasks for ref in (t.plan, t.said, t.broadcast) if ref]
     return first + [ref for t in tasks for ref in t.code.values()]
 
 

@@ -33,6 +33,9 @@ from atoll.wire.messages import ResultBody, TaskBody
 __all__ = ["Counter", "refusal", "site_of"]
 
 _PREPARATION = ("survey", "sums", "ready")
+_STEPS = ("commit", "share", "train", "pledge", "release")
+"""Of a round; one that is not masked has the third alone."""
+_FIRST = (0, 0, 0, -1)
 
 
 def site_of(task: str) -> str:
@@ -44,18 +47,23 @@ def site_of(task: str) -> str:
     return task.split(".", 3)[3] if task.count(".") >= 3 else ""
 
 
-def _place(task: str) -> tuple[int, int]:
+def _place(task: str) -> tuple[int, int, int, int]:
     """Where a task stands in the order of a run's calls.
 
     >>> calls = ["r.survey.0.a", "r.ready.0.a", "r.train.0.a", "r.evaluate.1-ab.a", "r.train.1.a"]
+    >>> calls += ["r.commit.2-0.a", "r.pledge.2-0.a", "r.commit.2-1.a", "r.evaluate.3-ab.a"]
     >>> sorted(calls, key=_place) == calls
     True
     """
     _, kind, number, *_ = [*task.split(".", 3), "", "", ""]
-    number = number.partition("-")[0]
+    number, _, attempt = number.partition("-")
     before = _PREPARATION.index(kind) if kind in _PREPARATION else len(_PREPARATION)
-    at = int(number) if number.isascii() and number.isdigit() and len(number) < 16 else 0
-    return before, 2 * at + (kind == "train")
+    step = _STEPS.index(kind) if kind in _STEPS else -1
+    return before, 2 * _whole(number) + (step >= 0), _whole(attempt) if step >= 0 else 0, step
+
+
+def _whole(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 16 else 0
 
 
 def refusal(task: str, reason: str) -> str:
@@ -131,7 +139,7 @@ class Counter:
 
         Its calls are opened one after another from the first, and a site has long known of a later one.
         """
-        reached = max(map(_place, self._desk.tasks), default=(0, 0)) if self._desk else (0, 0)
+        reached = max(map(_place, self._desk.tasks), default=_FIRST) if self._desk else _FIRST
         return _place(task) > reached
 
     def hear(self, site: ClientId, now: float) -> None:
@@ -321,5 +329,5 @@ class Counter:
 
 def _named(task: TaskBody) -> set[str]:
     """The blobs that a task names."""
-    refs = [task.plan, *task.code.values(), *([task.broadcast] if task.broadcast else [])]
-    return {ref.sha256 for ref in refs}
+    refs = [task.plan, *task.code.values(), task.broadcast, task.said]
+    return {ref.sha256 for ref in refs if ref is not None}

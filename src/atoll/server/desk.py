@@ -53,6 +53,7 @@ class Call:
         needed: so many answers must stay possible for anybody to be given up for silence.
         live: a step of an asynchronous run: its tasks stay open when the call is complete.
         special: what the answers to some tasks may hold, by id, in place of ``expected``.
+        enough: so many answers end the call; None: all are waited for.
     """
 
     tasks: Sequence[TaskBody]
@@ -63,6 +64,7 @@ class Call:
     needed: int = 1
     live: Live | None = None
     special: Mapping[str, Expected] = field(default_factory=dict)
+    enough: int | None = None
 
 
 class Desk:
@@ -88,7 +90,7 @@ class Desk:
         self._heard = dict(heard)
         asks = [Ask(task.id, task.client) for task in call.tasks]
         self._machine: Gathering | Live = call.live or Gathering.start(
-            asks, now, now + call.seconds, call.silence
+            asks, now, now + call.seconds, call.silence, call.enough
         )
 
     @property

@@ -26,6 +26,11 @@ def _nothing() -> None:
     """Nothing is to be done."""
 
 
+def _unsigned(message: bytes) -> bytes:
+    """A server without a key signs nothing that a site would believe."""
+    return bytes(64)
+
+
 @dataclass(eq=False)
 class Office:
     """One server's desk drawers.
@@ -42,6 +47,8 @@ class Office:
         heard: when each site was last heard of.
         away: sites that are no members any more, and why.
         shown: by run and digest, what sites may read that is in no store.
+        federation: its id.
+        sign: the server's signature of bytes.
     """
 
     store: Store
@@ -55,6 +62,8 @@ class Office:
     heard: dict[ClientId, float] = field(default_factory=dict)
     away: dict[ClientId, str] = field(default_factory=dict)
     shown: dict[str, dict[str, Shown]] = field(default_factory=dict)
+    federation: str = ""
+    sign: Callable[[bytes], bytes] = _unsigned
 
     def folder(self, run: str) -> Path:
         """Where a run's results lie."""

@@ -19,6 +19,7 @@ from atoll.core.metrics import Metric, Metrics, merge_metrics, values
 from atoll.core.values import Broadcast, ClientId
 from atoll.job.islands import Islands
 from atoll.job.standing import Standing
+from atoll.privacy.secagg.terms import model_digest
 from atoll.report.folder import RunFolder, plain
 from atoll.runs.session import Session
 from atoll.runtime import checkpoint
@@ -29,6 +30,7 @@ from atoll.runtime.schedule import Asynchronous, Pace, Plan
 from atoll.server.answers import Expected
 from atoll.server.desk import Call, Desk, Take
 from atoll.server.folding import Pattern, TrainFold, pattern_of
+from atoll.server.masking import MaskedRound, Masking, masking_of
 from atoll.server.office import Office
 from atoll.server.preparing import Prepared, body_of
 from atoll.server.slabs import BySlabs
@@ -154,6 +156,9 @@ class Playing:
         return self._live.planned()
 
     def _train(self, call: Train) -> Generator[Call, Sequence[Outcome], Any]:
+        masking = masking_of(self._parts)
+        if masking is not None:
+            return (yield from self._masked(call, masking))
         if self._fold is not None and self._live is not None:  # folded as they came
             fold, self._fold = self._fold, None
             outcomes: Sequence[Outcome] = self._live.outcomes()
@@ -166,6 +171,24 @@ class Playing:
         self._trained = {site: name for site, name in self._trained.items() if site in done}
         return fold.aggregate(), outcomes, {}
 
+    def _masked(self, call: Train, masking: Masking) -> Generator[Call, Sequence[Outcome], Any]:
+        """A round whose sum alone is seen here."""
+
+        def make(kind: str, task: Task, name: str, said: Blob) -> TaskBody:
+            return self._training(
+                task, call.number, call.broadcasts, kind=kind, name=name, said=BlobRef.of(said)
+            )
+
+        version = call.tasks[0].version if call.tasks else 0
+        model = model_digest(call.broadcasts[version].vectors)
+        masked = MaskedRound(
+            self._office, self._row, masking, call.number, model, make, self._deadline
+        )
+        summed = yield from masked.play(call.tasks)
+        self._answers |= masked.answers
+        self._trained = dict(summed.trained)
+        return summed.aggregate, summed.outcomes, {}
+
     def _folding(
         self, tasks: Sequence[Task], models: Mapping[int, Broadcast], updates: int
     ) -> TrainFold:
@@ -177,9 +200,16 @@ class Playing:
     def _frame(self, task: str) -> memoryview:
         return self._office.blobs.view(self._answers[task])
 
-    def _training(self, task: Task, number: int, models: Mapping[int, Broadcast]) -> TaskBody:
+    def _training(
+        self,
+        task: Task,
+        number: int,
+        models: Mapping[int, Broadcast],
+        kind: str = "train",
+        **more: Any,
+    ) -> TaskBody:
         return self._body(
-            "train",
+            kind,
             number,
             task.client,
             models[task.version],
@@ -187,6 +217,7 @@ class Playing:
             fraction=task.fraction,
             repeat=task.repeat,
             kept=self._kept.get(task.client, ""),
+            **more,
         )
 
     def _evaluate(
@@ -220,7 +251,13 @@ class Playing:
         return Call(tasks, expected, take, self._deadline, silence, max(1, quorum), live)
 
     def _body(
-        self, kind: str, number: int, site: ClientId, broadcast: Broadcast, **more: Any
+        self,
+        kind: str,
+        number: int,
+        site: ClientId,
+        broadcast: Broadcast,
+        name: str = "",
+        **more: Any,
     ) -> TaskBody:
         version = broadcast.version
         if version not in self._models:
@@ -230,7 +267,7 @@ class Playing:
         # A round that a stop has cut off may be made anew of other answers: what was said of the model
         # that it had then must not pass for an answer about the new one.
         which = f"-{model.sha256[:8]}" if kind == "evaluate" else ""
-        name = f"{self._row.id}.{kind}.{number}{which}.{site}"
+        name = name or f"{self._row.id}.{kind}.{number}{which}.{site}"
         return body_of(
             self._row,
             self._plan,

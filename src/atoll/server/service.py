@@ -77,6 +77,7 @@ class Service:
         home: folder; results lie in ``home/runs``.
         now: seconds since 1970, real or played.
         settings: times and sizes.
+        seal: the federation's id, and the signature of its server; masked rounds need both.
 
     Attributes:
         on_change: called, from any thread, with the names of sites that have news, and with ``run <id>``
@@ -92,10 +93,13 @@ class Service:
         *,
         now: Callable[[], float],
         settings: Settings | None = None,
+        seal: tuple[str, Callable[[bytes], bytes]] | None = None,
     ) -> None:
         self.on_change: Callable[[Collection[str]], None] = lambda names: None
         self.on_work: Callable[[], None] = lambda: None
         self._office = Office(store, blobs, home, now, settings or Settings())
+        if seal is not None:
+            self._office.federation, self._office.sign = seal
         self._office.tell = lambda names: self.on_change(names)
         self._office.wake = lambda: self.on_work()
         self._engines: dict[str, Engine] = {}

@@ -169,12 +169,14 @@ def serve(
         blobs = NearBlobs(store, open_blobs(charter.blobs, home.blobs))
         holder = f"process {os.getpid()} on {socket.gethostname()} in {home.path.absolute()}"
         chosen = replace(settings or Settings(), holder=holder)
-        service = Service(store, blobs, home.path, now=steady(), settings=chosen)
+        identity = Identity.load(home.identity)
+        seal = charter.federation, identity.sign
+        service = Service(store, blobs, home.path, now=steady(), settings=chosen, seal=seal)
         epoch = service.start()
         log.info("federation %s, epoch %d", charter.federation, epoch)
         premises = Premises(
             federation=charter.federation,
-            identity=Identity.load(home.identity),
+            identity=identity,
             store=store,
             service=service,
             incoming=home.incoming,

@@ -123,12 +123,16 @@ class TaskBody(Message):
     ``version``, ``scale``, ``fraction`` and ``repeat`` are those of
     :class:`~atoll.core.contracts.Task`; ``kept`` is the site's last committed training task of this
     run (its memory belongs to it), empty for none; ``initial`` asks for the initial vector with
-    ``ready``; ``deadline`` is in seconds from now.
+    ``ready``; ``deadline`` is in seconds from now. ``said`` is a message of a masked round, whose bytes
+    only :mod:`atoll.privacy.secagg` can read: the steps ``commit``, ``share``, ``train``, ``pledge`` and
+    ``release`` have one.
     """
 
     id: TaskId
     run: Name
-    kind: Literal["survey", "sums", "ready", "train", "evaluate"]
+    kind: Literal[
+        "survey", "sums", "ready", "train", "evaluate", "commit", "share", "pledge", "release"
+    ]
     number: Whole
     client: Name
     version: Whole = 0
@@ -137,6 +141,7 @@ class TaskBody(Message):
     repeat: Whole = 0
     kept: Annotated[str, Field(max_length=500)] = ""
     broadcast: BlobRef | None = None
+    said: BlobRef | None = None
     plan: BlobRef
     code: Annotated[dict[FilePath, BlobRef], Field(max_length=1000)] = Field(default_factory=dict)
     initial: bool = False

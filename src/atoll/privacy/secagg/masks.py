@@ -9,7 +9,7 @@ is made on the way. A key serves one input only, which is why the counter may st
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,17 @@ from atoll.core.layout import Array
 from atoll.privacy.secagg.fixed import quantised, signed_values
 from atoll.privacy.secagg.terms import Lane, Terms
 
-__all__ = ["CHUNK", "MaskPlan", "Piece", "RingSum", "masked_chunks", "pieces", "root_of"]
+__all__ = [
+    "CHUNK",
+    "MaskPlan",
+    "Piece",
+    "RingSum",
+    "chunks_of",
+    "masked_chunks",
+    "masked_integers",
+    "pieces",
+    "root_of",
+]
 
 CHUNK = 65_536
 """Values in one chunk: with its float64 copy and one keystream it stays in a core's cache."""
@@ -70,7 +80,23 @@ def pieces(terms: Terms) -> Iterator[Piece]:
             yield Piece(lane, start, min(start + CHUNK, lane.length))
 
 
-def root_of(chunks: Sequence[bytes | memoryview]) -> bytes:
+def chunks_of(terms: Terms, words: Mapping[str, Array]) -> list[memoryview]:
+    """The chunks of a masked input that came as one array of words per lane; views, no copies.
+
+    Raises:
+        UpdateRefused: an array is not as long, or of another kind, than its lane.
+    """
+    _check_lanes(terms, words)
+    found = []
+    for piece in pieces(terms):
+        part = words[piece.lane.name][piece.start : piece.stop]
+        if part.dtype != piece.dtype:
+            raise UpdateRefused(f"lane {piece.lane.name!r} is {part.dtype}, not {piece.dtype}")
+        found.append(part.view(np.uint8).data)
+    return found
+
+
+def root_of(chunks: Iterable[bytes | memoryview]) -> bytes:
     """One hash for all chunks: SHA-256 over the SHA-256 of each.
 
     >>> root_of([b"ab"]) == root_of([b"a", b"b"])
@@ -121,10 +147,7 @@ def masked_chunks(
     Raises:
         UpdateRefused: a lane is missing, unknown, of another length, or holds what it may not.
     """
-    wanted = {lane.name: (lane.length,) for lane in terms.lanes}
-    given = {name: np.shape(vector) for name, vector in values.items()}
-    if given != wanted:
-        raise UpdateRefused(f"the input has lanes {given}, declared were {wanted}")
+    _check_lanes(terms, values)
     streams = _Streams(plan)
     draws = None if rounding is None else _encryptor(rounding)
     for piece in pieces(terms):
@@ -138,6 +161,41 @@ def masked_chunks(
         words = quantised(piece.lane, terms.sites, part, drawn).view(piece.dtype)
         streams.add_to(words)
         yield words.data.cast("B")
+
+
+def masked_integers(
+    terms: Terms, plan: MaskPlan, integers: Mapping[str, Array]
+) -> Iterator[memoryview]:
+    """The same for an input that has been rounded before, where the values were.
+
+    Args:
+        terms: of the round.
+        plan: the masks.
+        integers: one vector of signed integers per lane.
+
+    Raises:
+        UpdateRefused: a lane is missing, unknown, of another length, holds no integers, or one that is
+            beyond what a site may send.
+    """
+    _check_lanes(terms, integers)
+    streams = _Streams(plan)
+    for piece in pieces(terms):
+        lane, part = piece.lane, integers[piece.lane.name][piece.start : piece.stop]
+        if part.dtype.kind != "i":
+            raise UpdateRefused(f"lane {lane.name!r} is {part.dtype}, no signed integers")
+        most = lane.levels(terms.sites)
+        if int(part.max()) > most or int(part.min()) < -most:
+            raise UpdateRefused(f"lane {lane.name!r} holds more than the declared {most}")
+        words = part.astype(f"<i{lane.bits // 8}").view(piece.dtype)
+        streams.add_to(words)
+        yield words.data.cast("B")
+
+
+def _check_lanes(terms: Terms, values: Mapping[str, Array]) -> None:
+    wanted = {lane.name: (lane.length,) for lane in terms.lanes}
+    given = {name: np.shape(vector) for name, vector in values.items()}
+    if given != wanted:
+        raise UpdateRefused(f"the input has lanes {given}, declared were {wanted}")
 
 
 class RingSum:

@@ -7,16 +7,21 @@ together, and nothing of one round or attempt has any meaning in another.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-from atoll.core.errors import Fault
-from atoll.privacy.secagg.canonical import digest
+import numpy as np
 
-__all__ = ["Lane", "Member", "Occasion", "Terms", "usual_threshold"]
+from atoll.core.errors import Fault
+from atoll.core.layout import Array
+from atoll.privacy.secagg.canonical import digest, pack
+
+__all__ = ["Lane", "Member", "Occasion", "Terms", "model_digest", "usual_threshold"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,19 @@ class Lane:
         if self.excess not in ("clip", "refuse"):
             found.append(f"has excess={self.excess!r}")
         return found
+
+
+def model_digest(vectors: Mapping[str, Array]) -> str:
+    """The hash of what a round starts from, in hex: names, kinds, shapes and values.
+
+    It is the same in every run and attempt that starts from the same values.
+    """
+    whole = hashlib.sha256()
+    for name in sorted(vectors):
+        vector = np.ascontiguousarray(vectors[name])
+        whole.update(pack("vector", name, vector.dtype.str, tuple(vector.shape), vector.nbytes))
+        whole.update(vector.reshape(-1).view(np.uint8).data)
+    return whole.hexdigest()
 
 
 def usual_threshold(sites: int) -> int:

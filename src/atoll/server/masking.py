@@ -1,0 +1,460 @@
+"""A masked round at the server: the protocol's machine, told by sites' answers what it waits for.
+
+Each step of the protocol is one call to sites, like any other: its tasks carry what the server says
+(:attr:`~atoll.wire.messages.TaskBody.said`), the answers what a site says, and an answer that is
+acknowledged is durable. Sites begin to train when they are asked for their keys, so the first two steps
+cost nothing where training takes longer.
+
+========== =================================== ====================================================
+task       the server says                     a site answers
+========== =================================== ====================================================
+commit     the terms, signed                   fresh public keys
+share      everybody's keys                    its secrets in shares, sealed for the others
+train      the shares for this site            its masked integers, and a signature on their root
+pledge     whose integers are in the sum       its signature on that
+release    the pledges                         for each other site one share, of one kind
+========== =================================== ====================================================
+
+*Who took part in a step is written down before the next step is told to anybody.* A server that was
+killed reads that, takes the same answers from disk, comes to the same machine (all that is random
+happens at sites), and goes on. Where bytes are lost, or too few answer, the round is tried again with
+fresh keys, but never once sites have been asked to release shares: then the round ends without a sum.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from atoll.core.contracts import Outcome, Task
+from atoll.core.errors import NotFound, StorageError, UpdateRefused, WireError
+from atoll.core.layout import Array
+from atoll.core.values import Aggregate, ClientId
+from atoll.privacy.secagg import server as machine
+from atoll.privacy.secagg.codec import MOST, read, written
+from atoll.privacy.secagg.fixed import signed_values
+from atoll.privacy.secagg.masks import RingSum, chunks_of
+from atoll.privacy.secagg.messages import Commitment, Deal, FromSite, Pledge, Release, Vector
+from atoll.privacy.secagg.server import Server
+from atoll.privacy.secagg.terms import Lane, Member, Occasion, Terms, usual_threshold
+from atoll.runtime.client import Parts
+from atoll.server.answers import Expected, Slot, read_answer
+from atoll.server.desk import Call
+from atoll.server.office import Office
+from atoll.server.store.contract import RunRow
+from atoll.server.store.rules import fence
+from atoll.wire.frames import Blob
+from atoll.wire.messages import ResultBody, TaskBody
+
+__all__ = ["ATTEMPTS", "SAID", "STEPS", "MaskedRound", "Masking", "Summed", "masking_of"]
+
+ATTEMPTS = 3
+"""So often a round is tried, each time with fresh keys, before it is given up."""
+SAID = "said"
+"""Name of the array that holds a message."""
+_NOTE = "masking"
+_UNHEARD = ("unavailable", "dropped", "late", "refused")
+
+
+@dataclass(frozen=True)
+class _Step:
+    kind: str
+    phase: machine.Phase
+    answer: type[FromSite]
+
+
+STEPS = (
+    _Step("commit", "committing", Commitment),
+    _Step("share", "dealing", Deal),
+    _Step("train", "collecting", Vector),
+    _Step("pledge", "pledging", Pledge),
+    _Step("release", "unmasking", Release),
+)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What a job says of its masked rounds.
+
+    Args:
+        lanes: what is added up.
+        threshold: how many sites must stay; 0 for the usual.
+        degree: neighbours of each site; 0 for all.
+        weight_rule: bound into the terms.
+        noise: likewise.
+    """
+
+    lanes: tuple[Lane, ...]
+    threshold: int = 0
+    degree: int = 0
+    weight_rule: str = ""
+    noise: str = ""
+
+
+def masking_of(parts: Parts) -> Masking | None:
+    """How a run's rounds are masked; None where they are not."""
+    mask, quantise = parts.chain.find("mask"), parts.chain.find("quantise")
+    if mask is None or quantise is None:
+        return None
+    return Masking(tuple(quantise.lanes()), mask.threshold, mask.degree, mask.rule, mask.noise)
+
+
+Make = Callable[[str, Task, str, Blob], TaskBody]
+"""Makes the task of a kind for a client under an id, with the blob of what is said."""
+
+
+@dataclass(frozen=True, eq=False)
+class Summed:
+    """What came of a round.
+
+    Args:
+        aggregate: the sums of the lanes as integers; of nobody where there is no sum.
+        outcomes: in the order of the tasks.
+        trained: the task by which each site in the sum was trained.
+    """
+
+    aggregate: Aggregate
+    outcomes: tuple[Outcome, ...]
+    trained: Mapping[ClientId, str] = field(default_factory=dict)
+
+
+class _Lost(Exception):
+    """What a stopped server had been told is not on disk any more."""
+
+
+class MaskedRound:
+    """One round, attempt after attempt.
+
+    Args:
+        office: of the server.
+        row: the run.
+        masking: the job's.
+        number: of the round.
+        model: hash of what the round starts from.
+        make: makes tasks.
+        seconds: the round's own time; steps beside the training get a quarter of it each.
+    """
+
+    def __init__(
+        self,
+        office: Office,
+        row: RunRow,
+        masking: Masking,
+        number: int,
+        model: str,
+        make: Make,
+        seconds: float,
+    ) -> None:
+        self.office, self.row, self.masking = office, row, masking
+        self.number, self.model, self.make, self.seconds = number, model, make, seconds
+        self.answers: dict[str, str] = {}
+        self._notes: dict[tuple[int, str], dict[str, Any]] = {}
+
+    def play(self, tasks: Sequence[Task]) -> Generator[Call, Sequence[Outcome], Summed]:
+        """The calls of the round; returns what came of it.
+
+        Raises:
+            JobError: no masked round can be like this one.
+        """
+        self._read_notes()
+        ended: dict[ClientId, Outcome] = {}
+        for number in range(ATTEMPTS):
+            attempt = _Attempt(self, number, tasks, ended)
+            failed = self._notes.get((number, "failed"))
+            if failed is None:
+                yield from attempt.play()
+                if attempt.total is not None or attempt.opening:
+                    return attempt.summed()
+                failed = {"reason": attempt.failure, "without": attempt.without}
+                self.note(number, "failed", **failed)
+            ended = {o["client"]: Outcome(**o) for o in failed["without"]}
+            attempt.failure = failed["reason"]
+            if len(tasks) - len(ended) < attempt.threshold:
+                break
+        return attempt.summed()
+
+    # Notes --------------------------------------------------------------------------------------
+
+    def _read_notes(self) -> None:
+        for event in self.office.store.events(self.row.id):
+            if event.kind != _NOTE:
+                continue
+            note = json.loads(event.text)
+            if note["round"] == self.number:  # the first one counts
+                self._notes.setdefault((note["attempt"], note["step"]), note)
+
+    def note(self, attempt: int, step: str, **what: Any) -> Mapping[str, Any]:
+        """Write something down for good; what stands there already stays."""
+        key = attempt, step
+        if key not in self._notes:
+            office = self.office
+            fence(office.epoch, office.store.lease().epoch)
+            note = {"round": self.number, "attempt": attempt, "step": step, **what}
+            office.event(_NOTE, json.dumps(note), self.row.id)
+            self._notes[key] = note
+        return self._notes[key]
+
+    def noted(self, attempt: int, step: str) -> Mapping[str, Any] | None:
+        """What was written down."""
+        return self._notes.get((attempt, step))
+
+
+class _Attempt:
+    """One attempt of a round: one machine, one set of keys.
+
+    Attributes:
+        total: the sum without masks, once there is one.
+        opening: whether sites have been asked to release shares.
+        failure: why there is no sum.
+        without: of whom nothing is to be expected in another attempt.
+    """
+
+    def __init__(
+        self,
+        whole: MaskedRound,
+        number: int,
+        tasks: Sequence[Task],
+        ended: Mapping[ClientId, Outcome],
+    ) -> None:
+        self._round, self._number, self._tasks = whole, number, tasks
+        masking = whole.masking
+        self.threshold = masking.threshold or usual_threshold(len(tasks))
+        self.total: RingSum | None = None
+        self.opening = False
+        self.failure = ""
+        self._outcomes = dict(ended)
+        self._gone = set(ended)
+        self._seconds: dict[ClientId, float] = {}
+        self._sum: RingSum | None = None
+        self._members: tuple[str, ...] = ()
+        self._said: dict[ClientId, Any] = {}
+        self._machine: Server | None = None
+
+    @property
+    def without(self) -> list[dict[str, Any]]:
+        return [vars(o) for o in self._outcomes.values() if o.status in _UNHEARD]
+
+    def play(self) -> Generator[Call, Sequence[Outcome], None]:
+        office, number = self._round.office, self._number
+        began = office.now()
+        expiry = began + 8 * self._round.seconds
+        terms = self._terms(float(self._round.note(number, "commit", expiry=expiry)["expiry"]))
+        self._sum = RingSum(terms)
+        self._machine, effects = Server.start(terms, office.sign)
+        self._did(effects)
+        for client in self._gone:
+            self._tell(machine.Left(terms.index(client)))
+        for step, following in zip(STEPS, (*STEPS[1:], None), strict=True):
+            if self._at.phase != step.phase:
+                break
+            self.opening = step.kind == "release"
+            after = self._round.noted(number, following.kind) if following else None
+            try:
+                if after is not None:
+                    self._again(step, after["members"])
+                else:
+                    yield from self._call(step, began)
+            except _Lost as lost:
+                self._tell(machine.Cancel(str(lost)))
+            if following and self._at.phase == following.phase:
+                members = sorted(
+                    self._at.folded if step.kind == "train" else self._at.of(step.phase)
+                )
+                self._round.note(number, following.kind, members=members)
+
+    @property
+    def _at(self) -> Server:
+        if self._machine is None:
+            raise _Lost("the attempt has not begun")
+        return self._machine
+
+    def _terms(self, expiry: float) -> Terms:
+        at, masking = self._round, self._round.masking
+        keys = {member.name: member.key for member in at.office.store.members()}
+        cohort = tuple(Member(name, keys[name]) for name in sorted(t.client for t in self._tasks))
+        job = f"{at.row.job_hash}/{at.row.id}"
+        return Terms(
+            Occasion(at.office.federation, job, at.number, self._number, at.model),
+            cohort,
+            self.threshold,
+            masking.lanes,
+            expiry,
+            masking.degree,
+            masking.weight_rule,
+            masking.noise,
+        )
+
+    # Steps --------------------------------------------------------------------------------------
+
+    def _call(self, step: _Step, began: float) -> Generator[Call, Sequence[Outcome], None]:
+        """Ask the sites that this step is told to, and take in what they say."""
+        office, total, quarter = self._round.office, self._round.seconds, self._round.seconds / 4
+        left = total - (office.now() - began) if step.kind == "train" else quarter
+        asked = self._said.keys() - self._gone
+        tasks = [task for task in self._tasks if task.client in asked]
+        bodies = [self._body(step, task) for task in tasks]
+        outcomes = yield Call(
+            bodies,
+            self._expected(step),
+            lambda task, body, arrays: self._take(step, task.client, body, arrays),
+            max(left, quarter),
+            office.settings.progress,
+            needed=self.threshold,
+            enough=None if self._masking.degree or step.kind != "release" else self.threshold,
+        )
+        for ref in {body.said for body in bodies if body.said is not None}:
+            office.hide(self._round.row.id, ref.blob)
+        for outcome in outcomes:
+            self._close(step, outcome)
+
+    @property
+    def _masking(self) -> Masking:
+        return self._round.masking
+
+    def _close(self, step: _Step, outcome: Outcome) -> None:
+        site = outcome.client
+        self._seconds[site] = self._seconds.get(site, 0.0) + outcome.seconds
+        if outcome.status == "contributed":
+            return
+        if not (step.kind == "release" or site in self._members):
+            self._outcomes.setdefault(site, outcome)
+        self._tell(machine.Left(self._at.terms.index(site)))
+
+    def _again(self, step: _Step, members: Iterable[int]) -> None:
+        """What a server that was stopped was told, from disk."""
+        office, run = self._round.office, self._round.row.id
+        terms, expected = self._at.terms, self._expected(step)
+        wanted = {terms.cohort[i - 1].name for i in members}
+        silent = self._said.keys() - self._gone - wanted
+        prefix = self._id(step.kind, "")
+        rows = {row.client: row for row in office.store.contributions(run, prefix)}
+        self._round.answers |= {row.task: row.sha256 for row in rows.values()}
+        for site in [task.client for task in self._tasks if task.client in wanted]:
+            try:
+                frame = office.blobs.view(rows[site].sha256)
+                body, arrays = read_answer(frame, rows[site].task, expected)
+                self._take(step, site, body, arrays)
+            except (KeyError, NotFound, StorageError, UpdateRefused, WireError) as error:
+                raise _Lost(f"what {site} said was lost when the server stopped") from error
+        for site in sorted(silent):
+            reason = f"was not heard in time in the step {step.kind!r}"
+            self._close(step, Outcome(site, "dropped", 0, reason))
+
+    def _take(
+        self, step: _Step, site: ClientId, body: ResultBody, arrays: Mapping[str, Array]
+    ) -> None:
+        """One answer of a site.
+
+        Raises:
+            WireError: it is none.
+            UpdateRefused: it is not what an honest site says, or says more than it should.
+        """
+        if body.examples or body.weight or body.metrics or body.answer:
+            raise UpdateRefused("an answer of a masked round says something in the clear")
+        message = read(step.answer, arrays[SAID].tobytes())
+        if message.sender != self._at.terms.index(site):
+            raise UpdateRefused(
+                f"a {step.answer.__name__} of site {message.sender} came from {site}"
+            )
+        reasons = self._tell(message)
+        if isinstance(message, Vector) and not reasons:
+            words = {name: array for name, array in arrays.items() if name != SAID}
+            try:
+                self._ring.add(chunks_of(self._at.terms, words), message.root)
+            except UpdateRefused as error:
+                self._tell(machine.Spoiled(message.sender, error.message))
+                raise
+            reasons = self._tell(machine.Folded(message.sender))
+        if reasons:
+            raise UpdateRefused(reasons[0])
+
+    @property
+    def _ring(self) -> RingSum:
+        if self._sum is None:
+            raise _Lost("the attempt has not begun")
+        return self._sum
+
+    def _expected(self, step: _Step) -> Expected:
+        slots: dict[str, Slot] = {SAID: (None, "uint8")}
+        if step.kind == "train":
+            slots |= {
+                lane.name: ((lane.length,), f"uint{lane.bits}") for lane in self._masking.lanes
+            }
+        return Expected(slots, most=MOST)
+
+    def _id(self, kind: str, site: ClientId) -> str:
+        return f"{self._round.row.id}.{kind}.{self._round.number}-{self._number}.{site}"
+
+    def _body(self, step: _Step, task: Task) -> TaskBody:
+        raw = np.frombuffer(written(self._said[task.client]), np.uint8)
+        blob = self._round.office.show(self._round.row.id, {"kind": step.kind}, {SAID: raw})
+        return self._round.make(step.kind, task, self._id(step.kind, task.client), blob)
+
+    # The machine --------------------------------------------------------------------------------
+
+    def _tell(self, event: machine.Event) -> list[str]:
+        """Move on; returns what the sender is blamed for."""
+        self._machine, effects = machine.step(self._at, event)
+        return self._did(effects)
+
+    def _did(self, effects: Iterable[machine.Effect]) -> list[str]:
+        blamed = list[str]()
+        sends = {e.to: e.message for e in effects if isinstance(e, machine.Send)}
+        if sends:
+            self._said = sends
+        for effect in effects:
+            if isinstance(effect, machine.Blame):
+                blamed.append(effect.reason)
+                self._outcomes.setdefault(
+                    effect.site, Outcome(effect.site, "refused", 0, effect.reason)
+                )
+                office = self._round.office
+                office.event("blamed", effect.reason, self._round.row.id, effect.site)
+            elif isinstance(effect, machine.Unmask):
+                self._members = effect.members
+                self._open(effect)
+            elif isinstance(effect, machine.GiveUp):
+                self.failure = effect.reason
+        return blamed
+
+    def _open(self, effect: machine.Unmask) -> None:
+        """Take the masks out of the sum; what is left must be what so many sites can reach."""
+        ring, terms = self._ring, self._at.terms
+        ring.unmask(effect.plan)
+        try:
+            for name, words in ring.integers().items():
+                lane = next(lane for lane in terms.lanes if lane.name == name)
+                signed_values(lane, terms.sites, ring.count, words)
+        except UpdateRefused as error:
+            self.failure = error.message
+            return
+        self.total = ring
+
+    # The end ------------------------------------------------------------------------------------
+
+    def summed(self) -> Summed:
+        """What came of it."""
+        members = self._members if self.total is not None else ()
+        lost = f"there is no sum: {self.failure or 'the round was given up'}"
+        outcomes = []
+        for task in self._tasks:
+            site = task.client
+            seconds = self._seconds.get(site, 0.0)
+            if site in members:
+                outcomes.append(Outcome(site, "contributed", 0, "", seconds))
+            else:
+                found = self._outcomes.get(site)
+                outcomes.append(found or Outcome(site, "dropped", 0, lost, seconds))
+        sums: dict[str, Array] = {}
+        if self.total is not None:
+            sums = {n: words.astype(np.int64) for n, words in self.total.integers().items()}
+        count = len(members)
+        return Summed(
+            Aggregate(sums, float(count), float(count), count, 0),
+            tuple(outcomes),
+            {site: self._id("train", site) for site in members},
+        )
