@@ -19,6 +19,7 @@
     │   └── TooLarge          more than was declared or is allowed         exit 7
     ├── AuthError             who sent this is not known for certain       exit 8
     │   └── Forbidden         known, and not allowed to do this            exit 8
+    ├── PolicyError           a site's own rule forbids it                 exit 8
     └── StateError            the request does not fit what already is     exit 9
         ├── NotFound          there is no such thing                       exit 9
         └── Equivocation      two different answers to one task            exit 9
@@ -48,6 +49,7 @@ __all__ = [
     "LayoutError",
     "MissingExtra",
     "NotFound",
+    "PolicyError",
     "QuorumError",
     "StateError",
     "StorageError",
@@ -234,6 +236,13 @@ class Forbidden(AuthError):
     """The sender is known and may not do this."""
 
     code = "auth.forbidden"
+
+
+class PolicyError(AtollError):
+    """A rule that a site has set for itself forbids it: its policy, or a limit of its privacy ledger."""
+
+    code = "policy.refused"
+    exit_status = 8
 
 
 class StateError(AtollError):

@@ -1,9 +1,10 @@
 """What this site has done in masked rounds, on the disk.
 
-The durable form of :class:`atoll.privacy.secagg.ledger.Book`: a journal (:mod:`atoll.node.journal`) with a line for each join, input, pledge and release. A line is
-durable before :meth:`Pledges.keep` returns, so before anything of that step leaves; whether it may be
-written is decided by :func:`atoll.privacy.secagg.ledger.objection` from all lines there ever were. A
-site that was killed at any moment, or started twice in a row, releases the shares of one round once.
+The durable form of :class:`atoll.privacy.secagg.ledger.Book`: a journal (:mod:`atoll.node.journal`) with a
+line for each join, input, pledge and release. A line is durable before :meth:`Pledges.keep` returns, so
+before anything of that step leaves; whether it may be written is decided by
+:func:`atoll.privacy.secagg.ledger.objection` from all lines there ever were. A site that was killed at any
+moment, or started twice in a row, releases the shares of one round once.
 """
 
 from __future__ import annotations
