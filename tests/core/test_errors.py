@@ -19,7 +19,7 @@ EXIT = {
     5: {"CheckpointError", "StorageError", "FenceError"},
     6: {"MissingExtra"},
     7: {"WireError", "Unreachable", "TooLarge"},
-    8: {"AuthError", "Forbidden"},
+    8: {"AuthError", "Forbidden", "PolicyError"},
     9: {"StateError", "NotFound", "Equivocation"},
 }
 
