@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from atoll.aggregation.exact import Fold
+from atoll.aggregation.gate import Gate
 from atoll.core.chain import Chain
 from atoll.core.contracts import (
     Algorithm,
@@ -55,6 +56,7 @@ class Parts:
         apart: whether every client is trained by itself though a group would be faster: as it is at
             the sites of a deployment, and so to the same bits.
         chain: what an update passes on its way out.
+        gate: what an update is held against before it may enter a sum.
     """
 
     algorithm: Algorithm
@@ -66,6 +68,7 @@ class Parts:
     held_out: Mapping[ClientId, Any] = field(default_factory=dict)
     apart: bool = False
     chain: Chain = field(default_factory=Chain)
+    gate: Gate = field(default_factory=Gate)
 
     def start(self) -> State:
         """The state before the first round: the algorithm's, with the slots of the chain."""
@@ -108,8 +111,9 @@ class Parts:
     def cohort(self) -> tuple[CohortTrainer, CohortAlgorithm] | None:
         """Trainer and algorithm, where nothing but the sum of the clients' changes is wanted."""
         trainer, algorithm = self.trainer, self.algorithm
-        # A chain is passed by single updates: their sum alone would come too late.
-        if self.apart or self.chain or not isinstance(trainer, CohortTrainer):
+        # A chain and a gate are passed by single updates: their sum alone would come too late.
+        single = self.chain or self.gate.max_norm
+        if self.apart or single or not isinstance(trainer, CohortTrainer):
             return None
         if not isinstance(algorithm, CohortAlgorithm):
             return None
@@ -189,6 +193,7 @@ def fold_task(
 
     try:
         update, kept = answer_task(parts, task, broadcast, memory, fit=fit)
+        parts.gate.check(update)
         fold.add(update, parts.chain.factor(task.scale))
     except UpdateRefused as error:
         return ended("refused", error.message), None

@@ -115,6 +115,7 @@ class TrainFold:
             weight, rows = 1.0, 0
         self._pattern.check(body, metrics, weight, rows)
         update = Update(arrays, body.weight, body.examples, metrics)
+        self._parts.gate.check(update)
         allowed = self.expected.allowed
         self._fold.add(
             update, chain.factor(task.scale), lambda: decode(self._frame(task.id), allowed)[1]

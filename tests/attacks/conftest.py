@@ -1,0 +1,6 @@
+"""The attacks are those of ``python -m benchmarks.privacy``, smaller: one definition for both."""
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[2]))
