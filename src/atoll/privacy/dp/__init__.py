@@ -1,0 +1,15 @@
+"""Differential privacy: what is released costs something, and the cost is written down.
+
+======================  ========================================================================
+module                  what
+======================  ========================================================================
+``events``              what a mechanism did, as plain immutable data; what a guarantee says
+``accounting``          from events to epsilon, and from a target back to noise (PLD)
+``rdp``                 the same by Renyi divergence, with NumPy alone: a second opinion
+``noise``               random numbers that may protect somebody: from the system, never from a seed
+``lattice``             integer noise: discrete Gaussian, geometric, Poisson, Skellam
+``distributed``         noise in shares, one at each site, enough when some are lost
+``clipping``            bounds on what one unit may contribute
+``matrix``              noise that is correlated over rounds, for jobs that cannot sample
+======================  ========================================================================
+"""

@@ -1,0 +1,174 @@
+"""Noise that is correlated over rounds, so that sums over rounds carry less of it.
+
+A job without sampling releases what each round adds, x_t, and needs the sums of all rounds so far. With
+A the lower triangle of ones and A = B C, releasing C x + w protects x, and multiplying by B gives sums with
+noise B w: round t gets x_t + (C^-1 w)_t. Two choices of C, both made round by round:
+
+* ``banded``: C is a Toeplitz matrix whose first b coefficients are those of the square root of A,
+  binom(2j, j) / 4^j, normalised (Kalinin, Lampert, *Banded Square Root Matrix Factorization*, NeurIPS
+  2024, https://arxiv.org/abs/2405.13763). Needs the last b - 1 noises. b = 1 is independent noise.
+* ``tree``: a binary tree over rounds, each of whose nodes has noise of its own (Kairouz et al., *Practical
+  and Private (Deep) Learning without Sampling or Shuffling*, ICML 2021,
+  https://arxiv.org/abs/2103.00039). Needs one noise for each level.
+
+Since C x is released under Gaussian noise, adaptively chosen x cost no more than fixed ones (Denisov et
+al., NeurIPS 2022, https://arxiv.org/abs/2202.08312). What a unit that takes part in k rounds, at least s
+rounds apart, may change in C x is :func:`sensitivity` times its bound.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from atoll.core.errors import StateError
+from atoll.core.layout import Array
+from atoll.privacy.dp.events import MatrixGaussian
+from atoll.privacy.dp.noise import Source, gaussian
+
+__all__ = ["Correlated", "coefficients", "dense", "sensitivity", "start", "step"]
+
+
+@dataclass(frozen=True, eq=False)
+class Correlated:
+    """Where a run of correlated noise stands: to be kept with the server's state, and secret.
+
+    Args:
+        round: rounds that have their noise.
+        kept: noises that are still needed, ``(b - 1, d)`` or ``(levels, d)``, float64.
+    """
+
+    round: int
+    kept: Array
+
+
+def start(spec: MatrixGaussian, size: int) -> Correlated:
+    """Before the first round of a run over vectors of ``size`` values."""
+    rows = spec.bands - 1 if spec.mechanism == "banded" else spec.rounds.bit_length()
+    return Correlated(0, np.zeros((rows, size)))
+
+
+def step(
+    source: Source, spec: MatrixGaussian, state: Correlated, bound: float
+) -> tuple[Array, Correlated]:
+    """The noise of the next round and the state after it.
+
+    Args:
+        source: of random bits.
+        spec: the mechanism.
+        state: as it was left; it may be used once.
+        bound: L2 bound of one unit's contribution to one round.
+
+    Raises:
+        StateError: all planned rounds have their noise: more would cost more than was accounted for.
+    """
+    if state.round >= spec.rounds:
+        raise StateError(
+            f"all {spec.rounds} planned rounds of correlated noise are used up",
+            remedy="plan more rounds before the run starts",
+        )
+    fresh = gaussian(source, state.kept.shape[1], spec.deviation * bound)
+    return (_banded if spec.mechanism == "banded" else _tree)(spec, state, fresh)
+
+
+def coefficients(spec: MatrixGaussian) -> Array:
+    """First column of ``banded``'s C: b values that start with 1, ``(b,)``.
+
+    Not scaled to length 1: the sensitivity counts the length.
+
+    >>> coefficients(MatrixGaussian("banded", 1.0, rounds=4, bands=3)).tolist()
+    [1.0, 0.5, 0.375]
+    """
+    out = np.ones(spec.bands)
+    for j in range(1, spec.bands):
+        out[j] = out[j - 1] * (2 * j - 1) / (2 * j)
+    return out
+
+
+def _banded(spec: MatrixGaussian, state: Correlated, fresh: Array) -> tuple[Array, Correlated]:
+    """Forward substitution in C y = w: y_t = w_t - c_1 y_(t-1) - ... ; the latest noise is row 0."""
+    c = coefficients(spec)
+    made = fresh
+    for j in range(1, min(spec.bands - 1, state.round) + 1):
+        made = made - c[j] * state.kept[j - 1]
+    kept = np.concatenate([made[None], state.kept[:-1]]) if len(state.kept) else state.kept
+    return made, Correlated(state.round + 1, kept)
+
+
+def _tree(spec: MatrixGaussian, state: Correlated, fresh: Array) -> tuple[Array, Correlated]:
+    """Round t closes the nodes that end there; the sum up to t is that of the bits of t.
+
+    Row l holds the noise of the node of 2^l rounds that is in the sum at present, or zeros.
+    """
+    t = state.round + 1
+    level = (t & -t).bit_length() - 1
+    kept = state.kept.copy()
+    before = kept[: level + 1].sum(axis=0)
+    kept[:level] = 0.0
+    kept[level] = fresh
+    return fresh - before, Correlated(t, kept)
+
+
+@lru_cache(maxsize=64)
+def sensitivity(spec: MatrixGaussian) -> float:
+    """Most that a unit with contributions of L2 norm 1 changes C x by, in L2 (Frobenius).
+
+    Contributions of one unit may point anywhere, so rows of C that see several count them in line.
+    Participations that do not fit into the rounds are not counted.
+    """
+    k = min(spec.participations, 1 + (spec.rounds - 1) // spec.separation)
+    if spec.mechanism == "banded":
+        return _banded_sensitivity(spec, k)
+    return _tree_sensitivity(spec, k)
+
+
+def _banded_sensitivity(spec: MatrixGaussian, k: int) -> float:
+    """C is Toeplitz with falling coefficients above 0: the worst is to come early and often.
+
+    Kalinin and Lampert 2024, Theorem 2: participations in rounds 0, s, 2s, ...
+    """
+    c = coefficients(spec)
+    row = np.zeros(spec.rounds)
+    for i in range(k):
+        first = i * spec.separation
+        last = min(spec.rounds, first + spec.bands)
+        row[first:last] += c[: last - first]
+    return math.sqrt(float(row @ row))
+
+
+def _tree_sensitivity(spec: MatrixGaussian, k: int) -> float:
+    """An upper bound: at each level, nodes are taken to be as full as their width allows."""
+    total = 0
+    for level in range(spec.rounds.bit_length()):
+        fullest = min(k, 1 + ((1 << level) - 1) // spec.separation)
+        nodes, rest = divmod(k, fullest)
+        if nodes >= (limit := ((spec.rounds >> level) + 1) // 2):  # odd multiples of its width
+            nodes, rest = limit, 0
+        total += nodes * fullest**2 + rest**2
+    return math.sqrt(total)
+
+
+def dense(spec: MatrixGaussian) -> tuple[Array, Array]:
+    """B and C as matrices, for checks at small T: ``(T, m)`` and ``(m, T)``, B C = the sums.
+
+    ``banded`` has m = T; ``tree`` has one row for each node that is ever closed.
+    """
+    rounds = spec.rounds
+    sums = np.tri(rounds)
+    if spec.mechanism == "banded":
+        c = coefficients(spec)
+        matrix = sum(c[j] * np.eye(rounds, k=-j) for j in range(spec.bands))
+        return np.linalg.solve(matrix.T, sums.T).T, np.asarray(matrix)
+    # Node t is closed at round t and covers the rounds that its lowest bit says.
+    cover = np.zeros((rounds, rounds))
+    use = np.zeros((rounds, rounds))
+    for t in range(1, rounds + 1):
+        cover[t - 1, t - (t & -t) : t] = 1.0
+        rest = t
+        while rest:
+            use[t - 1, rest - 1] = 1.0
+            rest &= rest - 1
+    return use, cover

@@ -1,0 +1,231 @@
+"""Random numbers that may protect somebody: keyed by the operating system, never by a seed.
+
+A :class:`SystemSource` is the keystream of AES-256-CTR under a key from ``os.urandom``. Nothing a job
+can name gives it another key. Mechanisms take a :class:`Source`, so that tests can replay one.
+
+Continuous noise on a computer is not continuous: the low bits of a floating-point sum can tell what it
+was before the noise (Mironov, *On Significance of the Least Significant Bits*, CCS 2012). Here noise
+and value are both rounded to one grid, a power of two about 2^-24 of the standard deviation; their sum
+is exact, and what reads it afterwards (float32, the mean) cannot undo it. Rounding the value may move two
+neighbouring ones apart by one cell in each coordinate, and :func:`noised` adds so much more noise.
+Draws are made in float64 from 63 and 64 bits each, so that the tail ends at 9.4 standard
+deviations and the density of a grid cell is right to some 2^-28.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from typing import Any, Protocol
+
+import numpy as np
+
+from atoll.core.errors import JobError, MissingExtra, UpdateRefused
+from atoll.core.layout import Array
+
+__all__ = ["Source", "SystemSource", "chosen", "gaussian", "grid_of", "noised", "words"]
+
+_PAIRS = 8192
+"""Pairs of normals made at a time; the buffers stay in a core's cache."""
+
+_FINE = 24
+"""Binary digits of the grid below the standard deviation."""
+
+_REKEY = 1 << 36
+"""Bytes under one key: far from where a block cipher in counter mode could be told from chance."""
+
+_ZEROS = bytes(16 * _PAIRS)
+
+# Taylor series on [-pi/4, pi/4]; what is left out is below 1e-12 after two doublings of the angle.
+_COS = [(-1) ** k / math.factorial(2 * k) for k in range(7)]
+_SIN = [(-1) ** k / math.factorial(2 * k + 1) for k in range(7)]
+
+
+class Source(Protocol):
+    """Where random bits come from."""
+
+    def fill(self, into: np.ndarray[Any, Any]) -> None:
+        """Write random bytes over all of ``into``, contiguous, of any dtype."""
+        ...
+
+
+class SystemSource:
+    """Random bits of this process: AES-256-CTR under a key of the operating system.
+
+    A fork, a copy and a process it is sent to each get a key of their own, so no two ever see the
+    same noise. Threads may share one.
+
+    Raises:
+        MissingExtra: the library ``cryptography`` is not installed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process, self._left = -1, 0
+        self._stream: Any = None
+
+    def __reduce__(self) -> tuple[type[SystemSource], tuple[()]]:
+        """A copy is another source."""
+        return (SystemSource, ())
+
+    def fill(self, into: np.ndarray[Any, Any]) -> None:
+        """Write random bytes over all of ``into``."""
+        target = into.data.cast("B")
+        with self._lock:
+            for start in range(0, len(target), len(_ZEROS)):
+                part = target[start : start + len(_ZEROS)]
+                if self._left < len(part) or self._process != os.getpid():
+                    self._rekey()
+                self._stream.update_into(memoryview(_ZEROS)[: len(part)], part)
+                self._left -= len(part)
+
+    def _rekey(self) -> None:
+        try:
+            from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+        except ImportError as missing:
+            raise MissingExtra(
+                "the library cryptography is not installed",
+                remedy="pip install 'atoll[privacy]'",
+            ) from missing
+        key = algorithms.AES256(os.urandom(32))
+        self._stream = Cipher(key, modes.CTR(os.urandom(16))).encryptor()
+        self._process, self._left = os.getpid(), _REKEY
+
+
+def words(source: Source, count: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """``count`` uniform 64-bit words."""
+    out = np.empty(count, np.uint64)
+    source.fill(out)
+    return out
+
+
+def chosen(source: Source, rows: int, rate: float) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Poisson sampling: each of ``rows`` row numbers with probability ``rate``, independently.
+
+    The probability is right to 2^-64. How many there are is itself random, and may be 0.
+
+    Raises:
+        JobError: ``rate`` is not in (0, 1].
+    """
+    if not 0 < rate <= 1:
+        raise JobError(f"sampling rate {rate} is not in (0, 1]")
+    if rate == 1:
+        return np.arange(rows)
+    bar = np.uint64(min(math.ceil(rate * 2.0**64), 2**64 - 1))
+    return np.flatnonzero(words(source, rows) < bar)
+
+
+def grid_of(sd: float) -> float:
+    """The grid that goes with a standard deviation: a power of two, about 2^-24 of it.
+
+    >>> grid_of(1.0) == 2.0**-24, grid_of(1.9) == 2.0**-24
+    (True, True)
+    """
+    return math.ldexp(1.0, math.frexp(sd)[1] - 1 - _FINE)
+
+
+def gaussian(source: Source, size: int, sd: float) -> Array:
+    """``size`` normal draws with standard deviation ``sd``, float64, on the grid of ``sd``.
+
+    Box and Muller (1958), with the angle by doubling: a random point of the circle at a quarter of
+    its angle from a series, then twice the angle, twice.
+
+    Raises:
+        JobError: ``sd`` is not a finite number above 0.
+    """
+    if not 0 < sd < math.inf:
+        raise JobError(f"noise with standard deviation {sd}")
+    out = np.empty(size)
+    grid = grid_of(sd)
+    scratch = _Scratch()
+    for start in range(0, size, 2 * _PAIRS):
+        scratch.draw(source, out[start : start + 2 * _PAIRS], sd / grid, grid)
+    return out
+
+
+class _Scratch:
+    """Buffers of one thread's draws."""
+
+    def __init__(self) -> None:
+        self.bits = np.empty(2 * _PAIRS, np.int64)
+        self.radius, self.sine, self.cosine, self.other = np.empty((4, _PAIRS))
+
+    def draw(self, source: Source, out: Array, scale: float, grid: float) -> None:
+        """Fill ``out`` with multiples of ``grid``; ``scale`` is the deviation in cells."""
+        pairs = (len(out) + 1) // 2
+        bits = self.bits[: 2 * pairs]
+        source.fill(bits)
+        r, s = self.radius[:pairs], self.sine[:pairs]
+        c, q = self.cosine[:pairs], self.other[:pairs]
+        head = bits[:pairs].view(np.uint64)
+        np.right_shift(head, 1, out=head)
+        np.add(bits[:pairs], 0.5, out=r)  # never 0: the logarithm stays finite
+        r *= 2.0**-63
+        np.log(r, out=r)
+        r *= -2.0 * scale * scale
+        np.sqrt(r, out=r)
+        np.multiply(bits[pairs:], math.pi / 4 * 2.0**-63, out=s)
+        _circle(s, c, q)
+        first = out[:pairs]
+        np.multiply(r, c, out=first)
+        np.multiply(r[: len(out) - pairs], s[: len(out) - pairs], out=out[pairs:])
+        np.rint(out, out=out)
+        out *= grid
+
+
+def _circle(s: Array, c: Array, q: Array) -> None:
+    """Turn angles in ``s``, within a quarter of the circle's half, into sine and cosine of four times."""
+    np.multiply(s, s, out=q)
+    _series(_COS, q, c)
+    sine = np.empty_like(s)
+    _series(_SIN, q, sine)
+    s *= sine
+    for _ in range(2):
+        np.multiply(c, s, out=q)
+        np.multiply(s, s, out=c)
+        c *= -2.0
+        c += 1.0
+        np.add(q, q, out=s)
+
+
+def _series(coefficients: list[float], x: Array, out: Array) -> None:
+    np.multiply(x, coefficients[-1], out=out)
+    for k in coefficients[-2:0:-1]:
+        out += k
+        out *= x
+    out += coefficients[0]
+
+
+def noised(source: Source, values: Array, bound: float, noise_multiplier: float) -> Array:
+    """``values`` with Gaussian noise that hides a contribution of L2 norm ``bound``; float64.
+
+    The standard deviation is ``noise_multiplier * bound`` and about 2^-24 sqrt(size) of itself more, for
+    what rounding to the grid adds to the contribution. The sum is exact, so what was released
+    is :class:`~atoll.privacy.dp.events.Gaussian` with this noise multiplier.
+
+    Args:
+        source: of random bits.
+        values: what is to be released, any shape, before the noise.
+        bound: most that one unit changes ``values`` by, in L2.
+        noise_multiplier: z.
+
+    Raises:
+        JobError: bound or multiplier out of range.
+        UpdateRefused: a value is not finite, or beyond what can be added exactly.
+    """
+    if not (0 < bound < math.inf and 0 < noise_multiplier < math.inf):
+        raise JobError(f"noise for bound {bound} with multiplier {noise_multiplier}")
+    sd = noise_multiplier * bound
+    grid = grid_of(sd)
+    sd += noise_multiplier * grid * math.sqrt(values.size)
+    grid = grid_of(sd)
+    cells = np.rint(np.asarray(values, np.float64) / grid)
+    if not (np.abs(cells) < 2.0**52).all():
+        raise UpdateRefused(
+            f"a value beyond {2.0**52 * grid:g}, or not finite, under noise of {sd:g}"
+        )
+    flat = cells.reshape(-1)
+    flat *= grid
+    flat += gaussian(source, flat.size, sd)
+    return np.asarray(flat.reshape(np.shape(values)))
