@@ -27,6 +27,7 @@ __all__ = [
     "Examples",
     "Executor",
     "Federation",
+    "Finishing",
     "Lane",
     "LaneTrainer",
     "Member",
@@ -366,6 +367,15 @@ class CohortAlgorithm(Protocol):
         Raises:
             AtollError: this group cannot be trained in one go.
         """
+        ...
+
+
+@runtime_checkable
+class Finishing(Protocol):
+    """An algorithm that knows when it is done, such as a statistic; asked before every round."""
+
+    def finished(self, state: State) -> bool:
+        """Whether no further round is wanted."""
         ...
 
 

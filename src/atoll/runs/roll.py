@@ -15,6 +15,7 @@ from atoll.core.errors import Fault
 from atoll.core.values import ClientId
 from atoll.data.card import fingerprint
 from atoll.data.population import MOST_LISTED, LazyClients, ids_of, known_rows, rows_of
+from atoll.data.table import Table
 
 __all__ = ["clients_roll", "data_prints", "evaluation_faults", "population_entry"]
 
@@ -35,7 +36,8 @@ def data_prints(cards: Iterable[Mapping[str, Any]], clients: Clients) -> dict[st
     sha = hashlib.sha256()
     for client, data in clients.items():
         sha.update(client.encode())
-        sha.update(fingerprint(data).encode() if isinstance(data, Examples) else b"")
+        known = isinstance(data, Examples | Table)
+        sha.update(fingerprint(data).encode() if known else b"")
     return {"": sha.hexdigest()}
 
 

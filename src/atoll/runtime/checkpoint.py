@@ -96,7 +96,8 @@ def _arrays(progress: Progress) -> dict[str, Array]:
             arrays[f"broadcast/{version}/{name}"] = vector
     if progress.best is not None:
         arrays["best"] = progress.best.parameters
-    return {name: np.ascontiguousarray(a) for name, a in arrays.items()}
+    # Not ascontiguousarray, which turns a single number into a vector of one.
+    return {name: np.asarray(a, order="C") for name, a in arrays.items()}
 
 
 def _digest(arrays: Mapping[str, Array], record: str) -> str:

@@ -144,14 +144,18 @@ class ProcessExecutor:
         versions = sorted({task.version for task in tasks})
         for start in range(0, len(versions), len(self._board)):
             slots = {v: i for i, v in enumerate(versions[start : start + len(self._board)])}
+            loose: dict[int, Broadcast] = {}  # a statistic's questions may change their shape
             for version, slot in slots.items():
-                self._board.pin(slot, broadcasts[version])
+                if self._board.fits(broadcasts[version]):
+                    self._board.pin(slot, broadcasts[version])
+                else:
+                    loose[slot] = broadcasts[version]
             chosen = [t for t in tasks if t.version in slots]
             rooms = self._shelf.reserve(len(chosen))
             places = {t.client: room for t, room in zip(chosen, rooms, strict=False)}
             items = self._items(chosen, slots, memories, places)
             last = start + len(slots) == len(versions)
-            payload = len(tasks), items, last
+            payload = len(tasks), items, last, loose
             for number, (done, folded) in self._deal("tasks", items, payload, spent):
                 for outcome, kept in done:
                     outcomes[outcome.client] = outcome

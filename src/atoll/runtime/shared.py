@@ -79,6 +79,11 @@ class Board:
         """Number of slots."""
         return len(self._slots)
 
+    def fits(self, broadcast: Broadcast) -> bool:
+        """Whether the slots hold it: the same names, shapes and dtypes."""
+        wanted = {n: (s.shape, s.dtype) for n, s in self._slots[0].items()}
+        return wanted == {n: (v.shape, v.dtype) for n, v in broadcast.vectors.items()}
+
     def pin(self, slot: int, broadcast: Broadcast) -> None:
         """Copy ``broadcast`` onto ``slot``."""
         for name, shared in self._slots[slot].items():

@@ -15,7 +15,7 @@ from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import AtollError
 from atoll.core.metrics import Metrics
-from atoll.core.values import ClientId, Memory
+from atoll.core.values import Broadcast, ClientId, Memory
 from atoll.runtime.client import Parts, evaluate_client
 from atoll.runtime.groups import fold_group
 from atoll.runtime.shared import Board, Tray, Turns
@@ -64,9 +64,12 @@ class _Worker:
     fold: Fold | None = None
 
     def tasks(
-        self, total: int, items: Sequence[Item], last: bool
+        self, total: int, items: Sequence[Item], last: bool, loose: Mapping[int, Broadcast]
     ) -> tuple[list[tuple[Outcome, Kept]], Folded | None]:
-        """Run the tasks that come to this worker; the fold goes with the round's ``last`` list."""
+        """Run the tasks that come to this worker; the fold goes with the round's ``last`` list.
+
+        A broadcast among the ``loose`` ones, by slot, came with the list and not on the board.
+        """
         done: list[tuple[Outcome, Kept]] = []
         desk = self.desk
         while (turn := desk.turns.take(desk.number)) is not None:
@@ -74,7 +77,7 @@ class _Worker:
                 self.fold = desk.tray.fold(total)
             group, slot, given, rooms = items[turn]
             memories = {client: self._read(memory) for client, memory in given.items()}
-            broadcast = desk.board.read(slot, group[0].version)
+            broadcast = loose.get(slot) or desk.board.read(slot, group[0].version)
             for outcome, memory in fold_group(self.parts, group, broadcast, memories, self.fold):
                 done.append((outcome, self._keep(memory, rooms.get(outcome.client))))
         if not last or self.fold is None:

@@ -1,0 +1,68 @@
+"""Reading a site's columns: numbers, categories, complete rows; what is wrong is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from atoll.algorithms.statistics.analysis import Columns
+from atoll.core.errors import DataError
+from atoll.core.layout import Array
+
+__all__ = ["codes", "complete", "groups_of", "numbers"]
+
+
+def numbers(data: Columns, name: str) -> Array:
+    """A column of finite numbers, ``(n,)``, NaN for missing.
+
+    Raises:
+        DataError: it holds an infinite value.
+    """
+    values = np.asarray(data[name], np.float64)
+    if np.isinf(values).any():
+        raise DataError(
+            f"column {name!r} holds an infinite value", remedy="mend it, or leave it out"
+        )
+    return values
+
+
+def codes(data: Columns, name: str, levels: int) -> Array:
+    """A column of categories as whole numbers from 0, -1 for missing, ``(n,)`` int64.
+
+    Raises:
+        DataError: a code that is not that of a declared level.
+    """
+    values = np.asarray(data[name], np.float64)
+    missing = np.isnan(values)
+    filled = np.where(missing, -1.0, values)
+    if not ((filled == np.rint(filled)) & (filled >= -1) & (filled < levels)).all():
+        raise DataError(
+            f"column {name!r} holds a category beyond the {levels} that are declared",
+            remedy="declare all categories that any site holds",
+        )
+    if (filled[~missing] < 0).any():
+        raise DataError(f"column {name!r} holds a negative code", remedy="number categories from 0")
+    return np.asarray(filled, np.int64)
+
+
+def groups_of(data: Columns, by: str, groups: int) -> Array:
+    """The group of each row, -1 for none; all rows in group 0 where ``by`` is empty.
+
+    Raises:
+        DataError: see :func:`codes`.
+    """
+    if by:
+        return codes(data, by, groups)
+    length = len(next(iter(data.values()), ()))
+    return np.zeros(length, np.int64)
+
+
+def complete(data: Columns, names: Iterable[str]) -> Array:
+    """Which rows have a value in every column named, ``(n,)`` bool."""
+    listed = list(names)
+    length = len(data[listed[0]]) if listed else len(next(iter(data.values()), ()))
+    rows = np.ones(length, bool)
+    for name in listed:
+        rows &= ~np.isnan(data[name])
+    return rows

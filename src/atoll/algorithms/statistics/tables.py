@@ -1,0 +1,314 @@
+"""Counts: histograms, cross tables and the most frequent values, in one round or a few."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from atoll.algorithms.statistics.analysis import Columns, Question
+from atoll.algorithms.statistics.columns import codes, numbers
+from atoll.core.errors import DataError, Forbidden
+from atoll.core.layout import Array
+from atoll.data.disclosure import Disclosure
+from atoll.data.query_log import Released
+from atoll.data.suppression import Counts, suppress
+from atoll.data.table import Table
+
+__all__ = [
+    "CrossTable",
+    "CrossTableResult",
+    "HeavyHitters",
+    "HeavyHittersResult",
+    "Histogram",
+    "HistogramResult",
+]
+
+
+def _tallied(cell: Array, cells: int, persons: Array) -> tuple[Array, Array]:
+    """Rows and persons per cell; -1 is in no cell."""
+    inside = cell >= 0
+    rows = np.bincount(cell[inside], minlength=cells).astype(np.float64)
+    pairs = np.unique(np.stack([cell[inside], persons[inside]]), axis=1)
+    return rows, np.bincount(pairs[0], minlength=cells).astype(np.float64)
+
+
+def _persons(data: Columns, rule: Disclosure) -> Array:
+    return rule.persons(Table(dict(data)))
+
+
+def _guarded(rows: Array, persons: Array, minimum: int) -> Counts:
+    """Counts of rows, hidden by their counts of persons; margins last."""
+    mask = suppress(persons, minimum)
+    shown = suppress(rows, 1)
+    values = np.where(mask.hidden, np.nan, shown.values)
+    return Counts(values, mask.hidden, minimum)
+
+
+def _reading(rule: Disclosure, *names: str) -> tuple[str, ...]:
+    return (*names, *([rule.person] if rule.person and rule.person not in names else []))
+
+
+@dataclass(frozen=True, eq=False)
+class HistogramResult:
+    """Counts between cut points.
+
+    Args:
+        column: its name.
+        edges: cut points, ``(k + 1,)``.
+        counts: ``(k + 2,)`` and the total: below the first edge, the bins, from the last edge on.
+    """
+
+    column: str
+    edges: Array
+    counts: Counts
+
+    def records(self) -> list[dict[str, object]]:
+        """One record a bin."""
+        edges = [-np.inf, *self.edges.tolist(), np.inf]
+        return [
+            {"from": low, "to": high, "count": n, "suppressed": bool(dark)}
+            for low, high, n, dark in zip(
+                edges[:-1], edges[1:], self.counts.values[:-1], self.counts.hidden[:-1], strict=True
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many values lie between cut points; a bin holds its lower edge.
+
+    Args:
+        name: the column.
+        edges: increasing cut points.
+        rule: disclosure control of what is released.
+    """
+
+    name: str
+    edges: tuple[float, ...]
+    rule: Disclosure = field(default_factory=Disclosure)
+
+    def __post_init__(self) -> None:
+        if len(self.edges) < 1 or not (np.diff(self.edges) > 0).all():
+            raise DataError("a histogram needs increasing cut points", remedy="sort the edges")
+
+    def columns(self) -> Sequence[str]:
+        """The column, and that of the persons."""
+        return _reading(self.rule, self.name)
+
+    def start(self) -> Question:
+        """Before its only round."""
+        return {}
+
+    def ask(self, state: Question) -> Question | None:
+        """Nothing: sites know the cut points."""
+        return None if state else {}
+
+    def sums(self, question: Question, data: Columns, *, site: int, sites: int) -> Question:
+        """Rows and persons in each bin."""
+        values = numbers(data, self.name)
+        cell = np.searchsorted(np.array(self.edges), values, side="right")
+        cell = np.where(np.isnan(values), -1, cell)
+        rows, persons = _tallied(cell, len(self.edges) + 1, _persons(data, self.rule))
+        return {"rows": rows, "persons": persons}
+
+    def learn(self, state: Question, totals: Question) -> Question:
+        """The totals."""
+        return totals
+
+    def result(self, state: Question) -> HistogramResult:
+        """The counts, small ones hidden."""
+        counts = _guarded(state["rows"], state["persons"], self.rule.minimum)
+        return HistogramResult(self.name, np.array(self.edges), counts)
+
+    def released(self, data: Columns) -> Sequence[Released]:
+        """The rows with a value, counted between the cut points."""
+        return [Released((self.name,), ~np.isnan(data[self.name]), cuts=np.array(self.edges))]
+
+
+@dataclass(frozen=True, eq=False)
+class CrossTableResult:
+    """A cross table with margins.
+
+    Args:
+        row, column: the two columns.
+        rows, columns: names of the levels.
+        counts: ``(rows + 1, columns + 1)``, margins last.
+    """
+
+    row: str
+    column: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    counts: Counts
+
+    def records(self) -> list[dict[str, object]]:
+        """One record a row, margins last; NaN is suppressed, 0 is zero."""
+        names = (*self.columns, "all")
+        return [
+            {self.row: row, **dict(zip(names, line, strict=True))}
+            for row, line in zip((*self.rows, "all"), self.counts.values, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class CrossTable:
+    """Rows by two categories, where both are known.
+
+    Args:
+        row, column: columns of codes.
+        rows, levels: names of their levels, by code.
+        rule: disclosure control of what is released.
+    """
+
+    row: str
+    column: str
+    rows: tuple[str, ...]
+    levels: tuple[str, ...]
+    rule: Disclosure = field(default_factory=Disclosure)
+
+    def columns(self) -> Sequence[str]:
+        """Both columns, and that of the persons."""
+        return _reading(self.rule, *dict.fromkeys((self.row, self.column)))
+
+    def start(self) -> Question:
+        """Before its only round."""
+        return {}
+
+    def ask(self, state: Question) -> Question | None:
+        """Nothing: sites know the levels."""
+        return None if state else {}
+
+    def _cells(self, data: Columns) -> Array:
+        first = codes(data, self.row, len(self.rows))
+        second = codes(data, self.column, len(self.levels))
+        return np.where((first >= 0) & (second >= 0), first * len(self.levels) + second, -1)
+
+    def sums(self, question: Question, data: Columns, *, site: int, sites: int) -> Question:
+        """Rows and persons in each cell."""
+        shape = (len(self.rows), len(self.levels))
+        size = shape[0] * shape[1]
+        rows, persons = _tallied(self._cells(data), size, _persons(data, self.rule))
+        return {"rows": rows.reshape(shape), "persons": persons.reshape(shape)}
+
+    def learn(self, state: Question, totals: Question) -> Question:
+        """The totals."""
+        return totals
+
+    def result(self, state: Question) -> CrossTableResult:
+        """The counts, small ones hidden."""
+        counts = _guarded(state["rows"], state["persons"], self.rule.minimum)
+        return CrossTableResult(self.row, self.column, self.rows, self.levels, counts)
+
+    def released(self, data: Columns) -> Sequence[Released]:
+        """The rows with both values, and each cell."""
+        cell, names = self._cells(data), (self.row, self.column)
+        table = f"{self.row} by {self.column}"
+        found = [Released(tuple(dict.fromkeys(names)), cell >= 0)]
+        for i in range(len(self.rows) * len(self.levels)):
+            found.append(Released(found[0].columns, cell == i, table))
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class HeavyHittersResult:
+    """The most frequent whole numbers of a column.
+
+    Args:
+        column: its name.
+        values: the numbers, the most frequent first.
+        counts: how often each occurs.
+        least: counts below this were not looked for.
+    """
+
+    column: str
+    values: Array
+    counts: Array
+    least: float
+
+    def records(self) -> list[dict[str, object]]:
+        """One record a value."""
+        return [
+            {self.column: int(v), "count": float(n)}
+            for v, n in zip(self.values, self.counts, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class HeavyHitters:
+    """All whole numbers in [0, 2^bits) that at least ``least`` persons have, without a list of them.
+
+    Found digit by digit: a prefix with fewer than ``least`` persons is followed no further, so rare
+    codes are never asked about.
+
+    Args:
+        name: the column: codes of diagnoses, postal codes, ... as whole numbers.
+        least: persons behind each; at least the rule's minimum.
+        bits: of the largest number, up to 48.
+        rule: disclosure control.
+    """
+
+    name: str
+    least: int = 11
+    bits: int = 32
+    rule: Disclosure = field(default_factory=Disclosure)
+
+    def __post_init__(self) -> None:
+        if self.least < self.rule.minimum:
+            raise Forbidden(f"least = {self.least} is below the minimum of {self.rule.minimum}")
+        if not 1 <= self.bits <= 48:
+            raise DataError(f"numbers of {self.bits} bits", remedy="1 to 48 are possible")
+
+    @property
+    def _steps(self) -> int:
+        return -(-self.bits // _DIGIT)
+
+    def columns(self) -> Sequence[str]:
+        """The column, and that of the persons."""
+        return _reading(self.rule, self.name)
+
+    def start(self) -> Question:
+        """One empty prefix."""
+        return {"step": np.zeros(1), "prefix": np.zeros(1), "count": np.zeros(1)}
+
+    def ask(self, state: Question) -> Question | None:
+        """The prefixes that are frequent enough to be followed."""
+        step = int(state["step"][0])
+        if step == self._steps or not len(state["prefix"]):
+            return None
+        return {"prefix": state["prefix"], "step": state["step"]}
+
+    def sums(self, question: Question, data: Columns, *, site: int, sites: int) -> Question:
+        """Persons behind each next digit of each prefix."""
+        prefix, step = question["prefix"], int(question["step"][0])
+        values = codes(data, self.name, 1 << self.bits)
+        rest = _DIGIT * (self._steps - step - 1)
+        head, digit = values >> (rest + _DIGIT), (values >> rest) & (_WIDTH - 1)
+        place = np.searchsorted(prefix, head)
+        place = np.minimum(place, len(prefix) - 1)
+        inside = (values >= 0) & (prefix[place] == head)
+        cell = np.where(inside, place * _WIDTH + digit, -1)
+        _, persons = _tallied(cell, len(prefix) * _WIDTH, _persons(data, self.rule))
+        return {"persons": persons}
+
+    def learn(self, state: Question, totals: Question) -> Question:
+        """The next prefixes, in order."""
+        persons = totals["persons"]
+        kept = np.flatnonzero(persons >= self.least)
+        prefix = state["prefix"][kept // _WIDTH] * _WIDTH + kept % _WIDTH
+        return {"step": state["step"] + 1, "prefix": prefix, "count": persons[kept]}
+
+    def result(self, state: Question) -> HeavyHittersResult:
+        """The numbers by falling count; of equal counts the smaller number first."""
+        order = np.lexsort((state["prefix"], -state["count"]))
+        found = state["prefix"][order], state["count"][order]
+        return HeavyHittersResult(self.name, *found, float(self.least))
+
+    def released(self, data: Columns) -> Sequence[Released]:
+        """The rows with a value."""
+        return [Released((self.name,), ~np.isnan(data[self.name]))]
+
+
+_DIGIT = 8
+_WIDTH = 1 << _DIGIT

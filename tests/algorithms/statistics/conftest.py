@@ -1,0 +1,27 @@
+"""A federation of four sites, with missing values, groups and a person column."""
+
+import numpy as np
+import pytest
+
+
+def made(seed=0, rows=(40, 75, 60, 125)):
+    rng = np.random.default_rng(seed)
+    sites = {}
+    for i, n in enumerate(rows):
+        age = np.round(rng.normal(50 + 3 * i, 12, n))
+        group = rng.integers(0, 2, n).astype(float)
+        weight = 1e6 + 5 * group + rng.normal(0, 3, n)
+        weight[:: 7 + i] = np.nan
+        kind = rng.integers(0, 3, n).astype(float)
+        sites[f"site-{i}"] = {"age": age, "group": group, "weight": weight, "kind": kind}
+    return sites
+
+
+@pytest.fixture
+def sites():
+    return made()
+
+
+@pytest.fixture
+def pooled(sites):
+    return {n: np.concatenate([s[n] for s in sites.values()]) for n in next(iter(sites.values()))}
