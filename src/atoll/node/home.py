@@ -5,7 +5,9 @@
     identity.pem      the site's key; made here, never leaves
     federation.json   server, pinned certificate, name in the federation
     datasets.toml     datasets by name
-    node.toml         limits and further settings; may be absent
+    node.toml         limits, policy and further settings; may be absent
+    limits.toml       what each dataset may be asked for in all; may be absent
+    ledger/           what it has been asked for, and steps of masked rounds; never put an old copy back
     spool/            finished results until they are settled, and clients' memories
     cache/            downloaded models and plans; may be deleted while the node is stopped
     work/             scratch folders of worker processes; emptied at each start
@@ -81,6 +83,21 @@ class Home:
     def settings(self) -> Path:
         """The site's settings."""
         return self.path / "node.toml"
+
+    @property
+    def budgets(self) -> Path:
+        """What datasets may be asked for in all."""
+        return self.path / "limits.toml"
+
+    @property
+    def ledger(self) -> Path:
+        """What they have been asked for."""
+        return self.path / "ledger" / "ledger.jsonl"
+
+    @property
+    def pledges(self) -> Path:
+        """What was done in masked rounds."""
+        return self.path / "ledger" / "pledges.jsonl"
 
     @property
     def spool(self) -> Path:

@@ -136,17 +136,20 @@ class Entry:
         state: see the module.
         answer: SHA-256 of the answer that may leave; empty before.
         at: seconds since 1970.
+        limits: under which it was reserved, for people.
     """
 
     charge: Charge
     state: State
     answer: str = ""
     at: float = 0.0
+    limits: tuple[str, ...] = ()
 
     def to_plain(self) -> dict[str, Any]:
         """JSON-able."""
         plain = {**asdict(self.charge), "events": [dict(e) for e in self.charge.events]}
-        return {**plain, "state": self.state, "answer": self.answer, "at": self.at}
+        own = {"state": self.state, "answer": self.answer, "at": self.at}
+        return {**plain, **own, "limits": list(self.limits)}
 
     @classmethod
     def from_plain(cls, plain: Plain) -> Entry:
@@ -158,12 +161,13 @@ class Entry:
         try:
             given = dict(plain)
             state, answer, at = given.pop("state"), given.pop("answer"), given.pop("at")
+            limits = tuple(given.pop("limits"))
             charge = Charge(**{**given, "events": tuple(given["events"])})
             if state not in get_args(State) or charge.unit not in UNITS:
                 raise ValueError(f"state {state!r}, unit {charge.unit!r}")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"this is no entry of a ledger: {error}") from error
-        return cls(charge, state, answer, at)
+        return cls(charge, state, answer, at, limits)
 
 
 @dataclass(frozen=True)

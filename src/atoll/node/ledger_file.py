@@ -108,7 +108,7 @@ class Ledger:
 
         Args:
             charge: of the round's task.
-            limits: those of its dataset, and any others.
+            limits: those of its dataset count.
 
         Raises:
             PolicyError: a limit would be overdrawn, or an answer to this task has left the site.
@@ -132,8 +132,20 @@ class Ledger:
             if known is not None and known.state == "reserved":
                 self._confirm(known)
                 return
+            limits = [limit for limit in limits if limit.dataset == charge.dataset]
             self._accounts.check(charge, limits)
-            self._write(Entry(charge, "reserved", at=self._now()))
+            under = tuple(map(str, limits))
+            self._write(Entry(charge, "reserved", at=self._now(), limits=under))
+
+    def afford(self, charge: Charge, limits: Iterable[Limit]) -> None:
+        """Refuse what :meth:`reserve` would refuse now, and write nothing.
+
+        Raises:
+            AtollError: as :meth:`reserve`.
+        """
+        with self._lock:
+            self._sound()
+            self._accounts.check(charge, limits)
 
     def release(self, task: str, answer: str) -> None:
         """Say that an answer is about to leave; it counts for good when this returns.

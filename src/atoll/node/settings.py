@@ -9,14 +9,14 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from atoll.core.errors import Fault, JobError, StorageError, raise_faults, suggest
 from atoll.node.home import write_text
 
-__all__ = ["Limits", "Settings", "keep_proxy", "read_settings"]
+__all__ = ["Limits", "Masking", "Policy", "Settings", "keep_proxy", "read_settings"]
 
 GIB = 1 << 30
 _Size = Annotated[float, Field(gt=0, le=1 << 20)]
@@ -51,11 +51,44 @@ class Limits(_Table):
     threads: Annotated[int, Field(ge=1)] = 1
 
 
+class Policy(_Table):
+    """``[policy]``: which jobs this site takes part in, whatever the server says.
+
+    Args:
+        unmasked: whether an update may reach the server in clear, not as part of a masked sum alone.
+        private: which datasets are for jobs with differential privacy only: those ``limited`` by
+            ``atoll node ledger limit``, ``all``, or ``none``.
+        server_noise: whether noise that the server adds after it has seen the sum counts.
+    """
+
+    unmasked: bool = True
+    private: Literal["limited", "all", "none"] = "limited"
+    server_noise: bool = False
+
+
+class Masking(_Table):
+    """``[masking]``: the masked rounds that this site takes part in.
+
+    Args:
+        smallest: fewest sites in a round.
+        share: more than this part of a round's sites are needed to open its sum.
+        apart: sums on one model whose sites differ in fewer than these are refused.
+        neighbours: fewest neighbours that share a site's masks, in rounds with a sparse graph.
+    """
+
+    smallest: Annotated[int, Field(ge=3)] = 5
+    share: Annotated[float, Field(ge=0.5, lt=1)] = 0.5
+    apart: Annotated[int, Field(ge=1)] = 3
+    neighbours: Annotated[int, Field(ge=1)] = 20
+
+
 class Settings(_Table):
     """``node.toml``.
 
     Args:
         limits: of job code.
+        policy: which jobs it takes part in.
+        masking: which masked rounds.
         cache: GiB of downloaded models kept for another use.
         spool: GiB of finished results and memories; no more work is taken on beyond it.
         log: MiB of what the job code of one run prints.
@@ -64,6 +97,8 @@ class Settings(_Table):
     """
 
     limits: Limits = Field(default_factory=Limits)
+    policy: Policy = Field(default_factory=Policy)
+    masking: Masking = Field(default_factory=Masking)
     cache: _Size = 8.0
     spool: _Size = 16.0
     log: _Size = 4.0
@@ -102,8 +137,8 @@ def _fault(place: str, kind: str, message: str) -> Fault:
     if kind != "extra_forbidden":
         return Fault(place, message)
     table, _, key = place.rpartition(".")
-    known = Limits.model_fields if table == "limits" else Settings.model_fields
-    return Fault(place, "unknown key", suggest(key, known))
+    tables: dict[str, type[_Table]] = {"limits": Limits, "masking": Masking, "policy": Policy}
+    return Fault(place, "unknown key", suggest(key, tables.get(table, Settings).model_fields))
 
 
 def keep_proxy(path: Path, proxy: str) -> None:
