@@ -32,6 +32,7 @@ from atoll.server.store.contract import Member
 from atoll.wire.frames import Blob, encode
 from atoll.wire.identity import fingerprint_of
 from atoll.wire.messages import (
+    LEDGER_HEAD,
     BlobRef,
     FilesReply,
     JobsReply,
@@ -67,6 +68,7 @@ _TAKEN = MIB
 _MOST_TOLD = 1000
 _RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
 _HASH = re.compile(r"[0-9a-f]{64}")
+_HEAD = re.compile(LEDGER_HEAD)
 
 _T = TypeVar("_T")
 
@@ -267,7 +269,12 @@ class Api:
         return self._frame(site, found) if found.tasks or found.gone else b""
 
     def _frame(self, site: str, found: Poll) -> bytes:
-        reply = PollReply(tasks=list(found.tasks), gone=list(found.gone), epoch=self.gate.epoch)
+        reply = PollReply(
+            tasks=list(found.tasks),
+            gone=list(found.gone),
+            epoch=self.gate.epoch,
+            ledger=self.service.ledger(site),
+        )
         arrays, total = {}, 0
         told = self.told.setdefault(site, set())
         for ref in _named(reply.tasks):
@@ -283,8 +290,14 @@ class Api:
         return encode(reply.model_dump(), arrays)
 
     async def deliver(self, asked: Asked) -> Answer:
-        """A result: the frame itself, or the name of the blob that it was uploaded as."""
-        task = asked.values["task"]
+        """A result: the frame itself, or the name of the blob that it was uploaded as.
+
+        With it, in the query, how far the site's privacy ledger has come.
+        """
+        task, head = asked.values["task"], asked.query.get("ledger", "")
+        if not _HEAD.fullmatch(head):
+            raise WireError("ledger: this is no head of a ledger")
+        await self._call(self.service.ledger, asked.name, head)
         kind = asked.heading.headers.get("content-type", "")
         if kind.startswith("application/json"):
             blob = read_json(ReferenceBody, asked.raw).blob.blob

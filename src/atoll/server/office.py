@@ -15,7 +15,10 @@ from atoll.server.shown import Shown
 from atoll.server.store.contract import Store
 from atoll.wire.frames import Blob, pieces
 
-__all__ = ["Office"]
+__all__ = ["LEDGERS", "Office"]
+
+LEDGERS = "ledgers"
+"""Under this key the record of a round holds the heads of its sites' privacy ledgers."""
 
 
 def _nobody(names: Collection[str]) -> None:
@@ -46,6 +49,7 @@ class Office:
         wake: called when there is work for the one thread that works.
         heard: when each site was last heard of.
         away: sites that are no members any more, and why.
+        ledgers: newest head of each site's privacy ledger, as the site signed it.
         shown: by run and digest, what sites may read that is in no store.
         federation: its id.
         sign: the server's signature of bytes.
@@ -61,6 +65,7 @@ class Office:
     wake: Callable[[], None] = _nothing
     heard: dict[ClientId, float] = field(default_factory=dict)
     away: dict[ClientId, str] = field(default_factory=dict)
+    ledgers: dict[ClientId, str] = field(default_factory=dict)
     shown: dict[str, dict[str, Shown]] = field(default_factory=dict)
     federation: str = ""
     sign: Callable[[bytes], bytes] = _unsigned
@@ -90,6 +95,32 @@ class Office:
         """What is shown under that digest."""
         return next((f[sha256] for f in list(self.shown.values()) if sha256 in f), None)
 
+    def heads(self, sites: Collection[ClientId]) -> dict[str, dict[ClientId, str]]:
+        """What a commit record says of the sites' privacy ledgers; nothing where nobody keeps one."""
+        known = {site: self.ledgers[site] for site in sites if site in self.ledgers}
+        return {LEDGERS: known} if known else {}
+
+    def remember(self, heads: Mapping[ClientId, str]) -> None:
+        """Keep the heads of ledgers that are newer than those known; told of at the next commit.
+
+        A ledger that has become shorter, or another of the same length, is a line in the log: its site
+        finds out by itself, from the newer head that it is told.
+        """
+        for site, head in heads.items():
+            known = self.ledgers.get(site, "")
+            if _lines(head) > _lines(known):
+                self.ledgers[site] = head
+            elif head != known and head:
+                text = (
+                    f"its privacy ledger has {_lines(head)} lines, and had {_lines(known)} before"
+                )
+                self.event("ledger", text, site=site)
+
     def event(self, kind: str, text: str, run: str = "", site: ClientId = "") -> None:
         """A line in the log."""
         self.store.add_event(kind, text, run, site, self.now())
+
+
+def _lines(head: str) -> int:
+    """How many lines a ledger had."""
+    return int(head.partition(".")[0]) if head else 0

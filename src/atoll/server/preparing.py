@@ -121,6 +121,7 @@ class Preparing:
         row, settings = self._row, self._office.settings
         body = {
             "run": row.id,
+            "by": row.by,
             "spec": json.loads(row.spec),
             "schema": None if self._schema is None else deployed.schema_to_plain(self._schema),
         }

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from atoll.core.errors import NotFound, suggest
 from atoll.report.folder import RunFolder
-from atoll.server.office import Office
+from atoll.server.office import LEDGERS, Office
 from atoll.server.store.contract import RunRow, Store
 from atoll.wire.frames import Blob
 from atoll.wire.messages import JobReply, RoundsReply
@@ -104,7 +104,7 @@ def reply_of(store: Store, row: RunRow) -> JobReply:
 def rounds_of(store: Store, run: str, after: int) -> RoundsReply:
     """Records of the rounds after number ``after``, at most so many that one answer holds them."""
     row, rows = store.run(run), store.rounds(run, after)
-    shown = [dict(r.record) for r in rows[:_MOST_ROUNDS]]
+    shown = [{k: v for k, v in r.record.items() if k != LEDGERS} for r in rows[:_MOST_ROUNDS]]
     ended = row.status in ENDED and len(shown) == len(rows)
     return RoundsReply(rounds=shown, status=row.status, ended=ended, reason=row.reason)
 

@@ -41,7 +41,7 @@ from atoll.server.blobs import Blobs
 from atoll.server.counter import site_of
 from atoll.server.engine import ENDED, Engine
 from atoll.server.garbage import collect
-from atoll.server.office import Office
+from atoll.server.office import LEDGERS, Office
 from atoll.server.results import Files, Readable, reply_of, rounds_of
 from atoll.server.settings import Settings
 from atoll.server.store.contract import Member, Store
@@ -122,6 +122,8 @@ class Service:
         office.blobs.sweep()
         collect(office.store, office.blobs, ENDED)
         for row in office.store.runs():
+            last = office.store.last_round(row.id)
+            office.remember({} if last is None else last.record.get(LEDGERS, {}))
             if row.status not in ENDED:
                 self._engines[row.id] = Engine(office, row)
         return office.epoch
@@ -161,6 +163,12 @@ class Service:
         if gone:
             self._be_sure()
         return Poll(tasks, gone)
+
+    def ledger(self, site: ClientId, head: str = "") -> str:
+        """The newest head of a site's privacy ledger, after being told of ``head``."""
+        if head:
+            self._office.remember({site: head})
+        return self._office.ledgers.get(site, "")
 
     def deliver(
         self, site: ClientId, task: str, frame: bytes, blob: Blob | None = None

@@ -15,6 +15,7 @@ from atoll.wire.frames import Blob
 from atoll.wire.status import error_class
 
 __all__ = [
+    "LEDGER_HEAD",
     "BlobRef",
     "FaultBody",
     "FilesReply",
@@ -38,6 +39,9 @@ __all__ = [
     "read_json",
 ]
 
+LEDGER_HEAD = r"^([0-9]{1,16}\.[0-9a-f]{64}\.[0-9a-f]{128})?$"
+"""How far a site's privacy ledger has come: lines, hash of the last one, the site's signature; or nothing."""
+
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^/\x00-\x1f\x7f]+$")]
 
@@ -57,6 +61,7 @@ TaskId = Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^/\x00-\
 Text = Annotated[str, Field(max_length=20_000)]
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 NotNegative = Annotated[float, Field(ge=0)]
+LedgerHead = Annotated[str, Field(pattern=LEDGER_HEAD)]
 
 
 class Message(BaseModel):
@@ -149,11 +154,16 @@ class TaskBody(Message):
 
 
 class PollReply(Message):
-    """Open tasks of a site, those of the ones it has that are no longer open, and the epoch."""
+    """Open tasks of a site, those of the ones it has that are no longer open, and the epoch.
+
+    ``ledger`` is the newest head of the site's privacy ledger that the server has been told of, as the
+    site signed it.
+    """
 
     tasks: Annotated[list[TaskBody], Field(max_length=1000)]
     gone: Annotated[list[TaskId], Field(max_length=10_000)]
     epoch: Whole
+    ledger: LedgerHead = ""
 
 
 class ResultBody(Message):
