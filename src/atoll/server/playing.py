@@ -322,7 +322,7 @@ class Playing:
         row = RoundRow(
             run=run,
             number=progress.rounds,
-            record=plain(record),
+            record=plain({**record, **office.heads(self._row.sites)}),
             checkpoint=blob.sha256,
             model_hash=record["model_hash"],
             tasks=tuple(trained.values()),
