@@ -102,10 +102,10 @@ class _Attack:
             optimiser.zero_grad()
             distance = self.distance(guess)
             (guess.grad,) = torch.autograd.grad(distance, guess)
-            return float(distance)
+            return float(distance.detach())
 
         optimiser.step(closure)  # type: ignore[no-untyped-call]  # torch's own annotation is missing
-        final = float(self.distance(guess))
+        final = float(self.distance(guess).detach())
         return Inversion(guess.detach().numpy().copy(), final)
 
     def distance(self, guess: Tensor) -> Tensor:

@@ -1,0 +1,85 @@
+"""What the privacy promises came to: figure beside goal.
+
+    python -m benchmarks.privacy [ROW ...] [--quick] [--page]
+
+A row is a number of the table of promises (1, 2, 3, 4, 5, 6, 9, 10, 14); without any, all are measured.
+``--page`` writes the table into ``docs/privacy.md``. Raw results go to ``.bench/privacy.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from benchmarks.privacy.figures import Figure, Row, table
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "privacy.md"
+RAW = ROOT / ".bench" / "privacy.jsonl"
+START, END = "<!-- figures: python -m benchmarks.privacy -->", "<!-- end of figures -->"
+
+ROWS: Mapping[int, Sequence[str]] = {
+    1: ("masking.lies",),
+    2: ("masking.collusion",),
+    3: ("masking.dropouts",),
+    4: ("masking.overflow",),
+    5: ("noise.emitted", "noise.control"),
+    6: ("one_run.bounds",),
+    9: ("inversion.closed_form", "inversion.optimised"),
+    10: ("membership.membership",),
+    14: ("clients.malformed",),
+}
+
+
+def measured(row: int, quick: bool) -> list[Figure]:
+    """All figures of one promise."""
+    found: list[Figure] = []
+    for name in ROWS[row]:
+        module, function = name.split(".")
+        tried: Row = getattr(import_module(f"benchmarks.privacy.{module}"), function)
+        found += tried(quick)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, keep; 1 if a goal was missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.privacy")
+    parser.add_argument("rows", nargs="*", type=int, choices=[*ROWS, []], metavar="ROW")
+    parser.add_argument("--quick", action="store_true", help="fewer trials, page left alone")
+    parser.add_argument("--page", action="store_true", help="write the table into docs/privacy.md")
+    given = parser.parse_args(arguments)
+    figures: list[Figure] = []
+    for row in given.rows or ROWS:
+        began = time.perf_counter()
+        found = measured(row, given.quick)
+        figures += found
+        print(f"row {row}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+        RAW.parent.mkdir(exist_ok=True)
+        with RAW.open("a", encoding="utf-8") as raw:
+            for figure in found:
+                raw.write(json.dumps({**asdict(figure), "quick": given.quick}) + "\n")
+    print(table(figures))
+    if given.page and not given.quick:
+        _write(figures)
+    return int(not all(figure.holds for figure in figures))
+
+
+def _write(figures: Sequence[Figure]) -> None:
+    """Put the table between the page's two marks."""
+    text = PAGE.read_text(encoding="utf-8")
+    head, _, rest = text.partition(START)
+    _, _, tail = rest.partition(END)
+    PAGE.write_text(f"{head}{START}\n\n{table(figures)}\n\n{END}{tail}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
