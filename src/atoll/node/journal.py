@@ -29,7 +29,7 @@ from atoll.core.errors import AuthError, StorageError
 from atoll.wire.disk import Disk, RealDisk, keep
 from atoll.wire.identity import check_signature
 
-__all__ = ["Head", "Journal", "Reading", "Signer", "read_journal"]
+__all__ = ["Head", "Journal", "Reading", "Signer", "objection", "read_head", "read_journal"]
 
 _END = re.compile(rb',"sha256":"([0-9a-f]{64})"}\n')
 _NUMBER = re.compile(r"[1-9][0-9]{0,15}|0")
@@ -150,6 +150,29 @@ def read_journal(path: Path, key: bytes, disk: Disk | None = None) -> Reading:
     return found
 
 
+def read_head(path: Path, key: bytes, disk: Disk | None = None) -> Head | None:
+    """The head beside a journal; None where there is none.
+
+    Raises:
+        StorageError: damaged, or not signed with the site's ``key`` (raw).
+    """
+    return _read_head(path, key, RealDisk() if disk is None else disk)
+
+
+def objection(path: Path, found: Reading, seen: Head) -> str:
+    """Why what was found in ``path`` is not the journal that had the head ``seen``, or a later state of it."""
+    if seen.count > len(found.digests):
+        return (
+            f"{path} ends with line {len(found.digests)}, and line {seen.count} was seen "
+            "elsewhere: an old copy was put back"
+        )
+    if found.digest(seen.count) != seen.digest:
+        return (
+            f"line {seen.count} of {path} is another than was seen elsewhere: the file was replaced"
+        )
+    return ""
+
+
 class Journal:
     """A journal that one process writes. Any of its threads may.
 
@@ -243,17 +266,7 @@ class Journal:
         except AuthError:
             return ""
         with self._lock:
-            if seen.count > len(self._digests):
-                return (
-                    f"{self._path} ends with line {len(self._digests)}, and line {seen.count} "
-                    "was seen by the federation's server: an old copy was put back"
-                )
-            if seen.count and self._digests[seen.count - 1] != seen.digest:
-                return (
-                    f"line {seen.count} of {self._path} is another than the federation's server "
-                    "has seen: the file was replaced"
-                )
-            return ""
+            return objection(self._path, Reading((), tuple(self._digests)), seen)
 
     @property
     def _last(self) -> str:

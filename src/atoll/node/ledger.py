@@ -210,6 +210,7 @@ class Accounts:
         self._epsilon = epsilon
         self._answers: dict[tuple[tuple[str, ...], float, str], float] = {}
         self._entries: dict[str, Entry] = {}
+        self._open: dict[str, dict[str, None]] = {}
         self._single: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
         self._whole: defaultdict[tuple[str, str], dict[str, Charge]] = defaultdict(dict)
 
@@ -222,6 +223,10 @@ class Accounts:
         """The charge of a task; None where it has none."""
         return self._entries.get(task)
 
+    def open(self, run: str) -> tuple[Entry, ...]:
+        """Charges of a run that are reserved, and of which nothing has been released."""
+        return tuple(self._entries[task] for task in self._open.get(run, ()))
+
     def take(self, entry: Entry) -> None:
         """Note how a charge stands now. What was released once is never given back."""
         task, old = entry.charge.task, self._entries.get(entry.charge.task)
@@ -232,6 +237,12 @@ class Accounts:
         if entry.state != "returned":
             self._count(entry.charge, 1)
         self._entries[task] = entry
+        waiting = self._open.setdefault(entry.charge.run, {})
+        waiting.pop(task, None)
+        if entry.state == "reserved":
+            waiting[task] = None
+        elif not waiting:
+            del self._open[entry.charge.run]
 
     def _count(self, charge: Charge, sign: int) -> None:
         for event in charge.events:

@@ -75,6 +75,11 @@ class Ledger:
         with self._lock:
             return self._accounts.entries
 
+    def open(self, run: str) -> tuple[Entry, ...]:
+        """Charges of a run that are reserved, and of which nothing has been released."""
+        with self._lock:
+            return self._accounts.open(run)
+
     def entry(self, task: str) -> Entry | None:
         """The charge of a task; None where it has none."""
         with self._lock:

@@ -1,0 +1,213 @@
+"""A site's rules at the moments of a task: refused by name, paid for before, counted when it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from journals import KEY
+
+from atoll.core.errors import PolicyError, StateError
+from atoll.node.budgets import Budgets
+from atoll.node.home import Home
+from atoll.node.ledger import Limit
+from atoll.node.ledger_file import Ledger
+from atoll.node.pricing import Cost
+from atoll.node.settings import Policy
+from atoll.node.spool import Spool
+from atoll.node.steward import Asked, Steward, charged
+from atoll.wire.frames import encode
+from atoll.wire.messages import BlobRef, ResultBody, TaskBody
+
+ONE = ({"kind": "stated", "epsilon": 1.0, "delta": 0.0, "count": 1},)
+
+
+def added(events: Any, delta: float, neighbouring: str) -> float:
+    return float(sum(event["epsilon"] * event["count"] for event in events))
+
+
+def spec(aggregation: str = "plain", job: str = "ab" * 32) -> Any:
+    return SimpleNamespace(privacy=SimpleNamespace(aggregation=aggregation), hash=lambda: job)
+
+
+def asked(job: Any = None, dataset: str = "heart", by: str = "ana") -> Asked:
+    return Asked(job or spec(), dataset, by)
+
+
+def task(number: int = 0, kind: str = "train", run: str = "r1", attempt: str = "") -> TaskBody:
+    plan = BlobRef(sha256="0" * 64, size=1)
+    name = f"{run}.{kind}.{number}{attempt}.east"
+    return TaskBody(id=name, run=run, kind=kind, number=number, client="east", plan=plan)  # type: ignore[arg-type]
+
+
+class Place:
+    """A site's folder with a steward; ``cost`` is what a round of any job costs."""
+
+    def __init__(self, folder: Path, policy: Policy | None = None, limit: float = 0.0) -> None:
+        self.home = Home(folder)
+        self.home.make()
+        self.policy = policy or Policy()
+        self.cost: list[Cost] = [Cost("record", ONE)]
+        self.rows: list[int | None] = []
+        if limit:
+            Budgets(self.home.budgets).set(Limit("heart", limit, 1e-5))
+        self.start()
+
+    def start(self) -> None:
+        self.ledger = Ledger(self.home.ledger, KEY, epsilon=added)
+        self.steward = Steward(self.home, self.policy, self.ledger, self.price)
+
+    def price(self, spec: Any, rows: int | None) -> list[Cost]:
+        self.rows.append(rows)
+        return self.cost
+
+    @property
+    def states(self) -> list[str]:
+        return [entry.state for entry in self.ledger.entries]
+
+
+def test_a_round_is_paid_for_counted_and_closed(tmp_path: Path) -> None:
+    place = Place(tmp_path, limit=2.0)
+    for number in range(2):
+        place.steward.admit(task(number), asked())
+        place.steward.leave(charged(task(number)), "a" * 64)
+        place.steward.settle(charged(task(number)))
+    assert place.states == ["settled", "settled"]
+    with pytest.raises(PolicyError, match=r"epsilon 0\.00 left of epsilon 2"):
+        place.steward.admit(task(0, run="r2"), asked(by="ben"))
+    with pytest.raises(PolicyError, match=r"epsilon 0\.00 left of epsilon 2"):
+        place.steward.admit(task(0, kind="survey", run="r2"), asked(by="ben"))  # before any work
+    place.steward.admit(task(0, run="r2"), asked(dataset="lung"))
+
+
+def test_a_job_without_noise_is_refused_where_a_dataset_has_a_limit(tmp_path: Path) -> None:
+    place = Place(tmp_path, limit=2.0)
+    place.cost = []
+    for kind in ("survey", "train", "evaluate"):
+        with pytest.raises(PolicyError, match=r"policy\.private: dataset 'heart' \(epsilon 2 at"):
+            place.steward.admit(task(kind=kind), asked())
+    place.steward.admit(task(), asked(dataset="lung"))
+    assert place.states == []
+
+
+@pytest.mark.parametrize(
+    ("private", "dataset", "refused"),
+    [
+        ("limited", "heart", True),
+        ("limited", "lung", False),
+        ("all", "lung", True),
+        ("none", "heart", False),
+    ],
+)
+def test_the_policy_says_which_datasets_want_noise(
+    tmp_path: Path, private: Any, dataset: str, refused: bool
+) -> None:
+    place = Place(tmp_path, Policy(private=private), limit=2.0)
+    place.cost = []
+    if refused:
+        with pytest.raises(PolicyError, match=r"policy\.private"):
+            place.steward.admit(task(), asked(dataset=dataset))
+    else:
+        place.steward.admit(task(), asked(dataset=dataset))
+
+
+def test_noise_that_the_server_adds_counts_only_where_the_policy_says_so(tmp_path: Path) -> None:
+    place = Place(tmp_path / "no", limit=2.0)
+    place.cost = [Cost("site", ONE, at_server=True)]
+    with pytest.raises(PolicyError, match=r"policy\.server_noise"):
+        place.steward.admit(task(), asked())
+    place = Place(tmp_path / "yes", Policy(server_noise=True), limit=2.0)
+    place.cost = [Cost("site", ONE, at_server=True)]
+    place.steward.admit(task(), asked())
+    assert place.states == ["reserved"]
+
+
+def test_updates_in_clear_are_refused_where_the_policy_says_so(tmp_path: Path) -> None:
+    place = Place(tmp_path, Policy(unmasked=False))
+    for aggregation in ("plain", "quantised"):
+        with pytest.raises(PolicyError, match=r"policy\.unmasked"):
+            place.steward.admit(task(kind="survey"), asked(spec(aggregation)))
+    place.steward.admit(task(kind="survey"), asked(spec("masked")))
+
+
+def test_all_tries_of_a_masked_round_are_one_release(tmp_path: Path) -> None:
+    place = Place(tmp_path, limit=2.0)
+    first, second = task(attempt=".0"), task(attempt=".1")
+    assert first.id != second.id
+    assert charged(first) == charged(second)
+    for each in (first, second):
+        place.steward.admit(each, asked())
+    place.steward.leave(charged(first), "a" * 64)
+    place.steward.leave(charged(second), "a" * 64)  # the same integers under other masks
+    with pytest.raises(StateError, match="another answer"):
+        place.steward.leave(charged(second), "b" * 64)
+    assert place.states == ["released"]
+
+
+def test_a_round_that_never_ended_is_given_back_when_the_next_one_begins(tmp_path: Path) -> None:
+    place = Place(tmp_path, limit=2.0)
+    for number in range(5):
+        place.steward.admit(task(number), asked())
+    assert place.states == ["returned"] * 4 + ["reserved"]
+    place.steward.end("r1")
+    assert place.states == ["returned"] * 5
+
+
+def test_the_finest_unit_that_covers_every_limit_is_charged(tmp_path: Path) -> None:
+    place = Place(tmp_path, limit=5.0)
+    place.cost = [Cost("site", ONE), Cost("record", ONE)]
+    place.steward.admit(task(0), asked())
+    place.steward.leave(charged(task(0)), "a" * 64)
+    Budgets(place.home.budgets).set(Limit("heart", 5.0, 1e-5, "person"))
+    with pytest.raises(
+        PolicyError, match="to infinity"
+    ):  # a record's cost says nothing of a person
+        place.steward.admit(task(1), asked())
+    place.steward.admit(task(1), asked(dataset="lung"))
+    assert [e.charge.unit for e in place.ledger.entries] == ["record", "record"]
+
+
+def test_rows_are_remembered_from_the_preparation_on(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    ready = task(kind="ready")
+    place.steward.note(ready, ResultBody(task=ready.id, status="done", answer={"rows": 120}))
+    place.steward.note(task(), ResultBody(task=task().id, status="done", answer={"rows": 3}))
+    place.start()
+    place.steward.admit(task(), asked())
+    place.steward.admit(task(run="r2"), asked())
+    assert place.rows == [120, None]
+    place.steward.end("r1")
+    place.start()
+    place.steward.admit(task(1), asked())
+    assert place.rows[-1] is None
+
+
+def test_a_failure_costs_nothing_and_a_result_from_the_spool_is_counted_once(
+    tmp_path: Path,
+) -> None:
+    place, spool = Place(tmp_path, limit=2.0), Spool(tmp_path / "spool")
+    held = {}
+    for number, status in enumerate(("failed", "done")):
+        name = task(number).id
+        body = ResultBody(task=name, status=status).model_dump()  # type: ignore[arg-type]
+        place.steward.admit(task(number), asked())
+        held[status] = spool.finish("r1", name, encode(body))
+        for _ in range(2):
+            place.steward.leaving(held[status])
+    assert place.states == ["returned", "released"]
+    place.start()
+    place.steward.begin({h.task for h in held.values()})
+    place.steward.leaving(held["done"])
+    place.steward.leaving(held["failed"])
+    assert place.states == ["returned", "released"]
+
+
+def test_the_server_is_told_nothing_while_the_ledger_is_empty(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    assert place.steward.head == ""
+    place.steward.admit(task(), asked())
+    assert place.steward.head == str(place.ledger.head)
+    place.steward.see(place.steward.head)
+    assert place.ledger.trouble == ""
