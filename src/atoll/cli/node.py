@@ -56,7 +56,7 @@ def join(
 def start(home: _Folder = None) -> None:
     """Work for the federation until stopped (Ctrl-C or SIGTERM)."""
     from atoll.node.agent import Agent, stop_on_signal
-    from atoll.node.join import opened
+    from atoll.node.join import opened, trusted
     from atoll.node.settings import read_settings
 
     at = _home(home)
@@ -65,7 +65,7 @@ def start(home: _Folder = None) -> None:
     settings = read_settings(at.settings)
     with at.locked():
         known, channel = opened(at, settings)
-        agent = Agent(at, known.site, channel, settings)
+        agent = Agent(at, known.site, channel, settings, trust=trusted(at, known))
         talk(f"{known.site} works for {known.federation} at {known.server}; stop with Ctrl-C")
         with stop_on_signal(agent):
             agent.run()
@@ -97,10 +97,21 @@ def status(home: _Folder = None, as_json: _Json = False) -> None:
 
 
 @commands.command()
-def peers(home: _Folder = None, as_json: _Json = False) -> None:
+def peers(
+    home: _Folder = None,
+    as_json: _Json = False,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Pin the keys of the sites shown, for masked rounds.")
+    ] = False,
+    repin: Annotated[
+        list[str] | None,
+        typer.Option(help="A site that has a new key, as it told you itself. Repeatable."),
+    ] = None,
+) -> None:
     """Everybody in the federation with the fingerprints of their keys, for checking by telephone."""
     from atoll.node.join import opened
     from atoll.node.link import Link
+    from atoll.node.peers import Peers
     from atoll.node.settings import read_settings
     from atoll.wire.identity import spoken
 
@@ -110,12 +121,21 @@ def peers(home: _Folder = None, as_json: _Json = False) -> None:
         reply = Link(channel).members()
     finally:
         channel.close()
+    sites = {m.name: m.fingerprint for m in reply.members if (m.role, m.status) == _SITE}
+    book = Peers(at.peers)
+    if pin or repin:
+        new = book.pin(sites, repin or ())
+        talk(f"pinned: {', '.join(new) or 'nothing new'}")
     if as_json:
         data_line(reply.model_dump_json(indent=2))
         return
-    rows = [("the server", "server", "", spoken(reply.server))]
-    rows += [(m.name, m.role, m.status, spoken(m.fingerprint)) for m in reply.members]
-    data_line(table_of(("name", "role", "status", "fingerprint"), rows))
+    pinned = book.all()
+    rows = [("the server", "server", "", spoken(reply.server), "")]
+    rows += [
+        (m.name, m.role, m.status, spoken(m.fingerprint), _pin_text(pinned, m))
+        for m in reply.members
+    ]
+    data_line(table_of(("name", "role", "status", "fingerprint", "pinned"), rows))
     talk(f"you are {known.site}; compare the others' lines with what they see themselves")
 
 
@@ -170,6 +190,15 @@ def remove(
     """Forget a dataset; its file stays where it is."""
     _register(_home(home)).remove(name)
     talk(f"{name} is not registered any more")
+
+
+_SITE = ("site", "active")
+
+
+def _pin_text(pinned: dict[str, str], member: Any) -> str:
+    if member.name not in pinned:
+        return "no"
+    return "yes" if pinned[member.name] == member.fingerprint else "ANOTHER KEY"
 
 
 def _home(given: Path | None) -> Home:

@@ -23,6 +23,7 @@ from atoll.node.cache import Cache
 from atoll.node.errands import Errands
 from atoll.node.home import Home
 from atoll.node.link import Channel, Link
+from atoll.node.peers import Trust
 from atoll.node.settings import GIB, Settings
 from atoll.node.site import Site
 from atoll.node.spool import Spool
@@ -54,6 +55,7 @@ class Agent:
         settings: limits of this site.
         disk: where the spool lies.
         jitter: numbers in [0, 1).
+        trust: keys and peers, for masked rounds.
 
     Raises:
         StorageError: the spool is damaged, or cannot be read.
@@ -68,11 +70,12 @@ class Agent:
         *,
         disk: Disk | None = None,
         jitter: Callable[[], float] = random.random,
+        trust: Trust | None = None,
     ) -> None:
         shutil.rmtree(home.work, ignore_errors=True)
         spool = Spool(home.spool, disk or RealDisk(), round(settings.spool * GIB))
         cache = Cache(home.cache, round(settings.cache * GIB))
-        self._site = Site(home, name, settings, Link(channel), spool, cache, jitter)
+        self._site = Site(home, name, settings, Link(channel), spool, cache, jitter, trust)
         self._runs: dict[str, Errands] = {}
         self._strangers: set[str] = set()
         self._over: set[str] = set()

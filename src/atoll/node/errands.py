@@ -22,19 +22,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from atoll.core.errors import (
-    AtollError,
-    AuthError,
-    Equivocation,
-    StorageError,
-    Unreachable,
-    WireError,
-)
+from atoll.core.errors import AtollError, Equivocation, StorageError
 from atoll.job.deployed import dataset_name
 from atoll.job.package import spec_from_plain
 from atoll.node.datasets import Dataset, Datasets
-from atoll.node.link import INLINE
-from atoll.node.orders import DatasetBody, Order, Report
+from atoll.node.link import INLINE, passing
+from atoll.node.masking import Masked
+from atoll.node.orders import DatasetBody, Order, Report, named, read_result
 from atoll.node.process import Ended, Log, Worker
 from atoll.node.redaction import MOST, without_paths
 from atoll.node.settings import GIB
@@ -42,7 +36,7 @@ from atoll.node.site import Site
 from atoll.node.spool import Held
 from atoll.runtime import fulfilling as f
 from atoll.wire.frames import Allowed, encode, open_frame
-from atoll.wire.messages import BlobRef, ResultBody, TaskBody, read_body
+from atoll.wire.messages import ResultBody, TaskBody
 
 __all__ = ["Errands"]
 
@@ -81,6 +75,7 @@ class Errands:
         self._orders: dict[str, Order] = {}
         self._data: tuple[Path, Worker, Dataset] | None = None
         self._models: set[str] = set()  # that tasks start from
+        self._masked = Masked(run, site)
         self._waiting: deque[str] = deque()
         self._working, self._due = "", math.inf
         self._worker: Worker | None = None
@@ -117,9 +112,8 @@ class Errands:
         with self._lock:
             if task not in self._held:
                 return
-            self._held.discard(
-                task
-            )  # at once, or the next question would be answered by this again
+            # At once, or the next question would be answered by this again.
+            self._held.discard(task)
             if not self._over:
                 self._queue.put(partial(self._settled, task))
                 return
@@ -140,7 +134,7 @@ class Errands:
 
     @property
     def held(self) -> frozenset[str]:
-        """Tasks that are being worked on, and those whose answer is kept."""
+        """Tasks that are worked on, or whose answer is kept."""
         with self._lock:
             return frozenset(self._held)
 
@@ -230,8 +224,10 @@ class Errands:
         if isinstance(effect, f.Fetch):
             self._fetch(task)
         elif isinstance(effect, f.Work):
-            self._waiting.append(task)
-            self._work()
+            if self._masked.concerns(self._bodies[task], self._site.cache.path):
+                self._say(task)
+            else:
+                self._train(task)
         elif isinstance(effect, f.Send):
             self._send(task)
         elif isinstance(effect, f.Retry):
@@ -273,17 +269,17 @@ class Errands:
 
     def _fetch(self, task: str) -> None:
         body, most = self._bodies[task], self._site.settings.cache
-        need = sum(ref.size for ref in _blobs(body))
+        need = sum(ref.size for ref in named(body))
         if need > most * GIB:
             self._fail(
                 task, f"it needs {need / GIB:.3g} GiB of downloads; cache is {most:g} GiB here"
             )
             return
         try:
-            for ref in _blobs(body):
+            for ref in named(body):
                 self._site.cache.fetch(ref.blob, self._site.link.download)
         except AtollError as error:
-            if _passing(error):
+            if passing(error):
                 log.warning("run %s: %s is fetched again later: %s", self.run_id, task, error)
                 self._step(task, f.FetchFailed(self._site.jitter()))
                 return
@@ -293,7 +289,7 @@ class Errands:
             self._step(task, f.Fetched())
 
     def _pin(self) -> None:
-        own = {ref.sha256 for body in self._bodies.values() for ref in _blobs(body)}
+        own = {ref.sha256 for body in self._bodies.values() for ref in named(body)}
         models = {body.broadcast.sha256 for body in self._bodies.values() if body.broadcast}
         for old in self._models - models:
             self._site.cache.drop(old)
@@ -325,6 +321,27 @@ class Errands:
                 self._worker, self._working, self._due = None, "", math.inf
                 self._waiting.appendleft(task)
 
+    def _train(self, task: str) -> None:
+        self._waiting.extend({task} - {self._working, *self._waiting})
+        self._work()
+
+    def _say(self, task: str, tries: int = 1) -> None:
+        """A step of a masked round; the one with integers waits until the worker has made them."""
+        body = self._bodies[task]
+        try:
+            held = self._masked.held(body, self._site.cache.path)
+        except StorageError:
+            after = f.backoff(tries, self._site.jitter())
+            self._later(after, lambda: self._say(task, tries + 1))
+        except AtollError as error:
+            self._fail(task, without_paths(str(error)))
+        else:
+            if held is not None:
+                self._finished(held, ResultBody(task=task, status="done"))
+            if (training := self._masked.first(body)) is not None:
+                self._bodies[training.id] = training
+                self._train(training.id)
+
     def _new_worker(self) -> Worker:
         home, settings = self._site.home, self._site.settings
         name = quote(self.run_id, safe="")[:150]
@@ -342,21 +359,22 @@ class Errands:
                 f"the spool of this site holds {site.spool.used / GIB:.3g} GiB, its limit",
                 remedy="its operator raises spool in node.toml, or removes runs that are over",
             )
-        path = {ref.sha256: str(site.cache.path(ref.blob)) for ref in _blobs(body)}
+        path = {ref.sha256: str(site.cache.path(ref.blob)) for ref in named(body)}
         plan = path[body.plan.sha256]
         dataset = self._dataset(Path(plan), worker)
         memory = None
         if body.kind in ("train", "evaluate"):
             memory = site.spool.memory(self.run_id, body.kept)
-        number = next(self._numbers)
+        place = worker.folder / str(next(self._numbers))
+        result, keep = site.spool.prepare(self.run_id, place, body.kind == "train")
         return Order(
             task=body,
             plan=plan,
             code={name: path[ref.sha256] for name, ref in body.code.items()},
             broadcast=path[body.broadcast.sha256] if body.broadcast else "",
             memory=str(memory) if memory else "",
-            result=str(worker.folder / f"{number}.result"),
-            keep=str(worker.folder / f"{number}.memory"),
+            result=str(result),
+            keep=str(keep),
             dataset=DatasetBody.model_validate(dataset.to_plain()),
             digest=site.spool.digest(self.run_id),
         )
@@ -403,11 +421,15 @@ class Errands:
         """Put a result into the spool; while the disk takes nothing, try again."""
         task = order.task.id
         result, memory = Path(order.result), Path(order.keep) if report.kept else None
+        if self._masked.keep(order, report):
+            if task in self._tasks and self._tasks[task].state == "working":
+                self._say(task)
+            return
         try:
             if not result.exists():
                 self._fail(task, "the worker's result was lost with the worker")
             elif task in self._tasks and self._tasks[task].state == "working":
-                body = self._read(result, task)
+                body = read_result(result, task)
                 if report.digest:
                     self._site.spool.begin(self.run_id, report.digest)
                 held = self._site.spool.finish(
@@ -431,13 +453,6 @@ class Errands:
             self._fail(task, f"the worker's result is not valid: {without_paths(str(error))}")
         for left in (result, Path(order.keep)):
             left.unlink(missing_ok=True)
-
-    def _read(self, path: Path, task: str) -> ResultBody:
-        raw, _ = open_frame(path, _ANY)
-        body = read_body(ResultBody, raw)
-        if body.task != task:
-            raise WireError(f"it is that of {body.task!r:.100}")
-        return body
 
     def _fail(self, task: str, reason: str, tries: int = 1) -> None:
         """End a task with a result that says why; it is kept and sent like any other."""
@@ -474,7 +489,7 @@ class Errands:
             else:
                 self._site.link.deliver_long(held, partial(spool.write_through, held))
         except AtollError as error:
-            if _passing(error):
+            if passing(error):
                 log.warning("run %s: %s is sent again later: %s", self.run_id, task, error)
                 self._step(task, f.SendFailed(self._site.jitter()))
                 return
@@ -483,15 +498,3 @@ class Errands:
             self._step(task, f.Gone())
         else:
             self._step(task, f.Acknowledged())
-
-
-def _passing(error: AtollError) -> bool:
-    """Whether another try may help; a fault of the server itself is mended by its next start."""
-    known = isinstance(error, Unreachable | AuthError | StorageError)
-    return known or type(error) is AtollError
-
-
-def _blobs(body: TaskBody) -> list[BlobRef]:
-    """Everything a task names."""
-    named = [body.plan, *body.code.values()]
-    return [*named, body.broadcast] if body.broadcast else named

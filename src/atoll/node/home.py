@@ -5,6 +5,7 @@
     identity.pem      the site's key; made here, never leaves
     federation.json   server, pinned certificate, name in the federation
     datasets.toml     datasets by name
+    peers.json        fingerprints of the other sites' keys that somebody has pinned
     node.toml         limits, policy and further settings; may be absent
     limits.toml       what each dataset may be asked for in all; may be absent
     ledger/           what it has been asked for, and steps of masked rounds; never put an old copy back
@@ -78,6 +79,11 @@ class Home:
     def datasets(self) -> Path:
         """Registered datasets."""
         return self.path / "datasets.toml"
+
+    @property
+    def peers(self) -> Path:
+        """Pinned fingerprints."""
+        return self.path / "peers.json"
 
     @property
     def settings(self) -> Path:

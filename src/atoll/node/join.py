@@ -12,13 +12,15 @@ from typing import Any
 from atoll.core.errors import Forbidden, StateError, StorageError
 from atoll.node.home import Federation, Home
 from atoll.node.link import Link
+from atoll.node.peers import Peers, Trust
+from atoll.node.pledges import Pledges
 from atoll.node.settings import Settings
 from atoll.wire.codes import read_code
 from atoll.wire.https import Channel, Pin
 from atoll.wire.identity import Identity
 from atoll.wire.messages import JoinBody, JoinReply
 
-__all__ = ["join", "leave", "opened"]
+__all__ = ["join", "leave", "opened", "trusted"]
 
 _NOBODY = "join"
 """For whom the first request is: the answer tells the federation's id."""
@@ -92,6 +94,18 @@ def opened(home: Home, settings: Settings, *, dial: Dial = Channel) -> tuple[Fed
     pin = Pin(bytes.fromhex(known.pin), bytes.fromhex(known.server_key))
     channel = dial(known.server, pin, identity, known.federation, proxy=settings.proxy or None)
     return known, channel
+
+
+def trusted(home: Home, known: Federation) -> Trust:
+    """What this node needs for masked rounds.
+
+    Raises:
+        AtollError: its key, or its book of rounds, cannot be read.
+    """
+    identity = Identity.load(home.identity)
+    book = Pledges(home.pledges, identity)
+    server = bytes.fromhex(known.server_key)
+    return Trust(known.federation, server, identity, book, Peers(home.peers))
 
 
 def leave(home: Home, settings: Settings, *, dial: Dial = Channel) -> Federation:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from atoll.core.errors import AtollError, WireError
+from atoll.core.errors import AtollError, AuthError, StorageError, Unreachable, WireError
 from atoll.core.layout import Array
 from atoll.node.spool import Held
 from atoll.wire.frames import Allowed, Blob, decode
@@ -22,7 +22,7 @@ from atoll.wire.messages import (
     read_json,
 )
 
-__all__ = ["INLINE", "Channel", "Link"]
+__all__ = ["INLINE", "Channel", "Link", "passing"]
 
 INLINE = 1 << 20
 """Bytes of the longest result that is sent as the request itself; longer ones are uploaded first."""
@@ -32,6 +32,12 @@ _ANSWER = 60.0
 """Seconds a receipt may take."""
 _MOST_QUERY = 7000
 _BLOBS = Allowed(dtypes=("uint8",), most_arrays=1000, most_bytes=64 << 20)
+
+
+def passing(error: AtollError) -> bool:
+    """Whether another try may help; a fault of the server itself is mended by its next start."""
+    known = isinstance(error, Unreachable | AuthError | StorageError)
+    return known or type(error) is AtollError
 
 
 class Channel(Protocol):

@@ -8,19 +8,21 @@ nothing that comes from it: schemas are closed and lengths limited.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from atoll.core.errors import WireError
 from atoll.node.datasets import Dataset
-from atoll.wire.frames import HEADER_LIMIT, Allowed, decode, encode
-from atoll.wire.messages import Message, TaskBody
+from atoll.wire.frames import HEADER_LIMIT, Allowed, decode, encode, open_frame
+from atoll.wire.messages import BlobRef, Message, ResultBody, TaskBody, read_body
 
-__all__ = ["DatasetBody", "Order", "Report", "receive", "send"]
+__all__ = ["DatasetBody", "Order", "Report", "named", "read_result", "receive", "send"]
 
 _MOST = HEADER_LIMIT + 64
 """Bytes of a message."""
+_ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
 _DIGEST = r"^([0-9a-f]{64})?$"
 
 
@@ -112,3 +114,23 @@ def _exactly(descriptor: int, size: int) -> bytes:
         parts.append(part)
         size -= len(part)
     return b"".join(parts)
+
+
+def named(body: TaskBody) -> list[BlobRef]:
+    """Everything a task names."""
+    refs = [body.plan, *body.code.values(), body.broadcast, body.said]
+    return [ref for ref in refs if ref is not None]
+
+
+def read_result(path: Path, task: str) -> ResultBody:
+    """The body of a worker's result.
+
+    Raises:
+        WireError: it is none, or that of another task.
+        StorageError: it cannot be read.
+    """
+    raw, _ = open_frame(path, _ANY)
+    body = read_body(ResultBody, raw)
+    if body.task != task:
+        raise WireError(f"it is that of {body.task!r:.100}")
+    return body

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from atoll.node.cache import Cache
 from atoll.node.home import Home
 from atoll.node.link import Link
+from atoll.node.peers import Trust
 from atoll.node.settings import Settings
 from atoll.node.spool import Spool
 
@@ -26,6 +27,7 @@ class Site:
         spool: what must not be lost.
         cache: what was downloaded.
         jitter: numbers in [0, 1) that spread the tries of many nodes.
+        trust: what masked rounds need; None where the node takes part in none.
     """
 
     home: Home
@@ -35,5 +37,6 @@ class Site:
     spool: Spool
     cache: Cache
     jitter: Callable[[], float]
+    trust: Trust | None = None
     pins: dict[str, frozenset[str]] = field(default_factory=dict)
     """Digests that each run needs now."""

@@ -40,7 +40,7 @@ from atoll.privacy.secagg.fixed import signed_values
 from atoll.privacy.secagg.masks import RingSum, chunks_of
 from atoll.privacy.secagg.messages import Commitment, Deal, FromSite, Pledge, Release, Vector
 from atoll.privacy.secagg.server import Server
-from atoll.privacy.secagg.terms import Lane, Member, Occasion, Terms, usual_threshold
+from atoll.privacy.secagg.terms import Lane, Member, Occasion, Terms, rule_text, usual_threshold
 from atoll.runtime.client import Parts
 from atoll.server.answers import Expected, Slot, read_answer
 from atoll.server.desk import Call
@@ -84,23 +84,24 @@ class Masking:
         lanes: what is added up.
         threshold: how many sites must stay; 0 for the usual.
         degree: neighbours of each site; 0 for all.
-        weight_rule: bound into the terms.
-        noise: likewise.
+        rule: what the job says of privacy; bound into the terms.
     """
 
     lanes: tuple[Lane, ...]
     threshold: int = 0
     degree: int = 0
-    weight_rule: str = ""
-    noise: str = ""
+    rule: str = ""
 
 
-def masking_of(parts: Parts) -> Masking | None:
+def masking_of(row: RunRow, parts: Parts) -> Masking | None:
     """How a run's rounds are masked; None where they are not."""
-    mask, quantise = parts.chain.find("mask"), parts.chain.find("quantise")
+    chain = parts.chain
+    mask, quantise = chain.find("mask"), chain.find("quantise")
     if mask is None or quantise is None:
         return None
-    return Masking(tuple(quantise.lanes()), mask.threshold, mask.degree, mask.rule, mask.noise)
+    rule = rule_text(json.loads(row.spec)["privacy"])
+    lanes = tuple(quantise.integer_lanes(chain.cohort))
+    return Masking(lanes, mask.threshold, mask.degree, rule)
 
 
 Make = Callable[[str, Task, str, Blob], TaskBody]
@@ -284,8 +285,7 @@ class _Attempt:
             masking.lanes,
             expiry,
             masking.degree,
-            masking.weight_rule,
-            masking.noise,
+            masking.rule,
         )
 
     # Steps --------------------------------------------------------------------------------------

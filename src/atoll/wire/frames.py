@@ -45,6 +45,7 @@ __all__ = [
     "check_finite",
     "decode",
     "encode",
+    "head",
     "open_frame",
     "pieces",
     "read_header",
@@ -183,6 +184,34 @@ def _plain_array(name: str, array: Array) -> Array:
     return np.asarray(array, dtype=letters, order="C")
 
 
+def head(body: Mapping[str, Any], shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """What comes before the payload; each array begins at a multiple of 64 bytes behind it.
+
+    Args:
+        body: JSON-able, finite numbers only.
+        shapes: dtype and shape of each array, in their order.
+
+    Raises:
+        FrameError: see :func:`pieces`.
+    """
+    slots, end = [], 0
+    for name, (dtype, shape) in shapes.items():
+        slot = Slot(name, dtype, shape, _aligned(end))
+        slots.append(slot.to_plain())
+        end = slot.offset + slot.size
+    try:
+        header = _dumps(body, slots)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FrameError(f"the body of a frame is not plain JSON: {error}") from error
+    header += b" " * (_aligned(_PRELUDE + len(header)) - _PRELUDE - len(header))
+    if len(header) > HEADER_LIMIT:
+        raise FrameError(
+            f"a frame's header has {len(header)} bytes, more than {HEADER_LIMIT}",
+            remedy="send what is long as an array or as a blob",
+        )
+    return MAGIC + len(header).to_bytes(8, "little") + header
+
+
 def pieces(
     body: Mapping[str, Any], arrays: Mapping[str, Array] | None = None
 ) -> Iterator[bytes | memoryview]:
@@ -196,22 +225,7 @@ def pieces(
         FrameError: a dtype that does not travel, a body that is not JSON, or too long a header.
     """
     plain = {name: _plain_array(name, array) for name, array in (arrays or {}).items()}
-    slots, end = [], 0
-    for name, array in plain.items():
-        slot = Slot(name, array.dtype.name, array.shape, _aligned(end))
-        slots.append(slot.to_plain())
-        end = slot.offset + array.nbytes
-    try:
-        header = _dumps(body, slots)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise FrameError(f"the body of a frame is not plain JSON: {error}") from error
-    header += b" " * (_aligned(_PRELUDE + len(header)) - _PRELUDE - len(header))
-    if len(header) > HEADER_LIMIT:
-        raise FrameError(
-            f"a frame's header has {len(header)} bytes, more than {HEADER_LIMIT}",
-            remedy="send what is long as an array or as a blob",
-        )
-    yield MAGIC + len(header).to_bytes(8, "little") + header
+    yield head(body, {name: (array.dtype.name, array.shape) for name, array in plain.items()})
     end = 0
     for array in plain.values():
         if gap := _aligned(end) - end:

@@ -8,12 +8,13 @@ together, and nothing of one round or attempt has any meaning in another.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from atoll.core.errors import Fault
 from atoll.core.layout import Array
 from atoll.privacy.secagg.canonical import digest, pack
 
-__all__ = ["Lane", "Member", "Occasion", "Terms", "model_digest", "usual_threshold"]
+__all__ = ["Lane", "Member", "Occasion", "Terms", "model_digest", "rule_text", "usual_threshold"]
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,15 @@ def model_digest(vectors: Mapping[str, Array]) -> str:
         whole.update(pack("vector", name, vector.dtype.str, tuple(vector.shape), vector.nbytes))
         whole.update(vector.reshape(-1).view(np.uint8).data)
     return whole.hexdigest()
+
+
+def rule_text(section: Mapping[str, Any]) -> str:
+    """What a job says of its privacy, in one form, for :attr:`Terms.weight_rule`.
+
+    >>> rule_text({"b": 1, "a": 0.5})
+    '{"a":0.5,"b":1}'
+    """
+    return json.dumps(section, sort_keys=True, separators=(",", ":"))
 
 
 def usual_threshold(sites: int) -> int:

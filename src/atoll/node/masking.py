@@ -1,0 +1,381 @@
+"""The masked rounds of one run at a site: keys and masks, which the worker process never sees.
+
+The worker gives integers (the chain's ``quantise`` link rounds them there); here they are masked, chunk
+by chunk, on their way from one file to another. What may not be done twice is written into the site's
+book before it leaves. A site that is stopped in the middle has lost its keys and drops out of the attempt;
+the next one has new keys.
+
+Training begins with the server's first message, so that the steps before the masks cost no time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atoll.core.errors import (
+    AuthError,
+    StateError,
+    StorageError,
+    UpdateRefused,
+    WireError,
+)
+from atoll.job.package import spec_from_plain
+from atoll.node.link import INLINE
+from atoll.node.orders import Order, Report
+from atoll.node.peers import Trust
+from atoll.node.site import Site
+from atoll.node.spool import Held
+from atoll.privacy.secagg import site as machine
+from atoll.privacy.secagg.codec import read, written
+from atoll.privacy.secagg.masks import MaskPlan, masked_integers, pieces, root_of
+from atoll.privacy.secagg.messages import (
+    Dealt,
+    FromServer,
+    FromSite,
+    Invitation,
+    Opening,
+    Roster,
+    Survivors,
+    Vector,
+)
+from atoll.privacy.secagg.policy import Approved
+from atoll.privacy.secagg.terms import Terms, model_digest, rule_text, usual_threshold
+from atoll.wire.frames import Allowed, Blob, encode, head, open_frame
+from atoll.wire.messages import ResultBody, TaskBody, read_body
+
+__all__ = ["Masked", "Trained"]
+
+_SAID = "said"
+_ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
+_MESSAGE = Allowed(names=(_SAID,), dtypes=("uint8",), most_arrays=1, most_bytes=1 << 20)
+_HEARD: Mapping[str, type[Invitation | FromServer]] = {
+    "commit": Invitation,
+    "share": Roster,
+    "train": Dealt,
+    "pledge": Survivors,
+    "release": Opening,
+}
+_ALIGN = 64
+
+Find = Callable[[Blob], Path]
+"""Where a blob lies that has been fetched."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The integers of a round, as the worker gave them.
+
+    Args:
+        task: the task they were made for; from the first answer on, the one that has been answered.
+        result: the worker's result.
+        memory: the client's memory; None where it has none, or none any more.
+    """
+
+    task: str
+    result: Path
+    memory: Path | None
+
+    def read(self) -> tuple[ResultBody, Mapping[str, Any]]:
+        """Body and integers of the result."""
+        raw, arrays = open_frame(self.result, _ANY)
+        return read_body(ResultBody, raw), arrays
+
+
+class Masked:
+    """The masked rounds of a run at this site.
+
+    Args:
+        run: its id.
+        site: what all runs share.
+    """
+
+    def __init__(self, run: str, site: Site) -> None:
+        self._run, self._site = run, site
+        self._rules: dict[str, Mapping[str, Any] | None] = {}
+        self._machine: tuple[tuple[int, int], machine.Site] | None = None
+        self._trained: dict[int, Trained] = {}
+        self._said: dict[str, bytes | Path] = {}
+
+    # What it is about ---------------------------------------------------------------------------
+
+    def concerns(self, body: TaskBody, find: Find) -> bool:
+        """Whether the task belongs to a masked round; training does where the job says so."""
+        if body.kind != "train":
+            return body.kind in _HEARD
+        return self._job(find(body.plan.blob)) is not None
+
+    def first(self, body: TaskBody) -> TaskBody | None:
+        """The training to begin with after ``body`` was looked at; None when there is none to begin."""
+        if body.kind == "train":
+            return None if self.trained(body) else body
+        if body.kind != "commit" or body.number in self._trained:
+            return None
+        name = body.id.replace(f"{self._run}.commit.", f"{self._run}.train.", 1)
+        return body.model_copy(update={"id": name, "kind": "train", "said": None})
+
+    def keep(self, order: Order, report: Report) -> bool:
+        """Remember what the worker made, if it belongs to a masked round; whether it does."""
+        if order.task.kind != "train" or self._job(Path(order.plan)) is None:
+            return False
+        if report.digest:
+            self._site.spool.begin(self._run, report.digest)
+        memory = Path(order.keep) if report.kept else None
+        self._trained[order.task.number] = Trained(order.task.id, Path(order.result), memory)
+        return True
+
+    def trained(self, body: TaskBody) -> Trained | None:
+        """What the worker made for the round of ``body``, if that is there.
+
+        Raises:
+            StateError: this node does not take part in the attempt (any more).
+        """
+        self._at(body)
+        found = self._trained.get(body.number)
+        if found is not None and not found.result.exists():
+            found = None  # it was lost with the worker's folder
+        return found
+
+    def held(self, body: TaskBody, find: Find) -> Held | None:
+        """The answer to a task, in the spool; None while the worker's integers are needed for it.
+
+        Raises:
+            StorageError: it cannot be kept; trying again is safe.
+            AtollError: see :meth:`answer`.
+        """
+        found = None
+        if body.kind == "train" and (found := self.trained(body)) is None:
+            return None
+        frame = self.answer(body, find)
+        before = body.kept if found is None or found.memory is not None else found.task
+        held = self._site.spool.finish(
+            self._run,
+            body.id,
+            frame,
+            memory=found.memory if found else None,
+            before=before,
+            trained=found is not None,
+            wait=isinstance(frame, bytes) or frame.stat().st_size <= INLINE,
+        )
+        if found is not None:  # another attempt finds the memory under this task
+            self._trained[body.number] = Trained(body.id, found.result, None)
+        return held
+
+    # Answers ------------------------------------------------------------------------------------
+
+    def answer(self, body: TaskBody, find: Find) -> bytes | Path:
+        """What this site says to a task: a frame, or the file that holds it.
+
+        Raises:
+            AtollError: nothing is said: the terms are refused, the server said what it may not, or a step
+                cannot be written down. The attempt is over here.
+        """
+        if body.id not in self._said:
+            if body.said is None:
+                raise AuthError("a task of a masked job came without a message of the protocol")
+            raw = open_frame(find(body.said.blob), _MESSAGE)[1][_SAID].tobytes()
+            heard = read(_HEARD[body.kind], raw)
+            if isinstance(heard, Invitation):
+                self._said = {}
+                self._forget(body.number)
+            self._said[body.id] = self._answered(body, heard, find)
+        return self._said[body.id]
+
+    def _answered(self, body: TaskBody, heard: Invitation | FromServer, find: Find) -> bytes | Path:
+        if isinstance(heard, Invitation):
+            event: machine.Event = self._begin(body, heard, find)
+        else:
+            self._at(body)
+            event = heard
+        if not isinstance(heard, Dealt):
+            message, _ = self._hear(body, event)
+            if message is None:
+                raise StateError("the masks were asked for in the wrong place")
+            said = np.frombuffer(written(message), np.uint8)
+            return encode(ResultBody(task=body.id, status="done").model_dump(), {_SAID: said})
+        trained = self._trained[body.number]
+        done, integers = trained.read()
+        if done.status != "done":
+            raise StateError(done.reason)
+        path = trained.result.with_suffix(".masked")
+        self._masked_file(body, event, integers, path)
+        return path
+
+    def _forget(self, number: int) -> None:
+        """Nothing of earlier rounds is kept."""
+        for old in [n for n in self._trained if n != number]:
+            found = self._trained.pop(old)
+            for path in (found.result, found.memory):
+                if path is not None:
+                    path.unlink(missing_ok=True)
+
+    # The machine --------------------------------------------------------------------------------
+
+    @property
+    def _trust(self) -> Trust:
+        if self._site.trust is None:
+            raise StateError(
+                "this node has no keys for masked rounds", remedy="start it with: atoll node start"
+            )
+        return self._site.trust
+
+    def _at(self, body: TaskBody) -> machine.Site:
+        """The machine of the attempt that ``body`` belongs to."""
+        key = _attempt(body)
+        if self._machine is None or self._machine[0] != key or self._machine[1].ended:
+            raise StateError(
+                f"this site takes no part in attempt {key[1]} of round {key[0]}",
+                remedy="it was started anew in the middle, and its keys are gone; the next has new ones",
+            )
+        return self._machine[1]
+
+    def _begin(self, body: TaskBody, invitation: Invitation, find: Find) -> machine.Invite:
+        """A new machine, and what this site itself knows of the round."""
+        terms, trust, name = invitation.terms, self._trust, self._site.name
+        policy = trust.policy(name, terms.cohort, self._site.settings.masking)
+        approved = self._approved(body, terms, find)
+        unknown = [m.name for m in terms.cohort if m.name not in policy.pinned]
+        if unknown:
+            raise AuthError(
+                f"the keys of {', '.join(unknown[:5])} are not pinned here as the server shows them",
+                remedy="compare fingerprints with them, then: atoll node peers --pin",
+            )
+        self._machine = _attempt(body), machine.Site(name, trust.signer, policy)
+        return machine.Invite(invitation, approved, os.urandom(32), time.time())
+
+    def _approved(self, body: TaskBody, terms: Terms, find: Find) -> Approved:
+        """What the job and the model say of the round; the server's terms must say the same."""
+        job = self._job(find(body.plan.blob))
+        if job is None or body.broadcast is None:
+            raise AuthError("a masked round of a job that is not masked")
+        privacy = job["privacy"]
+        threshold = privacy.get("threshold") or usual_threshold(terms.sites)
+        degree = privacy.get("degree", 0)
+        if (terms.threshold, terms.degree) != (threshold, degree):
+            raise AuthError(
+                f"threshold {terms.threshold} and degree {terms.degree}; the job says {threshold} "
+                f"and {degree}"
+            )
+        at = terms.occasion
+        if (at.round, at.attempt) != _attempt(body):
+            raise AuthError(f"task {body.id} comes with the terms of round {at.round}")
+        other = [lane.name for lane in terms.lanes if (lane.step, lane.excess) != (1.0, "refuse")]
+        if other:
+            raise AuthError(f"lane {other[0]!r} is not one of whole numbers")
+        model = model_digest(open_frame(find(body.broadcast.blob), _ANY)[1])
+        return Approved(f"{job['hash']}/{self._run}", model, terms.lanes, rule_text(privacy))
+
+    def _job(self, plan: Path) -> Mapping[str, Any] | None:
+        """The job's hash and privacy section, where it is masked; read once for each plan."""
+        name = str(plan)
+        if name not in self._rules:
+            raw = open_frame(plan, _ANY)[0].get("spec") or {}
+            privacy = raw.get("privacy") or {}
+            masked = privacy.get("aggregation") == "masked"
+            job = {"hash": spec_from_plain(raw).hash(), "privacy": privacy} if masked else None
+            self._rules = {name: job}
+        return self._rules[name]
+
+    def _hear(
+        self, body: TaskBody, event: machine.Event
+    ) -> tuple[FromSite, None] | tuple[None, MaskPlan]:
+        """Move the machine on until it says something or asks for the input.
+
+        Raises:
+            StateError: it gave up.
+            AuthError: likewise, and a peer is to blame; it is named.
+        """
+        if self._machine is None:
+            raise StateError("there is no attempt")
+        key, at = self._machine
+        todo: deque[machine.Event] = deque()
+        if not isinstance(event, machine.Invite):
+            todo.append(machine.Tick(time.time()))
+        todo.append(event)
+        while todo:
+            at, effects = machine.step(at, todo.popleft())
+            self._machine = key, at
+            for effect in effects:
+                if isinstance(effect, machine.Say):
+                    return effect.message, None
+                if isinstance(effect, machine.Mask):
+                    return None, effect.plan
+                if isinstance(effect, machine.Abort):
+                    kind = AuthError if effect.blamed else StateError
+                    raise kind(effect.reason, site=effect.blamed)
+                todo.append(self._kept(effect))
+        raise StateError(f"{body.id}: nothing is to be said to this")
+
+    def _kept(self, effect: machine.Keep) -> machine.Event:
+        try:
+            self._trust.book.keep(effect.record, effect.apart)
+        except (StateError, StorageError) as error:
+            return machine.Denied(effect.record, error.message)
+        return machine.Kept(effect.record)
+
+    # Masks --------------------------------------------------------------------------------------
+
+    def _masked_file(
+        self, body: TaskBody, event: machine.Event, integers: Mapping[str, Any], path: Path
+    ) -> None:
+        """Write the result: the masked integers, chunk by chunk, then the signature on their root.
+
+        Raises:
+            UpdateRefused: the integers are not those of the terms.
+            StorageError: the disk takes no more.
+        """
+        _, plan = self._hear(body, event)
+        session = self._at(body).at
+        if plan is None:
+            raise StateError("the masks have been used already")
+        bare = Vector(session.index, bytes(32), session.dealers, bytes(64))
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+            lane.name: (f"uint{lane.bits}", (lane.length,)) for lane in session.terms.lanes
+        }
+        shapes[_SAID] = "uint8", (len(written(bare)),)
+        done = ResultBody(task=body.id, status="done").model_dump()
+        try:
+            with path.open("wb") as file:
+                file.write(head(done, shapes))
+                chunks = masked_integers(session.terms, plan, integers)
+                root = root_of(_through(file, session.terms, chunks))
+                message, _ = self._hear(body, machine.Masked(root))
+                if message is None:
+                    raise StateError("the root was not signed")
+                file.write(written(message))
+        except UpdateRefused as error:
+            self._cancel(error.message)
+            raise
+        except OSError as error:
+            raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+
+    def _cancel(self, reason: str) -> None:
+        if self._machine is not None:
+            key, at = self._machine
+            self._machine = key, machine.step(at, machine.Cancel(reason))[0]
+
+
+def _attempt(body: TaskBody) -> tuple[int, int]:
+    """Round and attempt in a task's id."""
+    number, _, attempt = body.id.split(".", 3)[2].partition("-")
+    if number != str(body.number) or not (attempt.isascii() and attempt.isdigit()):
+        raise WireError(f"{body.id!r:.120} is no task of a masked round")
+    return body.number, int(attempt)
+
+
+def _through(file: Any, terms: Terms, chunks: Iterable[memoryview]) -> Iterator[memoryview]:
+    """The chunks, each written as it passes; a lane begins at a multiple of 64 bytes."""
+    end = 0
+    for piece, chunk in zip(pieces(terms), chunks, strict=True):
+        if piece.start == 0 and end % _ALIGN:
+            end += file.write(bytes(-end % _ALIGN))
+        end += file.write(chunk)
+        yield chunk
+    file.write(bytes(-end % _ALIGN))

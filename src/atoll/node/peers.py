@@ -1,0 +1,127 @@
+"""Whom this site knows: the other sites' keys, pinned, and what it asks of a masked round.
+
+A masked sum protects against its server only where sites know each other's keys from elsewhere. The
+server tells who is in the federation; a steward compares the fingerprints with the other sites (by
+telephone, say) and pins them with ``atoll node peers --pin``. From then on the server can neither
+put a key of its own in a site's place nor add sites that nobody has agreed to. Pinning what the server
+shows, unseen, protects against a server that begins to lie later, and not against one that lied then.
+
+The pins lie in ``peers.json``: fingerprints, SHA-256 of the raw public keys, by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from atoll.core.errors import AuthError, StorageError
+from atoll.node.home import write_text
+from atoll.node.journal import Signer
+from atoll.node.settings import Masking
+from atoll.privacy.secagg.ledger import Record
+from atoll.privacy.secagg.policy import Policy
+from atoll.privacy.secagg.terms import Member
+
+__all__ = ["Book", "Peers", "Trust"]
+
+
+class Book(Protocol):
+    """What this site has done in masked rounds, durably."""
+
+    def keep(self, record: Record, apart: int = 0) -> None:
+        """Write a step down before it is taken, or refuse it."""
+
+
+class Peers:
+    """The pinned fingerprints in ``path``.
+
+    Args:
+        path: of the file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def all(self) -> dict[str, str]:
+        """Fingerprints by name.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        try:
+            found = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise StorageError(
+                f"{self._path} cannot be read: {error}", remedy="restore it"
+            ) from error
+        if not isinstance(found, dict) or not all(isinstance(f, str) for f in found.values()):
+            raise StorageError(f"{self._path} is damaged", remedy="restore it")
+        return found
+
+    def pin(self, shown: Mapping[str, str], again: Iterable[str] = ()) -> list[str]:
+        """Pin what is not pinned yet; returns the names that are new.
+
+        Args:
+            shown: fingerprints by name.
+            again: names whose key may have changed, because somebody has asked them.
+
+        Raises:
+            AuthError: a site shows another key than the pinned one; nothing is changed.
+            StorageError: the file cannot be written.
+        """
+        known, allowed = self.all(), set(again)
+        other = [n for n, f in shown.items() if known.get(n, f) != f and n not in allowed]
+        if other:
+            raise AuthError(
+                f"{', '.join(sorted(other))}: another key than the pinned one is shown",
+                remedy="ask that site by telephone; if it has a new key: atoll node peers --repin NAME",
+            )
+        new = [name for name, f in shown.items() if known.get(name) != f]
+        if new:
+            write_text(self._path, json.dumps({**known, **shown}, indent=2, sort_keys=True) + "\n")
+        return sorted(new)
+
+    def keys(self, members: Iterable[Member]) -> dict[str, bytes]:
+        """The keys among those of ``members`` that have the pinned fingerprints."""
+        known = self.all()
+        return {
+            m.name: m.key for m in members if known.get(m.name) == hashlib.sha256(m.key).hexdigest()
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Trust:
+    """What a site needs for masked rounds, and gives to no worker.
+
+    Args:
+        federation: its id.
+        server: the server's raw public key.
+        signer: the site's identity.
+        book: what it has done.
+        peers: whose keys it has pinned.
+    """
+
+    federation: str
+    server: bytes
+    signer: Signer
+    book: Book
+    peers: Peers
+
+    def policy(self, name: str, cohort: Iterable[Member], rules: Masking) -> Policy:
+        """This site's rules for a round of ``cohort``; its own key needs no pin."""
+        pinned = self.peers.keys(cohort) | {name: self.signer.public_bytes}
+        return Policy(
+            self.federation,
+            self.server,
+            pinned,
+            smallest=rules.smallest,
+            share=rules.share,
+            apart=rules.apart,
+            neighbours=rules.neighbours,
+        )
