@@ -24,13 +24,16 @@ import numpy as np
 from atoll.core.errors import JobError, MissingExtra, UpdateRefused
 from atoll.core.layout import Array
 
-__all__ = ["Source", "SystemSource", "chosen", "gaussian", "grid_of", "noised", "words"]
+__all__ = ["Draws", "Source", "SystemSource", "chosen", "gaussian", "grid_of", "noised", "words"]
 
 _PAIRS = 8192
 """Pairs of normals made at a time; the buffers stay in a core's cache."""
 
 _FINE = 24
 """Binary digits of the grid below the standard deviation."""
+
+_EXACT = 2.0**52
+"""Cells up to which a value with its noise is exact in float64."""
 
 _REKEY = 1 << 36
 """Bytes under one key: far from where a block cipher in counter mode could be told from chance."""
@@ -140,7 +143,9 @@ def gaussian(source: Source, size: int, sd: float) -> Array:
     grid = grid_of(sd)
     scratch = _Scratch()
     for start in range(0, size, 2 * _PAIRS):
-        scratch.draw(source, out[start : start + 2 * _PAIRS], sd / grid, grid)
+        part = out[start : start + 2 * _PAIRS]
+        scratch.draw(source, part, sd / grid)
+        part *= grid
     return out
 
 
@@ -151,8 +156,8 @@ class _Scratch:
         self.bits = np.empty(2 * _PAIRS, np.int64)
         self.radius, self.sine, self.cosine, self.other = np.empty((4, _PAIRS))
 
-    def draw(self, source: Source, out: Array, scale: float, grid: float) -> None:
-        """Fill ``out`` with multiples of ``grid``; ``scale`` is the deviation in cells."""
+    def draw(self, source: Source, out: Array, scale: float) -> None:
+        """Fill ``out`` with whole numbers; ``scale`` is the deviation in cells of the grid."""
         pairs = (len(out) + 1) // 2
         bits = self.bits[: 2 * pairs]
         source.fill(bits)
@@ -171,7 +176,6 @@ class _Scratch:
         np.multiply(r, c, out=first)
         np.multiply(r[: len(out) - pairs], s[: len(out) - pairs], out=out[pairs:])
         np.rint(out, out=out)
-        out *= grid
 
 
 def _circle(s: Array, c: Array, q: Array) -> None:
@@ -197,18 +201,25 @@ def _series(coefficients: list[float], x: Array, out: Array) -> None:
     out += coefficients[0]
 
 
-def noised(source: Source, values: Array, bound: float, noise_multiplier: float) -> Array:
-    """``values`` with Gaussian noise that hides a contribution of L2 norm ``bound``; float64.
+def noised(
+    source: Source,
+    values: Array,
+    bound: float,
+    noise_multiplier: float,
+    dtype: str = "float64",
+) -> Array:
+    """``values`` with Gaussian noise that hides a contribution of L2 norm ``bound``.
 
     The standard deviation is ``noise_multiplier * bound`` and about 2^-24 sqrt(size) of itself more, for
-    what rounding to the grid adds to the contribution. The sum is exact, so what was released
-    is :class:`~atoll.privacy.dp.events.Gaussian` with this noise multiplier.
+    what rounding to the grid adds to the contribution. The sum is exact before it takes the dtype of
+    the result, so what was released is :class:`~atoll.privacy.dp.events.Gaussian` with this multiplier.
 
     Args:
         source: of random bits.
         values: what is to be released, any shape, before the noise.
         bound: most that one unit changes ``values`` by, in L2.
         noise_multiplier: z.
+        dtype: of the result.
 
     Raises:
         JobError: bound or multiplier out of range.
@@ -216,16 +227,41 @@ def noised(source: Source, values: Array, bound: float, noise_multiplier: float)
     """
     if not (0 < bound < math.inf and 0 < noise_multiplier < math.inf):
         raise JobError(f"noise for bound {bound} with multiplier {noise_multiplier}")
+    flat = np.ascontiguousarray(values).reshape(-1)
     sd = noise_multiplier * bound
+    sd += noise_multiplier * grid_of(sd) * math.sqrt(flat.size)
     grid = grid_of(sd)
-    sd += noise_multiplier * grid * math.sqrt(values.size)
-    grid = grid_of(sd)
-    cells = np.rint(np.asarray(values, np.float64) / grid)
-    if not (np.abs(cells) < 2.0**52).all():
-        raise UpdateRefused(
-            f"a value beyond {2.0**52 * grid:g}, or not finite, under noise of {sd:g}"
-        )
-    flat = cells.reshape(-1)
-    flat *= grid
-    flat += gaussian(source, flat.size, sd)
-    return np.asarray(flat.reshape(np.shape(values)))
+    out, scratch = np.empty(flat.size, dtype), _Scratch()
+    cells, noise = np.empty((2, 2 * _PAIRS))
+    for start in range(0, flat.size, 2 * _PAIRS):
+        given = flat[start : start + 2 * _PAIRS]
+        own, drawn = cells[: len(given)], noise[: len(given)]
+        np.multiply(given, 1 / grid, out=own, dtype=np.float64)
+        if not max(own.max(), -own.min()) < _EXACT:
+            raise UpdateRefused(
+                f"a value beyond {_EXACT * grid:g}, or not finite, under noise of {sd:g}"
+            )
+        np.rint(own, out=own)
+        scratch.draw(source, drawn, sd / grid)
+        own += drawn
+        np.multiply(own, grid, out=out[start : start + 2 * _PAIRS], casting="same_kind")
+    return out.reshape(np.shape(values))
+
+
+class Draws:
+    """What private training draws: its sampling and its noise.
+
+    Args:
+        source: of random bits; by default the system's, of each process for itself.
+    """
+
+    def __init__(self, source: Source | None = None) -> None:
+        self.source = SystemSource() if source is None else source
+
+    def chosen(self, rows: int, rate: float) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Poisson sampling; see :func:`chosen`."""
+        return chosen(self.source, rows, rate)
+
+    def noised(self, values: Array, bound: float, noise_multiplier: float) -> Array:
+        """Values with noise, in their own dtype; see :func:`noised`."""
+        return noised(self.source, values, bound, noise_multiplier, str(values.dtype))
