@@ -9,8 +9,10 @@ import numpy as np
 from atoll.algorithms.statistics.analysis import Columns
 from atoll.core.errors import DataError
 from atoll.core.layout import Array
+from atoll.data.disclosure import Disclosure
+from atoll.data.table import Table
 
-__all__ = ["codes", "complete", "groups_of", "numbers"]
+__all__ = ["codes", "complete", "groups_of", "numbers", "reading", "tallied"]
 
 
 def numbers(data: Columns, name: str) -> Array:
@@ -66,3 +68,26 @@ def complete(data: Columns, names: Iterable[str]) -> Array:
     for name in listed:
         rows &= ~np.isnan(data[name])
     return rows
+
+
+def reading(rule: Disclosure, *names: str) -> tuple[str, ...]:
+    """The columns named, each once, and that of the persons."""
+    return tuple(dict.fromkeys((*names, *([rule.person] if rule.person else []))))
+
+
+def tallied(cell: Array, cells: int, data: Columns, rule: Disclosure) -> tuple[Array, Array]:
+    """Rows and persons in each cell, ``(cells,)`` each.
+
+    Args:
+        cell: of each row, ``(n,)`` int64; -1 is in none.
+        cells: how many there are.
+        data: the site's columns.
+        rule: says who a person is.
+    """
+    inside = cell >= 0
+    rows = np.bincount(cell[inside], minlength=cells).astype(np.float64)
+    if not rule.person:
+        return rows, rows
+    persons = rule.persons(Table({rule.person: np.asarray(data[rule.person])}))
+    pairs = np.unique(np.stack([cell[inside], persons[inside]]), axis=1)
+    return rows, np.bincount(pairs[0], minlength=cells).astype(np.float64)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Columns, Question
-from atoll.algorithms.statistics.columns import complete, groups_of, numbers
+from atoll.algorithms.statistics.columns import complete, groups_of, numbers, reading, tallied
 from atoll.core.errors import Forbidden
 from atoll.core.layout import Array
 from atoll.data.disclosure import Disclosure
@@ -72,6 +72,10 @@ class MomentsResult:
         ]
 
 
+_FIRST = ("count", "persons", "missing", "absent", "sum")
+"""What the first round sums: rows and persons with a value, without one, and the values."""
+
+
 @dataclass(frozen=True)
 class Moments:
     """Count, missing, mean and variance of columns, over all rows or by group.
@@ -89,8 +93,8 @@ class Moments:
     rule: Disclosure = field(default_factory=Disclosure)
 
     def columns(self) -> Sequence[str]:
-        """The columns, and that of the groups."""
-        return (*self.names, *([self.by] if self.by else []))
+        """The columns, and those of the groups and persons."""
+        return reading(self.rule, *self.names, *([self.by] if self.by else []))
 
     def start(self) -> Question:
         """Before the first round."""
@@ -105,7 +109,7 @@ class Moments:
         """Counts and sums, then squares around the means."""
         width = len(self.groups)
         code = groups_of(data, self.by, width)
-        kinds = ("square",) if "mean" in question else ("count", "missing", "sum")
+        kinds = ("square",) if "mean" in question else _FIRST
         parts: dict[str, list[Array]] = {kind: [] for kind in kinds}
         for i, name in enumerate(self.names):
             values = numbers(data, name)
@@ -115,10 +119,12 @@ class Moments:
                 apart = known - question["mean"][i][group]
                 parts["square"].append(np.bincount(group, apart * apart, width))
                 continue
-            absent = code[np.isnan(values) & (code >= 0)]
-            parts["count"].append(np.bincount(group, minlength=width))
-            parts["missing"].append(np.bincount(absent, minlength=width))
-            parts["sum"].append(np.bincount(group, known, width))
+            absent = np.where(np.isnan(values), code, -1)
+            rows = tallied(np.where(there, code, -1), width, data, self.rule)
+            gaps = tallied(absent, width, data, self.rule)
+            found = (*rows, *gaps, np.bincount(group, known, width))
+            for kind, value in zip(_FIRST, found, strict=True):
+                parts[kind].append(value)
         shape = (len(self.names), width)
         return {n: np.array(rows, np.float64).reshape(shape) for n, rows in parts.items()}
 
@@ -128,8 +134,8 @@ class Moments:
             return {**state, "round": np.full(1, 2.0), "square": totals["square"]}
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = np.nan_to_num(totals["sum"] / totals["count"])
-        kept = {"count": totals["count"], "missing": totals["missing"], "mean": mean}
-        return {"round": np.ones(1), **kept}
+        kept = {name: totals[name] for name in _FIRST if name != "sum"}
+        return {"round": np.ones(1), "mean": mean, **kept}
 
     def result(self, state: Question) -> MomentsResult:
         """Means and variances; hidden where too few values stand behind."""
@@ -137,7 +143,7 @@ class Moments:
         with np.errstate(invalid="ignore", divide="ignore"):
             variance = np.where(count > 1, square / (count - 1), np.nan)
         mean = np.where(count > 0, state["mean"], np.nan)
-        hidden, no_count, no_missing = self._hidden(count, missing)
+        hidden, no_count, no_missing = self._hidden(state["persons"], state["absent"])
         return MomentsResult(
             self.names,
             self.groups,
@@ -149,7 +155,7 @@ class Moments:
         )
 
     def _hidden(self, count: Array, missing: Array) -> tuple[Array, Array, Array]:
-        """Which moments, counts and numbers of missing values are not shown."""
+        """Which moments, counts and numbers of missing values are not shown, from numbers of persons."""
         minimum = self.rule.minimum
         moments = np.zeros(count.shape, bool)
         counts, gaps = moments.copy(), moments.copy()
@@ -223,8 +229,8 @@ class Covariance:
     rule: Disclosure = field(default_factory=Disclosure)
 
     def columns(self) -> Sequence[str]:
-        """The columns."""
-        return self.names
+        """The columns, and that of the persons."""
+        return reading(self.rule, *self.names)
 
     def start(self) -> Question:
         """Before the first round."""
@@ -240,7 +246,8 @@ class Covariance:
         rows = complete(data, self.names)
         x = np.stack([numbers(data, name)[rows] for name in self.names], axis=1)
         if "mean" not in question:
-            return {"count": np.array([float(len(x))]), "sum": x.sum(axis=0)}
+            count, persons = tallied(np.where(rows, 0, -1), 1, data, self.rule)
+            return {"count": count, "persons": persons, "sum": x.sum(axis=0)}
         apart = x - question["mean"]
         return {"products": apart.T @ apart}
 
@@ -249,7 +256,8 @@ class Covariance:
         if "products" in totals:
             return {**state, "round": np.full(1, 2.0), "products": totals["products"]}
         mean = totals["sum"] / max(1.0, float(totals["count"][0]))
-        return {"round": np.ones(1), "count": totals["count"], "mean": mean}
+        kept = {name: totals[name] for name in ("count", "persons")}
+        return {"round": np.ones(1), "mean": mean, **kept}
 
     def result(self, state: Question) -> CovarianceResult:
         """The covariances.
@@ -258,7 +266,8 @@ class Covariance:
             Forbidden: too few complete rows.
         """
         count, width = float(state["count"][0]), len(self.names)
-        if count < max(2, width + self.rule.minimum if self.rule.minimum > 1 else 2):
+        needed = width + self.rule.minimum if self.rule.minimum > 1 else 2
+        if count < 2 or float(state["persons"][0]) < needed:
             raise Forbidden(
                 f"too few complete rows for {width} columns under a minimum of {self.rule.minimum}",
                 remedy="use fewer columns",
@@ -329,8 +338,8 @@ class Components:
         return Covariance(self.names, self.rule)
 
     def columns(self) -> Sequence[str]:
-        """The columns."""
-        return self.names
+        """As :class:`Covariance`."""
+        return self._inner.columns()
 
     def start(self) -> Question:
         """Before the first round."""

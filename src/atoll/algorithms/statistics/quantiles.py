@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Columns, Question
-from atoll.algorithms.statistics.columns import numbers
+from atoll.algorithms.statistics.columns import numbers, reading, tallied
 from atoll.core.errors import Forbidden
 from atoll.core.layout import Array
 from atoll.data.disclosure import Disclosure
@@ -72,8 +72,8 @@ class Quantiles:
     rule: Disclosure = field(default_factory=Disclosure)
 
     def columns(self) -> Sequence[str]:
-        """The columns."""
-        return self.names
+        """The columns, and that of the persons."""
+        return reading(self.rule, *self.names)
 
     def start(self) -> Question:
         """Before the first round."""
@@ -89,9 +89,14 @@ class Quantiles:
 
     def sums(self, question: Question, data: Columns, *, site: int, sites: int) -> Question:
         """How many values there are; then how many are at most each cut point."""
-        known = [_known(numbers(data, name)) for name in self.names]
         if "cuts" not in question:
-            return {"count": np.array([float(len(values)) for values in known])}
+            pairs = [
+                tallied(np.where(np.isnan(numbers(data, name)), -1, 0), 1, data, self.rule)
+                for name in self.names
+            ]
+            count, persons = np.array(pairs)[..., 0].T
+            return {"count": count, "persons": persons}
+        known = [_known(numbers(data, name)) for name in self.names]
         cuts = question["cuts"]
         found = [
             np.searchsorted(np.sort(values), cuts[i], side="right")
@@ -102,7 +107,7 @@ class Quantiles:
     def learn(self, state: Question, totals: Question) -> Question:
         """Brackets around the order statistics; then the part of each that holds its own."""
         if "count" in totals:
-            return self._begun(totals["count"])
+            return self._begun(totals["count"], totals["persons"])
         low, high, rank = state["low"], state["high"], state["rank"]
         cuts, below = _cuts(low, high), totals["below"]
         part = (below < rank[..., None]).sum(axis=-1)
@@ -113,17 +118,18 @@ class Quantiles:
         }
         return {**state, **narrow, "round": state["round"] + 1}
 
-    def _begun(self, count: Array) -> Question:
+    def _begun(self, count: Array, persons: Array) -> Question:
         shape = (len(self.names), 2 * len(self.levels))
         place = np.outer(np.maximum(count - 1, 0), np.array(self.levels))
         first = np.floor(place + 1e-12 * np.maximum(place, 1))
         second = np.minimum(first + (place > first), np.maximum(count - 1, 0)[:, None])
         rank = np.stack([first, second], axis=-1).reshape(shape) + 1
-        dead = np.repeat(~self._allowed(count), 2, axis=1) | (count == 0)[:, None]
+        dead = np.repeat(~self._allowed(persons), 2, axis=1) | (count == 0)[:, None]
         top = np.finfo(np.float64).max
         return {
             "round": np.ones(1),
             "count": count,
+            "persons": persons,
             "share": np.clip(place - first, 0.0, 1.0),
             "rank": rank,
             "low": np.where(dead, 0.0, -top),
@@ -146,7 +152,7 @@ class Quantiles:
 
     def result(self, state: Question) -> QuantilesResult:
         """Interpolated values with their bounds; the rest is noted."""
-        low, high, count = state["low"], state["high"], state["count"]
+        low, high, persons = state["low"], state["high"], state["persons"]
         exact = np.nextafter(low, np.inf) >= high  # the bracket (low, high] holds one number
         middle = np.where(exact, high, 0.5 * low + 0.5 * high)
         width = np.where(exact, 0.0, 0.5 * high - 0.5 * low)
@@ -154,14 +160,14 @@ class Quantiles:
         pair, error, share = middle.reshape(shape), width.reshape(shape), state["share"]
         value = pair[..., 0] + share * (pair[..., 1] - pair[..., 0])
         bound = np.maximum(error[..., 0], error[..., 1])
-        known = self._allowed(count) & (count > 0)[:, None]
+        known = self._allowed(persons) & (state["count"] > 0)[:, None]
         notes = [
             f"{name}: {fault}"
-            for name, n in zip(self.names, count.tolist(), strict=True)
+            for name, n in zip(self.names, persons.tolist(), strict=True)
             for fault in self.rule.quantile_faults(n, self.levels)
         ]
-        if self.rule.minimum > 1:  # no numbers of values: they may be small
-            notes = [f"{note.split(' of ')[0]} has too few values on one side" for note in notes]
+        # Without the number of values, which may be small itself.
+        notes = [f"{note.split(' of ')[0]} has too few values on one side" for note in notes]
         return QuantilesResult(
             self.names,
             self.levels,
@@ -192,12 +198,10 @@ def _known(values: Array) -> Array:
 def _cuts(low: Array, high: Array) -> Array:
     """Cut points inside each bracket, ``low.shape + (CUTS,)``: even among representable numbers."""
     start, end = _place(low), _place(high)
-    step = (end >> np.int64(6)) - (start >> np.int64(6))  # a 64th of the way, without overflow
-    numbered = np.arange(1, CUTS + 1, dtype=np.int64)
-    near = np.minimum(start[..., None] + numbered, end[..., None])  # fewer than 64 numbers are left
-    far = start[..., None] + numbered * step[..., None]
-    narrow = (step < 2)[..., None]
-    return _number(np.where(narrow, np.minimum(far + near - start[..., None], end[..., None]), far))
+    # A 64th of the way, rounded up where few numbers are left; the difference itself may overflow.
+    step = np.maximum((end >> np.int64(6)) - (start >> np.int64(6)), np.int64(1))
+    ahead = np.arange(1, CUTS + 1, dtype=np.int64) * step[..., None]
+    return _number(np.minimum(start[..., None] + ahead, end[..., None]))
 
 
 def _place(x: Array) -> Array:

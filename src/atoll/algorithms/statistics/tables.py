@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Columns, Question
-from atoll.algorithms.statistics.columns import codes, numbers
+from atoll.algorithms.statistics.columns import codes, numbers, reading, tallied
 from atoll.core.errors import DataError, Forbidden
 from atoll.core.layout import Array
 from atoll.data.disclosure import Disclosure
 from atoll.data.query_log import Released
 from atoll.data.suppression import Counts, suppress
-from atoll.data.table import Table
 
 __all__ = [
     "CrossTable",
@@ -26,28 +25,12 @@ __all__ = [
 ]
 
 
-def _tallied(cell: Array, cells: int, persons: Array) -> tuple[Array, Array]:
-    """Rows and persons per cell; -1 is in no cell."""
-    inside = cell >= 0
-    rows = np.bincount(cell[inside], minlength=cells).astype(np.float64)
-    pairs = np.unique(np.stack([cell[inside], persons[inside]]), axis=1)
-    return rows, np.bincount(pairs[0], minlength=cells).astype(np.float64)
-
-
-def _persons(data: Columns, rule: Disclosure) -> Array:
-    return rule.persons(Table(dict(data)))
-
-
 def _guarded(rows: Array, persons: Array, minimum: int) -> Counts:
     """Counts of rows, hidden by their counts of persons; margins last."""
     mask = suppress(persons, minimum)
     shown = suppress(rows, 1)
     values = np.where(mask.hidden, np.nan, shown.values)
     return Counts(values, mask.hidden, minimum)
-
-
-def _reading(rule: Disclosure, *names: str) -> tuple[str, ...]:
-    return (*names, *([rule.person] if rule.person and rule.person not in names else []))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +78,7 @@ class Histogram:
 
     def columns(self) -> Sequence[str]:
         """The column, and that of the persons."""
-        return _reading(self.rule, self.name)
+        return reading(self.rule, self.name)
 
     def start(self) -> Question:
         """Before its only round."""
@@ -110,7 +93,7 @@ class Histogram:
         values = numbers(data, self.name)
         cell = np.searchsorted(np.array(self.edges), values, side="right")
         cell = np.where(np.isnan(values), -1, cell)
-        rows, persons = _tallied(cell, len(self.edges) + 1, _persons(data, self.rule))
+        rows, persons = tallied(cell, len(self.edges) + 1, data, self.rule)
         return {"rows": rows, "persons": persons}
 
     def learn(self, state: Question, totals: Question) -> Question:
@@ -170,7 +153,7 @@ class CrossTable:
 
     def columns(self) -> Sequence[str]:
         """Both columns, and that of the persons."""
-        return _reading(self.rule, *dict.fromkeys((self.row, self.column)))
+        return reading(self.rule, self.row, self.column)
 
     def start(self) -> Question:
         """Before its only round."""
@@ -189,7 +172,7 @@ class CrossTable:
         """Rows and persons in each cell."""
         shape = (len(self.rows), len(self.levels))
         size = shape[0] * shape[1]
-        rows, persons = _tallied(self._cells(data), size, _persons(data, self.rule))
+        rows, persons = tallied(self._cells(data), size, data, self.rule)
         return {"rows": rows.reshape(shape), "persons": persons.reshape(shape)}
 
     def learn(self, state: Question, totals: Question) -> Question:
@@ -266,7 +249,7 @@ class HeavyHitters:
 
     def columns(self) -> Sequence[str]:
         """The column, and that of the persons."""
-        return _reading(self.rule, self.name)
+        return reading(self.rule, self.name)
 
     def start(self) -> Question:
         """One empty prefix."""
@@ -281,7 +264,7 @@ class HeavyHitters:
 
     def sums(self, question: Question, data: Columns, *, site: int, sites: int) -> Question:
         """Persons behind each next digit of each prefix."""
-        prefix, step = question["prefix"], int(question["step"][0])
+        prefix, step = question["prefix"].astype(np.int64), int(question["step"][0])
         values = codes(data, self.name, 1 << self.bits)
         rest = _DIGIT * (self._steps - step - 1)
         head, digit = values >> (rest + _DIGIT), (values >> rest) & (_WIDTH - 1)
@@ -289,7 +272,7 @@ class HeavyHitters:
         place = np.minimum(place, len(prefix) - 1)
         inside = (values >= 0) & (prefix[place] == head)
         cell = np.where(inside, place * _WIDTH + digit, -1)
-        _, persons = _tallied(cell, len(prefix) * _WIDTH, _persons(data, self.rule))
+        _, persons = tallied(cell, len(prefix) * _WIDTH, data, self.rule)
         return {"persons": persons}
 
     def learn(self, state: Question, totals: Question) -> Question:
