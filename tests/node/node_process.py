@@ -46,6 +46,7 @@ class Disk(RealDisk):
     """A disk that says where it is."""
 
     def __init__(self, here: Here) -> None:
+        super().__init__()
         self.here = here
 
     def rename(self, old: Path, new: Path) -> None:

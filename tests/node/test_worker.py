@@ -247,6 +247,8 @@ def test_job_code_sees_an_environment_without_secrets_and_no_files_of_the_node(
         "NUMEXPR_NUM_THREADS",
         "PYTHONDONTWRITEBYTECODE",
         "PYTHONUNBUFFERED",
+        "MALLOC_MMAP_MAX_",
+        "MALLOC_TRIM_THRESHOLD_",
         "LET_THROUGH",
         "KMP_DUPLICATE_LIB_OK",  # a library sets it while it is loaded
     }

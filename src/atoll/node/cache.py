@@ -16,6 +16,8 @@ from pathlib import Path
 
 from atoll.core.errors import StorageError, WireError
 from atoll.wire.frames import Blob
+from atoll.wire.spares import LARGE, Spares
+from atoll.wire.transfers import partial_of
 
 __all__ = ["Cache"]
 
@@ -35,6 +37,8 @@ class Cache:
         self._known: dict[str, int] = {}  # checked by this process, least recently used first
         self._numbers = itertools.count()
         self._total: int | None = None  # bytes in the folder, once they have been counted
+        # A name that comes back is looked through before it is used: it need not be gone for good.
+        self._spares = Spares(folder / ".spares", most // 8, certain=False)
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -108,6 +112,9 @@ class Cache:
             own = self._busy.setdefault(blob.sha256, threading.Lock())
         with own:
             if not self.has(blob):
+                partial = partial_of(self.path(blob))
+                if blob.size >= LARGE and not partial.exists():
+                    self._spares.place(partial, blob.size)
                 download(blob, self.path(blob))
                 self._note(blob)
         return self.path(blob)
@@ -119,8 +126,9 @@ class Cache:
             self._busy.pop(sha256, None)
             if size is not None and self._total is not None:
                 self._total -= size
-            with suppress(OSError):
-                (self._folder / sha256).unlink()
+            if not self._spares.keep(self._folder / sha256):
+                with suppress(OSError):
+                    (self._folder / sha256).unlink()
 
     def trim(self, keep: Collection[str]) -> None:
         """Make room: remove what was used longest ago, but nothing that ``keep`` names.

@@ -18,6 +18,9 @@ THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXP
 _PASSED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
 """What a Python program may need from the environment and what tells nothing of the site."""
 
+_KEEPING = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(GIB)}
+"""GNU's allocator keeps what is freed for the next model: new pages cost more than their use."""
+
 
 def environment(scratch: Path, limits: Limits, pass_on: tuple[str, ...]) -> dict[str, str]:
     """The environment of a worker: nothing but what is named here.
@@ -31,6 +34,7 @@ def environment(scratch: Path, limits: Limits, pass_on: tuple[str, ...]) -> dict
     return {
         **seen,
         **dict.fromkeys(THREADS, str(limits.threads)),
+        **_KEEPING,
         "HOME": str(scratch),
         "TMPDIR": str(scratch),
         "PYTHONDONTWRITEBYTECODE": "1",

@@ -38,6 +38,7 @@ from atoll.wire.frames import Allowed, Blob, decode, encode, read_header
 
 __all__ = ["Held", "Spool"]
 
+_SPARES = "spares"
 _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
 _REMEDY = (
     "move the run's folder away; its finished work is then done anew, and a run that keeps memories "
@@ -187,6 +188,22 @@ class Spool:
             if found.digest != digest:
                 self._note(replace(found, digest=digest))
 
+    def prepare(self, run: str, place: Path, trains: bool) -> tuple[Path, Path]:
+        """Where a worker should write a result and a memory: over files that earlier tasks of the run left.
+
+        Args:
+            run: id of the run; no other run's files are used.
+            place: path of both without the ending; nothing is there.
+            trains: whether the task trains, so that its files are as large as the last.
+        """
+        result, memory = (place.with_suffix(f".{kind}") for kind in ("result", "memory"))
+        with self._lock:
+            found = self._runs.get(run)
+        if found is not None and trains:
+            for path in (memory, result) if found.stateful else (result,):
+                self._disk.reuse(path, self._place(run) / _SPARES)
+        return result, memory
+
     def finish(
         self,
         run: str,
@@ -297,6 +314,7 @@ class Spool:
                 self._drop(path)
             # Only when they are gone for good: files without their run.json would count as damage.
             self._disk.fsync_folder(self._place(run))
+            self._sweep(self._place(run))
             self._disk.remove(self._place(run) / "run.json")
 
     # How ----------------------------------------------------------------------------------------
@@ -366,10 +384,16 @@ class Spool:
 
     def _drop(self, path: Path) -> None:
         """Remove a file; that it may come back after a power failure does no harm."""
-        self._disk.remove(path)
+        self._disk.retire(path, path.parent / _SPARES)
         self._sizes.pop(path, None)
 
+    def _sweep(self, place: Path) -> None:
+        """Remove a run's spare files."""
+        for name in self._disk.names(place / _SPARES):
+            self._disk.remove(place / _SPARES / name)
+
     def _recover(self, place: Path) -> None:
+        self._sweep(place)
         names = self._whole(place)
         files = [name for name in names if name.endswith((".result", ".fresh", ".memory"))]
         if "run.json" not in names:

@@ -32,6 +32,7 @@ from atoll.node.orders import Order, Report
 from atoll.node.redaction import told
 from atoll.runtime.client import Parts, answer_task, evaluate_client
 from atoll.runtime.threads import Threads
+from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Allowed, check_finite, open_frame, pieces
 from atoll.wire.messages import ResultBody
 from atoll.wire.metrics import metrics_to_plain
@@ -94,7 +95,7 @@ class Workplace:
         """Do what ``order`` says; whatever is raised becomes the task's failure.
 
         Raises:
-            OSError: not even the failure can be written.
+            StorageError: not even the failure can be written.
         """
         began = time.perf_counter()
         kept = False
@@ -268,7 +269,5 @@ def _memory(order: Order) -> Memory:
 
 
 def _write(path: Path, body: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write a frame; the node makes it durable when it takes it over."""
-    with path.open("wb") as file:
-        for piece in pieces(body, arrays):
-            file.write(piece)
+    """Write a frame, over a spare if the node has put one there; it makes durable what it takes over."""
+    RealDisk().write(path, pieces(body, arrays))

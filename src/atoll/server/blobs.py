@@ -21,6 +21,7 @@ from typing import Protocol
 from atoll.core.errors import NotFound, StateError, StorageError, TooLarge, Unreachable, WireError
 from atoll.wire.disk import Disk, Piece, RealDisk
 from atoll.wire.frames import Blob
+from atoll.wire.spares import LARGE
 
 __all__ = ["Blobs", "FolderBlobs", "open_blobs"]
 
@@ -145,14 +146,15 @@ class FolderBlobs:
     """Blobs as files of a folder, named by their digest.
 
     Args:
-        folder: made if missing; ``new`` and ``uploads`` in it hold what is not whole yet.
+        folder: made if missing; ``new`` and ``uploads`` in it hold what is not whole yet, ``spares`` files
+            to be written over.
         disk: what it is on.
     """
 
     def __init__(self, folder: Path, disk: Disk | None = None) -> None:
         self.folder = folder
         self.disk: Disk = RealDisk() if disk is None else disk
-        self._new, self._uploads = folder / "new", folder / "uploads"
+        self._new, self._uploads, self._spares = (folder / n for n in ("new", "uploads", "spares"))
         for path in (folder, self._new, self._uploads):
             self.disk.make_folder(path)
         self._numbers = count()
@@ -169,7 +171,7 @@ class FolderBlobs:
             # It may have been named a moment before a crash: its bytes were synced, its name perhaps not.
             self.disk.fsync_folder(self.folder)
         else:
-            self._write((raw,), lambda: blob.sha256)
+            self._write((raw,), lambda: blob.sha256, blob.size)
         return blob
 
     def put_pieces(self, pieces: Iterable[Piece]) -> Blob:
@@ -186,10 +188,12 @@ class FolderBlobs:
         self._write(counted(), sha.hexdigest)
         return Blob(sha.hexdigest(), size)
 
-    def _write(self, pieces: Iterable[Piece], digest: Callable[[], str]) -> None:
+    def _write(self, pieces: Iterable[Piece], digest: Callable[[], str], size: int = LARGE) -> None:
         """A new file, named by the digest as it is when all pieces are written."""
         partial = self._new / f"{os.getpid()}-{next(self._numbers)}"
         try:
+            if size >= LARGE:
+                self.disk.reuse(partial, self._spares, size)
             self.disk.write(partial, pieces)
             self._name(partial, digest())
         except BaseException:
@@ -233,7 +237,7 @@ class FolderBlobs:
 
     def delete(self, sha256: str) -> None:
         """Forget it, if it is here."""
-        self.disk.remove(self._path(sha256))
+        self.disk.retire(self._path(sha256), self._spares)
 
     def digests(self) -> Iterator[str]:
         """Every blob that is here."""
@@ -259,6 +263,8 @@ class FolderBlobs:
                 self._forget(path)
                 return blob.size
             try:
+                if not offset and not upload.held and blob.size >= LARGE:
+                    self._begin(path, blob)
                 held = upload.take(self.disk, offset, data)
             except StateError:
                 if not upload.held:
@@ -267,6 +273,11 @@ class FolderBlobs:
             if held >= blob.size:
                 self._finish(upload, blob)
             return held
+
+    def _begin(self, path: Path, blob: Blob) -> None:
+        """Write over a spare where nothing of an upload is here."""
+        if self.disk.size(path) is None:
+            self.disk.reuse(path, self._spares, blob.size)
 
     def _finish(self, upload: _Upload, blob: Blob) -> None:
         if upload.sha.hexdigest() != blob.sha256 or upload.held != blob.size:
@@ -289,8 +300,9 @@ class FolderBlobs:
 
     def sweep(self) -> None:
         """Forget what a crash left half-written."""
-        for name in self.disk.names(self._new):
-            self.disk.remove(self._new / name)
+        for folder in (self._new, self._spares):
+            for name in self.disk.names(folder):
+                self.disk.remove(folder / name)
 
     def _path(self, sha256: str) -> Path:
         return self.folder / checked(sha256)

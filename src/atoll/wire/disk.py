@@ -19,6 +19,7 @@ from typing import Protocol
 
 from atoll.core.errors import StorageError
 from atoll.wire.frames import Blob
+from atoll.wire.spares import LARGE, Spares, mark, marked, unmark
 
 __all__ = ["Disk", "Piece", "RealDisk", "keep"]
 
@@ -58,6 +59,20 @@ class Disk(Protocol):
 
     def remove(self, path: Path) -> None:
         """Remove a file if it is there; not yet durable."""
+        ...
+
+    def retire(self, path: Path, spares: Path) -> None:
+        """As :meth:`remove`; the file may be kept in the folder ``spares``, which has no other use."""
+        ...
+
+    def reuse(self, path: Path, spares: Path, size: int = 0) -> None:
+        """Make writing ``path`` cheaper, where there is a spare; no byte of that counts before it is written.
+
+        Args:
+            path: a file that is written next, from its start.
+            spares: as for :meth:`retire`, on the same disk.
+            size: bytes that it will have; 0 where that is not known.
+        """
         ...
 
     def names(self, folder: Path) -> tuple[str, ...]:
@@ -113,49 +128,75 @@ def keep(disk: Disk, path: Path, pieces: Iterable[Piece], by: Path | None = None
 class RealDisk:
     """The disk of this machine; a :class:`Disk`."""
 
+    def __init__(self) -> None:
+        self._spares: dict[Path, Spares] = {}
+
     def write(self, path: Path, pieces: Iterable[Piece]) -> None:
         """A file of these bytes in place of what was there."""
-        with _explained(path, "written"), path.open("wb", buffering=0) as file:
-            for piece in pieces:
-                _write_all(file.fileno(), piece)
+        with _explained(path, "written"):
+            number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                reused = marked(number) is not None
+                if reused:
+                    mark(number, 0)
+                elif os.fstat(number).st_size:
+                    os.ftruncate(number, 0)
+                for piece in pieces:
+                    _write_all(number, piece)
+                if reused:
+                    unmark(number, os.lseek(number, 0, os.SEEK_CUR))
+            finally:
+                os.close(number)
 
     def append(self, path: Path, offset: int, data: Piece) -> None:
         """Write at ``offset`` and end the file there."""
         with _explained(path, "written"):
             number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                if offset > os.fstat(number).st_size:
+                held = marked(number)
+                if offset > _end(number):
                     raise OSError(errno.EINVAL, "nothing may be left out")
-                os.ftruncate(number, offset)
+                if held is None:
+                    os.ftruncate(number, offset)
+                else:
+                    mark(number, offset)
                 os.lseek(number, offset, os.SEEK_SET)
                 _write_all(number, data)
+                if held is not None:
+                    mark(number, offset + len(data))
             finally:
                 os.close(number)
 
     def read(self, path: Path, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes from ``start`` up to ``stop`` or the end."""
         with _explained(path, "read"), path.open("rb") as file:
+            end = _end(file.fileno()) if stop is None else stop
             file.seek(start)
-            return file.read(-1 if stop is None else max(stop - start, 0))
+            return file.read(max(end - start, 0))
 
     def view(self, path: Path) -> memoryview:
         """The whole file, read only, without loading it."""
         with _explained(path, "read"), path.open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
+            if not (end := _end(file.fileno())):
                 return memoryview(b"")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            return memoryview(mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ))
 
     def size(self, path: Path) -> int | None:
         """Bytes of a file; None when there is none."""
         with _explained(path, "read"):
             try:
-                return path.stat().st_size
+                size = path.stat().st_size
             except FileNotFoundError:
                 return None
+            held = marked(path) if size >= LARGE else None
+            return size if held is None else held
 
     def fsync(self, path: Path) -> None:
         """Make a file's bytes durable."""
         with _explained(path, "written"):
+            if (held := marked(path)) is not None:
+                with path.open("r+b", buffering=0) as file:
+                    unmark(file.fileno(), held)
             _sync(path)
 
     def rename(self, old: Path, new: Path) -> None:
@@ -167,6 +208,16 @@ class RealDisk:
         """Remove a file if it is there."""
         with _explained(path, "removed"):
             path.unlink(missing_ok=True)
+
+    def retire(self, path: Path, spares: Path) -> None:
+        """Keep a file as a spare, or remove it."""
+        if not self._spares.setdefault(spares, Spares(spares)).keep(path):
+            self.remove(path)
+
+    def reuse(self, path: Path, spares: Path, size: int = 0) -> None:
+        """Make a spare the file ``path``, if there is one."""
+        if spares in self._spares:
+            self._spares[spares].place(path, size)
 
     def names(self, folder: Path) -> tuple[str, ...]:
         """Names in a folder, sorted."""
@@ -196,6 +247,12 @@ def _sync(path: Path) -> None:
         os.fsync(number)
     finally:
         os.close(number)
+
+
+def _end(number: int) -> int:
+    """How many bytes of an open file count."""
+    held = marked(number)
+    return os.fstat(number).st_size if held is None else held
 
 
 def _write_all(number: int, data: Piece) -> None:

@@ -147,6 +147,13 @@ class LossyDisk:
             if self._files.pop(path, None) is not None:
                 self._folder(path).changes.append((path.name, None))
 
+    def retire(self, path: Path, spares: Path) -> None:
+        """As :meth:`remove`: this disk keeps no spares."""
+        self.remove(path)
+
+    def reuse(self, path: Path, spares: Path, size: int = 0) -> None:
+        """Nothing: this disk keeps no spares."""
+
     def names(self, folder: Path) -> tuple[str, ...]:
         """Names in a folder, files and folders, sorted."""
         with self._lock:

@@ -11,13 +11,15 @@ import hashlib
 import mmap
 import os
 from collections.abc import Callable, Iterator
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
 from atoll.core.errors import StorageError, WireError
 from atoll.wire.frames import Blob, sync_folder
+from atoll.wire.spares import mark, marked, unmark
 
-__all__ = ["CHUNK", "Fetch", "Put", "Whole", "Write", "download", "upload"]
+__all__ = ["CHUNK", "Fetch", "Put", "Whole", "Write", "download", "partial_of", "upload"]
 
 CHUNK = 4 << 20
 """Bytes that are sent again at most after an upload was cut."""
@@ -37,6 +39,11 @@ Whole = Callable[[memoryview], int]
 """Send a file from its start to its end; returns the same."""
 
 
+def partial_of(path: Path) -> Path:
+    """Where a download grows until it is complete."""
+    return path.with_name(f"{path.name}.partial")
+
+
 def download(blob: Blob, path: Path, fetch: Fetch, *, durable: bool = True) -> None:
     """Bring a blob into a file: in full, or not at all.
 
@@ -50,20 +57,25 @@ def download(blob: Blob, path: Path, fetch: Fetch, *, durable: bool = True) -> N
         WireError: the bytes do not have that digest; the next try begins anew.
         StorageError: the file cannot be written.
     """
-    partial = path.with_name(f"{path.name}.partial")
+    partial = partial_of(path)
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("ab+") as file:
+        partial.touch()
+        with partial.open("r+b", buffering=0) as file:
+            reused = marked(file.fileno()) is not None
             sha, at = _begun(file, blob.size)
 
             def write(piece: bytes) -> None:
                 with _writing(path):  # at once: around it, this would pass for the network's error
-                    file.write(piece)
+                    _write(file, piece)
+                    if reused:
+                        mark(file.fileno(), file.tell())
                 sha.update(piece)
 
             while at < blob.size:
                 at += fetch(at, write)
-            file.flush()
+            if reused:
+                unmark(file.fileno(), at)
             if durable:
                 os.fsync(file.fileno())
         if sha.hexdigest() != blob.sha256:
@@ -102,16 +114,25 @@ def upload(blob: Blob, path: Path, received: int, put: Put, whole: Whole | None 
         at = now
 
 
-def _begun(file: BinaryIO, size: int) -> tuple[hashlib._Hash, int]:
+def _begun(file: FileIO, size: int) -> tuple[hashlib._Hash, int]:
     """Digest and length of what an earlier try has left; more than there should be is dropped."""
-    if os.fstat(file.fileno()).st_size > size:
+    held = marked(file.fileno())
+    if held is None and os.fstat(file.fileno()).st_size > size:
         file.truncate(0)
-    file.seek(0)
+    end = size if held is None else held if held <= size else 0
     sha, at = hashlib.sha256(), 0
-    while piece := file.read(_PIECE):
+    while piece := file.read(min(_PIECE, end - at)):
         sha.update(piece)
         at += len(piece)
+    file.seek(at)
     return sha, at
+
+
+def _write(file: FileIO, piece: bytes) -> None:
+    """Write all of ``piece`` to a file without a buffer."""
+    left = memoryview(piece)
+    while left:
+        left = left[file.write(left) :]
 
 
 @contextlib.contextmanager

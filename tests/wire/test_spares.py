@@ -1,0 +1,160 @@
+"""Spare files: written over only when nobody reads them, and no old byte ever passes for a new one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from atoll.core.errors import Unreachable
+from atoll.wire.disk import RealDisk
+from atoll.wire.frames import Blob
+from atoll.wire.spares import LARGE, Spares, mark, marked
+from atoll.wire.transfers import Write, download, partial_of
+
+OLD = b"o" * (2 * LARGE)
+
+
+@pytest.fixture(autouse=True)
+def marks(tmp_path: Path) -> None:
+    """Skip where the file system knows no marks."""
+    probe = tmp_path / "probe"
+    probe.touch()
+    try:
+        mark(probe, 0)
+    except (OSError, AttributeError):
+        pytest.skip("no marks on this file system")
+    probe.unlink()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> RealDisk:
+    """A disk with one spare in ``spares``."""
+    made = RealDisk()
+    made.write(tmp_path / "old", [OLD])
+    made.retire(tmp_path / "old", tmp_path / "spares")
+    return made
+
+
+def inode(path: Path) -> int:
+    return path.stat().st_ino
+
+
+def test_a_retired_file_is_written_over(disk: RealDisk, tmp_path: Path) -> None:
+    (spare,) = (tmp_path / "spares").iterdir()
+    number, new = inode(spare), tmp_path / "new"
+    assert not (tmp_path / "old").exists()
+    disk.reuse(new, tmp_path / "spares", 5)
+    assert (disk.size(new), disk.read(new), bytes(disk.view(new))) == (0, b"", b"")
+    disk.write(new, [b"ne", b"wer"])
+    assert (new.read_bytes(), inode(new)) == (b"newer", number)
+    assert disk.names(tmp_path / "spares") == ()
+
+
+def test_what_is_still_mapped_or_open_is_not_written_over(tmp_path: Path) -> None:
+    disk, new, spares = RealDisk(), tmp_path / "new", tmp_path / "spares"
+    disk.write(tmp_path / "old", [OLD])
+    view = disk.view(tmp_path / "old")
+    disk.retire(tmp_path / "old", spares)
+    disk.reuse(new, spares)
+    assert not new.exists()
+    disk.write(new, [b"n" * len(OLD)])
+    assert bytes(view) == OLD
+    view.release()
+    with next(spares.iterdir()).open("rb"):
+        disk.reuse(tmp_path / "next", spares)
+        assert not (tmp_path / "next").exists()
+
+
+def test_a_file_with_another_name_is_removed_and_not_kept(tmp_path: Path) -> None:
+    disk, spares = RealDisk(), tmp_path / "spares"
+    disk.write(tmp_path / "old", [OLD])
+    os.link(tmp_path / "old", tmp_path / "other")
+    disk.retire(tmp_path / "old", spares)
+    assert not (tmp_path / "old").exists()
+    disk.reuse(tmp_path / "new", spares)
+    assert not (tmp_path / "new").exists()
+    assert (tmp_path / "other").read_bytes() == OLD
+
+
+def test_a_short_file_is_not_worth_it(tmp_path: Path) -> None:
+    disk, spares = RealDisk(), tmp_path / "spares"
+    disk.write(tmp_path / "old", [b"short"])
+    disk.retire(tmp_path / "old", spares)
+    assert (disk.names(tmp_path), disk.names(spares)) == ((), ())
+
+
+def test_an_upload_over_a_spare_goes_on_after_a_kill(disk: RealDisk, tmp_path: Path) -> None:
+    path = tmp_path / "upload"
+    disk.reuse(path, tmp_path / "spares", len(OLD))
+    disk.append(path, 0, b"n" * 1000)
+    disk.append(path, 1000, b"e" * 1000)
+    again = RealDisk()  # another process: what it knows is on the disk
+    assert again.size(path) == 2000
+    assert again.read(path) == b"n" * 1000 + b"e" * 1000
+    again.append(path, 2000, b"w" * 1000)
+    again.fsync(path)
+    assert path.read_bytes() == b"n" * 1000 + b"e" * 1000 + b"w" * 1000
+    assert marked(path) is None
+
+
+def test_a_download_over_a_spare_goes_on_where_it_was_cut(tmp_path: Path) -> None:
+    raw = bytes(i % 251 for i in range(LARGE + 7))
+    path, blob, spares = tmp_path / "model", Blob.of(raw), Spares(tmp_path / "spares")
+    (tmp_path / "old").write_bytes(OLD)
+    assert spares.keep(tmp_path / "old")
+    assert spares.place(partial_of(path), blob.size)
+    asked = []
+
+    def fetch(at: int, write: Write) -> int:
+        asked.append(at)
+        write(raw[at : at + 600_000])
+        if len(asked) == 1:
+            raise Unreachable("cut")
+        return len(raw[at : at + 600_000])
+
+    with pytest.raises(Unreachable):
+        download(blob, path, fetch)
+    assert not path.exists()
+    download(blob, path, fetch)
+    assert asked == [0, 600_000]
+    assert path.read_bytes() == raw
+    assert marked(path) is None
+
+
+def test_no_more_is_kept_than_allowed(tmp_path: Path) -> None:
+    spares = Spares(tmp_path / "spares", most=3 * LARGE)
+    for name in "ab":
+        (tmp_path / name).write_bytes(OLD)
+    assert spares.keep(tmp_path / "a")
+    assert not spares.keep(tmp_path / "b")
+    assert (tmp_path / "b").exists()
+    assert len(list((tmp_path / "spares").iterdir())) == 1
+    spares.clear()
+    assert list((tmp_path / "spares").iterdir()) == []
+    assert not spares.place(tmp_path / "c", 0)
+
+
+def test_spares_of_an_earlier_process_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "spares").mkdir()
+    (tmp_path / "spares" / "1-7").write_bytes(OLD)
+    (tmp_path / "a").write_bytes(OLD)
+    spares = Spares(tmp_path / "spares")
+    assert spares.keep(tmp_path / "a")
+    assert [p.name for p in (tmp_path / "spares").iterdir()] == [f"{os.getpid()}-0"]
+
+
+def test_the_spare_that_fits_best_is_taken(tmp_path: Path) -> None:
+    spares = Spares(tmp_path / "spares")
+    sizes = (4 * LARGE, 2 * LARGE, 3 * LARGE)
+    for size in sizes:
+        path = tmp_path / str(size)
+        path.write_bytes(b"x")
+        os.truncate(path, size)
+        assert spares.keep(path)
+    taken = []
+    for size in (2 * LARGE + 1, 9 * LARGE, LARGE):
+        assert spares.place(tmp_path / "new", size)
+        taken.append((tmp_path / "new").stat().st_size // LARGE)
+    assert taken == [3, 4, 2]
