@@ -25,7 +25,7 @@ from typing import Annotated
 import typer
 
 import atoll
-from atoll.cli import doctor, job, node, remote, run, server
+from atoll.cli import audit, doctor, job, node, remote, run, server
 from atoll.cli.output import talk, talk_error
 from atoll.core.errors import AtollError
 
@@ -43,6 +43,7 @@ root.command("report")(run.report)
 root.command("check")(job.check)
 root.command("methods")(job.methods)
 root.command("doctor")(doctor.doctor)
+root.add_typer(audit.commands, name="audit")
 root.add_typer(node.commands, name="node")
 root.add_typer(server.server)
 root.add_typer(remote.job)

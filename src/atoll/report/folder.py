@@ -5,6 +5,7 @@
     manifest.json       job, versions, seeds, data fingerprints, status      replaced as a whole
     metrics.jsonl       one line per round                                   append only
     profile.json        where the time went, if asked for                    replaced as a whole
+    audit.json          what attacks on the run found, if asked for           replaced as a whole
     model.safetensors   the model                                            replaced as a whole
     checkpoint/         the state to resume from                             the round loop's
     report.html         the report                                           replaced as a whole
@@ -36,6 +37,7 @@ _KNOWN = (
     "manifest.json",
     "metrics.jsonl",
     "profile.json",
+    "audit.json",
     "report.html",
     "checkpoint",
     "tensorboard",
@@ -106,6 +108,11 @@ class RunFolder:
         return self.path / "profile.json"
 
     @property
+    def audit(self) -> Path:
+        """Where the findings of ``atoll audit privacy`` lie, if it was asked for."""
+        return self.path / "audit.json"
+
+    @property
     def checkpoint(self) -> Path:
         """The round loop's own folder."""
         return self.path / "checkpoint"
@@ -133,20 +140,26 @@ class RunFolder:
         content = json.dumps(plain(profile), indent=2, allow_nan=False)
         return write_atomic(self.profile, _encode(content + "\n"))
 
+    def write_audit(self, found: Mapping[str, Any]) -> Path:
+        """Replace the findings of an audit."""
+        content = json.dumps(plain(found), indent=2, allow_nan=False)
+        return write_atomic(self.audit, _encode(content + "\n"))
+
     def read_manifest(self) -> dict[str, Any]:
         """The manifest; empty when none has been written yet.
 
         Raises:
             StorageError: it is not a JSON object.
         """
-        if not self.manifest.exists():
-            return {}
-        with _storage(self.manifest, "read"):
-            content = self.manifest.read_bytes()
-        manifest = _parse(content)
-        if manifest is None:
-            raise StorageError(f"{str(self.manifest)!r} is not a JSON object", remedy=_DAMAGED)
-        return manifest
+        return _read_object(self.manifest)
+
+    def read_audit(self) -> dict[str, Any]:
+        """What an audit of this run found; empty when there was none.
+
+        Raises:
+            StorageError: it is not a JSON object.
+        """
+        return _read_object(self.audit)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one round's record as one line.
@@ -226,6 +239,17 @@ class RunFolder:
 
 
 _DAMAGED = "restore the file from a copy, or start again in a new folder"
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    with _storage(path, "read"):
+        content = path.read_bytes()
+    found = _parse(content)
+    if found is None:
+        raise StorageError(f"{str(path)!r} is not a JSON object", remedy=_DAMAGED)
+    return found
 
 
 def _ours(name: str) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from atoll.report.audit import audit_section
 from atoll.report.cards import cards_section, data_cards, spread_section
 from atoll.report.charts import Part, dot_rows, figure, legend, shown, stacked_columns
 from atoll.report.compare import (
@@ -54,11 +55,15 @@ def write_report(folder: RunFolder | str | os.PathLike[str]) -> Path:
         StorageError: there is no run in it, it is damaged, or the report cannot be written.
     """
     run = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
-    page = render(run.read_manifest(), run.read_rounds())
+    page = render(run.read_manifest(), run.read_rounds(), run.read_audit())
     return write_atomic(run.report, page.encode("utf-8", "replace"))
 
 
-def render(manifest: Mapping[str, Any], rounds: Sequence[Record]) -> str:
+def render(
+    manifest: Mapping[str, Any],
+    rounds: Sequence[Record],
+    audit: Mapping[str, Any] | None = None,
+) -> str:
     """The whole page.
 
     Same input, same page: it holds no date or random name of its own.
@@ -66,6 +71,7 @@ def render(manifest: Mapping[str, Any], rounds: Sequence[Record]) -> str:
     Args:
         manifest: a run's manifest; every key may be missing (a run that failed early has few).
         rounds: its round records in order, possibly none.
+        audit: what attacks on it found; empty or None where there were none.
     """
     people = participation(manifest, rounds)
     name = str(manifest.get("name") or "Unnamed run")
@@ -81,14 +87,17 @@ def render(manifest: Mapping[str, Any], rounds: Sequence[Record]) -> str:
     body = tag(
         "body",
         _header(name, manifest, people),
-        tag("main", *_sections(manifest, rounds, people)),
+        tag("main", *_sections(manifest, rounds, people, audit or {})),
         tag("footer", f"Written by Atoll {manifest.get('atoll') or ''}".rstrip(), "."),
     )
     return "<!DOCTYPE html>\n" + tag("html", head, body, lang="en") + "\n"
 
 
 def _sections(
-    manifest: Mapping[str, Any], rounds: Sequence[Record], people: Participation
+    manifest: Mapping[str, Any],
+    rounds: Sequence[Record],
+    people: Participation,
+    audit: Mapping[str, Any],
 ) -> list[Safe]:
     cards = data_cards(manifest)
     parts = [
@@ -101,7 +110,11 @@ def _sections(
         _section("How the data are spread over the clients", spread_section(cards)),
         _section("Data cards", cards_section(cards)) if cards else Safe(""),
         _section("Where the time went", timings_section(manifest, rounds)),
-        _section("Privacy", *(tag("p", line) for line in _privacy(manifest))),
+        _section(
+            "Privacy",
+            *(tag("p", line) for line in _privacy(manifest)),
+            audit_section(audit) if audit else "",
+        ),
         _section("How to get the same again", _manifest(manifest)),
     ]
     return [part for part in parts if part]
