@@ -206,8 +206,8 @@ def test_a_failure_costs_nothing_and_a_result_from_the_spool_is_counted_once(
 
 def test_the_server_is_told_nothing_while_the_ledger_is_empty(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    assert place.steward.head == ""
+    assert place.steward.tell() == ""
     place.steward.admit(task(), asked())
-    assert place.steward.head == str(place.ledger.head)
-    place.steward.see(place.steward.head)
+    assert place.steward.tell() == str(place.ledger.head)
+    place.steward.see(place.steward.tell())
     assert place.ledger.trouble == ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.cli import ledger
 from atoll.cli.output import data_line, table_of, talk
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = ["commands"]
 commands = typer.Typer(help="Take part in a federation with a site's data.", no_args_is_help=True)
 data = typer.Typer(help="The datasets that jobs may name.", no_args_is_help=True)
 commands.add_typer(data, name="data")
+commands.add_typer(ledger.commands, name="ledger")
 
 _Folder = Annotated[
     Path | None,
@@ -58,6 +60,7 @@ def start(home: _Folder = None) -> None:
     from atoll.node.agent import Agent, stop_on_signal
     from atoll.node.join import opened, trusted
     from atoll.node.settings import read_settings
+    from atoll.node.steward import opened as stewarded
 
     at = _home(home)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
@@ -65,7 +68,8 @@ def start(home: _Folder = None) -> None:
     settings = read_settings(at.settings)
     with at.locked():
         known, channel = opened(at, settings)
-        agent = Agent(at, known.site, channel, settings, trust=trusted(at, known))
+        rules = stewarded(at, settings)
+        agent = Agent(at, known.site, channel, settings, trust=trusted(at, known), steward=rules)
         talk(f"{known.site} works for {known.federation} at {known.server}; stop with Ctrl-C")
         with stop_on_signal(agent):
             agent.run()

@@ -27,6 +27,7 @@ from atoll.node.peers import Trust
 from atoll.node.settings import GIB, Settings
 from atoll.node.site import Site
 from atoll.node.spool import Spool
+from atoll.node.steward import Steward
 from atoll.runtime.fulfilling import backoff
 from atoll.wire.disk import Disk, RealDisk
 from atoll.wire.messages import PollReply
@@ -56,6 +57,7 @@ class Agent:
         disk: where the spool lies.
         jitter: numbers in [0, 1).
         trust: keys and peers, for masked rounds.
+        steward: the site's rules and its ledger.
 
     Raises:
         StorageError: the spool is damaged, or cannot be read.
@@ -71,11 +73,15 @@ class Agent:
         disk: Disk | None = None,
         jitter: Callable[[], float] = random.random,
         trust: Trust | None = None,
+        steward: Steward | None = None,
     ) -> None:
         shutil.rmtree(home.work, ignore_errors=True)
         spool = Spool(home.spool, disk or RealDisk(), round(settings.spool * GIB))
         cache = Cache(home.cache, round(settings.cache * GIB))
-        self._site = Site(home, name, settings, Link(channel), spool, cache, jitter, trust)
+        if steward is not None:
+            steward.begin({held.task for held in spool.results})
+        link = Link(channel, None if steward is None else steward.tell)
+        self._site = Site(home, name, settings, link, spool, cache, jitter, trust, steward)
         self._runs: dict[str, Errands] = {}
         self._strangers: set[str] = set()
         self._over: set[str] = set()
@@ -160,6 +166,8 @@ class Agent:
         return self._strangers.union(runs, self._site.spool.runs, *tasks) - self._over
 
     def _take(self, reply: PollReply, blobs: Mapping[str, Array]) -> None:
+        if self._site.steward is not None:
+            self._site.steward.see(reply.ledger)
         if reply.epoch != self._epoch:
             log.info("the server is in its epoch %d", reply.epoch)
             self._epoch = reply.epoch
@@ -175,7 +183,7 @@ class Agent:
                 self._runs.pop(name).over()
             elif name in self._site.spool.runs:
                 self._over.add(name)
-                self._site.spool.end(name)
+                self._site.end(name)
             for errands in list(self._runs.values()):
                 errands.settled(name)
         for body in reply.tasks:

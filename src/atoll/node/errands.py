@@ -23,9 +23,7 @@ from typing import Any
 from urllib.parse import quote
 
 from atoll.core.errors import AtollError, Equivocation, StorageError
-from atoll.job.deployed import dataset_name
-from atoll.job.package import spec_from_plain
-from atoll.node.datasets import Dataset, Datasets
+from atoll.node.datasets import Dataset
 from atoll.node.link import INLINE, passing
 from atoll.node.masking import Masked
 from atoll.node.orders import DatasetBody, Order, Report, named, read_result
@@ -34,15 +32,15 @@ from atoll.node.redaction import MOST, without_paths
 from atoll.node.settings import GIB
 from atoll.node.site import Site
 from atoll.node.spool import Held
+from atoll.node.steward import Asked, Verdict, verdict
 from atoll.runtime import fulfilling as f
-from atoll.wire.frames import Allowed, encode, open_frame
+from atoll.wire.frames import encode
 from atoll.wire.messages import ResultBody, TaskBody
 
 __all__ = ["Errands"]
 
 log = logging.getLogger("atoll.node")
 
-_ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
 _BUSY = ("offered", "fetching", "working", "finished")
 _START = 60.0
 """Seconds that a new worker may take to load its libraries, beyond what its first task may."""
@@ -73,7 +71,7 @@ class Errands:
         self._tasks: dict[str, f.Fulfilling] = {}
         self._bodies: dict[str, TaskBody] = {}
         self._orders: dict[str, Order] = {}
-        self._data: tuple[Path, Worker, Dataset] | None = None
+        self._data: tuple[Path, Worker, Dataset, Asked] | None = None
         self._models: set[str] = set()  # that tasks start from
         self._masked = Masked(run, site)
         self._waiting: deque[str] = deque()
@@ -117,7 +115,7 @@ class Errands:
             if not self._over:
                 self._queue.put(partial(self._settled, task))
                 return
-        self._site.spool.settle(self.run_id, task)
+        self._site.settle(self.run_id, task)
 
     def over(self) -> None:
         """The run has ended: nothing of it is kept."""
@@ -125,7 +123,7 @@ class Errands:
             if not self._over:
                 self._queue.put(self._end_run)
                 return
-        self._site.spool.end(self.run_id)
+        self._site.end(self.run_id)
 
     def stop(self) -> None:
         """End the thread and its worker soon; work in progress is done again after a restart."""
@@ -194,7 +192,7 @@ class Errands:
         self._stopped = True
         if self._worker is not None:
             self._worker.end()
-        self._site.spool.end(self.run_id)
+        self._site.end(self.run_id)
 
     def _later(self, after: float, todo: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + after, next(self._numbers), todo))
@@ -256,7 +254,7 @@ class Errands:
             self._step(task, f.Settled())
 
     def _forget(self, task: str) -> None:
-        self._site.spool.settle(self.run_id, task)
+        self._site.settle(self.run_id, task)
         if task in self._waiting:
             self._waiting.remove(task)
         if task == self._working and self._worker is not None:
@@ -309,7 +307,7 @@ class Errands:
                 order = self._order(self._bodies[task], self._worker)
             except AtollError as error:
                 log.warning("run %s: %s cannot begin: %s", self.run_id, task, error)
-                self._fail(task, without_paths(str(error)))
+                self._fail(task, without_paths(str(error)), verdict(error))
                 continue
             except OSError as error:
                 self._fail(task, f"no worker process can be started: {error.strerror}")
@@ -361,7 +359,7 @@ class Errands:
             )
         path = {ref.sha256: str(site.cache.path(ref.blob)) for ref in named(body)}
         plan = path[body.plan.sha256]
-        dataset = self._dataset(Path(plan), worker)
+        dataset = self._dataset(body, Path(plan), worker)
         memory = None
         if body.kind in ("train", "evaluate"):
             memory = site.spool.memory(self.run_id, body.kept)
@@ -379,12 +377,11 @@ class Errands:
             digest=site.spool.digest(self.run_id),
         )
 
-    def _dataset(self, plan: Path, worker: Worker) -> Dataset:
-        """The dataset that the run's job reads; looked up once for each plan and worker."""
+    def _dataset(self, body: TaskBody, plan: Path, worker: Worker) -> Dataset:
+        """What the run's job reads, if the site's rules allow; looked up once for each plan and worker."""
         if self._data is None or self._data[:2] != (plan, worker):
-            body, _ = open_frame(plan, _ANY)
-            name = dataset_name(spec_from_plain(body.get("spec", {})).data)
-            self._data = plan, worker, Datasets(self._site.home.datasets).get(name)
+            self._data = plan, worker, *self._site.asked(plan)
+        self._site.admit(body, self._data[3])
         return self._data[2]
 
     def _overdue(self) -> None:
@@ -430,6 +427,7 @@ class Errands:
                 self._fail(task, "the worker's result was lost with the worker")
             elif task in self._tasks and self._tasks[task].state == "working":
                 body = read_result(result, task)
+                self._site.note(order.task, body)
                 if report.digest:
                     self._site.spool.begin(self.run_id, report.digest)
                 held = self._site.spool.finish(
@@ -454,18 +452,18 @@ class Errands:
         for left in (result, Path(order.keep)):
             left.unlink(missing_ok=True)
 
-    def _fail(self, task: str, reason: str, tries: int = 1) -> None:
+    def _fail(self, task: str, reason: str, status: Verdict = "failed", tries: int = 1) -> None:
         """End a task with a result that says why; it is kept and sent like any other."""
         self._orders.pop(task, None)
         if task not in self._tasks or self._tasks[task].state not in ("fetching", "working"):
             return
-        body = ResultBody(task=task, status="failed", reason=reason[:MOST])
+        body = ResultBody(task=task, status=status, reason=reason[:MOST])
         try:
             held = self._site.spool.finish(self.run_id, task, encode(body.model_dump()))
         except StorageError as error:
             log.error("run %s: %s cannot be kept: %s", self.run_id, task, error)
             after = f.backoff(tries, self._site.jitter())
-            self._later(after, lambda: self._fail(task, reason, tries + 1))
+            self._later(after, lambda: self._fail(task, reason, status, tries + 1))
             return
         self._finished(held, body)
 
@@ -484,6 +482,7 @@ class Errands:
             self._step(task, f.Gone())
             return
         try:
+            self._site.leaving(held)
             if held.blob.size <= INLINE:
                 self._site.link.deliver(held, spool.read(held))
             else:

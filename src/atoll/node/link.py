@@ -70,10 +70,11 @@ class Link:
 
     Args:
         channel: to the server.
+        head: how far the site's privacy ledger has come, told with each result.
     """
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+    def __init__(self, channel: Channel, head: Callable[[], str] | None = None) -> None:
+        self._channel, self._head = channel, head
 
     def poll(self, have: Collection[str], wait: int) -> tuple[PollReply, Mapping[str, Array]]:
         """Ask for news; the server answers when there is some, or after ``wait`` seconds.
@@ -141,7 +142,8 @@ class Link:
             body = ReferenceBody(blob=BlobRef.of(held.blob)).model_dump_json().encode()
             kind = "application/json"
         path = f"/v1/results/{quote(held.task, safe='')}"
-        reply = self._channel.call("POST", path, body=body, kind=kind, timeout=_ANSWER)
+        query = f"ledger={self._head()}" if self._head is not None else ""
+        reply = self._channel.call("POST", path, query=query, body=body, kind=kind, timeout=_ANSWER)
         receipt = read_json(ReceiptBody, reply.body)
         if receipt.task != held.task or receipt.sha256 != held.blob.sha256:
             raise WireError(f"the receipt for {held.task!r} is for something else")

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+from atoll.job.deployed import dataset_name
+from atoll.job.package import spec_from_plain
 from atoll.node.cache import Cache
+from atoll.node.datasets import Dataset, Datasets, digest_of
 from atoll.node.home import Home
 from atoll.node.link import Link
 from atoll.node.peers import Trust
 from atoll.node.settings import Settings
-from atoll.node.spool import Spool
+from atoll.node.spool import Held, Spool
+from atoll.node.steward import Asked, Steward, charged
+from atoll.wire.frames import Allowed, open_frame
+from atoll.wire.messages import ResultBody, TaskBody
 
 __all__ = ["Site"]
+
+_ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +37,7 @@ class Site:
         cache: what was downloaded.
         jitter: numbers in [0, 1) that spread the tries of many nodes.
         trust: what masked rounds need; None where the node takes part in none.
+        steward: the site's rules and ledger; None where it has neither, as in simulations.
     """
 
     home: Home
@@ -38,5 +48,50 @@ class Site:
     cache: Cache
     jitter: Callable[[], float]
     trust: Trust | None = None
+    steward: Steward | None = None
     pins: dict[str, frozenset[str]] = field(default_factory=dict)
     """Digests that each run needs now."""
+
+    def asked(self, plan: Path) -> tuple[Dataset, Asked]:
+        """What the run with this plan asks for, and the dataset that it reads.
+
+        Raises:
+            NotFound: no such dataset is registered.
+            AtollError: the plan cannot be read.
+        """
+        body, _ = open_frame(plan, _ANY)
+        spec = spec_from_plain(body.get("spec", {}))
+        dataset = Datasets(self.home.datasets).get(dataset_name(spec.data))
+        return dataset, Asked(spec, dataset.name, str(body.get("by", ""))[:200])
+
+    def admit(self, task: TaskBody, asked: Asked) -> None:
+        """Let a worker have ``task``, or say which rule forbids it: :meth:`Steward.admit`."""
+        if self.steward is not None:
+            self.steward.admit(task, asked)
+
+    def note(self, task: TaskBody, result: ResultBody) -> None:
+        """A worker has answered: :meth:`Steward.note`."""
+        if self.steward is not None:
+            self.steward.note(task, result)
+
+    def leave(self, task: TaskBody, integers: Path) -> None:
+        """What lies in a file is about to leave under masks: :meth:`Steward.leave`."""
+        if self.steward is not None:
+            self.steward.leave(charged(task), digest_of(str(integers)))
+
+    def leaving(self, held: Held) -> None:
+        """A result is about to leave: :meth:`Steward.leaving`."""
+        if self.steward is not None:
+            self.steward.leaving(held)
+
+    def settle(self, run: str, task: str) -> None:
+        """Let go of an answer that the server needs no more."""
+        self.spool.settle(run, task)
+        if self.steward is not None:
+            self.steward.settle(task)
+
+    def end(self, run: str) -> None:
+        """Let go of everything of a run."""
+        self.spool.end(run)
+        if self.steward is not None:
+            self.steward.end(run)

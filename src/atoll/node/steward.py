@@ -15,7 +15,7 @@ import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from atoll.core.errors import Fault, PolicyError, StorageError, raise_faults
 from atoll.job.schema import JobSpec
@@ -24,15 +24,17 @@ from atoll.node.home import Home, write_text
 from atoll.node.ledger import UNITS, Charge, Limit
 from atoll.node.ledger_file import Ledger
 from atoll.node.pricing import Cost, price
-from atoll.node.settings import Policy
+from atoll.node.settings import Policy, Settings
 from atoll.node.spool import Held
 from atoll.wire.frames import Allowed, open_frame
+from atoll.wire.identity import Identity
 from atoll.wire.messages import ResultBody, TaskBody
 
-__all__ = ["Asked", "Price", "Steward", "charged"]
+__all__ = ["Asked", "Price", "Steward", "Verdict", "charged", "opened", "verdict"]
 
 log = logging.getLogger("atoll.node")
 
+Verdict = Literal["failed", "refused"]
 _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
 
 Price = Callable[[JobSpec, int | None], Sequence[Cost]]
@@ -59,6 +61,21 @@ def charged(task: TaskBody) -> str:
     return f"{task.run}.train.{task.number}.{task.client}"
 
 
+def verdict(error: Exception) -> Verdict:
+    """What a site says of a task that ended with ``error``."""
+    return "refused" if isinstance(error, PolicyError) else "failed"
+
+
+def opened(home: Home, settings: Settings) -> Steward:
+    """The steward of the node in ``home``.
+
+    Raises:
+        StorageError: the ledger is not as it was written.
+        AtollError: the key cannot be read.
+    """
+    return Steward(home, settings.policy, Ledger(home.ledger, Identity.load(home.identity)))
+
+
 class Steward:
     """The rules of a site.
 
@@ -81,8 +98,7 @@ class Steward:
         }
         self._lock = threading.Lock()
 
-    @property
-    def head(self) -> str:
+    def tell(self) -> str:
         """How far the ledger has come, for the server; empty while there is nothing in it."""
         head = self._ledger.head
         return str(head) if head.count else ""
