@@ -204,6 +204,7 @@ class Masked:
         done, integers = trained.read()
         if done.status != "done":
             raise StateError(done.reason)
+        self._site.leave(body, trained.result)
         path = trained.result.with_suffix(".masked")
         self._masked_file(body, event, integers, path)
         return path
