@@ -132,6 +132,8 @@ class Site:
 class World:
     """Server and sites, with a clock that stands still unless it is moved."""
 
+    seal: Any = None
+
     def __init__(self, home: Path, sites: Mapping[str, Any], **settings: Any) -> None:
         self.home = home
         self.time = 1_000_000.0
@@ -139,7 +141,7 @@ class World:
         self.database = MemoryDatabase()
         self.disk = LossyDisk()
         self.disk.make_folder(Path("/blobs"))
-        self.sites = {name: Site(name, table) for name, table in sites.items()}
+        self.sites = {name: self.site(name, table) for name, table in sites.items()}
         self.changed: list[str] = []
         self.start()
         for number, (name, role) in enumerate(
@@ -147,13 +149,26 @@ class World:
         ):
             secret = hashlib.sha256(name.encode()).hexdigest()
             self.store.add_invite(Invite(secret, name, role, self.time + 1))  # type: ignore[arg-type]
-            self.store.join(secret, name, bytes([number]) * 32, self.time)
+            self.store.join(secret, name, self.key(name, number), self.time)
+
+    def site(self, name: str, table: Any) -> Site:
+        """A site with its rows."""
+        return Site(name, table)
+
+    def key(self, name: str, number: int) -> bytes:
+        """A member's public key; nobody signs here."""
+        return bytes([number]) * 32
 
     def start(self) -> None:
         self.store = MemoryStore(self.database)
         self.blobs = FolderBlobs(Path("/blobs"), self.disk)
         self.service = Service(
-            self.store, self.blobs, self.home, now=lambda: self.time, settings=self.settings
+            self.store,
+            self.blobs,
+            self.home,
+            now=lambda: self.time,
+            settings=self.settings,
+            seal=self.seal,
         )
         self.service.on_change = self.changed.extend
         self.service.start()

@@ -156,7 +156,7 @@ class Playing:
         return self._live.planned()
 
     def _train(self, call: Train) -> Generator[Call, Sequence[Outcome], Any]:
-        masking = masking_of(self._parts)
+        masking = masking_of(self._row, self._parts)
         if masking is not None:
             return (yield from self._masked(call, masking))
         if self._fold is not None and self._live is not None:  # folded as they came
@@ -307,7 +307,8 @@ class Playing:
         """As :meth:`atoll.runtime.loop.Loop.start`, without a copy of the initial vector."""
         trainer, parts = self._parts.trainer, self._parts
         initial = trainer.start if isinstance(trainer, Standing) else trainer.initial(parts.seed)
-        return Progress(parts.algorithm.init(initial, trainer.layout, len(parts.clients)))
+        state = parts.algorithm.init(initial, trainer.layout, len(parts.clients))
+        return Progress(parts.chain.begun(state, trainer.layout))
 
     def _note(self, record: Mapping[str, Any]) -> None:
         self._record = record

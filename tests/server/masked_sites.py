@@ -1,0 +1,180 @@
+"""A federation in one process whose sites mask: what a node does with keys and masks is the node's own code."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import played_sites as played
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from atoll.core.contracts import Task
+from atoll.core.errors import AtollError
+from atoll.core.values import Broadcast
+from atoll.node.home import Home
+from atoll.node.masking import Masked
+from atoll.node.peers import Peers, Trust
+from atoll.node.pledges import Pledges
+from atoll.node.settings import Settings
+from atoll.node.site import Site as NodeSite
+from atoll.node.spool import Spool
+from atoll.runtime.client import answer_task
+from atoll.runtime.threads import Threads
+from atoll.wire.disk import RealDisk
+from atoll.wire.frames import Blob, encode, pieces
+from atoll.wire.messages import ResultBody, TaskBody
+
+STEPS = ("commit", "share", "train", "pledge", "release")
+FEDERATION = "lagoon"
+
+
+class Key:
+    """A signing key made of a name."""
+
+    def __init__(self, name: str) -> None:
+        self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(name.encode()).digest())
+        self.public_bytes = self._key.public_key().public_bytes_raw()
+
+    def sign(self, message: bytes) -> bytes:
+        return self._key.sign(message)
+
+
+SERVER = Key("the server")
+
+
+class QuickDisk(RealDisk):
+    """A disk that is waited for by nobody: no power fails in these tests."""
+
+    def fsync(self, path: Path) -> None:
+        """Nothing."""
+
+    def fsync_folder(self, path: Path) -> None:
+        """Nothing."""
+
+
+class MaskedSite(played.Site):
+    """A site whose masked rounds are played by the node's own code.
+
+    Attributes:
+        dies_at: the step at whose task it falls silent for good; empty for never.
+        said: bodies and sizes of its answers in masked rounds.
+    """
+
+    def __init__(self, name: str, table: Any, home: Path, now: Callable[[], float]) -> None:
+        super().__init__(name, table)
+        self.home, self.now = Home(home), now
+        self.home.make()
+        self.key = Key(name)
+        self.dies_at = ""
+        self.dead = False
+        self.said: list[tuple[str, dict[str, Any], int]] = []
+        self.begin()
+
+    def begin(self) -> None:
+        """The node's process is started anew: what was not written down is gone."""
+        self.book = Pledges(self.home.pledges, self.key, QuickDisk())
+        trust = Trust(FEDERATION, SERVER.public_bytes, self.key, self.book, Peers(self.home.peers))
+        self.node = NodeSite(
+            self.home,
+            self.name,
+            Settings(),
+            SimpleNamespace(),
+            Spool(self.home.spool, QuickDisk()),
+            SimpleNamespace(),
+            lambda: 0.0,
+            trust,
+        )
+        self.masked: dict[str, Masked] = {}
+
+    def turn(self, service: Any) -> int:
+        if self.dead:
+            return 0
+        if self.dies_at and any(t.kind == self.dies_at for t in service.poll(self.name, ()).tasks):
+            self.dead = True
+            return 0
+        return super().turn(service)
+
+    def _work(self, service: Any, task: TaskBody) -> bytes:
+        if task.kind not in STEPS or (task.kind == "train" and task.said is None):
+            return super()._work(service, task)
+        if task.run not in self.masked:
+            self.masked[task.run] = Masked(task.run, self.node, self.now)
+        masked = self.masked[task.run]
+
+        def find(blob: Blob) -> Path:
+            return self._file(service, blob)
+
+        try:
+            if task.kind == "train" and masked.trained(task) is None:
+                self._train(service, task, masked)
+            held = masked.held(task, find)
+            frame = self.node.spool.read(held)
+        except AtollError as error:
+            body = ResultBody(task=task.id, status="failed", reason=str(error)[:1000])
+            return encode(body.model_dump())
+        body, _ = played.decode(frame, played.EVERYTHING)
+        self.said.append((task.kind, body, len(frame)))
+        return frame
+
+    def _file(self, service: Any, blob: Blob) -> Path:
+        path = self.home.path / blob.sha256
+        if not path.exists():
+            found = service.blob(self.name, blob.sha256)
+            path.write_bytes(found.read(0, found.size))
+        return path
+
+    def _train(self, service: Any, task: TaskBody, masked: Masked) -> None:
+        """What the worker process does."""
+        plan = self._plan(service, task)
+        parts, _ = self._parts(task, *plan)
+        model = Broadcast(task.version, self._fetch(service, task.broadcast)[1])
+        work = Task(self.name, task.version, task.scale, task.fraction, task.repeat)
+        with Threads().one():
+            update, _ = answer_task(parts, work, model, {})
+        path = self.home.path / f"{hashlib.sha256(task.id.encode()).hexdigest()}.result"
+        done = ResultBody(task=task.id, status="done").model_dump()
+        path.write_bytes(b"".join(pieces(done, update.vectors)))
+        order = SimpleNamespace(
+            task=task, plan=str(self._file(service, task.plan.blob)), result=str(path), keep=""
+        )
+        masked.keep(order, SimpleNamespace(kept=False, digest=""))
+
+
+class MaskedWorld(played.World):
+    """Such sites and their server; everybody has pinned everybody's key."""
+
+    seal = (FEDERATION, SERVER.sign)
+
+    def __init__(self, home: Path, sites: Any, **settings: Any) -> None:
+        super().__init__(home, sites, **settings)
+        shown = {name: hashlib.sha256(Key(name).public_bytes).hexdigest() for name in sites}
+        for site in self.sites.values():
+            Peers(site.home.peers).pin(shown)
+
+    def site(self, name: str, table: Any) -> MaskedSite:
+        return MaskedSite(name, table, self.home / "nodes" / name, lambda: self.time)
+
+    def key(self, name: str, number: int) -> bytes:
+        return Key(name).public_bytes
+
+    def record(self, run: str) -> dict[str, Any]:
+        """Of the last round."""
+        return dict(self.store.last_round(run).record)
+
+
+def six_tables() -> dict[str, Any]:
+    """The heart data at six sites: the two largest hospitals are two sites each."""
+    tables = played.heart_tables()
+    halved = sorted(tables, key=lambda name: len(tables[name]))[-2:]
+    found = {}
+    for name, table in tables.items():
+        if name not in halved:
+            found[name] = table
+            continue
+        for letter, first in (("A", 0), ("B", 1)):
+            found[f"{name} {letter}"] = table.take(np.arange(first, len(table), 2))
+    return dict(sorted(found.items()))

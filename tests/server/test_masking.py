@@ -1,0 +1,294 @@
+"""Masked rounds at the server: the same bits as quantised ones, whoever drops out and whenever it is killed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import masked_sites as masked
+import numpy as np
+import played_sites as played
+import pytest
+
+from atoll.core.errors import UpdateRefused, WireError
+from atoll.wire.frames import decode, encode
+
+VICTIMS = ("cleveland B", "switzerland")
+
+
+@pytest.fixture(scope="module")
+def six() -> dict[str, Any]:
+    """Six sites' tables."""
+    return masked.six_tables()
+
+
+def spec(aggregation: str, *more: str, rounds: int = 1) -> Any:
+    return played.heart_spec(
+        f"privacy.aggregation={aggregation}",
+        f"rounds.count={rounds}",
+        *(["privacy.threshold=4"] if aggregation == "masked" else []),
+        *more,
+    )
+
+
+def ended(world: Any, run: str, absent: tuple[str, ...] = (), most: float = 2000.0) -> str:
+    """Let time pass until the run has ended, with all but ``absent``; its status."""
+    world.run(absent=absent)
+    until = world.time + most
+    while world.store.run(run).status == "open" and world.time < until:
+        world.wait(20, absent=absent)
+    return str(world.store.run(run).status)
+
+
+@pytest.fixture(scope="module")
+def quantised(six: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """The hash of the model after a quantised job of the same kind."""
+    known: dict[Any, str] = {}
+
+    def hash_of(absent: tuple[str, ...] = (), rounds: int = 1, *more: str) -> str:
+        key = absent, rounds, more
+        if key not in known:
+            world = played.World(tmp_path_factory.mktemp("quantised"), six)
+            run = world.submit(spec("quantised", *more, rounds=rounds))
+            world.reach("train")
+            assert ended(world, run, absent) == "completed"
+            known[key] = world.hash(run)
+        return known[key]
+
+    return hash_of
+
+
+@pytest.fixture
+def world(tmp_path: Path, six: Any) -> masked.MaskedWorld:
+    return masked.MaskedWorld(tmp_path / "home", six)
+
+
+def releases(world: masked.MaskedWorld) -> dict[str, list[int]]:
+    """The rounds for which each site has released shares."""
+    return {
+        name: [r.occasion.round for r in site.book.records if r.kind == "release"]
+        for name, site in world.sites.items()
+    }
+
+
+def test_a_masked_run_has_the_bits_of_the_quantised_one(world, quantised):
+    run = world.submit(spec("masked", rounds=2))
+    world.run()
+    assert world.store.run(run).status == "completed"
+    assert world.hash(run) == quantised((), 2)
+    assert set(map(tuple, releases(world).values())) == {(0, 1)}
+
+
+def test_scaffold_sends_both_its_vectors_under_masks(world, quantised):
+    more = ("algorithm.name=scaffold", "algorithm.weights=uniform")
+    run = world.submit(spec("masked", *more))
+    world.run()
+    assert world.store.run(run).reason == "completed"
+    assert world.hash(run) == quantised((), 1, *more)
+
+
+@pytest.mark.parametrize("step", masked.STEPS)
+def test_the_sum_is_exact_whatever_step_two_of_six_sites_die_in(world, quantised, step):
+    for name in VICTIMS:
+        world.sites[name].dies_at = step
+    run = world.submit(spec("masked"))
+    assert ended(world, run) == "completed"
+    # Who has sent its masked input is in the sum, even if it is gone when the sum is opened.
+    inside = step in ("pledge", "release")
+    assert world.hash(run) == quantised(() if inside else VICTIMS)
+    record = world.record(run)
+    assert set(record["contributed"]) == set(world.sites) - (set() if inside else set(VICTIMS))
+    assert set(record["missing"]) == (set() if inside else set(VICTIMS))
+
+
+def test_below_the_threshold_nothing_is_opened_and_the_record_says_who_was_missing(world):
+    for name in (*VICTIMS, "hungary A"):
+        world.sites[name].dies_at = "train"
+    run = world.submit(spec("masked", "rounds.max_aborts=1", "rounds.deadline=300"))
+    assert ended(world, run) == "failed"
+    row = world.store.run(run)
+    assert "hungary A" in row.reason
+    assert "0 of 6" in row.reason
+    assert not any(releases(world).values())
+
+
+def test_sites_that_lose_their_keys_take_part_in_the_next_attempt(world, quantised):
+    run = world.submit(spec("masked"))
+    reached(world, "share")
+    for name in list(world.sites)[:3]:
+        world.sites[name].begin()
+    world.run()
+    assert world.store.run(run).status == "completed"
+    assert world.hash(run) == quantised()
+    assert [n["attempt"] for n in notes(world, run) if n["step"] == "commit"] == [0, 1]
+    assert set(map(tuple, releases(world).values())) == {(0,)}
+
+
+def notes(world: masked.MaskedWorld, run: str) -> list[dict[str, Any]]:
+    """What the server has written down."""
+    return [json.loads(e.text) for e in world.store.events(run) if e.kind == "masking"]
+
+
+def steps(world: masked.MaskedWorld, run: str) -> set[str]:
+    """The steps that have begun."""
+    return {note["step"] for note in notes(world, run)}
+
+
+def asked(world: masked.MaskedWorld) -> set[str]:
+    """The kinds of tasks that are open."""
+    return {t.kind for n in world.sites for t in world.service.poll(n, ()).tasks}
+
+
+def reached(world: masked.MaskedWorld, kind: str) -> None:
+    """Take turns until sites are asked for that."""
+    for _ in range(100):
+        world.service.step()
+        if kind in asked(world):
+            return
+        for site in world.sites.values():
+            site.turn(world.service)
+    raise AssertionError(kind)
+
+
+def test_a_server_that_is_killed_after_every_single_answer_comes_to_the_same_bits(world, quantised):
+    run = world.submit(spec("masked"))
+    for _ in range(400):
+        for site in world.sites.values():
+            world.service.step()
+            if site.turn(world.service):
+                world.kill()
+        if world.store.run(run).status != "open":
+            break
+    assert world.store.run(run).status == "completed"
+    assert world.hash(run) == quantised()
+    told = list(map(tuple, releases(world).values()))
+    assert set(told) <= {(0,), ()}  # four are enough to open the sum
+    assert told.count((0,)) >= 4
+
+
+@pytest.mark.parametrize("step", masked.STEPS[:4])
+def test_who_was_not_heard_before_a_kill_is_not_heard_after_it(world, quantised, step):
+    """The set that was told to sites must be the same after the kill, though a late answer would fit."""
+    run = world.submit(spec("masked"))
+    reached(world, step)
+    following = masked.STEPS[masked.STEPS.index(step) + 1]
+    others = [site for name, site in world.sites.items() if name != "switzerland"]
+    for _ in range(100):
+        world.service.step()
+        if following in steps(world, run):
+            break
+        for site in others:
+            site.turn(world.service)
+        world.time += 5
+    assert following in steps(world, run)
+    world.kill()
+    assert ended(world, run) == "completed"
+    inside = step == "pledge"
+    assert world.hash(run) == quantised(() if inside else ("switzerland",))
+    assert all(len(rounds) <= 1 for rounds in releases(world).values())
+
+
+def test_after_a_release_a_round_without_a_sum_is_not_tried_again(world):
+    """Three of six release, three fall silent: the shares are too few, and fresh keys would not help."""
+    for name in list(world.sites)[:3]:
+        world.sites[name].dies_at = "release"
+    run = world.submit(spec("masked", "rounds.max_aborts=1", "rounds.deadline=100"))
+    assert ended(world, run) == "failed"
+    assert {n["attempt"] for n in notes(world, run) if n["round"] == 0} == {0}
+
+
+def test_answers_say_nothing_about_a_site_in_the_clear(world):
+    """But for signatures, sealed bytes and masked words, every site sends the same."""
+    run = world.submit(spec("masked"))
+    world.run()
+    assert world.store.run(run).status == "completed"
+    for kind in masked.STEPS:
+        seen = {
+            json.dumps([{k: v for k, v in body.items() if k not in ("task", "seconds")}, size])
+            for site in world.sites.values()
+            for said, body, size in site.said
+            if said == kind
+        }
+        assert len({json.loads(s)[0]["examples"] for s in seen}) == 1
+        assert len({json.dumps(json.loads(s)[0]) for s in seen}) == 1
+        sizes = [json.loads(s)[1] for s in seen]
+        # Names differ in length, and nothing else does.
+        assert max(sizes) - min(sizes) <= 64
+    words = [
+        decode(raw, played.EVERYTHING)[1]
+        for site in world.sites.values()
+        for task, raw in site.spool.items()
+        if ".train." in task
+    ]
+    rows = np.array([float(len(site.table)) for site in world.sites.values()])
+    for lane in ("weight", "examples"):
+        sent = np.array([float(w[lane][0]) for w in words])
+        assert sent.min() > 2**40  # no site's own number: uniform over 64 bits
+        assert abs(np.corrcoef(rows, sent)[0, 1]) < 0.999
+
+
+def tampered(change: Callable[[dict[str, Any], dict[str, Any]], None], kind: str) -> Any:
+    def apply(site: masked.MaskedSite) -> None:
+        honest = site._work
+
+        def work(service: Any, task: Any) -> bytes:
+            raw = honest(service, task)
+            if task.kind != kind:
+                return raw
+            body, arrays = decode(raw, played.EVERYTHING)
+            arrays = {name: array.copy() for name, array in arrays.items()}
+            change(body, arrays)
+            return encode(body, arrays)
+
+        site._work = work
+
+    return apply
+
+
+def flipped(body: dict[str, Any], arrays: dict[str, Any]) -> None:
+    arrays["delta"][3] ^= 1
+
+
+def told(body: dict[str, Any], arrays: dict[str, Any]) -> None:
+    body["examples"] = 200
+
+
+def cut(body: dict[str, Any], arrays: dict[str, Any]) -> None:
+    arrays["said"] = arrays["said"][:-1]
+
+
+def longer(body: dict[str, Any], arrays: dict[str, Any]) -> None:
+    arrays["delta"] = np.concatenate([arrays["delta"], arrays["delta"]])
+
+
+def floats(body: dict[str, Any], arrays: dict[str, Any]) -> None:
+    arrays["delta"] = arrays["delta"].astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "words"),
+    [
+        (flipped, "train", "not those that were signed"),
+        (told, "train", "in the clear"),
+        (told, "commit", "in the clear"),
+        (cut, "share", "a message says"),
+        (longer, "train", "shape"),
+        (floats, "train", "float32"),
+    ],
+)
+def test_a_site_that_says_what_no_honest_site_says_is_left_out_by_name(
+    world, quantised, change, kind, words
+):
+    site = world.sites["switzerland"]
+    tampered(change, kind)(site)
+    run = world.submit(spec("masked"))
+    assert ended(world, run) == "completed"
+    assert world.hash(run) == quantised(("switzerland",))
+    record = world.record(run)
+    assert list(record["missing"]) == ["switzerland"]
+    assert words in record["missing"]["switzerland"] or any(
+        isinstance(error, UpdateRefused | WireError) and words in error.message
+        for error in site.refusals
+    )
