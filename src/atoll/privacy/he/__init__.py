@@ -11,12 +11,13 @@ So this hides updates from a server that keeps to itself, not from a server and 
 aggregation (:mod:`atoll.privacy.secagg`) withstands up to a third of the sites with the server; keys that
 open in shares would too, and :class:`~atoll.privacy.he.opening.Opening` is where they fit.
 
-===============  ==================================================================
+===============  ========================================================
 module           what
-===============  ==================================================================
+===============  ========================================================
 ``parameters``   modulus and scale for a number of sites and a precision
 ``contexts``     the public half and the secret half, as different types
 ``sealed``       vectors in slots: encrypt, add
+``whole``        integers in slots, so that an encrypted sum is exact
 ``opening``      who opens a sum, and how many that takes
-===============  ==================================================================
+===============  ========================================================
 """

@@ -1,0 +1,81 @@
+"""The last link of an encrypted job: integers are added up as ciphertexts.
+
+Here is only what a job declares and needs; keys never come near the code of a job.
+:mod:`atoll.runtime.encrypted` encrypts, adds and opens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from atoll.core.chain import Passage, Setting
+from atoll.core.errors import Fault
+from atoll.core.layout import Array, Layout
+from atoll.core.values import Aggregate, Update
+
+__all__ = ["Encrypt"]
+
+_MOST = 1000
+"""Sites of one sum; the modulus has no room for more at this precision."""
+
+
+@dataclass(frozen=True)
+class Encrypt:
+    """The link."""
+
+    name: str = "encrypt"
+    needs: frozenset[str] = frozenset({"integers"})
+    gives: frozenset[str] = frozenset({"sums only"})
+
+    def faults(self, setting: Setting) -> Sequence[Fault]:
+        """Rules that need single updates, steps of one update, cohorts too large for the modulus."""
+        found = []
+        if not setting.additive:
+            found.append(
+                Fault(
+                    "algorithm",
+                    "this rule looks at single updates, which encryption hides",
+                    "use an algorithm that needs only sums, or privacy.aggregation = 'plain'",
+                )
+            )
+        if not setting.forms_cohorts:
+            found.append(
+                Fault(
+                    "rounds.mode",
+                    "every update is a step of its own: its sum, once opened, is the update",
+                    "use fedbuff with a rounds.buffer, or rounds.mode = 'sync'",
+                )
+            )
+        if setting.cohort > _MOST:
+            found.append(
+                Fault(
+                    "privacy.aggregation",
+                    f"a cohort of {setting.cohort:,}; encrypted sums hold {_MOST:,}",
+                    "mask, or invite fewer",
+                )
+            )
+        return found
+
+    def start(self, layout: Layout) -> Mapping[str, Array]:
+        """Nothing is remembered."""
+        return {}
+
+    def tell(self, slots: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Nothing is told."""
+        return {}
+
+    def client(self, update: Update, passage: Passage) -> Update:
+        """The integers as they are; they are encrypted outside."""
+        return update
+
+    def server(
+        self, aggregate: Aggregate, slots: Mapping[str, Array], round: int
+    ) -> tuple[Aggregate, Mapping[str, Array]]:
+        """The opened sum as it is."""
+        return aggregate, {}
+
+    def events(self) -> Sequence[Any]:
+        """Encryption is no differential privacy."""
+        return ()
