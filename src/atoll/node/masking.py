@@ -95,10 +95,11 @@ class Masked:
     Args:
         run: its id.
         site: what all runs share.
+        now: seconds since 1970.
     """
 
-    def __init__(self, run: str, site: Site) -> None:
-        self._run, self._site = run, site
+    def __init__(self, run: str, site: Site, now: Callable[[], float] = time.time) -> None:
+        self._run, self._site, self._now = run, site, now
         self._rules: dict[str, Mapping[str, Any] | None] = {}
         self._machine: tuple[tuple[int, int], machine.Site] | None = None
         self._trained: dict[int, Trained] = {}
@@ -249,7 +250,7 @@ class Masked:
                 remedy="compare fingerprints with them, then: atoll node peers --pin",
             )
         self._machine = _attempt(body), machine.Site(name, trust.signer, policy)
-        return machine.Invite(invitation, approved, os.urandom(32), time.time())
+        return machine.Invite(invitation, approved, os.urandom(32), self._now())
 
     def _approved(self, body: TaskBody, terms: Terms, find: Find) -> Approved:
         """What the job and the model say of the round; the server's terms must say the same."""
@@ -298,7 +299,7 @@ class Masked:
         key, at = self._machine
         todo: deque[machine.Event] = deque()
         if not isinstance(event, machine.Invite):
-            todo.append(machine.Tick(time.time()))
+            todo.append(machine.Tick(self._now()))
         todo.append(event)
         while todo:
             at, effects = machine.step(at, todo.popleft())
