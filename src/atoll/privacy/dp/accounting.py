@@ -225,7 +225,8 @@ def calibrate(
     def cost(z: float) -> float:
         return epsilon([*others, make(z)], delta, neighbouring)
 
-    high, above = 1.0, cost(1.0)
+    high = _by_renyi(lambda z: [*others, make(z)], target_epsilon, delta, neighbouring)
+    above = cost(high)
     while above > target_epsilon:
         high *= 2
         if high > _LARGEST:
@@ -234,13 +235,33 @@ def calibrate(
                 remedy="ask for a larger epsilon, fewer rounds or a smaller sampling rate",
             )
         above = cost(high)
-    low, below = high / 2, cost(high / 2)
+    low, below = 0.85 * high, cost(0.85 * high)
     while below <= target_epsilon:
         if low < 1e-3:  # so little noise that any multiplier keeps so large an epsilon
             return high
-        low, high, above = low / 2, low, below
+        low, high, above = 0.7 * low, low, below
         below = cost(low)
     return _narrowed(cost, (low, below), (high, above), target_epsilon, tolerance)
+
+
+def _by_renyi(
+    events: Callable[[float], list[Event]],
+    target: float,
+    delta: float,
+    neighbouring: Neighbouring,
+) -> float:
+    """A multiplier to start from, on the safe side where the Renyi bound applies; 1 where not."""
+    low, high = 1e-3, 1.0
+    try:
+        while rdp_epsilon(events(high), delta, neighbouring) > target and high < _LARGEST:
+            low, high = high, 2 * high
+        while high / low > 1.01:
+            middle = math.sqrt(low * high)
+            safe = rdp_epsilon(events(middle), delta, neighbouring) <= target
+            low, high = (low, middle) if safe else (middle, high)
+    except JobConflict:
+        return 1.0
+    return high
 
 
 def _narrowed(

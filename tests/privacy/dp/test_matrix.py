@@ -1,0 +1,151 @@
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from atoll.core.errors import StateError
+from atoll.privacy.dp.accounting import epsilon
+from atoll.privacy.dp.events import Gaussian, MatrixGaussian
+from atoll.privacy.dp.matrix import coefficients, dense, sensitivity, start, step
+
+
+class Counted:
+    """A source whose normals are known: the tests put ``rows`` in the place of :func:`gaussian`."""
+
+    def __init__(self, rows):
+        self.rows = iter(rows)
+
+
+@pytest.fixture
+def streamed(monkeypatch):
+    """streamed(spec, w): the noises of all rounds when the independent ones are the rows of w."""
+    import atoll.privacy.dp.matrix as module
+
+    monkeypatch.setattr(module, "gaussian", lambda source, size, sd: sd * next(source.rows))
+
+    def run(spec, w, bound=1.0):
+        source, state, out = Counted(w), start(spec, w.shape[1]), []
+        for _ in range(spec.rounds):
+            made, state = step(source, spec, state, bound)
+            out.append(made)
+        return np.array(out), state
+
+    return run
+
+
+SPECS = [
+    *(MatrixGaussian("banded", 2.0, rounds=13, bands=b) for b in (1, 2, 5, 13)),
+    *(MatrixGaussian("tree", 2.0, rounds=t) for t in (1, 2, 7, 8, 13)),
+]
+
+
+def named(spec):
+    return f"{spec.mechanism} {spec.rounds} {spec.bands}"
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=named)
+def test_the_two_factors_give_the_sums(spec):
+    left, right = dense(spec)
+    np.testing.assert_allclose(left @ right, np.tri(spec.rounds), atol=1e-12)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=named)
+def test_noise_round_by_round_is_the_dense_form(spec, streamed):
+    w = np.random.default_rng(0).normal(size=(spec.rounds, 3))
+    made, state = streamed(spec, w, bound=0.5)
+    left, _ = dense(spec)
+    np.testing.assert_allclose(np.cumsum(made, axis=0), left @ (2.0 * 0.5 * w), atol=1e-10)
+    assert state.round == spec.rounds
+
+
+@pytest.mark.parametrize("mechanism", ["banded", "tree"])
+def test_no_more_rounds_than_were_accounted_for(mechanism, streamed):
+    spec = MatrixGaussian(mechanism, 1.0, rounds=3, bands=2)
+    _, state = streamed(spec, np.ones((3, 1)))
+    with pytest.raises(StateError, match="3 planned"):
+        step(None, spec, state, 1.0)
+
+
+def worst(spec):
+    """The largest sensitivity over all patterns, from the dense matrix."""
+    _, c = dense(spec)
+    gram = c.T @ c
+    found = 0.0
+    for k in range(1, spec.participations + 1):
+        for pattern in itertools.combinations(range(spec.rounds), k):
+            if all(b - a >= spec.separation for a, b in itertools.pairwise(pattern)):
+                found = max(found, math.sqrt(gram[np.ix_(pattern, pattern)].sum()))
+    return found
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_banded_sensitivity_is_that_of_the_worst_pattern(rounds, bands, k, separation):
+    spec = MatrixGaussian("banded", 1.0, rounds, min(bands, rounds), k, separation)
+    assert sensitivity(spec) == pytest.approx(worst(spec))
+
+
+@given(st.integers(1, 12), st.integers(1, 3), st.integers(1, 5))
+@settings(max_examples=60, deadline=None)
+def test_tree_sensitivity_bounds_every_pattern(rounds, k, separation):
+    spec = MatrixGaussian("tree", 1.0, rounds, 1, k, separation)
+    found = worst(spec)
+    assert found <= sensitivity(spec) + 1e-12 <= 1.6 * found
+    if k == 1:
+        assert sensitivity(spec) == pytest.approx(found)
+
+
+def test_one_participation_in_a_tree_of_eight_rounds_is_in_four_nodes():
+    assert sensitivity(MatrixGaussian("tree", 1.0, 8)) == 2.0
+
+
+def test_participations_far_apart_do_not_meet():
+    once = sensitivity(MatrixGaussian("banded", 1.0, 100, 8))
+    apart = sensitivity(MatrixGaussian("banded", 1.0, 100, 8, participations=4, separation=8))
+    near = sensitivity(MatrixGaussian("banded", 1.0, 100, 8, participations=4, separation=2))
+    assert apart == pytest.approx(2 * once)
+    assert near > apart
+
+
+def test_coefficients_square_to_the_sums():
+    spec = MatrixGaussian("banded", 1.0, 40, 40)
+    c = coefficients(spec)
+    np.testing.assert_allclose(np.convolve(c, c)[:40], 1.0, rtol=1e-12)
+
+
+def test_a_run_costs_one_gaussian_release():
+    spec = MatrixGaussian("banded", 6.0, 64, 16)
+    assert epsilon([spec], 1e-5) == pytest.approx(
+        epsilon([Gaussian(6.0 / sensitivity(spec))], 1e-5)
+    )
+    assert epsilon([MatrixGaussian("banded", 6.0, 64, 1, 64)], 1e-5) == pytest.approx(
+        epsilon([Gaussian(6.0, count=64)], 1e-5)
+    )
+
+
+def rms_of_sums(spec):
+    """Root mean square over rounds of the noise in the sums, at multiplier 1."""
+    left, _ = dense(spec)
+    return math.sqrt((left**2).sum() / spec.rounds) * sensitivity(spec)
+
+
+def test_correlated_noise_leaves_less_in_the_sums():
+    alone = rms_of_sums(MatrixGaussian("banded", 1.0, 256, 1))
+    tree = rms_of_sums(MatrixGaussian("tree", 1.0, 256))
+    banded = rms_of_sums(MatrixGaussian("banded", 1.0, 256, 256))
+    assert banded < tree < alone
+    assert banded < alone / 3
+
+
+def test_a_mechanism_with_real_noise_has_the_variance_it_says(replayed):
+    spec = MatrixGaussian("tree", 1.5, rounds=4)
+    source, state = replayed(), start(spec, 40_000)
+    total = np.zeros(40_000)
+    for t in range(1, 5):
+        made, state = step(source, spec, state, 2.0)
+        total += made
+        nodes = bin(t).count("1")
+        assert total.std() == pytest.approx(3.0 * math.sqrt(nodes), rel=0.02)

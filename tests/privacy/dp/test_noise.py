@@ -1,0 +1,150 @@
+import copy
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import atoll.privacy.dp.noise as module
+from atoll.core.errors import JobError, UpdateRefused
+from atoll.privacy.dp.noise import Draws, SystemSource, chosen, gaussian, grid_of, noised, words
+
+MILLION = 1_000_000
+
+
+def test_emitted_noise_has_its_standard_deviation_and_shape():
+    x = gaussian(SystemSource(), MILLION, 2.5)
+    assert x.std() == pytest.approx(2.5, rel=0.005)
+    assert abs(x.mean()) < 2.5 * 5e-3
+    edges = stats.norm.ppf(np.linspace(0, 1, 101)) * 2.5
+    counts = np.histogram(x, edges)[0]
+    assert stats.chisquare(counts).pvalue > 1e-6
+    assert (np.abs(x) > 4 * 2.5).mean() == pytest.approx(2 * stats.norm.sf(4), rel=0.5)
+
+
+def test_neighbouring_draws_are_independent():
+    # Both of a pair come from one radius: neither they nor their squares may go together.
+    x = gaussian(SystemSource(), 64 * 2 * module._PAIRS, 1.0).reshape(64, 2, module._PAIRS)
+    first, second = x[:, 0].ravel(), x[:, 1].ravel()
+    bar = 5 / np.sqrt(first.size)
+    assert abs(np.corrcoef(first, second)[0, 1]) < bar
+    assert abs(np.corrcoef(first**2, second**2)[0, 1]) < bar
+    assert abs(np.corrcoef(x.ravel()[1:], x.ravel()[:-1])[0, 1]) < bar
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 2 * module._PAIRS, 2 * module._PAIRS + 3])
+def test_any_number_of_draws(replayed, size):
+    x = gaussian(replayed(), size, 1.0)
+    assert x.shape == (size,)
+    assert np.abs(x).min() > 0
+
+
+def test_draws_and_sums_lie_on_the_grid(replayed):
+    values = np.random.default_rng(0).normal(size=1000)
+    out = noised(replayed(), values, 3.0, 0.7)
+    cells = out / grid_of(2.1)
+    assert np.array_equal(cells, np.rint(cells))
+    x = gaussian(replayed(), 1000, 0.3) / grid_of(0.3)
+    assert np.array_equal(x, np.rint(x))
+
+
+def test_what_is_released_is_the_rounded_value_and_noise_that_does_not_depend_on_it(replayed):
+    # Identity 12 and the attack on low bits: the difference of two releases is that of the values.
+    values = np.random.default_rng(1).normal(size=5000)
+    noise = noised(replayed(3), np.zeros(5000), 1.0, 1.0)
+    grid = grid_of(1.0 + 2.0**-24 * 71)
+    assert np.array_equal(
+        noised(replayed(3), values, 1.0, 1.0), np.rint(values / grid) * grid + noise
+    )
+
+
+def test_noise_on_zeros_is_multiplier_times_bound():
+    sd = 1.3 * 0.5
+    out = noised(SystemSource(), np.zeros(MILLION), bound=0.5, noise_multiplier=1.3)
+    assert abs(out.std() - sd) < 4 * sd / np.sqrt(2 * MILLION)
+
+
+def test_results_keep_shape_and_take_the_dtype(replayed):
+    out = noised(replayed(), np.zeros((3, 4), np.float32), 1.0, 1.0, "float32")
+    assert out.shape == (3, 4)
+    assert out.dtype == np.float32
+    assert Draws(replayed()).noised(np.zeros(2, np.float32), 1.0, 1.0).dtype == np.float32
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_values_that_cannot_be_hidden_are_refused(replayed, bad):
+    with pytest.raises(UpdateRefused):
+        noised(replayed(), np.array([0.0, bad]), 1.0, 1.0)
+
+
+@pytest.mark.parametrize(("bound", "z"), [(0.0, 1.0), (1.0, 0.0), (np.inf, 1.0), (1.0, np.nan)])
+def test_noise_without_a_size_is_refused(replayed, bound, z):
+    with pytest.raises(JobError):
+        noised(replayed(), np.zeros(1), bound, z)
+
+
+def test_each_row_is_taken_with_its_probability():
+    counts = np.zeros(200)
+    source = SystemSource()
+    for _ in range(2000):
+        counts[chosen(source, 200, 0.1)] += 1
+    z = (counts - 200) / np.sqrt(2000 * 0.1 * 0.9)
+    assert np.abs(z).max() < 5.5
+    assert z.std() == pytest.approx(1.0, abs=0.25)
+    assert chosen(source, 5, 1.0).tolist() == [0, 1, 2, 3, 4]
+    assert chosen(source, 1000, 1e-12).size == 0
+    with pytest.raises(JobError):
+        chosen(source, 5, 0.0)
+
+
+def test_how_many_rows_are_taken_is_random():
+    sizes = {chosen(SystemSource(), 1000, 0.5).size for _ in range(20)}
+    assert len(sizes) > 5
+
+
+def test_sources_copies_and_messages_never_repeat():
+    source = SystemSource()
+    source.fill(np.empty(4, np.uint8))
+    others = [source, SystemSource(), copy.deepcopy(source), pickle.loads(pickle.dumps(source))]
+    assert len({words(s, 2).tobytes() for s in others}) == 4
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_draws_other_bits():
+    source = SystemSource()
+    words(source, 1)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, words(source, 4).tobytes())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert os.read(read, 32) != words(source, 4).tobytes()
+    os.close(read)
+    os.close(write)
+
+
+def test_the_key_changes_after_so_many_bytes(monkeypatch):
+    monkeypatch.setattr(module, "_REKEY", 1 << 18)
+    source, keys = SystemSource(), []
+    original = SystemSource._rekey
+    monkeypatch.setattr(SystemSource, "_rekey", lambda self: (keys.append(1), original(self)))
+    source.fill(np.empty(1 << 20, np.uint8))
+    assert len(keys) >= 4
+
+
+def test_bytes_are_uniform():
+    counts = np.bincount(words(SystemSource(), MILLION // 8).view(np.uint8), minlength=256)
+    assert stats.chisquare(counts).pvalue > 1e-6
+
+
+def test_no_seed_reaches_a_source():
+    # Only the tests' own folder knows a source that can be replayed.
+    assert SystemSource.__init__.__code__.co_argcount == 1
+    folder = Path(module.__file__).parent
+    for path in folder.glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert "np.random" not in text, path.name
+        assert "core.seeds" not in text, path.name
