@@ -159,7 +159,7 @@ class QueryLog:
                 remedy=_ONE_SET,
             )
         if new.table:
-            wrong = any(_close(new, old, self.minimum) for old in known)
+            wrong = any(_close(new, old, self.minimum) for old in known if old.table)
         else:
             sets = [old.members for old in known if not old.table]
             wrong = _isolates([*sets, new.members], self.minimum, self.masked)

@@ -118,19 +118,17 @@ def legend(entries: Sequence[tuple[str, str]]) -> Safe:
     return tag("ul", *items, class_="legend")
 
 
-def line_chart(
-    title: str, series: Sequence[Series], x_label: str, band: Band | None = None
-) -> Safe:
+def line_chart(title: str, series: Sequence[Series], x_label: str, *bands: Band | None) -> Safe:
     """Lines over a common x axis; single values are dots, gaps stay gaps."""
+    ranges = [band for band in bands if band is not None and band.edges]
     values = [y for s in series for _, y in s.points if y is not None]
-    values += [edge for e in (band.edges if band else ()) for edge in e[1:]]
+    values += [edge for band in ranges for e in band.edges for edge in e[1:]]
     if not values:
         return _nothing(title)
     xs = [x for s in series for x, y in s.points if y is not None]
     frame = _Frame.around(xs, values)
     parts: list[object] = [frame.grid(), frame.x_axis(x_label)]
-    if band and band.edges:
-        parts.append(_band(band, frame))
+    parts += [_band(band, frame) for band in ranges]
     parts += [_line(s, frame) for s in series]
     return _svg(title, frame.width, frame.height, *parts)
 

@@ -15,7 +15,7 @@ import numpy as np
 from atoll.algorithms.statistics.analysis import Analysis, Question
 from atoll.algorithms.statistics.digits import COUNT, decode, encode
 from atoll.core.contracts import Weighting, Work
-from atoll.core.errors import DataError, StateError
+from atoll.core.errors import DataError, Forbidden, StateError
 from atoll.core.layout import Array, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Metrics
@@ -28,6 +28,9 @@ __all__ = ["NoModel", "Statistic"]
 
 _ASK = "ask/"
 """Before the names of a question in a broadcast, beside which others may add vectors of theirs."""
+
+_PERSONS = "disclosure/persons"
+"""Name of the sum of persons, which is looked at and not kept."""
 
 _OWN = "statistic/"
 """Before the names of the analysis' state among a state's slots."""
@@ -94,6 +97,9 @@ class Statistic:
         for name, value in sums.items():
             array = np.asarray(value, np.float64)
             vectors[name] = encode(array.ravel()).reshape(COUNT, *array.shape)
+        if self.rule is not None:
+            persons = len(np.unique(self.rule.persons(data)))
+            vectors[_PERSONS] = encode(np.array([float(persons)]))
         return Update(vectors, 1.0, len(data)), memory
 
     def _check(self, data: Table, site: ClientId) -> None:
@@ -108,12 +114,16 @@ class Statistic:
 
         Raises:
             DataError: not every site has answered.
+            Forbidden: all sites together have too few persons.
         """
         if aggregate.count != len(self.sites):
             raise DataError(f"{aggregate.count} of {len(self.sites)} sites answered; all must")
+        sums = dict(aggregate.sums)
+        if self.rule is not None and decode(sums.pop(_PERSONS))[0] < self.rule.minimum:
+            raise Forbidden(f"fewer than {self.rule.minimum} persons stand behind this analysis")
         totals = {
             name: decode(digits.reshape(COUNT, -1)).reshape(digits.shape[1:])
-            for name, digits in aggregate.sums.items()
+            for name, digits in sums.items()
         }
         learnt = self.analysis.learn(_own(state), totals)
         return replace(state, round=state.round + 1, slots=_kept(learnt, state.slots))

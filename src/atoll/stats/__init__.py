@@ -1,0 +1,112 @@
+"""Statistics over sites, for statisticians: pandas in and out, results equal to those of pooled rows.
+
+>>> import pandas as pd
+>>> frame = pd.DataFrame({"clinic": ["a"] * 30 + ["b"] * 30, "age": range(60)})
+>>> federation = Federation.of(frame, site="clinic")
+>>> describe(federation, ["age"])["mean"].tolist()
+[29.5]
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atoll.algorithms.statistics.survival_axis import Axis
+    from atoll.data.disclosure import Disclosure
+    from atoll.stats.describing import (
+        correlation,
+        cross_table,
+        describe,
+        frequent,
+        histogram,
+        principal_components,
+        table_one,
+    )
+    from atoll.stats.federation import Federation
+    from atoll.stats.models import (
+        CoxRegression,
+        Fitted,
+        GammaRegression,
+        LinearRegression,
+        LogisticRegression,
+        MultinomialRegression,
+        NegativeBinomialRegression,
+        PoissonRegression,
+    )
+    from atoll.stats.pages import write_page
+    from atoll.stats.survival import KaplanMeier, log_rank
+    from atoll.stats.testing import anova, chi_squared, fisher, mann_whitney, t_test
+
+_HOMES = {
+    "Axis": "atoll.algorithms.statistics.survival_axis",
+    "CoxRegression": "atoll.stats.models",
+    "Disclosure": "atoll.data.disclosure",
+    "Federation": "atoll.stats.federation",
+    "Fitted": "atoll.stats.models",
+    "GammaRegression": "atoll.stats.models",
+    "KaplanMeier": "atoll.stats.survival",
+    "LinearRegression": "atoll.stats.models",
+    "LogisticRegression": "atoll.stats.models",
+    "MultinomialRegression": "atoll.stats.models",
+    "NegativeBinomialRegression": "atoll.stats.models",
+    "PoissonRegression": "atoll.stats.models",
+    "anova": "atoll.stats.testing",
+    "chi_squared": "atoll.stats.testing",
+    "correlation": "atoll.stats.describing",
+    "cross_table": "atoll.stats.describing",
+    "describe": "atoll.stats.describing",
+    "fisher": "atoll.stats.testing",
+    "frequent": "atoll.stats.describing",
+    "histogram": "atoll.stats.describing",
+    "log_rank": "atoll.stats.survival",
+    "mann_whitney": "atoll.stats.testing",
+    "principal_components": "atoll.stats.describing",
+    "t_test": "atoll.stats.testing",
+    "table_one": "atoll.stats.describing",
+    "write_page": "atoll.stats.pages",
+}
+
+__all__ = [
+    "Axis",
+    "CoxRegression",
+    "Disclosure",
+    "Federation",
+    "Fitted",
+    "GammaRegression",
+    "KaplanMeier",
+    "LinearRegression",
+    "LogisticRegression",
+    "MultinomialRegression",
+    "NegativeBinomialRegression",
+    "PoissonRegression",
+    "anova",
+    "chi_squared",
+    "correlation",
+    "cross_table",
+    "describe",
+    "fisher",
+    "frequent",
+    "histogram",
+    "log_rank",
+    "mann_whitney",
+    "principal_components",
+    "t_test",
+    "table_one",
+    "write_page",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name from its home when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'atoll.stats' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

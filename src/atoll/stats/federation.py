@@ -1,0 +1,340 @@
+"""Tables of several sites as one federation to be asked, with disclosure control at each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from atoll.algorithms.statistics.analysis import Analysis
+from atoll.algorithms.statistics.columns import complete
+from atoll.algorithms.statistics.running import NoModel, Statistic
+from atoll.algorithms.statistics.together import released_by
+from atoll.core.errors import DataError, Forbidden, suggest
+from atoll.core.layout import Array
+from atoll.core.seeds import Seed
+from atoll.data.columns import is_missing, natural
+from atoll.data.disclosure import Disclosure
+from atoll.data.query_log import QueryLog
+from atoll.data.table import Table, as_column, label
+from atoll.job.build import Job
+from atoll.runtime.client import Parts
+from atoll.runtime.loop import Evaluation, Loop, Stop
+from atoll.runtime.schedule import Synchronous
+from atoll.runtime.serial import SerialExecutor
+
+__all__ = ["Federation"]
+
+_MOST_LEVELS = 50
+"""Text with more different values is no category: its values may be names."""
+_MOST_ROUNDS = 10_000
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """One site: its whole table, who is who, and which rows are looked at."""
+
+    table: Table
+    persons: Array
+    log: QueryLog
+    rows: Array
+
+    @property
+    def seen(self) -> Table:
+        return self.table if self.rows.all() else self.table.take(self.rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Federation:
+    """Sites that answer analyses; made by :meth:`of`.
+
+    Args:
+        sites: by name.
+        levels: names of the categories, by column; their codes count from 0.
+        rule: disclosure control.
+    """
+
+    sites: Mapping[str, _Site]
+    levels: Mapping[str, tuple[str, ...]]
+    rule: Disclosure = field(default_factory=Disclosure)
+
+    @classmethod
+    def of(
+        cls,
+        data: Any,
+        site: str = "",
+        *,
+        rule: Disclosure | None = None,
+        levels: Mapping[str, Sequence[object]] | None = None,
+        logs: str | Path | None = None,
+    ) -> Federation:
+        """A federation from one table with a column of sites, or from a mapping of tables.
+
+        Args:
+            data: a pandas frame or mapping of columns with a column ``site``; or, without ``site``, a
+                mapping from site to frame, to :class:`~atoll.data.table.Table` or to columns.
+            site: name of that column.
+            rule: disclosure control; the default keeps a minimum of 11 persons.
+            levels: all values of columns that are categories. Text with up to 50 different values is
+                one without being named here; their names then leave the sites.
+            logs: folder for the sites' query logs; None keeps them in memory.
+
+        Raises:
+            DataError: no rows, an unknown column, or an undeclared value.
+        """
+        rule = rule or Disclosure()
+        tables = _tables(data, site)
+        found = _levels(tables, levels or {}, rule.person)
+        sites = {}
+        for name, raw in sorted(tables.items()):
+            path = None if logs is None else Path(logs) / f"{name}.jsonl"
+            persons = rule.persons(raw)
+            table = _coded(name, raw, found, rule.person, persons)
+            log = QueryLog(rule.minimum, path, rule.masked)
+            sites[name] = _Site(table, persons, log, np.ones(len(table), bool))
+        return cls(sites, found, rule)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that every site has."""
+        every = [set(site.table.names) for site in self.sites.values()]
+        shared = set.intersection(*every) - {self.rule.person}
+        return tuple(n for n in next(iter(self.sites.values())).table.names if n in shared)
+
+    def numeric(self) -> tuple[str, ...]:
+        """Those that hold numbers."""
+        return tuple(name for name in self.columns if name not in self.levels)
+
+    def complete(self, *names: str) -> Federation:
+        """The rows with a value in every column named: one population for several analyses.
+
+        Raises:
+            DataError: an unknown column.
+        """
+        self.check(*names)
+        return self._where(lambda table: complete(table.columns, names))
+
+    def where(self, **chosen: Any) -> Federation:
+        """The rows with these values: a category's name or number, or a range ``(low, high)``.
+
+        An end of a range may be None; the lower end belongs to it, the upper one does not.
+
+        Raises:
+            DataError: an unknown column or category.
+        """
+        self.check(*chosen)
+
+        def keep(table: Table) -> Array:
+            rows = np.ones(len(table), bool)
+            for name, wanted in chosen.items():
+                rows &= _chosen(table[name], self._code(name, wanted))
+            return rows
+
+        return self._where(keep)
+
+    def _where(self, keep: Any) -> Federation:
+        sites = {n: replace(s, rows=s.rows & keep(s.table)) for n, s in self.sites.items()}
+        return replace(self, sites=sites)
+
+    def _code(self, name: str, wanted: Any) -> Any:
+        if name not in self.levels:
+            return wanted
+        text = label(wanted)
+        if text not in self.levels[name]:
+            raise DataError(
+                f"column {name!r} has no category {text!r}", remedy=suggest(text, self.levels[name])
+            )
+        return float(self.levels[name].index(text))
+
+    def check(self, *names: str) -> None:
+        """Refuse columns that not every site has.
+
+        Raises:
+            DataError: with the nearest name.
+        """
+        for name in names:
+            if name not in self.columns:
+                raise DataError(f"no column {name!r}", remedy=suggest(name, self.columns))
+
+    def groups(self, by: str) -> tuple[str, ...]:
+        """Names of the categories of a column; of a 0/1 column ``0`` and ``1``.
+
+        Raises:
+            DataError: an unknown column, or one of numbers.
+        """
+        self.check(by)
+        if by in self.levels:
+            return self.levels[by]
+        every = [site.table[by] for site in self.sites.values()]
+        if all(np.isin(cells[~np.isnan(cells)], (0.0, 1.0)).all() for cells in every):
+            return ("0", "1")
+        raise DataError(f"column {by!r} holds numbers, not groups", remedy="declare its levels")
+
+    def solve(
+        self,
+        analysis: Analysis,
+        *,
+        executor: str = "serial",
+        workers: int | None = None,
+        out: str | Path | None = None,
+        resume: bool = False,
+        name: str = "statistic",
+    ) -> Any:
+        """Ask all sites and give the analysis' result.
+
+        Args:
+            analysis: what is computed.
+            executor: as in :func:`atoll.simulate`; it changes no bit.
+            workers: number of processes.
+            out: folder for the run: records and checkpoints of its rounds.
+            resume: continue a run that was cut off in ``out``.
+            name: of the run.
+
+        Raises:
+            Forbidden: disclosure control refuses; names the site.
+            AtollError: a site cannot answer, or the analysis refuses.
+        """
+        seen = self._admitted(analysis)
+        algorithm = Statistic(analysis, tuple(seen), self.rule)
+        stop, schedule = Stop(_MOST_ROUNDS, max_aborts=1), Synchronous(quorum=len(seen))
+        if out is None and executor == "serial":
+            parts = Parts(algorithm, NoModel(), seen, Seed(0))
+            loop = Loop(
+                parts,
+                SerialExecutor(parts),
+                schedule=schedule,
+                evaluation=Evaluation(every=0),
+                stop=stop,
+            )
+            return algorithm.result(loop.run().progress.state)
+        from atoll.simulation import simulate  # with what a run's folder needs
+
+        job = Job(
+            NoModel(),
+            algorithm,
+            schedule=schedule,
+            stop=stop,
+            evaluate_every=0,
+            central=False,
+            federated=False,
+            name=name,
+        )
+        run = simulate(job, seen, executor=executor, workers=workers, out=out, resume=resume)
+        return algorithm.result(run.progress.state)
+
+    def _admitted(self, analysis: Analysis) -> dict[str, Table]:
+        """The tables that answer: all sites agree before any of them notes it.
+
+        Raises:
+            Forbidden: a site does not agree.
+        """
+        self.check(*(name for name in analysis.columns() if name != self.rule.person))
+        seen = {name: site.seen for name, site in self.sites.items()}
+        seen = {name: table for name, table in seen.items() if len(table)}
+        if not seen:
+            raise DataError("no site has a row left", remedy="widen the selection")
+        if self.rule.minimum == 1:
+            return seen
+        for dry in (True, False):
+            for name, table in seen.items():
+                self._ask_log(analysis, name, table, dry)
+        return seen
+
+    def _ask_log(self, analysis: Analysis, name: str, table: Table, dry: bool) -> None:
+        site = self.sites[name]
+        whole = []
+        for one in released_by(analysis, table.columns):
+            rows = site.rows.copy()
+            rows[site.rows] = one.rows
+            whole.append(replace(one, rows=rows))
+            count = len(np.unique(site.persons[rows]))
+            if not self.rule.masked and not one.table and 0 < count < self.rule.minimum:
+                raise Forbidden(
+                    f"fewer than {self.rule.minimum} persons have a value in "
+                    f"{', '.join(map(repr, one.columns))}",
+                    site=name,
+                    remedy="leave the column or the site out, widen the selection, or mask the sums",
+                )
+        if self.rule.differences:
+            site.log.admit(whole, site.persons, site.table.columns, site=name, dry=dry)
+
+
+def _tables(data: Any, site: str) -> dict[str, Table]:
+    if not site:
+        found = {str(name): _table(part) for name, part in dict(data).items()}
+    else:
+        whole = _table(data)
+        if site not in whole.columns:
+            raise DataError(f"no column {site!r}", remedy=suggest(site, whole.names))
+        homes = np.array([label(cell) for cell in whole[site]])
+        rest = whole.without(site)
+        found = {str(name): rest.take(homes == name) for name in np.unique(homes)}
+    if not found or not any(len(table) for table in found.values()):
+        raise DataError("there are no rows", remedy="check the table and the site column")
+    return found
+
+
+def _table(data: Any) -> Table:
+    if isinstance(data, Table):
+        return data
+    return Table.of({str(name): _cells(data[name]) for name in data})
+
+
+def _cells(values: Any) -> Any:
+    if hasattr(values, "to_numpy"):  # a pandas column; its own kinds of missing become None
+        plain = values.to_numpy()
+        if plain.dtype.kind in "biuf":
+            return plain
+        missing = values.isna().to_numpy()
+        return [None if gone else cell for cell, gone in zip(plain.tolist(), missing, strict=True)]
+    return values
+
+
+def _levels(
+    tables: Mapping[str, Table], declared: Mapping[str, Sequence[object]], person: str
+) -> dict[str, tuple[str, ...]]:
+    found = {name: tuple(label(v) for v in values) for name, values in declared.items()}
+    names = dict.fromkeys(name for table in tables.values() for name in table.names)
+    for name in names:
+        cells = [table[name] for table in tables.values() if name in table.columns]
+        if name in found or name == person or all(c.dtype.kind != "O" for c in cells):
+            continue
+        held = {label(cell) for column in cells for cell in column if not is_missing(cell)}
+        if len(held) <= _MOST_LEVELS:
+            found[name] = tuple(sorted(held, key=natural))
+    return found
+
+
+def _coded(
+    site: str, raw: Table, levels: Mapping[str, tuple[str, ...]], person: str, persons: Array
+) -> Table:
+    """Numbers as they are, categories as codes; text that is neither is left out."""
+    columns: dict[str, Array] = {}
+    for name, cells in raw.columns.items():
+        if name == person:
+            columns[name] = persons.astype(np.float64)
+        elif name in levels:
+            place = {text: float(i) for i, text in enumerate(levels[name])}
+            codes = [math.nan if is_missing(c) else place.get(label(c), -1.0) for c in cells]
+            columns[name] = np.array(codes, np.float64)
+            if (columns[name] < 0).any():
+                raise DataError(
+                    f"column {name!r} holds a category that is not declared",
+                    site=site,
+                    remedy=f"declared are {', '.join(levels[name])}",
+                )
+        elif cells.dtype.kind != "O":
+            columns[name] = as_column(cells)
+    return Table(columns)
+
+
+def _chosen(cells: Array, wanted: Any) -> Array:
+    if not isinstance(wanted, tuple):
+        return np.asarray(cells == float(wanted))
+    low, high = wanted
+    above = ~np.isnan(cells) if low is None else cells >= low
+    return np.asarray(above if high is None else above & (cells < high))
