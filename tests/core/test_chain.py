@@ -118,7 +118,7 @@ def test_faults_of_all_links_are_told_together() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gives", "factor"), [(frozenset(), 0.5), (frozenset({"weights inside"}), 1.0)]
+    ("gives", "factor"), [(frozenset(), 0.5), (frozenset({"staleness inside"}), 1.0)]
 )
 def test_staleness_is_applied_once(gives: frozenset[str], factor: float) -> None:
     assert Chain((Affine("a", gives=gives),)).factor(0.5) == factor

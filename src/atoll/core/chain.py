@@ -217,7 +217,7 @@ class Chain:
 
     def factor(self, scale: float) -> float:
         """What an update that comes out of the chain still counts: s(tau), or 1 if that is inside."""
-        return 1.0 if self.gives("weights inside") else scale
+        return 1.0 if self.gives("staleness inside") else scale
 
     def faults(self, setting: Setting) -> list[Fault]:
         """Everything that is wrong with the chain in this setting, at once."""
@@ -293,6 +293,14 @@ class Chain:
             aggregate, changed = link.server(aggregate, slots, state.round)
             slots |= {name: freeze(np.asarray(slot)) for name, slot in changed.items()}
         return aggregate, replace(state, slots=slots)
+
+    def short(self, present: int, invited: int) -> str:
+        """Why a round in which ``present`` of ``invited`` updates came cannot commit; empty if it can.
+
+        Links that need a certain number have a method of this name.
+        """
+        asked = (getattr(link, "short", None) for link in self.links)
+        return next((why for ask in asked if ask and (why := str(ask(present, invited)))), "")
 
     def events(self) -> list[Any]:
         """The privacy events of one committed round."""

@@ -18,9 +18,17 @@ from atoll.data.population import LazyClients, ids_of, rows_of
 from atoll.job.check import federation_faults
 from atoll.job.datasets import load_islands
 from atoll.job.islands import Islands
+from atoll.job.privacy import Privacy, declared_faults
 from atoll.job.registry import algorithm_named, trainer_for
 from atoll.job.schema import JobSpec, definition_hash
-from atoll.job.tables import clock_of, local_work, schedule_of, stop_of, weighting_of
+from atoll.job.tables import (
+    clock_of,
+    local_work,
+    privacy_of,
+    schedule_of,
+    stop_of,
+    weighting_of,
+)
 from atoll.runtime.clock import Clock
 from atoll.runtime.loop import Stop
 from atoll.runtime.schedule import Schedule, Synchronous
@@ -39,6 +47,7 @@ class Job:
         weighting: the rule for w_i.
         schedule: when the server has enough.
         clock: clients in virtual time.
+        privacy: what an update passes on its way out.
         stop: when to stop and which model to keep.
         evaluate_every: rounds between evaluations; 0 for never.
         central, federated, compare: which evaluations take place.
@@ -57,6 +66,7 @@ class Job:
     weighting: Weighting = field(default_factory=Weighting)
     schedule: Schedule = field(default_factory=Synchronous)
     clock: Clock = field(default_factory=Clock)
+    privacy: Privacy = field(default_factory=Privacy)
     stop: Stop = field(default_factory=Stop)
     evaluate_every: int = 1
     central: bool = True
@@ -75,6 +85,8 @@ class Job:
         if self.definition:
             return dict(self.definition)
         leave_out = {"islands", "definition", "executor", "cluster", "checkpoint_every", "trainer"}
+        if self.privacy == Privacy():
+            leave_out.add("privacy")
         plain = {
             f.name: _plain(getattr(self, f.name))
             for f in dataclasses.fields(self)
@@ -91,6 +103,20 @@ class Job:
     def hash(self) -> str:
         """SHA-256 of the canonical form."""
         return definition_hash(self.describe())
+
+    @property
+    def privacy_faults(self) -> list[Fault]:
+        """What contradicts itself in the section on privacy, whatever the federation is."""
+        judged = self.federated and self.evaluate_every > 0
+        return declared_faults(self.privacy, self.schedule, self.weighting, judged)
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """What the job releases of its data besides updates, which no epsilon of updates counts."""
+        if self.definition.get("preprocessing", {}).get("mode") != "federated":
+            return ()
+        table = bool(self.definition["data"]["target"])
+        return ("sums of the columns for preprocessing",) if table else ()
 
     def faults(
         self,
@@ -165,6 +191,7 @@ def job_from_spec(spec: JobSpec, folder: Path) -> Job:
         weighting=weighting,
         schedule=schedule,
         clock=clock,
+        privacy=privacy_of(spec),
         stop=stop_of(spec),
         evaluate_every=spec.evaluation.every,
         central=spec.evaluation.central,

@@ -17,9 +17,10 @@ from atoll.core.errors import Fault, JobConflict, JobError, MissingExtra, raise_
 from atoll.core.values import ClientId
 from atoll.job.datasets import BUILT_IN, load_islands
 from atoll.job.faults import Gathering
+from atoll.job.privacy import declared_faults
 from atoll.job.registry import algorithm_named, model_faults
 from atoll.job.schema import JobSpec
-from atoll.job.tables import clock_of, local_work, schedule_of, weighting_of
+from atoll.job.tables import clock_of, local_work, privacy_of, schedule_of, weighting_of
 from atoll.runtime.clock import Clock
 from atoll.runtime.schedule import Schedule, Synchronous
 
@@ -195,6 +196,12 @@ def _executor(spec: JobSpec, folder: Path) -> None:
         raise MissingExtra("the executor 'ray' needs Ray", remedy="pip install 'atoll[ray]'")
 
 
+def _privacy(spec: JobSpec, folder: Path) -> None:
+    judged = spec.evaluation.federated and spec.evaluation.every > 0
+    found = declared_faults(privacy_of(spec), schedule_of(spec), weighting_of(spec), judged)
+    raise_faults(JobConflict, "privacy", found)
+
+
 def _metric(spec: JobSpec, folder: Path) -> None:
     """A misspelt metric would be watched for ever; foreign fit functions name their own."""
     where, _, name = spec.stop.metric.partition(".")
@@ -267,5 +274,6 @@ _CHECKS = (
     _Check(("stop", "evaluation"), _watched),
     _Check(("stop", "model", "data"), _metric),
     _Check(("stop", "data"), _central),
+    _Check(("privacy", "rounds", "algorithm", "evaluation"), _privacy),
     _Check(("executor",), _executor),
 )

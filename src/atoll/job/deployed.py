@@ -55,6 +55,7 @@ from atoll.job.build import Job, job_from_spec
 from atoll.job.check import federation_faults
 from atoll.job.datasets import brings_sites, own_arrays
 from atoll.job.islands import Islands
+from atoll.job.privacy import with_chain
 from atoll.job.registry import LINEAR, trainer_for
 from atoll.job.schema import DataSpec, JobSpec, Section
 from atoll.job.sites import halves, plan_of, preprocessed
@@ -131,6 +132,8 @@ def _impossible(spec: JobSpec) -> Iterator[Fault]:
         yield Fault("stop.metric", reason, "watch federated.* instead")
     if spec.executor.name == "ray":
         yield Fault("executor.name", "'ray' is for simulations", "remove [executor]")
+    if spec.privacy.aggregation == "encrypted":
+        yield Fault("privacy.aggregation", "'encrypted' is for simulations so far", "use 'masked'")
 
 
 def left_out(spec: JobSpec) -> tuple[str, ...]:
@@ -269,7 +272,7 @@ def parts_at(spec: JobSpec, islands: Islands, folder: Path, site: ClientId) -> P
     raise_faults(JobConflict, "this job cannot run", job.faults(trainer), site=site)
     if not len(islands.train[site]):
         raise JobConflict("there are no rows to train on", site=site)
-    return Parts(
+    parts = Parts(
         algorithm=job.algorithm,
         trainer=trainer,
         clients=islands.train,
@@ -279,6 +282,9 @@ def parts_at(spec: JobSpec, islands: Islands, folder: Path, site: ClientId) -> P
         held_out=islands.held_out if job.federated else {},
         apart=True,
     )
+    raise_faults(JobConflict, "this job cannot run", job.privacy_faults, site=site)
+    # Whether n clients are enough is the coordinator's to check: here is only one.
+    return with_chain(job.privacy, parts, job.schedule, job.stop.rounds)[0]
 
 
 def initial_vector(parts: Parts) -> Array:
@@ -385,7 +391,13 @@ def coordinator(
         apart=True,
     )
     faults = job.faults(standing, parts.clients, parts.held_out)
-    raise_faults(JobConflict, "this job cannot run on this federation", faults)
+    declared = job.privacy_faults
+    parts, found = with_chain(
+        job.privacy, parts, job.schedule, job.stop.rounds, declared, job.outside
+    )
+    raise_faults(
+        JobConflict, "this job cannot run on this federation", [*faults, *declared, *found]
+    )
     return job, parts
 
 

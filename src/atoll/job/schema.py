@@ -211,6 +211,37 @@ class ExecutorSpec(Section):
     gpus: NotNegative = 0.0
 
 
+class ClientPrivacySpec(Section):
+    """``[privacy.client]``: differential privacy whose unit is a client."""
+
+    noise_multiplier: NotNegative = 0.0
+    epsilon: NotNegative = 0.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    where: Literal["server", "sites"] = "server"
+    mechanism: Literal["auto", "gaussian", "tree", "banded", "skellam", "discrete_gaussian"] = (
+        "auto"
+    )
+    amplified: bool = False
+    bands: int = Field(8, ge=1)
+    colluders: int = Field(0, ge=0)
+    open_metrics: bool = False
+
+
+class PrivacySpec(Section):
+    """``[privacy]``: what an update passes on its way out."""
+
+    aggregation: Literal["plain", "quantised", "masked", "encrypted"] = "plain"
+    bound: Positive = 1.0
+    cap: int = Field(0, ge=0)
+    threshold: int = Field(0, ge=0)
+    degree: int = Field(0, ge=0)
+    max_norm: NotNegative = 0.0
+    clip: NotNegative = 0.0
+    clip_by: Literal["l2", "layer", "adaptive"] = "l2"
+    quantile: Share = 0.5
+    client: ClientPrivacySpec | None = None
+
+
 class JobSpec(Section):
     """A whole job file."""
 
@@ -222,6 +253,7 @@ class JobSpec(Section):
     local: LocalSpec = Field(default_factory=LocalSpec)
     algorithm: AlgorithmSpec = Field(default_factory=AlgorithmSpec)
     rounds: RoundsSpec = Field(default_factory=RoundsSpec)
+    privacy: PrivacySpec = Field(default_factory=PrivacySpec)
     clock: ClockSpec = Field(default_factory=ClockSpec)
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     stop: StopSpec = Field(default_factory=StopSpec)
@@ -229,8 +261,14 @@ class JobSpec(Section):
     executor: ExecutorSpec = Field(default_factory=ExecutorSpec)
 
     def definition(self) -> dict[str, Any]:
-        """What the job *is*: everything that can change the result's bits."""
-        return self.model_dump(mode="json", exclude={"executor", "checkpoint"})
+        """What the job *is*: everything that can change the result's bits.
+
+        A section on privacy that asks for nothing is left out: such jobs keep the hash they always had.
+        """
+        away = {"executor", "checkpoint"}
+        if self.privacy == PrivacySpec():
+            away.add("privacy")
+        return self.model_dump(mode="json", exclude=away)
 
     def hash(self) -> str:
         """SHA-256 of the canonical form of :meth:`definition`, in hex."""

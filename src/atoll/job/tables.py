@@ -9,13 +9,14 @@ from atoll.core.contracts import Weighting
 from atoll.core.errors import Fault, JobError
 from atoll.core.local import LocalWork, Optimizer
 from atoll.core.local import Schedule as RateSchedule
+from atoll.job.privacy import ClientPrivacy, Privacy
 from atoll.job.schema import JobSpec
 from atoll.runtime.clock import Availability, Clock, Delay, read_intervals, read_seconds
 from atoll.runtime.cohort import Cohort
 from atoll.runtime.loop import Stop
 from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
 
-__all__ = ["clock_of", "local_work", "schedule_of", "stop_of", "weighting_of"]
+__all__ = ["clock_of", "local_work", "privacy_of", "schedule_of", "stop_of", "weighting_of"]
 
 
 def local_work(spec: JobSpec) -> LocalWork:
@@ -83,6 +84,23 @@ def schedule_of(spec: JobSpec) -> Schedule:
         return Asynchronous(given.buffer, given.concurrency, given.max_staleness)
     cohort = Cohort(given.cohort, given.size, given.rate, given.cohort_weights)
     return Synchronous(cohort, given.over_selection, given.deadline or math.inf, given.quorum)
+
+
+def privacy_of(spec: JobSpec) -> Privacy:
+    """``[privacy]``."""
+    given, client = spec.privacy, spec.privacy.client
+    return Privacy(
+        aggregation=given.aggregation,
+        bound=given.bound,
+        cap=given.cap,
+        threshold=given.threshold,
+        degree=given.degree,
+        max_norm=given.max_norm,
+        clip=given.clip,
+        clip_by=given.clip_by,
+        quantile=given.quantile,
+        client=None if client is None else ClientPrivacy(**client.model_dump()),
+    )
 
 
 def stop_of(spec: JobSpec) -> Stop:

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from atoll.aggregation.exact import Fold
 from atoll.aggregation.gate import Gate
 from atoll.core.chain import Chain
 from atoll.core.contracts import (
@@ -32,13 +31,25 @@ from atoll.core.layout import Array
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Metrics
 from atoll.core.seeds import Seed
-from atoll.core.values import Broadcast, ClientId, Memory, State, Update
+from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, State, Update
 from atoll.data.population import known_rows, rows_of
 
-__all__ = ["Done", "Parts", "answer_task", "evaluate_client", "fold_task"]
+__all__ = ["Done", "Parts", "Takes", "answer_task", "evaluate_client", "fold_task"]
 
 Done = tuple[Outcome, Memory | None]
 """What became of a task, and the client's new memory (None when there is nothing to keep)."""
+
+
+class Takes(Protocol):
+    """Where updates go: a :class:`~atoll.aggregation.exact.Fold`, or what stands for one."""
+
+    def add(self, update: Update, scale: float = 1.0) -> None:
+        """Take an update whose vectors count ``scale * update.weight`` times."""
+        ...
+
+    def add_sum(self, group: Aggregate) -> None:
+        """Take what a group of updates adds up to."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +182,7 @@ def fold_task(
     task: Task,
     broadcast: Broadcast,
     memory: Memory,
-    fold: Fold,
+    fold: Takes,
     *,
     fit: Fit | None = None,
 ) -> Done:

@@ -12,12 +12,11 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Lane, LaneTrainer, Outcome, Task, Work
 from atoll.core.layout import Array
 from atoll.core.local import Fit, LocalRule
 from atoll.core.values import Broadcast, ClientId, Memory
-from atoll.runtime.client import Done, Parts, fold_task
+from atoll.runtime.client import Done, Parts, Takes, fold_task
 
 __all__ = ["fold_group", "groups", "way"]
 
@@ -66,7 +65,7 @@ def fold_group(
     group: Sequence[Task],
     broadcast: Broadcast,
     memories: Mapping[ClientId, Memory],
-    fold: Fold,
+    fold: Takes,
 ) -> list[Done]:
     """Run a group that :func:`groups` formed, and fold what it sends.
 
@@ -102,7 +101,7 @@ def _side_by_side(
     group: Sequence[Task],
     broadcast: Broadcast,
     memories: Mapping[ClientId, Memory],
-    fold: Fold,
+    fold: Takes,
 ) -> list[Done]:
     """Ask every client what it would train, train all of them, and run each again with the answer.
 

@@ -307,6 +307,9 @@ class Loop:
             return f"stopped early: {stop.metric} has not improved for {stop.patience} evaluations"
         if best is not None and stop.reached(best.value):
             return f"stopped early: {stop.metric} reached {stop.target:g}"
+        account = self.parts.chain.account
+        if account is not None and (over := account.over(progress.state.round)):
+            return f"stopped early: {over}"
         return ""
 
     def _round(
@@ -327,7 +330,7 @@ class Loop:
                 staleness=algorithm.staleness,
             )
         memories, outcomes = progress.memories, list[Outcome]()
-        reason, train = plan.abort, _NONE
+        reason, train, rows = plan.abort, _NONE, 0
         if not reason:
             answer: Answered = yield Train(
                 progress.rounds, plan.tasks, broadcasts, memories, plan.quorum
@@ -340,7 +343,7 @@ class Loop:
                     state = algorithm.server(state, aggregate)
                 memories = {**memories, **changed} if changed else memories
                 pace = replace(pace, repeat=0)
-                train = aggregate.metrics
+                train, rows = aggregate.metrics, aggregate.examples
         flying = pace.versions()
         progress = replace(
             progress,
@@ -361,6 +364,9 @@ class Loop:
             record = _record(progress, plan, outcomes, reason, seconds)
             record["train"] = _shown(train)
             record.update(shown)
+            if chain := self.parts.chain:
+                spent = chain.account.spent(progress.state.round) if chain.account else {}
+                record["privacy"] = {"rows": rows, **spent}
         return progress, record
 
     def _why_not(self, plan: Plan, aggregate: Aggregate, outcomes: Sequence[Outcome]) -> str:
@@ -375,6 +381,8 @@ class Loop:
                 site=failed[0].client,
                 remedy="mend the job's model, data or fit function",
             )
+        if short := self.parts.chain.short(aggregate.count, len(plan.tasks)):
+            return short
         if aggregate.count < plan.quorum:
             return f"{aggregate.count} of {len(plan.invited)} updates were usable; quorum {plan.quorum}"
         return "" if aggregate.weight > 0 else "all weights are zero"
@@ -393,7 +401,8 @@ class Loop:
             shown["central"] = _shown(found)
         names = list(self.parts.held_out)
         if self.evaluation.federated and names:
-            model = Broadcast(state.round, {**self.parts.algorithm.broadcast(state).vectors})
+            # The next cohort's broadcast, to the byte: sites fetch it once.
+            model = self.parts.broadcast(state)
             sites = yield Evaluate(number, model, names, progress.memories)
             heard = [sites[c] for c in names if c in sites]
             shown["federated"] = _shown(merge_all(heard)) or None

@@ -26,12 +26,15 @@ from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.job.build import Job
 from atoll.job.datasets import BUILT_IN, Islands, islands_of
+from atoll.job.privacy import with_chain
 from atoll.report.folder import RunFolder
 from atoll.runs.result import Run
 from atoll.runs.roll import evaluation_faults
 from atoll.runs.session import Comparison, Session
 from atoll.runtime.client import Parts
+from atoll.runtime.encrypted import EncryptedExecutor
 from atoll.runtime.loop import Evaluation, Loop
+from atoll.runtime.masked import MaskedExecutor
 from atoll.runtime.processes import ProcessExecutor
 from atoll.runtime.profile import Stopwatch, timed
 from atoll.runtime.serial import SerialExecutor
@@ -180,6 +183,7 @@ def _folder(path: Path, resume: bool, overwrite: bool) -> RunFolder:
             folder.metrics,
             folder.report,
             folder.profile,
+            folder.audit,
             *path.glob("*.safetensors"),
         ):
             file.unlink(missing_ok=True)
@@ -234,7 +238,13 @@ def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
         held_out=islands.held_out if job.federated or job.compare else {},
         apart=apart,
     )
-    faults = job.faults(parts.trainer, parts.clients, parts.held_out)
+    faults = [*job.faults(parts.trainer, parts.clients, parts.held_out), *job.privacy_faults]
+    if len(parts.clients) and not job.schedule.faults(len(parts.clients)):
+        rounds = job.stop.rounds
+        parts, found = with_chain(
+            job.privacy, parts, job.schedule, rounds, job.privacy_faults, job.outside
+        )
+        faults += found
     faults += evaluation_faults(parts.clients, parts.held_out, job.federated, job.compare)
     raise_faults(JobConflict, "this job cannot run on this federation", faults)
     return parts
@@ -269,6 +279,20 @@ def _started(
     _, count, method = job.executor
     if callable(chosen):
         return chosen(parts)
+    hidden: Mapping[str, Callable[[Parts], Executor]] = {
+        "mask": MaskedExecutor,
+        "encrypt": EncryptedExecutor,
+    }
+    for link, hiding in hidden.items():
+        if parts.chain.find(link) is None:
+            continue
+        if chosen == "serial":
+            return hiding(parts)
+        raise JobConflict(
+            f"a simulation that hides updates runs in one process, not with executor {chosen!r}",
+            remedy="set executor.name = 'serial', or privacy.aggregation = 'quantised' for the same "
+            "bits in the clear",
+        )
     if chosen == "serial":
         return SerialExecutor(parts)
     if chosen == "processes":

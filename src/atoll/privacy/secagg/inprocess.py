@@ -17,6 +17,7 @@ from atoll.core.errors import StateError, UpdateRefused
 from atoll.core.layout import Array
 from atoll.privacy.secagg import server as at_server
 from atoll.privacy.secagg import site as at_site
+from atoll.privacy.secagg.keys import needs_cryptography
 from atoll.privacy.secagg.ledger import Book
 from atoll.privacy.secagg.masks import RingSum, masked_chunks, root_of
 from atoll.privacy.secagg.messages import FromSite, Invitation
@@ -25,7 +26,30 @@ from atoll.privacy.secagg.server import Server
 from atoll.privacy.secagg.site import Site
 from atoll.privacy.secagg.terms import Terms
 
-__all__ = ["Guest", "Relay", "Round", "play"]
+__all__ = ["Guest", "Identity", "Relay", "Round", "play"]
+
+
+class Identity:
+    """An Ed25519 identity that lives in this process only.
+
+    Args:
+        secret: 32 bytes from the operating system.
+
+    Raises:
+        MissingExtra: ``cryptography`` is not installed.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        try:
+            from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+        except ImportError as error:
+            raise needs_cryptography(error) from error
+        self._key = Ed25519PrivateKey.from_private_bytes(secret)
+        self.public_bytes = self._key.public_key().public_bytes_raw()
+
+    def sign(self, message: bytes) -> bytes:
+        """The signature of ``message``, 64 bytes."""
+        return self._key.sign(message)
 
 
 @dataclass

@@ -1,0 +1,527 @@
+"""The job's ``[privacy]`` section becomes the chain that every update passes.
+
+:func:`chain_of` makes the links; :func:`declared_faults` and :func:`chain_faults` say what contradicts what,
+all of it at once, with the ways out; :func:`lanes_of` gives the integers of one masked update, for whoever
+writes the terms of a round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+from atoll.aggregation.gate import Gate
+from atoll.core.chain import Chain, Link, Range, Setting
+from atoll.core.contracts import Task, Weighting
+from atoll.core.errors import Fault, JobConflict
+from atoll.core.metrics import Metrics
+from atoll.data.population import ids_of
+from atoll.privacy.dp.accounting import calibrate
+from atoll.privacy.dp.clipping import noise_for_vectors
+from atoll.privacy.dp.events import Event, Gaussian, MatrixGaussian
+from atoll.privacy.links.account import RunAccount
+from atoll.privacy.links.clip import BELOW, Clip
+from atoll.privacy.links.encrypt import Encrypt
+from atoll.privacy.links.mask import Mask
+from atoll.privacy.links.noise import CentralNoise, CorrelatedNoise, NoiseShares
+from atoll.privacy.links.quantise import Quantise
+from atoll.privacy.links.share import Share
+from atoll.privacy.links.shares import Shares, Target
+from atoll.privacy.secagg.terms import Lane
+from atoll.runtime.client import Parts
+from atoll.runtime.pattern import blank_of
+from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
+
+__all__ = [
+    "ClientPrivacy",
+    "Privacy",
+    "chain_faults",
+    "chain_of",
+    "client_event",
+    "declared_faults",
+    "lanes_of",
+    "with_chain",
+]
+
+_CAP = 1000
+_CENTRAL = ("auto", "gaussian", "tree", "banded")
+_SHARED = ("auto", "skellam", "discrete_gaussian")
+
+
+@dataclass(frozen=True)
+class ClientPrivacy:
+    """``[privacy.client]``: differential privacy whose unit is a client, all of its rows together.
+
+    Args:
+        noise_multiplier: z; 0 where it follows from epsilon and the planned rounds.
+        epsilon: never passed; 0 for no limit.
+        delta: at which epsilon is stated.
+        where: who adds the noise, the ``server`` or the ``sites`` inside the mask.
+        mechanism: ``gaussian``, ``tree`` or ``banded`` at the server, ``skellam`` or
+            ``discrete_gaussian`` at the sites; ``auto`` for the first of each.
+        amplified: whether secret Poisson sampling is counted.
+        bands: of ``banded``.
+        colluders: sites whose shares of the noise do not count.
+        open_metrics: whether figures of clients' rows may be released outside epsilon.
+    """
+
+    noise_multiplier: float = 0.0
+    epsilon: float = 0.0
+    delta: float = 1e-5
+    where: Literal["server", "sites"] = "server"
+    mechanism: Literal["auto", "gaussian", "tree", "banded", "skellam", "discrete_gaussian"] = (
+        "auto"
+    )
+    amplified: bool = False
+    bands: int = 8
+    colluders: int = 0
+    open_metrics: bool = False
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """``[privacy]``: what an update passes on its way out.
+
+    Args:
+        aggregation: ``plain``, ``quantised`` (as integers), ``masked`` (the same integers, added up
+            under masks) or ``encrypted`` (the same, added up as ciphertexts).
+        bound: largest absolute value of a coordinate, where no clip says it.
+        cap: largest number of examples that counts as weight; 0 for 1000.
+        threshold: how many clients must stay in a masked round; 0 for two thirds and one.
+        degree: neighbours in a sparse graph; 0 for everybody.
+        clip: C, the largest L2 norm of an update; 0 for none.
+        clip_by: the whole update (``l2``), every layer, or ``adaptive`` by quantile.
+        quantile: share of updates that an adaptive clip leaves as they are.
+        client: client-level differential privacy; None for none.
+        max_norm: updates of a larger L2 norm are refused; 0 for no limit.
+    """
+
+    aggregation: Literal["plain", "quantised", "masked", "encrypted"] = "plain"
+    bound: float = 1.0
+    cap: int = 0
+    threshold: int = 0
+    degree: int = 0
+    clip: float = 0.0
+    clip_by: Literal["l2", "layer", "adaptive"] = "l2"
+    quantile: float = 0.5
+    client: ClientPrivacy | None = None
+    max_norm: float = 0.0
+
+    @property
+    def integers(self) -> bool:
+        """Whether updates become integers."""
+        return self.aggregation != "plain"
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to pass."""
+        return self.integers or self.clip > 0 or self.client is not None
+
+
+def declared_faults(
+    privacy: Privacy, schedule: Schedule, weighting: Weighting, federated: bool
+) -> list[Fault]:
+    """What contradicts itself whatever the federation is.
+
+    Args:
+        privacy: the section.
+        schedule: of the rounds.
+        weighting: the rule for weights.
+        federated: whether clients evaluate on their held-out rows.
+    """
+    found = list(_aggregation_faults(privacy, schedule))
+    if privacy.client is not None:
+        found += _client_faults(privacy, privacy.client, schedule, weighting, federated)
+    return found
+
+
+def _aggregation_faults(privacy: Privacy, schedule: Schedule) -> Iterator[Fault]:
+    if privacy.aggregation != "masked":
+        for key in ("threshold", "degree"):
+            if getattr(privacy, key):
+                yield Fault(
+                    f"privacy.{key}",
+                    f"has no meaning with aggregation = {privacy.aggregation!r}",
+                    "set privacy.aggregation = 'masked'",
+                )
+    if privacy.max_norm and privacy.integers:
+        yield Fault(
+            "privacy.max_norm",
+            f"the server of a job with aggregation = {privacy.aggregation!r} sees no single norm",
+            "set privacy.clip, which sites keep to, or aggregation = 'plain'",
+        )
+    lonely = isinstance(schedule, Asynchronous) and schedule.buffer < 2
+    if privacy.aggregation == "quantised" and lonely:
+        yield Fault(
+            "rounds.mode",
+            "every update is a step of its own, and integers are for sums",
+            "use fedbuff with a rounds.buffer, or rounds.mode = 'sync'",
+        )
+
+
+def _client_faults(
+    privacy: Privacy,
+    client: ClientPrivacy,
+    schedule: Schedule,
+    weighting: Weighting,
+    federated: bool,
+) -> Iterator[Fault]:
+    if not privacy.clip:
+        yield Fault(
+            "privacy.clip",
+            "differential privacy needs a bound on what one client sends",
+            "set privacy.clip, such as 1.0",
+        )
+    if not client.noise_multiplier and not client.epsilon:
+        yield Fault(
+            "privacy.client", "names no noise", "set noise_multiplier, or epsilon and delta"
+        )
+    if weighting.kind == "examples" and not privacy.cap:
+        yield Fault(
+            "algorithm.weights",
+            "weights by examples have no bound, so one client may count any number of times",
+            "set privacy.cap, or algorithm.weights = 'uniform'",
+        )
+    poisson = isinstance(schedule, Synchronous) and schedule.cohort.kind == "poisson"
+    if client.amplified and not poisson:
+        yield Fault(
+            "privacy.client.amplified",
+            "only Poisson sampling earns amplification",
+            "set rounds.cohort = 'poisson' with a rate, or amplified = false",
+        )
+    if federated and not client.open_metrics:
+        yield Fault(
+            "evaluation.federated",
+            "releases figures of clients' rows without noise, outside epsilon",
+            "set evaluation.federated = false, or privacy.client.open_metrics = true to say so",
+        )
+    yield from _mechanism_faults(privacy, client)
+
+
+def _mechanism_faults(privacy: Privacy, client: ClientPrivacy) -> Iterator[Fault]:
+    known = _CENTRAL if client.where == "server" else _SHARED
+    if client.mechanism not in known:
+        yield Fault(
+            "privacy.client.mechanism",
+            f"{client.mechanism!r} is no noise of the {client.where}",
+            f"one of {', '.join(known)}, or another privacy.client.where",
+        )
+    if client.where == "sites" and privacy.aggregation != "masked":
+        yield Fault(
+            "privacy.client.where",
+            "a site's share of the noise protects a sum, and the server sees each update",
+            "set privacy.aggregation = 'masked', or where = 'server'",
+        )
+    correlated = client.mechanism in ("tree", "banded")
+    if correlated and privacy.clip_by == "adaptive":
+        yield Fault(
+            "privacy.clip_by",
+            "'adaptive' changes the bound between rounds, over which the noise is correlated",
+            "set clip_by = 'l2', or mechanism = 'gaussian'",
+        )
+    if correlated and client.amplified:
+        yield Fault(
+            "privacy.client.amplified",
+            f"{client.mechanism!r} is for jobs without sampling",
+            "set mechanism = 'gaussian', or amplified = false",
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Sent:
+    """What clients send before any chain."""
+
+    shapes: Mapping[str, tuple[tuple[int, ...], str]]
+    metrics: Metrics
+
+
+def _sent(parts: Parts) -> _Sent:
+    bare = replace(parts, chain=Chain())
+    task = Task(next(iter(ids_of(parts.clients))), 0)
+    blank = blank_of(bare, task, bare.broadcast(bare.start()))
+    return _Sent(blank.shapes, blank.update.metrics)
+
+
+def chain_of(
+    privacy: Privacy, parts: Parts, schedule: Schedule, rounds: int, outside: Sequence[str] = ()
+) -> Chain:
+    """The chain of a run.
+
+    Args:
+        privacy: the section, without faults of its own.
+        parts: the run's, with all its clients; or with one, at a site.
+        schedule: of the rounds.
+        rounds: planned ones.
+        outside: what else the job releases, for the statement.
+
+    Raises:
+        JobConflict: no noise keeps the target.
+        MissingExtra: calibrating needs a library that is not installed.
+    """
+    if not privacy or not len(parts.clients):
+        return Chain()
+    sent, cohort = _sent(parts), cohort_of(schedule, len(parts.clients))
+    model = int(parts.trainer.layout.shared.stop)
+    vectors = {name: math.prod(shape) for name, (shape, _) in sorted(sent.shapes.items())}
+    if privacy.clip and privacy.clip_by == "adaptive":
+        vectors[BELOW] = 1
+    links = list(_bounding(privacy, parts, schedule, model))
+    client, account = privacy.client, None
+    shares = None
+    if client is not None and client.where == "server":
+        released = sum(length for length in vectors.values() if length == model)
+        noise, account = _central(privacy, client, schedule, rounds, released, cohort, outside)
+        links.append(noise)
+    elif client is not None:
+        shares = _shares(privacy, client, schedule, rounds)
+    if privacy.integers:
+        quantise = _quantise(privacy, parts, sent, vectors, model, shares)
+        links.append(quantise)
+        if client is not None and shares is not None:
+            added = NoiseShares(shares, quantise.bound, quantise.values, model, cohort)
+            links.append(added)
+            if not parts.apart or len(parts.clients) > 1:  # a site does not know n
+                account = _account(client, added.events()[0], rounds, outside)
+    if privacy.aggregation == "masked":
+        links.append(Mask(privacy.threshold, privacy.degree))
+    elif privacy.aggregation == "encrypted":
+        links.append(Encrypt())
+    return Chain(tuple(links), cohort, account)
+
+
+def _bounding(privacy: Privacy, parts: Parts, schedule: Schedule, model: int) -> Iterator[Link]:
+    if privacy.clip:
+        layout = parts.trainer.layout
+        ends = [end for end in layout.offsets[1:] if end <= model]
+        layers = tuple(b for a, b in zip([0, *ends], ends, strict=False) if b > a)
+        yield Clip(
+            privacy.clip, privacy.clip_by, model, layers, privacy.quantile, most=_most(privacy)
+        )
+    if privacy.client is not None:
+        expected = 0.0
+        if isinstance(schedule, Synchronous) and schedule.cohort.kind == "poisson":
+            expected = schedule.cohort.rate * len(parts.clients)
+        yield Share(_cap(privacy, parts.weighting), expected)
+
+
+def _most(privacy: Privacy) -> float:
+    """An adaptive bound may not rise above what a coordinate may be."""
+    return max(privacy.bound, privacy.clip) if privacy.integers else 1e9
+
+
+def _cap(privacy: Privacy, weighting: Weighting) -> float:
+    if weighting.kind == "examples":
+        return float(privacy.cap or _CAP)
+    if weighting.kind == "given":
+        return max([0.0, *weighting.given.values()]) or 1.0
+    return 1.0
+
+
+def _quantise(
+    privacy: Privacy,
+    parts: Parts,
+    sent: _Sent,
+    vectors: Mapping[str, int],
+    model: int,
+    shares: Shares | None,
+) -> Quantise:
+    bound = privacy.clip or privacy.bound
+    if privacy.clip_by == "adaptive" and privacy.clip:
+        bound = _most(privacy)
+    open_figures = privacy.client is None
+    declared: Mapping[str, Range] = getattr(parts.algorithm, "ranges", {})
+    return Quantise(
+        bound=bound,
+        model=model,
+        vectors=vectors,
+        cap=_cap(privacy, parts.weighting) if open_figures else 1.0,
+        counts=parts.weighting.kind != "given",
+        kinds=sent.metrics,
+        ranges={BELOW: Range(1.0), **declared},
+        figures=open_figures,
+        shares=shares,
+    )
+
+
+def _sampling(client: ClientPrivacy, schedule: Schedule) -> float:
+    if client.amplified and isinstance(schedule, Synchronous):
+        return schedule.cohort.rate
+    return 1.0
+
+
+def _shares(privacy: Privacy, client: ClientPrivacy, schedule: Schedule, rounds: int) -> Shares:
+    target = None
+    if not client.noise_multiplier:
+        target = Target(client.epsilon, client.delta, rounds)
+    kind = "skellam" if client.mechanism == "auto" else client.mechanism
+    return Shares(
+        client.noise_multiplier,
+        target,
+        "discrete_gaussian" if kind == "discrete_gaussian" else "skellam",
+        privacy.threshold,
+        client.colluders,
+        _sampling(client, schedule),
+    )
+
+
+def _central(
+    privacy: Privacy,
+    client: ClientPrivacy,
+    schedule: Schedule,
+    rounds: int,
+    values: int,
+    cohort: int,
+    outside: Sequence[str],
+) -> tuple[Link, RunAccount]:
+    grid = privacy.clip if privacy.integers else 0.0
+    if client.mechanism in ("tree", "banded"):
+        z = client.noise_multiplier or _calibrated(client, rounds, 1.0)
+        spec = _correlated(client, rounds, z)
+        return CorrelatedNoise(spec, values, grid), _account(client, spec, rounds, outside)
+    q = _sampling(client, schedule)
+    z = client.noise_multiplier or _calibrated(client, rounds, q)
+    event = Gaussian(z, q)
+    deviation = 0.0
+    if privacy.clip_by == "adaptive":
+        # A twentieth of the cohort is usual, but noise on the count alone must not cost it all.
+        deviation = max(cohort / 20, 2.0 * z)
+        noise_for_vectors(z, deviation)
+        grid = _most(privacy) if privacy.integers else 0.0
+    return CentralNoise(z, event, grid, deviation), _account(client, event, rounds, outside)
+
+
+def _correlated(client: ClientPrivacy, rounds: int, z: float) -> MatrixGaussian:
+    """Every client may take part in every round."""
+    mechanism: Literal["tree", "banded"] = "tree" if client.mechanism == "tree" else "banded"
+    bands = min(client.bands, rounds) if mechanism == "banded" else 1
+    return MatrixGaussian(mechanism, z, rounds, bands, participations=rounds)
+
+
+@lru_cache(maxsize=32)
+def _calibrated(client: ClientPrivacy, rounds: int, q: float) -> float:
+    if client.mechanism in ("tree", "banded"):
+        return calibrate(
+            client.epsilon,
+            client.delta,
+            rounds,
+            shape=lambda z: _correlated(client, rounds, z),
+        )
+    return calibrate(client.epsilon, client.delta, rounds, q)
+
+
+def _account(
+    client: ClientPrivacy, event: Event, rounds: int, outside: Sequence[str]
+) -> RunAccount:
+    more = ["federated evaluation"] if client.open_metrics else []
+    planned = 0 if client.noise_multiplier else rounds
+    return RunAccount(
+        event, client.delta, "site", "add_or_remove", client.epsilon, planned, (*outside, *more)
+    )
+
+
+def client_event(
+    privacy: Privacy, schedule: Schedule, rounds: int, cohort: int = 0, values: int = 0
+) -> Event | None:
+    """What one round costs one client, for a site that keeps its own account; None without noise.
+
+    Args:
+        privacy: the section.
+        schedule: of the rounds.
+        rounds: planned ones.
+        cohort: n that clients were told, where they add the noise.
+        values: number of values of one update that are noised, where clients add the noise.
+
+    Raises:
+        JobConflict: no noise keeps the target.
+        MissingExtra: calibrating needs a library that is not installed.
+    """
+    client = privacy.client
+    if client is None:
+        return None
+    if client.where == "sites":
+        shares = _shares(privacy, client, schedule, rounds)
+        lattice = shares.lattice(cohort, privacy.clip or privacy.bound, values)
+        return lattice.event(shares.sampling)
+    if client.mechanism in ("tree", "banded"):
+        z = client.noise_multiplier or _calibrated(client, rounds, 1.0)
+        return _correlated(client, rounds, z)
+    q = _sampling(client, schedule)
+    return Gaussian(client.noise_multiplier or _calibrated(client, rounds, q), q)
+
+
+def cohort_of(schedule: Schedule, population: int) -> int:
+    """n, the most clients that may be in one sum."""
+    if isinstance(schedule, Asynchronous):
+        return schedule.buffer
+    if isinstance(schedule, Synchronous) and schedule.cohort.kind in ("uniform", "weighted"):
+        return schedule.cohort.size
+    return population
+
+
+def chain_faults(chain: Chain, parts: Parts, schedule: Schedule) -> list[Fault]:
+    """What the chain cannot do in this federation, and what its links lack, all at once."""
+    if not chain:
+        return []
+    sent, population = _sent(parts), len(parts.clients)
+    n, quorum, rate = cohort_of(schedule, population), 1, None
+    if isinstance(schedule, Synchronous):
+        share = schedule.quorum
+        quorum = math.ceil(share * n) if share < 1 else int(share)
+        rate = schedule.cohort.rate if schedule.cohort.kind == "poisson" else None
+    setting = Setting(
+        vectors=sent.shapes,
+        metrics=sent.metrics,
+        model=int(parts.trainer.layout.shared.stop),
+        weighting=parts.weighting,
+        cohort=n,
+        quorum=quorum,
+        population=population,
+        rate=rate,
+        forms_cohorts=not isinstance(schedule, Asynchronous) or schedule.buffer > 1,
+        additive=bool(getattr(parts.algorithm, "additive", True)),
+    )
+    return chain.faults(setting)
+
+
+def with_chain(
+    privacy: Privacy,
+    parts: Parts,
+    schedule: Schedule,
+    rounds: int,
+    faults: Sequence[Fault] = (),
+    outside: Sequence[str] = (),
+) -> tuple[Parts, list[Fault]]:
+    """The parts with their chain, and what is wrong with it.
+
+    Args:
+        privacy: the section.
+        parts: the run's.
+        schedule: of the rounds.
+        rounds: planned ones.
+        faults: what :func:`declared_faults` found; with any, only aggregation is looked at further.
+        outside: see :func:`chain_of`.
+    """
+    if faults:
+        privacy = replace(privacy, client=None)
+    try:
+        chain = chain_of(privacy, parts, schedule, rounds, outside)
+        found = chain_faults(chain, parts, schedule)
+    except JobConflict as error:
+        return parts, [*error.faults] or [Fault("privacy", error.message, error.remedy)]
+    return replace(parts, chain=chain, gate=Gate(privacy.max_norm)), found
+
+
+def lanes_of(parts: Parts, cohort: int = 0) -> tuple[Lane, ...]:
+    """The lanes of one masked update of this run: whole numbers, with the most a client may send.
+
+    Args:
+        parts: the run's, with its chain.
+        cohort: n that clients were told; 0 for the chain's own.
+    """
+    quantise: Any = parts.chain.find("quantise")
+    if quantise is None:
+        return ()
+    lanes: tuple[Lane, ...] = quantise.integer_lanes(cohort or parts.chain.cohort)
+    return lanes

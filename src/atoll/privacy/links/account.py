@@ -1,0 +1,95 @@
+"""What a run's committed rounds have cost, and whether another one may begin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from atoll.privacy.dp.accounting import epsilon, fits
+from atoll.privacy.dp.events import Event, Guarantee, MatrixGaussian, Neighbouring, Unit, to_plain
+
+__all__ = ["RunAccount"]
+
+_MOST = 1_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class RunAccount:
+    """The privacy account of one run.
+
+    Args:
+        event: what one committed round costs; a whole run's where noise is correlated over rounds.
+        delta: at which epsilon is stated.
+        unit: whose presence is hidden.
+        neighbouring: which datasets are compared.
+        target: epsilon that is never passed; 0 for none.
+        planned: rounds that the noise was calibrated for.
+        outside: what is released besides, and not counted.
+    """
+
+    event: Event
+    delta: float
+    unit: Unit
+    neighbouring: Neighbouring = "add_or_remove"
+    target: float = 0.0
+    planned: int = 0
+    outside: Sequence[str] = ()
+
+    def events(self, rounds: int) -> list[Event]:
+        """All that was released in so many committed rounds."""
+        if not rounds:
+            return []
+        if isinstance(self.event, MatrixGaussian):
+            return [self.event]
+        return [replace(self.event, count=self.event.count * rounds)]
+
+    def epsilon(self, rounds: int) -> float:
+        """Epsilon after so many committed rounds."""
+        if rounds not in self._known:
+            self._known[rounds] = epsilon(self.events(rounds), self.delta, self.neighbouring)
+        return self._known[rounds]
+
+    @cached_property
+    def _known(self) -> dict[int, float]:
+        return {}
+
+    @cached_property
+    def most(self) -> int:
+        """Rounds that the target leaves room for."""
+        if isinstance(self.event, MatrixGaussian):
+            kept = not self.target or self.epsilon(1) <= self.target
+            return self.event.rounds if kept else 0
+        if not self.target:
+            return _MOST
+        if self.planned and self.epsilon(self.planned) <= self.target:
+            beyond = self.epsilon(self.planned + 1) <= self.target
+            if not beyond:  # calibrated for exactly so many
+                return self.planned
+        goal = Guarantee(self.target, self.delta, self.unit, self.neighbouring)
+        return fits(goal, self.event, limit=_MOST)
+
+    def spent(self, rounds: int) -> Mapping[str, Any]:
+        """The statement after so many committed rounds, ready for JSON."""
+        return {
+            "epsilon": self.epsilon(rounds),
+            "delta": self.delta,
+            "unit": self.unit,
+            "neighbouring": self.neighbouring,
+            "target": self.target or None,
+            "rounds": rounds,
+            "events": [to_plain(event) for event in self.events(rounds)],
+            "outside": list(self.outside),
+        }
+
+    def over(self, rounds: int) -> str:
+        """Why no further round may begin after so many; empty while one may."""
+        if rounds < self.most:
+            return ""
+        if self.target:
+            return (
+                f"another round would pass epsilon {self.target:g}: {self.epsilon(rounds):.3f} is "
+                f"spent in {rounds} rounds"
+            )
+        return f"the noise of all {self.most} planned rounds is used up"

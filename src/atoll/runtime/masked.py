@@ -1,0 +1,192 @@
+"""The executor of masked rounds in one process: clients one after another, with real cryptography.
+
+Each client's integers go through the protocol that a deployment runs (:mod:`atoll.privacy.secagg`), its two
+state machines and all. A client whose work fails or is refused has shared keys by then: to the protocol it
+is a dropout. Below the threshold no sum is opened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from atoll.core.chain import COHORT, Entropy, random_bytes
+from atoll.core.contracts import Outcome, Task
+from atoll.core.errors import JobError, UpdateRefused
+from atoll.core.layout import Array
+from atoll.core.metrics import Metrics
+from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Update
+from atoll.privacy.secagg.inprocess import Guest, Identity, Round, play
+from atoll.privacy.secagg.messages import Dealt
+from atoll.privacy.secagg.policy import Approved, Policy
+from atoll.privacy.secagg.site import Site
+from atoll.privacy.secagg.terms import Lane, Member, Occasion, Terms
+from atoll.runtime.checkpoint import model_hash
+from atoll.runtime.client import Parts, evaluate_client
+from atoll.runtime.groups import fold_group, groups
+from atoll.runtime.threads import Threads
+
+__all__ = ["MaskedExecutor"]
+
+_FEDERATION = "simulation"
+
+
+class MaskedExecutor:
+    """Runs every task in this process and adds up under masks.
+
+    Args:
+        parts: what is fixed for the run; its chain quantises and masks.
+        entropy: of keys and masks.
+
+    Attributes:
+        timings: seconds of the last :meth:`run`: ``train`` (all tasks together) and ``fold`` (the
+            protocol).
+        last: the last round of the protocol; None before the first.
+
+    Raises:
+        JobError: the chain does not mask.
+        MissingExtra: ``cryptography`` is not installed.
+    """
+
+    def __init__(self, parts: Parts, entropy: Entropy = random_bytes) -> None:
+        self._mask, self._quantise = parts.chain.find("mask"), parts.chain.find("quantise")
+        if self._mask is None or self._quantise is None:
+            raise JobError("this job does not mask", remedy="use the serial executor")
+        self._parts, self._entropy = parts, entropy
+        self._server = Identity(entropy(32))
+        self._signers: dict[str, Identity] = {}
+        self._threads = Threads()
+        self.timings: Mapping[str, float] = {}
+        self.last: Round | None = None
+
+    def run(
+        self,
+        tasks: Sequence[Task],
+        broadcasts: Mapping[int, Broadcast],
+        memories: Mapping[ClientId, Memory],
+    ) -> tuple[Aggregate, Sequence[Outcome], Mapping[ClientId, Memory]]:
+        """See :class:`~atoll.core.contracts.Executor`."""
+        inputs: dict[ClientId, Update] = {}
+        outcomes: dict[ClientId, Outcome] = {}
+        changed: dict[ClientId, Memory] = {}
+        with self._threads.one():
+            for group in groups(self._parts, tasks):
+                taken = _Taken()
+                broadcast = broadcasts[group[0].version]
+                done = fold_group(self._parts, group, broadcast, memories, taken)
+                came = iter(taken.updates)
+                for outcome, kept in done:
+                    outcomes[outcome.client] = outcome
+                    if outcome.status != "contributed":
+                        continue
+                    inputs[outcome.client] = next(came)
+                    if kept is not None:
+                        changed[outcome.client] = kept
+        began = time.perf_counter()
+        aggregate, members, why = self._added(tasks, broadcasts, inputs)
+        for client in inputs.keys() - set(members):
+            changed.pop(client, None)
+            outcomes[client] = replace(outcomes[client], status="dropped", examples=0, reason=why)
+        seconds = time.perf_counter() - began
+        self.timings = {"train": sum(o.seconds for o in outcomes.values()), "fold": seconds}
+        return aggregate, [outcomes[task.client] for task in tasks], changed
+
+    def _added(
+        self,
+        tasks: Sequence[Task],
+        broadcasts: Mapping[int, Broadcast],
+        inputs: Mapping[ClientId, Update],
+    ) -> tuple[Aggregate, Sequence[ClientId], str]:
+        """The sum, whose input is in it, and why there is none."""
+        if why := self._mask.short(len(inputs), len(tasks)):
+            return Aggregate({}, 0.0, 0.0, len(inputs), 0), (), why
+        newest = max(task.version for task in tasks)
+        terms = self._terms(sorted(task.client for task in tasks), broadcasts[newest])
+        guests = {name: self._guest(terms, name, inputs.get(name)) for name in _names(terms)}
+        played = self.last = play(terms, self._server.sign, guests, _Absent(frozenset(inputs)))
+        if played.total is None:
+            return Aggregate({}, 0.0, 0.0, 0, 0), (), f"masked aggregation: {played.failure}"
+        shapes = {n: v.shape for n, v in next(iter(inputs.values())).vectors.items()}
+        sums = {
+            name: words.astype(np.int64).reshape(shapes[name])
+            for name, words in sorted(played.total.integers().items())
+        }
+        count = len(played.members)
+        total = Aggregate(sums, float(count), float(count), count, 0)
+        return total, played.members, "dropped out of the protocol"
+
+    def _terms(self, names: Sequence[ClientId], broadcast: Broadcast) -> Terms:
+        cohort = tuple(Member(name, self._signer(name).public_bytes) for name in names)
+        lanes: tuple[Lane, ...] = self._quantise.integer_lanes(int(broadcast.vectors[COHORT][0]))
+        occasion = Occasion(_FEDERATION, "", broadcast.version, 0, model_hash(broadcast.parameters))
+        least = self._mask.least(len(names))
+        return Terms(occasion, cohort, least, lanes, expiry=1.0, degree=self._mask.degree)
+
+    def _guest(self, terms: Terms, name: ClientId, update: Update | None) -> Guest:
+        pinned = {member.name: member.key for member in terms.cohort}
+        policy = Policy(
+            _FEDERATION, self._server.public_bytes, pinned, smallest=3, neighbours=terms.degree
+        )
+        at = terms.occasion
+        values: dict[str, Array] = {}
+        if update is not None:
+            values = {lane: v.reshape(-1) for lane, v in update.vectors.items()}
+        return Guest(
+            Site(name, self._signer(name), policy),
+            Approved(at.job, at.model, terms.lanes),
+            values,
+            self._entropy(32),
+        )
+
+    def _signer(self, name: ClientId) -> Identity:
+        if name not in self._signers:
+            self._signers[name] = Identity(self._entropy(32))
+        return self._signers[name]
+
+    def evaluate(
+        self,
+        parameters: Broadcast,
+        clients: Sequence[ClientId],
+        memories: Mapping[ClientId, Memory],
+    ) -> Mapping[ClientId, Metrics]:
+        """See :class:`~atoll.core.contracts.Executor`."""
+        with self._threads.one():
+            return {
+                c: evaluate_client(self._parts, parameters.parameters, c, memories.get(c, {}))
+                for c in clients
+            }
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def _names(terms: Terms) -> list[ClientId]:
+    """Who is in the cohort, in its order."""
+    return [member.name for member in terms.cohort]
+
+
+class _Taken:
+    """Takes updates one by one where a fold would add them up."""
+
+    def __init__(self) -> None:
+        self.updates: list[Update] = []
+
+    def add(self, update: Update, scale: float = 1.0) -> None:
+        self.updates.append(update)
+
+    def add_sum(self, group: Aggregate) -> None:
+        raise UpdateRefused("masked aggregation takes single updates")
+
+
+@dataclass(frozen=True)
+class _Absent:
+    """A relay over which those without an input hear nothing once they would have to mask it."""
+
+    present: frozenset[ClientId]
+
+    def __call__(self, name: str, message: Any) -> Any:
+        return None if name not in self.present and isinstance(message, Dealt) else message
