@@ -6,15 +6,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fake_federation as ff
 import pytest
 from journals import KEY
 
 from atoll.core.errors import PolicyError, StateError
+from atoll.job.load import parse_job
 from atoll.node.budgets import Budgets
 from atoll.node.home import Home
 from atoll.node.ledger import Limit
 from atoll.node.ledger_file import Ledger
-from atoll.node.pricing import Cost
+from atoll.node.pricing import Cost, Facts, price
 from atoll.node.settings import Policy
 from atoll.node.spool import Spool
 from atoll.node.steward import Asked, Steward, charged
@@ -29,7 +31,8 @@ def added(events: Any, delta: float, neighbouring: str) -> float:
 
 
 def spec(aggregation: str = "plain", job: str = "ab" * 32) -> Any:
-    return SimpleNamespace(privacy=SimpleNamespace(aggregation=aggregation), hash=lambda: job)
+    privacy = SimpleNamespace(aggregation=aggregation, client=None)
+    return SimpleNamespace(privacy=privacy, hash=lambda: job)
 
 
 def asked(job: Any = None, dataset: str = "heart", by: str = "ana") -> Asked:
@@ -50,7 +53,7 @@ class Place:
         self.home.make()
         self.policy = policy or Policy()
         self.cost: list[Cost] = [Cost("record", ONE)]
-        self.rows: list[int | None] = []
+        self.facts: list[Facts] = []
         if limit:
             Budgets(self.home.budgets).set(Limit("heart", limit, 1e-5))
         self.start()
@@ -59,8 +62,8 @@ class Place:
         self.ledger = Ledger(self.home.ledger, KEY, epsilon=added)
         self.steward = Steward(self.home, self.policy, self.ledger, self.price)
 
-    def price(self, spec: Any, rows: int | None) -> list[Cost]:
-        self.rows.append(rows)
+    def price(self, spec: Any, facts: Facts) -> list[Cost]:
+        self.facts.append(facts)
         return self.cost
 
     @property
@@ -169,19 +172,67 @@ def test_the_finest_unit_that_covers_every_limit_is_charged(tmp_path: Path) -> N
     assert [e.charge.unit for e in place.ledger.entries] == ["record", "record"]
 
 
-def test_rows_are_remembered_from_the_preparation_on(tmp_path: Path) -> None:
+def test_what_costs_depend_on_is_remembered_from_the_preparation_on(tmp_path: Path) -> None:
     place = Place(tmp_path)
     ready = task(kind="ready")
-    place.steward.note(ready, ResultBody(task=ready.id, status="done", answer={"rows": 120}))
+    place.steward.note(ready, ResultBody(task=ready.id, status="done", answer={"rows": 120}), 17)
     place.steward.note(task(), ResultBody(task=task().id, status="done", answer={"rows": 3}))
     place.start()
-    place.steward.admit(task(), asked())
+    place.steward.admit(task(), asked(), 6)
     place.steward.admit(task(run="r2"), asked())
-    assert place.rows == [120, None]
+    assert place.facts == [Facts(120, 17, 6), Facts()]
     place.steward.end("r1")
     place.start()
     place.steward.admit(task(1), asked())
-    assert place.rows[-1] is None
+    assert place.facts[-1] == Facts()
+
+
+def test_figures_without_noise_do_not_leave_a_limited_dataset(tmp_path: Path) -> None:
+    place = Place(tmp_path / "no", limit=2.0)
+    for kind in ("sums", "evaluate"):
+        with pytest.raises(PolicyError, match=r"policy\.open_figures"):
+            place.steward.admit(task(kind=kind), asked())
+        place.steward.admit(task(kind=kind), asked(dataset="lung"))
+    for kind in ("survey", "ready"):
+        place.steward.admit(task(kind=kind), asked())
+    place = Place(tmp_path / "yes", Policy(open_figures=True), limit=2.0)
+    place.steward.admit(task(kind="evaluate"), asked())
+    assert place.states == []
+
+
+def test_a_round_whose_cost_cannot_be_told_does_not_begin(tmp_path: Path) -> None:
+    place = Place(tmp_path, limit=2.0)
+    place.cost = [Cost("site", None)]
+    place.steward.admit(task(kind="survey"), asked())
+    with pytest.raises(PolicyError, match="cannot be told"):
+        place.steward.admit(task(), asked())
+
+
+@pytest.mark.parametrize(
+    ("client", "facts", "unit", "kind", "at_server"),
+    [
+        ({"noise_multiplier": 2.0}, Facts(), "site", "gaussian", True),
+        ({"noise_multiplier": 2.0, "mechanism": "tree"}, Facts(), "site", "matrix_gaussian", True),
+        ({"noise_multiplier": 2.0, "where": "sites"}, Facts(), "site", None, False),
+        (
+            {"noise_multiplier": 2.0, "where": "sites"},
+            Facts(values=10, cohort=6),
+            "site",
+            "skellam",
+            False,
+        ),
+    ],
+)
+def test_a_job_s_noise_has_a_price(
+    client: dict[str, Any], facts: Facts, unit: str, kind: str | None, at_server: bool
+) -> None:
+    privacy = {"clip": 1.0, "client": client}
+    if client.get("where") == "sites":
+        privacy["aggregation"] = "masked"
+    (cost,) = price(parse_job(ff.job_tables(privacy=privacy, algorithm={"name": "fedavg"})), facts)
+    assert (cost.unit, cost.at_server) == (unit, at_server)
+    assert (cost.events and cost.events[0]["kind"]) == kind
+    assert price(parse_job(ff.job_tables()), facts) == []
 
 
 def test_a_failure_costs_nothing_and_a_result_from_the_spool_is_counted_once(

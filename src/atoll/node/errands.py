@@ -427,7 +427,7 @@ class Errands:
                 self._fail(task, "the worker's result was lost with the worker")
             elif task in self._tasks and self._tasks[task].state == "working":
                 body = read_result(result, task)
-                self._site.note(order.task, body)
+                self._site.note(order.task, body, report)
                 if report.digest:
                     self._site.spool.begin(self.run_id, report.digest)
                 held = self._site.spool.finish(

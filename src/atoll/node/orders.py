@@ -73,11 +73,13 @@ class Report(Message):
         task: id of the task.
         kept: whether a new memory was written.
         digest: SHA-256 of the dataset's file; empty where it was not read.
+        values: of an update to which the job's noise is added; 0 where there is none, or not yet.
     """
 
     task: str
     kept: bool
     digest: Annotated[str, Field(pattern=_DIGEST)] = ""
+    values: Annotated[int, Field(ge=0)] = 0
 
 
 def send(descriptor: int, message: Message) -> None:

@@ -1,4 +1,8 @@
-"""What a round of a job costs at a site, as privacy events: read from the job alone."""
+"""What a round of a job costs at a site, as privacy events: from the job, in the node's own process.
+
+The worker, which runs job code, is asked for two numbers only: how many rows it trains on and how many
+values are noised. How many sites share the noise is read from the model as it came.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from atoll.job.privacy import client_event
 from atoll.job.schema import JobSpec
+from atoll.job.tables import privacy_of, schedule_of
+from atoll.privacy.dp.events import to_plain
 
-__all__ = ["Cost", "price"]
+__all__ = ["Cost", "Facts", "price"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run at a site.
+
+    Args:
+        rows: that it trains on; 0 while that is not known.
+        values: of one update that noise is added to; 0 while that is not known.
+        cohort: n, the most sites of one sum, as the model came with it; 0 before a round.
+    """
+
+    rows: int = 0
+    values: int = 0
+    cohort: int = 0
 
 
 @dataclass(frozen=True)
@@ -17,25 +39,32 @@ class Cost:
 
     Args:
         unit: whose presence is hidden: ``record``, ``person`` or ``site``.
-        events: what is released, in the plain form of :mod:`atoll.privacy.dp.events`.
+        events: what is released, in the plain form of :mod:`atoll.privacy.dp.events`; None while that
+            cannot be told.
         at_server: whether the noise is added by the server, which then has seen the sum without it.
-        certain: whether the events are those of this site, and not worse ones for want of its rows.
     """
 
     unit: str
-    events: tuple[Mapping[str, Any], ...]
+    events: tuple[Mapping[str, Any], ...] | None
     at_server: bool = False
-    certain: bool = True
 
 
-def price(spec: JobSpec, rows: int | None) -> Sequence[Cost]:
-    """What a round costs; empty for a job without differential privacy.
+def price(spec: JobSpec, facts: Facts) -> Sequence[Cost]:
+    """What a round costs, for each unit that the job hides; empty for a job without differential privacy.
 
     Args:
         spec: the job.
-        rows: training rows of this site; None where they are not known yet.
+        facts: what is known of the run here.
 
     Raises:
-        JobError: the job's privacy section cannot be read.
+        JobConflict: no noise keeps what the job promises.
+        MissingExtra: dp-accounting is not installed.
     """
-    return ()
+    privacy = privacy_of(spec)
+    if privacy.client is None:
+        return []
+    at_server = privacy.client.where == "server"
+    if not at_server and not (facts.values and facts.cohort):
+        return [Cost("site", None)]
+    found = client_event(privacy, schedule_of(spec), spec.rounds.count, facts.cohort, facts.values)
+    return [] if found is None else [Cost("site", (to_plain(found),), at_server)]

@@ -59,11 +59,14 @@ class Policy(_Table):
         private: which datasets are for jobs with differential privacy only: those ``limited`` by
             ``atoll node ledger limit``, ``all``, or ``none``.
         server_noise: whether noise that the server adds after it has seen the sum counts.
+        open_figures: whether column sums and metrics of such a dataset may leave without noise. They are
+            not counted.
     """
 
     unmasked: bool = True
     private: Literal["limited", "all", "none"] = "limited"
     server_noise: bool = False
+    open_figures: bool = False
 
 
 class Masking(_Table):

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from atoll.core.chain import COHORT
 from atoll.job.deployed import dataset_name
 from atoll.job.package import spec_from_plain
 from atoll.node.cache import Cache
 from atoll.node.datasets import Dataset, Datasets, digest_of
 from atoll.node.home import Home
 from atoll.node.link import Link
+from atoll.node.orders import Report
 from atoll.node.peers import Trust
 from atoll.node.settings import Settings
 from atoll.node.spool import Held, Spool
@@ -66,13 +68,18 @@ class Site:
 
     def admit(self, task: TaskBody, asked: Asked) -> None:
         """Let a worker have ``task``, or say which rule forbids it: :meth:`Steward.admit`."""
-        if self.steward is not None:
-            self.steward.admit(task, asked)
+        if self.steward is None:
+            return
+        cohort = 0
+        if task.broadcast is not None and asked.shared_noise:
+            told = open_frame(self.cache.path(task.broadcast.blob), _ANY)[1].get(COHORT)
+            cohort = 0 if told is None or not told.size else int(told.flat[0])
+        self.steward.admit(task, asked, cohort)
 
-    def note(self, task: TaskBody, result: ResultBody) -> None:
+    def note(self, task: TaskBody, result: ResultBody, report: Report) -> None:
         """A worker has answered: :meth:`Steward.note`."""
         if self.steward is not None:
-            self.steward.note(task, result)
+            self.steward.note(task, result, report.values)
 
     def leave(self, task: TaskBody, integers: Path) -> None:
         """What lies in a file is about to leave under masks: :meth:`Steward.leave`."""

@@ -14,8 +14,8 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from atoll.core.errors import Fault, PolicyError, StorageError, raise_faults
 from atoll.job.schema import JobSpec
@@ -23,7 +23,7 @@ from atoll.node.budgets import Budgets
 from atoll.node.home import Home, write_text
 from atoll.node.ledger import UNITS, Charge, Limit
 from atoll.node.ledger_file import Ledger
-from atoll.node.pricing import Cost, price
+from atoll.node.pricing import Cost, Facts, price
 from atoll.node.settings import Policy, Settings
 from atoll.node.spool import Held
 from atoll.wire.frames import Allowed, open_frame
@@ -34,11 +34,17 @@ __all__ = ["Asked", "Price", "Steward", "Verdict", "charged", "opened", "verdict
 
 log = logging.getLogger("atoll.node")
 
+_BEFORE = ("survey", "sums", "ready")
+_FIGURES = {"sums": "sums of the columns", "evaluate": "metrics"}
+_WITHOUT = {
+    "sums": 'set preprocessing.mode = "site" in the job',
+    "evaluate": "set evaluation.federated = false in the job",
+}
 Verdict = Literal["failed", "refused"]
 _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
 
-Price = Callable[[JobSpec, int | None], Sequence[Cost]]
-"""What a round of a job costs at a site with so many training rows (None: not known yet), by unit."""
+Price = Callable[[JobSpec, Facts], Sequence[Cost]]
+"""What a round of a job costs at a site, by unit."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,12 @@ class Asked:
     spec: JobSpec
     dataset: str
     researcher: str = ""
+
+    @property
+    def shared_noise(self) -> bool:
+        """Whether each site adds a share of the noise."""
+        client = self.spec.privacy.client
+        return client is not None and client.where == "sites"
 
 
 def charged(task: TaskBody) -> str:
@@ -92,9 +104,9 @@ class Steward:
     def __init__(self, home: Home, policy: Policy, ledger: Ledger, price: Price = price) -> None:
         self._policy, self._ledger, self._price = policy, ledger, price
         self._budgets = Budgets(home.budgets)
-        self._rows_path = home.ledger.with_name("rows.json")
-        self._rows: dict[str, int] = {
-            run: rows for run, rows in home.read(self._rows_path).items() if type(rows) is int
+        self._facts_path = home.ledger.with_name("facts.json")
+        self._facts: dict[str, Facts] = {
+            run: Facts(**told) for run, told in home.read(self._facts_path).items()
         }
         self._lock = threading.Lock()
 
@@ -116,25 +128,41 @@ class Steward:
         if count:
             log.info("privacy set aside for %d lost tasks was given back", count)
 
-    def admit(self, task: TaskBody, asked: Asked) -> None:
+    def admit(self, task: TaskBody, asked: Asked, cohort: int = 0) -> None:
         """Let a worker have ``task``, or say which rule forbids it; a round is paid for when this returns.
+
+        Args:
+            task: the server's.
+            asked: what its run asks for.
+            cohort: n, the most sites of one sum, as the task's model says it; 0 where it says nothing.
 
         Raises:
             PolicyError: a rule of the site, or a limit of its ledger.
             AtollError: what the job costs cannot be told, or the ledger cannot be written.
         """
         limits = self._budgets.of(asked.dataset)
-        costs = self._price(asked.spec, self._rows.get(task.run))
-        faults = list(_faults(self._policy, asked, limits, costs))
+        facts = replace(self._facts.get(task.run, Facts()), cohort=cohort)
+        costs = [c for c in self._price(asked.spec, facts) if c.events != ()]
+        faults = list(_faults(self._policy, task, asked, limits, costs))
         raise_faults(PolicyError, "the rules of this site forbid it", faults)
-        cost = _chosen(self._counting(costs), limits)
+        counting = [c for c in costs if self._policy.server_noise or not c.at_server]
+        cost = _chosen(counting, limits)
         if cost is None:
             return
+        if cost.events is not None:
+            self._pay(task, asked, cost, limits)
+        elif task.kind == "train":
+            raise PolicyError(
+                f"what round {task.number} costs cannot be told: the model came without the cohort",
+                remedy="does the federation's server run the same version of Atoll?",
+            )
+
+    def _pay(self, task: TaskBody, asked: Asked, cost: Cost, limits: Sequence[Limit]) -> None:
         charge = Charge(
             charged(task),
             asked.dataset,
             cost.unit,
-            tuple(cost.events),
+            tuple(cost.events or ()),
             asked.spec.hash(),
             task.run,
             task.number,
@@ -143,7 +171,7 @@ class Steward:
         if task.kind == "train":
             self._give_up_earlier(task)
             self._ledger.reserve(charge, limits)
-        elif task.kind != "evaluate" and cost.certain:
+        elif task.kind in _BEFORE:
             self._ledger.afford(charge, limits)  # better told before the work than after it
 
     def _give_up_earlier(self, task: TaskBody) -> None:
@@ -155,19 +183,23 @@ class Steward:
             if entry.charge.round < task.number:
                 self.settle(entry.charge.task)
 
-    def _counting(self, costs: Iterable[Cost]) -> list[Cost]:
-        return [c for c in costs if c.events and (self._policy.server_noise or not c.at_server)]
+    def note(self, task: TaskBody, result: ResultBody, values: int = 0) -> None:
+        """Remember of a run what its rounds' cost depends on.
 
-    def note(self, task: TaskBody, result: ResultBody) -> None:
-        """Remember how many rows a run trains on here: what a round costs may depend on it.
+        Args:
+            task: the worker's.
+            result: its answer.
+            values: of an update to which noise is added, as the worker says; 0 where it does not.
 
         Raises:
             StorageError: it could not be written.
         """
+        known = self._facts.get(task.run, Facts())
         rows = result.answer.get("rows") if task.kind == "ready" else None
-        if type(rows) is int and self._rows.get(task.run) != rows:
+        now = Facts(rows if type(rows) is int else known.rows, values or known.values)
+        if now != known:
             with self._lock:
-                self._keep_rows({**self._rows, task.run: rows})
+                self._keep({**self._facts, task.run: now})
 
     def leave(self, task: str, answer: str) -> None:
         """Count an answer that is about to leave, if its round costs anything.
@@ -211,15 +243,16 @@ class Steward:
         for entry in self._ledger.open(run):
             self.settle(entry.charge.task)
         with self._lock:
-            if run in self._rows:
+            if run in self._facts:
                 try:
-                    self._keep_rows({k: v for k, v in self._rows.items() if k != run})
+                    self._keep({k: v for k, v in self._facts.items() if k != run})
                 except StorageError as error:
                     log.warning("%s", error)
 
-    def _keep_rows(self, rows: dict[str, int]) -> None:
-        write_text(self._rows_path, json.dumps(rows, sort_keys=True) + "\n")
-        self._rows = rows
+    def _keep(self, facts: dict[str, Facts]) -> None:
+        plain = {run: {"rows": each.rows, "values": each.values} for run, each in facts.items()}
+        write_text(self._facts_path, json.dumps(plain, sort_keys=True) + "\n")
+        self._facts = facts
 
 
 def _chosen(costs: Sequence[Cost], limits: Sequence[Limit]) -> Cost | None:
@@ -232,11 +265,10 @@ def _chosen(costs: Sequence[Cost], limits: Sequence[Limit]) -> Cost | None:
 
 
 def _faults(
-    policy: Policy, asked: Asked, limits: Sequence[Limit], costs: Sequence[Cost]
+    policy: Policy, task: TaskBody, asked: Asked, limits: Sequence[Limit], costs: Sequence[Cost]
 ) -> Iterable[Fault]:
-    """Which rules the job breaks."""
-    privacy: Any = getattr(asked.spec, "privacy", None)
-    if not policy.unmasked and getattr(privacy, "aggregation", "plain") != "masked":
+    """Which rules the job, or this task of it, breaks."""
+    if not policy.unmasked and asked.spec.privacy.aggregation != "masked":
         yield Fault(
             "policy.unmasked",
             "single updates of this job reach the server in clear",
@@ -246,15 +278,21 @@ def _faults(
     if not limited and policy.private != "all":
         return
     what = f"dataset {asked.dataset!r}" + (f" ({limits[0]})" if limits else "")
-    if not any(cost.events for cost in costs):
+    if not costs:
         yield Fault(
             "policy.private",
             f"{what} is for jobs with differential privacy only, and this one has none",
-            "add noise with privacy.record or privacy.client in the job",
+            "add noise with privacy.client in the job",
         )
-    elif not policy.server_noise and all(cost.at_server for cost in costs if cost.events):
+    elif not policy.server_noise and all(cost.at_server for cost in costs):
         yield Fault(
             "policy.server_noise",
             f"{what} is for jobs whose noise is added before the server can see anything",
-            'set privacy.client.where = "sites", or privacy.record, in the job',
+            'set privacy.client.where = "sites" in the job',
+        )
+    if task.kind in _FIGURES and not policy.open_figures:
+        yield Fault(
+            "policy.open_figures",
+            f"{_FIGURES[task.kind]} of {what} do not leave without noise",
+            _WITHOUT[task.kind],
         )

@@ -116,7 +116,13 @@ class Workplace:
             body = written(order.task.id, status, reason=reason, seconds=seconds)
             _write(Path(order.result), body, {})
         digest = self._rows[2] if self._rows else ""
-        return Report(task=order.task.id, kept=kept, digest=digest)
+        return Report(task=order.task.id, kept=kept, digest=digest, values=self._noised())
+
+    def _noised(self) -> int:
+        """How many values of an update get noise, as far as the run is known."""
+        if self._run is None or self._run.parts is None:
+            return 0
+        return int(getattr(self._run.parts[0].chain.find("noise"), "values", 0))
 
     def _answer(self, order: Order) -> _Done:
         run = self._opened(order)
