@@ -1,0 +1,194 @@
+"""What a job's ``[privacy]`` section says, and what in it contradicts itself whatever the federation is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from atoll.core.contracts import Weighting
+from atoll.core.errors import Fault
+from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
+
+__all__ = ["ClientPrivacy", "Privacy", "declared_faults"]
+
+_CENTRAL = ("auto", "gaussian", "tree", "banded")
+_SHARED = ("auto", "skellam", "discrete_gaussian")
+
+
+@dataclass(frozen=True)
+class ClientPrivacy:
+    """``[privacy.client]``: differential privacy whose unit is a client, all of its rows together.
+
+    Args:
+        noise_multiplier: z; 0 where it follows from epsilon and the planned rounds.
+        epsilon: never passed; 0 for no limit.
+        delta: at which epsilon is stated.
+        where: who adds the noise, the ``server`` or the ``sites`` inside the mask.
+        mechanism: ``gaussian``, ``tree`` or ``banded`` at the server, ``skellam`` or
+            ``discrete_gaussian`` at the sites; ``auto`` for the first of each.
+        amplified: whether secret Poisson sampling is counted.
+        bands: of ``banded``.
+        colluders: sites whose shares of the noise do not count.
+        open_metrics: whether figures of clients' rows may be released outside epsilon.
+    """
+
+    noise_multiplier: float = 0.0
+    epsilon: float = 0.0
+    delta: float = 1e-5
+    where: Literal["server", "sites"] = "server"
+    mechanism: Literal["auto", "gaussian", "tree", "banded", "skellam", "discrete_gaussian"] = (
+        "auto"
+    )
+    amplified: bool = False
+    bands: int = 8
+    colluders: int = 0
+    open_metrics: bool = False
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """``[privacy]``: what an update passes on its way out.
+
+    Args:
+        aggregation: ``plain``, ``quantised`` (as integers), ``masked`` (the same integers, added up
+            under masks) or ``encrypted`` (the same, added up as ciphertexts).
+        bound: largest absolute value of a coordinate, where no clip says it.
+        cap: largest number of examples that counts as weight; 0 for 1000.
+        threshold: how many clients must stay in a masked round; 0 for two thirds and one.
+        degree: neighbours in a sparse graph; 0 for everybody.
+        clip: C, the largest L2 norm of an update; 0 for none.
+        clip_by: the whole update (``l2``), every layer, or ``adaptive`` by quantile.
+        quantile: share of updates that an adaptive clip leaves as they are.
+        client: client-level differential privacy; None for none.
+        max_norm: updates of a larger L2 norm are refused; 0 for no limit.
+    """
+
+    aggregation: Literal["plain", "quantised", "masked", "encrypted"] = "plain"
+    bound: float = 1.0
+    cap: int = 0
+    threshold: int = 0
+    degree: int = 0
+    clip: float = 0.0
+    clip_by: Literal["l2", "layer", "adaptive"] = "l2"
+    quantile: float = 0.5
+    client: ClientPrivacy | None = None
+    max_norm: float = 0.0
+
+    @property
+    def integers(self) -> bool:
+        """Whether updates become integers."""
+        return self.aggregation != "plain"
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to pass."""
+        return self.integers or self.clip > 0 or self.client is not None
+
+
+def declared_faults(
+    privacy: Privacy, schedule: Schedule, weighting: Weighting, federated: bool
+) -> list[Fault]:
+    """What contradicts itself whatever the federation is.
+
+    Args:
+        privacy: the section.
+        schedule: of the rounds.
+        weighting: the rule for weights.
+        federated: whether clients evaluate on their held-out rows.
+    """
+    found = list(_aggregation_faults(privacy, schedule))
+    if privacy.client is not None:
+        found += _client_faults(privacy, privacy.client, schedule, weighting, federated)
+    return found
+
+
+def _aggregation_faults(privacy: Privacy, schedule: Schedule) -> Iterator[Fault]:
+    if privacy.aggregation != "masked":
+        for key in ("threshold", "degree"):
+            if getattr(privacy, key):
+                yield Fault(
+                    f"privacy.{key}",
+                    f"has no meaning with aggregation = {privacy.aggregation!r}",
+                    "set privacy.aggregation = 'masked'",
+                )
+    if privacy.max_norm and privacy.integers:
+        yield Fault(
+            "privacy.max_norm",
+            f"the server of a job with aggregation = {privacy.aggregation!r} sees no single norm",
+            "set privacy.clip, which sites keep to, or aggregation = 'plain'",
+        )
+    lonely = isinstance(schedule, Asynchronous) and schedule.buffer < 2
+    if privacy.aggregation == "quantised" and lonely:
+        yield Fault(
+            "rounds.mode",
+            "every update is a step of its own, and integers are for sums",
+            "use fedbuff with a rounds.buffer, or rounds.mode = 'sync'",
+        )
+
+
+def _client_faults(
+    privacy: Privacy,
+    client: ClientPrivacy,
+    schedule: Schedule,
+    weighting: Weighting,
+    federated: bool,
+) -> Iterator[Fault]:
+    if not privacy.clip:
+        yield Fault(
+            "privacy.clip",
+            "differential privacy needs a bound on what one client sends",
+            "set privacy.clip, such as 1.0",
+        )
+    if not client.noise_multiplier and not client.epsilon:
+        yield Fault(
+            "privacy.client", "names no noise", "set noise_multiplier, or epsilon and delta"
+        )
+    if weighting.kind == "examples" and not privacy.cap:
+        yield Fault(
+            "algorithm.weights",
+            "weights by examples have no bound, so one client may count any number of times",
+            "set privacy.cap, or algorithm.weights = 'uniform'",
+        )
+    poisson = isinstance(schedule, Synchronous) and schedule.cohort.kind == "poisson"
+    if client.amplified and not poisson:
+        yield Fault(
+            "privacy.client.amplified",
+            "only Poisson sampling earns amplification",
+            "set rounds.cohort = 'poisson' with a rate, or amplified = false",
+        )
+    if federated and not client.open_metrics:
+        yield Fault(
+            "evaluation.federated",
+            "releases figures of clients' rows without noise, outside epsilon",
+            "set evaluation.federated = false, or privacy.client.open_metrics = true to say so",
+        )
+    yield from _mechanism_faults(privacy, client)
+
+
+def _mechanism_faults(privacy: Privacy, client: ClientPrivacy) -> Iterator[Fault]:
+    known = _CENTRAL if client.where == "server" else _SHARED
+    if client.mechanism not in known:
+        yield Fault(
+            "privacy.client.mechanism",
+            f"{client.mechanism!r} is no noise of the {client.where}",
+            f"one of {', '.join(known)}, or another privacy.client.where",
+        )
+    if client.where == "sites" and privacy.aggregation != "masked":
+        yield Fault(
+            "privacy.client.where",
+            "a site's share of the noise protects a sum, and the server sees each update",
+            "set privacy.aggregation = 'masked', or where = 'server'",
+        )
+    correlated = client.mechanism in ("tree", "banded")
+    if correlated and privacy.clip_by == "adaptive":
+        yield Fault(
+            "privacy.clip_by",
+            "'adaptive' changes the bound between rounds, over which the noise is correlated",
+            "set clip_by = 'l2', or mechanism = 'gaussian'",
+        )
+    if correlated and client.amplified:
+        yield Fault(
+            "privacy.client.amplified",
+            f"{client.mechanism!r} is for jobs without sampling",
+            "set mechanism = 'gaussian', or amplified = false",
+        )
