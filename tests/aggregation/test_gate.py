@@ -41,3 +41,11 @@ def test_what_is_no_number_is_beyond_any_limit(value):
 def test_limits_that_are_none_are_refused(limit):
     with pytest.raises(JobError, match="max_norm"):
         Gate(limit)
+
+
+def test_an_integer_beyond_its_range_is_refused_and_the_ends_pass():
+    gate = Gate(most={"delta": 100})
+    gate.check(Update({"delta": np.array([100, -100], np.int32)}, 1.0, 0))
+    for value in (101, -101, np.iinfo(np.int64).min):
+        with pytest.raises(UpdateRefused, match="100 is the most"):
+            gate.check(Update({"delta": np.array([0, value], np.int64)}, 1.0, 0))

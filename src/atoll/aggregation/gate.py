@@ -3,13 +3,14 @@
 Names, shapes, dtypes, finite values, the exact range and the declared weight are checked where updates are
 folded, always. A limit on norms is a choice of the job's: it contains a client that sends its update many
 times over. Where only sums of integers arrive, no server can look at one update; the range of the
-quantiser takes its place there.
+quantiser takes its place there, and is checked for each update where the integers come in the clear.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -29,11 +30,13 @@ class Gate:
 
     Args:
         max_norm: largest L2 norm of all its vectors together, per unit of weight; 0 for no limit.
+        most: largest absolute value by vector, for vectors of integers.
 
     >>> Gate(5.0).check(Update({"delta": np.array([3.0, 4.0])}, 1.0, 1))
     """
 
     max_norm: float = 0.0
+    most: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a limit that is none.
@@ -50,8 +53,16 @@ class Gate:
         """Let ``update`` pass, or refuse it.
 
         Raises:
-            UpdateRefused: its norm is beyond the limit or not finite.
+            UpdateRefused: its norm is beyond the limit or not finite, or an integer is out of range.
         """
+        for name, most in self.most.items():
+            vector = update.vectors.get(name)
+            if vector is None or vector.dtype.kind not in "iu" or not vector.size:
+                continue
+            if (worst := max(int(vector.max()), -int(vector.min()))) > most:
+                raise UpdateRefused(
+                    f"{name!r} holds {worst}; {most} is the most one client may send"
+                )
         if not self.max_norm:
             return
         norm = norm_of(update)

@@ -34,3 +34,13 @@ def test_poison_by_hand():
 def test_unknown_attack_names_the_nearest():
     with pytest.raises(JobError, match="sign_flip"):
         tampering("sign_flop")
+
+
+def test_integers_are_tampered_with_as_integers():
+    whole = Update({"delta": np.array([1, -2, 3], np.int32)}, 1.0, 0)
+    assert tampering("scaled")(whole).vectors["delta"].tolist() == [100, -200, 300]
+    huge = tampering("huge")(whole).vectors["delta"]
+    assert (huge.dtype, huge.tolist()) == (np.int32, [1, 2**31 - 1, 3])
+    assert np.isnan(tampering("nan")(whole).vectors["delta"][1])
+    wide = Update({"delta": np.array([2**62], np.int64)}, 1.0, 0)
+    assert tampering("scaled_flip")(wide).vectors["delta"].tolist() == [-(2**63)]

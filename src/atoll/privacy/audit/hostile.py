@@ -33,7 +33,11 @@ def _one_value(value: float) -> Tampering:
 
 
 def _put(vector: Array, value: float) -> Array:
-    changed = np.array(vector, copy=True)
+    integers = vector.dtype.kind in "iu"
+    if integers and math.isfinite(value):
+        value = np.iinfo(vector.dtype).max  # the largest that there is
+    # What is no number does not fit into integers: then the dtype is another one as well.
+    changed = vector.astype("float64") if integers and not math.isfinite(value) else vector.copy()
     flat = changed.reshape(-1)
     if flat.size:
         flat[flat.size // 2] = value
@@ -42,9 +46,18 @@ def _put(vector: Array, value: float) -> Array:
 
 def _scaled(factor: float) -> Tampering:
     def tamper(update: Update) -> Update:
-        return _mapped(update, lambda v: np.asarray(v * v.dtype.type(factor)))
+        return _mapped(update, lambda v: _times(v, factor))
 
     return tamper
+
+
+def _times(vector: Array, factor: float) -> Array:
+    if vector.dtype.kind not in "iu":
+        return np.asarray(vector * vector.dtype.type(factor))
+    ends = np.iinfo(vector.dtype)
+    return np.array(
+        [max(ends.min, min(ends.max, int(v) * int(factor))) for v in vector.flat]
+    ).astype(vector.dtype)
 
 
 def _weight(change: Callable[[float], float]) -> Tampering:
