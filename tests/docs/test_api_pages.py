@@ -27,7 +27,7 @@ def modules(package: str) -> set[str]:
     return {n for n in names if "._" not in n} - set(INSIDE)
 
 
-@pytest.mark.parametrize("package", ["wire", "server", "node", "runs"])
+@pytest.mark.parametrize("package", ["wire", "server", "node", "runs", "privacy"])
 def test_each_module_is_on_a_page(package: str) -> None:
     assert modules(package) - LISTED == set()
 
