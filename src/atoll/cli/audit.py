@@ -58,7 +58,9 @@ def privacy(
         if not quiet:
             talk(f"run {done} of {of}")
 
-    found = audit_job(made, models=models, rows=rows, reported=_reported(manifest), told=told)
+    found = audit_job(
+        made, models=models, rows=rows, reported=_reported(run.read_rounds()), told=told
+    )
     run.write_audit(found)
     report = write_report(run)
     if as_json:
@@ -95,12 +97,12 @@ def _job_of(
     return made
 
 
-def _reported(manifest: Mapping[str, Any]) -> Reported:
-    """The promise for one row, where the run states one."""
+def _reported(rounds: Sequence[Mapping[str, Any]]) -> Reported:
+    """The promise for one row, where the run's last record states one."""
     from atoll.simulation.audit import Reported
 
-    stated = manifest.get("ledger") or {}
-    if isinstance(stated, Mapping) and stated.get("unit") == "record" and "epsilon" in stated:
+    stated = (rounds[-1].get("privacy") if rounds else None) or {}
+    if stated.get("unit") == "record" and stated.get("epsilon") is not None:
         return Reported(float(stated["epsilon"]), float(stated.get("delta") or 0.0))
     return Reported()
 

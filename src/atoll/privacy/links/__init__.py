@@ -8,6 +8,7 @@ link            client half                                   server half
 ``quantise``    numbers, weight and metrics become integers   integers become numbers again
 ``noise``       adds its part of the noise to the integers    adds noise to the sums
 ``mask``        nothing: masks are added outside job code     nothing
+``encrypt``     nothing: it happens outside job code          nothing
 ==============  ============================================  ========================================
 
 Order: clip, share, quantise, noise, mask. Central noise is added to numbers, so it stands before
