@@ -112,6 +112,29 @@ def test_a_client_that_returns_no_memory_keeps_the_one_it_had(tmp_path: Path) ->
         assert path.read_bytes() == memory("t1")  # the same values under the new name
 
 
+def test_a_memory_that_the_disk_does_not_remove_goes_another_time() -> None:
+    refused = False
+
+    def before(operation: str, path: Path) -> None:
+        if refused and operation == "remove":
+            raise StorageError("input/output error")
+
+    disk = LossyDisk(before)
+    spool = Spool(PLACE, disk)
+    for number in (1, 2):
+        spool.finish(
+            "r1", f"t{number}", result(f"t{number}"), memory=memory(f"t{number}"), trained=True
+        )
+    refused = True
+    spool.keep_memory("r1", "t2", set())
+    assert spool.memory("r1", "t1") is not None
+    refused = False
+    spool.keep_memory("r1", "t2", set())
+    assert [name for name in disk.names(PLACE / "r1") if name.endswith(".memory")] == [
+        spool.memory("r1", "t2").name
+    ]
+
+
 def test_a_run_without_memories_needs_none_and_a_lost_one_is_told(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     spool.finish("plain", "t0", result("t0"), trained=True)

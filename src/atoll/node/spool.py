@@ -27,6 +27,7 @@ import itertools
 import json
 import threading
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -296,11 +297,11 @@ class Spool:
             found = self._runs.get(run)
             if found is None or kept not in found.memories:
                 return
-            stay = {kept, *pending}
-            for task, path in found.memories.items():
-                if task not in stay:
-                    self._drop(path)
-            rest = {task: path for task, path in found.memories.items() if task in stay}
+            rest = dict(found.memories)
+            for task in rest.keys() - {kept, *pending}:
+                with suppress(StorageError):
+                    self._drop(rest[task])
+                    del rest[task]
             self._runs[run] = replace(found, memories=rest)
 
     def end(self, run: str) -> None:
