@@ -292,6 +292,7 @@ class Spool:
         """Let go of all memories of a run but that after ``kept`` and those of ``pending`` tasks.
 
         Nothing goes where ``kept`` has no memory here: an old message must not cost the newest one.
+        What the disk does not remove stays for the next time: whoever wants to work must not wait for that.
         """
         with self._lock:
             found = self._runs.get(run)
