@@ -1,7 +1,6 @@
-"""Softmax regression under DP-SGD, a dozen plain lines on the mechanisms of ``atoll.privacy.dp``.
+"""Softmax regression under DP-SGD by Atoll's own private trainer, and the same steps without noise.
 
-Per-example gradients of such a model are outer products, so their norms cost nothing; what is under test
-is the sampling, the clipping, the noise and the account.
+What is under test is the sampling, the clipping, the noise and the account.
 """
 
 from __future__ import annotations
@@ -10,10 +9,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from atoll.core.contracts import Examples
 from atoll.core.layout import Array
+from atoll.core.local import LocalRule, LocalWork, Optimizer
+from atoll.core.seeds import Seed
+from atoll.models.linear import LinearTrainer
+from atoll.models.linear_private import PrivateLinearTrainer
+from atoll.models.private import RecordPrivacy
 from atoll.privacy.dp.accounting import epsilon
 from atoll.privacy.dp.events import Gaussian
-from atoll.privacy.dp.noise import SystemSource, chosen, noised
+from atoll.privacy.dp.noise import Draws, SystemSource, chosen
 
 __all__ = ["DELTA", "Setting", "probabilities", "trained"]
 
@@ -48,6 +53,24 @@ class Setting:
 
 def trained(x: Array, y: Array, classes: int, setting: Setting) -> Array:
     """The model ``(classes, features + 1)`` after DP-SGD from zero."""
+    if not setting.noise_multiplier:
+        return _open(x, y, classes, setting)
+    trainer = PrivateLinearTrainer(
+        LinearTrainer("multinomial", x.shape[1], classes),
+        RecordPrivacy(setting.clip, setting.noise_multiplier),
+        Draws,
+    )
+    batch = int(setting.rate * len(x))  # never more than the rate that is accounted for
+    work = LocalWork(steps=setting.steps, batch_size=batch, optimizer=Optimizer(lr=setting.lr))
+    start = trainer.initial(Seed(0))
+    rows = Examples(x, y)
+    fit = trainer.fit(start, rows, work=work, rule=LocalRule(), seed=Seed(0), round=0)
+    views = trainer.layout.views(fit.parameters)
+    return np.column_stack([views["weight"], views["intercept"]])
+
+
+def _open(x: Array, y: Array, classes: int, setting: Setting) -> Array:
+    """The same sampled and clipped steps with the noise left out, which no private trainer does."""
     source, rows = SystemSource(), np.column_stack([x, np.ones(len(x))])
     lengths = np.linalg.norm(rows, axis=1)
     model = np.zeros((classes, rows.shape[1]))
@@ -57,10 +80,7 @@ def trained(x: Array, y: Array, classes: int, setting: Setting) -> Array:
         slope[np.arange(len(batch)), y[batch]] -= 1.0
         norms = np.linalg.norm(slope, axis=1) * lengths[batch]
         slope *= np.minimum(1.0, setting.clip / np.maximum(norms, 1e-30))[:, None]
-        total = slope.T @ rows[batch]
-        if setting.noise_multiplier:
-            total = noised(source, total, setting.clip, setting.noise_multiplier)
-        model -= setting.lr / (setting.rate * len(rows)) * total
+        model -= setting.lr / (setting.rate * len(rows)) * (slope.T @ rows[batch])
     return model
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from atoll.core.errors import JobConflict, JobError
+from atoll.core.errors import JobConflict, JobError, QuorumError
 from atoll.job import load_job
 from atoll.job.deployed import deployable
 from atoll.job.load import read_spec
@@ -54,10 +54,8 @@ def test_a_limit_on_norms_refuses_who_is_beyond_it_and_is_part_of_the_job(job):
     free, wide = run(job), run(job, "privacy.max_norm=1e9")
     np.testing.assert_allclose(free.vector, wide.vector, rtol=1e-9)  # one by one, not in groups
     assert free.job.hash() != wide.job.hash()
-    tight = run(job, "privacy.max_norm=1.15", "rounds.quorum=1")
-    refused = [why for r in tight.rounds for why in r["missing"].values()]
-    assert refused
-    assert all("allowed are 1.15" in why for why in refused)
+    with pytest.raises(QuorumError, match="allowed are 0.001"):
+        run(job, "privacy.max_norm=0.001")
 
 
 def test_a_limit_that_nobody_could_check_is_told_before_the_run(job):
