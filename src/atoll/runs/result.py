@@ -16,6 +16,7 @@ from atoll.core.seeds import Seed
 from atoll.job.build import Job
 from atoll.report.folder import RunFolder, write_model
 from atoll.report.html import write_report
+from atoll.runs.statement import ledger_of
 from atoll.runtime.checkpoint import Progress, model_hash
 from atoll.runtime.profile import Profile
 
@@ -75,6 +76,11 @@ class Run:
         """The final model in its own framework; named arrays where there is none."""
         make = getattr(self.trainer, "module_with", None)
         return make(self._whole(self.vector)) if make else self.parameters
+
+    @property
+    def ledger(self) -> list[dict[str, Any]]:
+        """The privacy account after each committed round: epsilon, delta, unit, events; else empty."""
+        return ledger_of(self.rounds)
 
     @property
     def metrics(self) -> Any:

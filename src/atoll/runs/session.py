@@ -27,6 +27,7 @@ from atoll.report.folder import RunFolder, plain
 from atoll.report.html import write_report
 from atoll.runs.result import Run, write_results
 from atoll.runs.roll import clients_roll, data_prints, population_entry
+from atoll.runs.statement import statement_of
 from atoll.runs.status import participation_status
 from atoll.runtime import checkpoint
 from atoll.runtime.checkpoint import Progress, model_hash
@@ -205,6 +206,7 @@ class Session:
             if best is None
             else {"round": best.round, "metric": self.job.stop.metric, "value": best.value},
             "comparison": comparison,
+            "privacy": statement_of(self.parts.chain, progress.state.round if progress else 0),
             "notes": [*self.islands.notes, *_unjudged(self.parts)],
             **self.facts,
         }

@@ -38,8 +38,8 @@ class Mask:
     gives: frozenset[str] = frozenset({"sums only"})
 
     def least(self, clients: int) -> int:
-        """How many of ``clients`` must stay."""
-        return self.threshold or usual_threshold(clients)
+        """How many of ``clients`` must stay; always more than half, in a round larger than usual too."""
+        return max(self.threshold, clients // 2 + 1) if self.threshold else usual_threshold(clients)
 
     def short(self, present: int, invited: int) -> str:
         """Why a sum over ``present`` of ``invited`` cannot be opened; empty when it can."""
@@ -53,7 +53,7 @@ class Mask:
     def faults(self, setting: Setting) -> Sequence[Fault]:
         """Rules that need single updates, cohorts that are too small, thresholds that are none."""
         found = list(_unsummed(setting))
-        n, least = setting.cohort, self.least(setting.cohort)
+        n, least = setting.cohort, self.threshold or usual_threshold(setting.cohort)
         if setting.forms_cohorts and n < FEWEST:
             found.append(
                 Fault(

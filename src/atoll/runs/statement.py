@@ -1,0 +1,49 @@
+"""What a run may say of its privacy: whether masking and differential privacy were on, and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from atoll.core.chain import Chain
+from atoll.privacy.dp.events import Guarantee
+
+__all__ = ["ledger_of", "statement_of"]
+
+
+def statement_of(chain: Chain, committed: int) -> dict[str, Any]:
+    """The manifest's ``privacy``; empty where an update passes nothing.
+
+    Args:
+        chain: of the run.
+        committed: rounds so far.
+    """
+    if not chain:
+        return {}
+    mask = chain.find("mask")
+    said: dict[str, Any] = {
+        "links": " > ".join(link.name for link in chain.links),
+        "masking": "off: the server sees every update"
+        if mask is None
+        else f"on: the server learns sums alone, of at least {mask.least(chain.cohort)} of "
+        f"{chain.cohort} clients. What a sum says about a client, it says",
+    }
+    if chain.find("encrypt") is not None:
+        said["masking"] = "off; updates are encrypted"
+    if chain.account is None:
+        return {**said, "differential privacy": "none"}
+    spent = dict(chain.account.spent(committed))
+    guarantee = Guarantee(spent["epsilon"], spent["delta"], spent["unit"], spent["neighbouring"])
+    outside = spent["outside"]
+    said["differential privacy"] = str(guarantee)
+    said["not counted in it"] = ", ".join(outside) if outside else "nothing that the job releases"
+    return {**said, **spent}
+
+
+def ledger_of(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per committed round of a private run: what was spent up to it."""
+    return [
+        {"round": record["round"], **{k: v for k, v in record["privacy"].items() if k != "rows"}}
+        for record in rounds
+        if record["committed"] and "epsilon" in record.get("privacy", {})
+    ]

@@ -1,0 +1,409 @@
+"""Masked runs end in the bits of quantised ones; private runs stop in time; contradictions are told at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runtime_clients as rc
+
+from atoll import simulate
+from atoll.algorithms import FedAdam, FedAsync, FedAvg, FedAvgM, FedBuff, FedNova, Scaffold
+from atoll.core.contracts import Weighting
+from atoll.core.errors import JobConflict
+from atoll.core.local import LocalWork, Optimizer
+from atoll.core.metrics import RankedScores
+from atoll.core.seeds import Seed
+from atoll.core.values import Update
+from atoll.job.build import Job
+from atoll.job.privacy import ClientPrivacy, Privacy, lanes_of
+from atoll.models.linear import LinearTrainer
+from atoll.privacy.dp import noise
+from atoll.runs.result import Run
+from atoll.runtime.client import Parts
+from atoll.runtime.clock import Clock, Delay
+from atoll.runtime.cohort import Cohort
+from atoll.runtime.loop import Stop
+from atoll.runtime.masked import MaskedExecutor
+from atoll.runtime.schedule import Asynchronous, Synchronous
+
+SIZES = {"a": 20, "b": 31, "c": 44, "d": 12, "e": 25}
+CLIENTS = rc.federation(SIZES)
+STEP = LocalWork(optimizer=Optimizer(lr=0.1))
+
+
+def job(**settings: Any) -> Job:
+    usual: dict[str, Any] = {
+        "trainer": LinearTrainer("logistic", rc.FEATURES),
+        "local": STEP,
+        "stop": Stop(4),
+        "federated": False,
+        "privacy": Privacy(aggregation="masked"),
+    }
+    return Job(**{**usual, **settings})
+
+
+def aggregated(how: str, **settings: Any) -> Job:
+    return job(**{**settings, "privacy": Privacy(aggregation=how)})  # type: ignore[arg-type]
+
+
+def run(clients: Any = CLIENTS, *, executor: Any = None, out: Any = None, **settings: Any) -> Run:
+    return simulate(job(**settings), clients, executor=executor, workers=2, out=out)
+
+
+def shown(made: Run) -> list[dict[str, Any]]:
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in made.rounds]
+
+
+METHODS = [FedAvg(), Scaffold(), FedNova(), FedAdam(), FedAvgM()]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
+def test_masks_change_no_bit_and_integers_little(method: Any) -> None:
+    plain, whole, masked = (
+        simulate(aggregated(how, algorithm=method), CLIENTS)
+        for how in ("plain", "quantised", "masked")
+    )
+    assert masked.model_hash == whole.model_hash
+    assert shown(masked) == shown(whole)
+    assert np.abs(masked.vector - plain.vector).max() < 1e-5
+    assert masked.rounds[-1]["train"]["loss"] == pytest.approx(plain.rounds[-1]["train"]["loss"])
+
+
+@pytest.mark.parametrize("settings", [{}, {"algorithm": Scaffold()}], ids=["fedavg", "scaffold"])
+def test_integers_have_the_same_bits_in_worker_processes(settings: dict[str, Any]) -> None:
+    alone = simulate(aggregated("quantised", **settings), CLIENTS)
+    many = simulate(aggregated("quantised", **settings), CLIENTS, executor="processes", workers=2)
+    assert many.model_hash == alone.model_hash
+    assert shown(many) == shown(alone)
+
+
+def test_a_buffer_of_an_asynchronous_run_is_a_cohort() -> None:
+    settings = {
+        "algorithm": FedBuff(),
+        "schedule": Asynchronous(buffer=3),
+        "clock": Clock(Delay("half_normal", 1.0)),
+        "stop": Stop(6),
+    }
+    plain, whole, masked = (
+        simulate(aggregated(how, **settings), CLIENTS) for how in ("plain", "quantised", "masked")
+    )
+    assert max(r["staleness"]["max"] for r in masked.rounds) > 0
+    assert masked.model_hash == whole.model_hash
+    assert np.abs(masked.vector - plain.vector).max() < 1e-5
+
+
+def test_personal_parts_stay_home_and_are_what_they_were() -> None:
+    trainer = LinearTrainer("logistic", rc.FEATURES, personal=("intercept",))
+    plain, masked = (
+        simulate(aggregated(how, trainer=trainer), CLIENTS) for how in ("plain", "masked")
+    )
+    for client, memory in plain.progress.memories.items():
+        assert masked.progress.memories[client]["personal"] == pytest.approx(
+            memory["personal"], abs=1e-5
+        )
+
+
+def test_nothing_in_the_records_tells_a_client_s_rows() -> None:
+    last = run().rounds[-1]
+    assert last["contributed"] == dict.fromkeys(SIZES, 0)
+    assert last["privacy"]["rows"] == sum(SIZES.values())
+    plain = simulate(aggregated("plain"), CLIENTS)
+    assert plain.rounds[-1]["contributed"] == SIZES
+
+
+def test_a_masked_run_goes_on_after_a_break_to_the_same_bits(tmp_path: Path) -> None:
+    settings = {"algorithm": Scaffold(), "privacy": Privacy("masked", clip=0.3, clip_by="adaptive")}
+    settings["weighting"] = Weighting("uniform")
+    whole = simulate(job(**settings), CLIENTS)
+    first: list[Any] = []
+
+    def halt(record: Any) -> None:
+        first.append(record)
+        if len(first) == 2:
+            raise RuntimeError("the power went out")
+
+    with pytest.raises(RuntimeError, match="power"):
+        simulate(job(**settings), CLIENTS, out=tmp_path, observers=[halt])
+    again = simulate(job(**settings), CLIENTS, out=tmp_path, resume=True)
+    assert again.model_hash == whole.model_hash
+    assert again.progress.state.slots["clip.bound"] == whole.progress.state.slots["clip.bound"]
+    assert len(again.rounds) == 4
+
+
+def moody(**moods: float) -> tuple[Any, Any]:
+    return rc.Moody(LinearTrainer("logistic", rc.FEATURES), 1), rc.federation(SIZES, moods)
+
+
+def test_who_fails_drops_out_and_the_sum_is_that_of_the_others() -> None:
+    trainer, clients = moody(b=rc.RAISES)
+    whole, masked = (
+        simulate(aggregated(how, trainer=trainer), clients) for how in ("quantised", "masked")
+    )
+    assert "out of luck" in masked.rounds[-1]["missing"]["b"]
+    assert sorted(masked.rounds[-1]["contributed"]) == ["a", "c", "d", "e"]
+    assert masked.model_hash == whole.model_hash
+
+
+def test_below_the_threshold_no_sum_is_opened_and_the_record_says_why() -> None:
+    trainer, clients = moody(b=rc.RAISES, d=rc.RAISES)
+    made = simulate(job(trainer=trainer, stop=Stop(3)), clients)
+    assert [r["committed"] for r in made.rounds] == [True, False, False]
+    assert made.rounds[1]["reason"] == ("masked aggregation: 3 of 5 clients stayed, threshold 4")
+    assert made.rounds[1]["model_hash"] == made.rounds[0]["model_hash"]
+    lower = Privacy("masked", threshold=3)
+    assert simulate(job(trainer=trainer, privacy=lower), clients).rounds[1]["committed"]
+
+
+def test_two_clients_are_never_masked() -> None:
+    cohort = Synchronous(Cohort("poisson", rate=0.4))
+    made = run(
+        schedule=cohort, stop=Stop(12, max_aborts=12), privacy=Privacy("masked", threshold=3)
+    )
+    small = [r for r in made.rounds if 0 < len(r["invited"]) < 3]
+    assert small
+    assert all("3 are the fewest" in r["reason"] for r in small)
+
+
+def test_the_server_s_view_is_uniform_whatever_clients_send() -> None:
+    """Each masked word is as likely as any other, though all inputs are the same."""
+    from atoll.privacy.secagg import inprocess
+
+    seen: list[bytes] = []
+    real = inprocess.Guest.hear
+
+    def listening(guest: Any, event: Any, terms: Any) -> Any:
+        words = real(guest, event, terms)
+        seen.extend(bytes(chunk) for chunk in guest.chunks)
+        return words
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inprocess.Guest, "hear", listening)
+        trainer = LinearTrainer("logistic", 2000)
+        rows = {
+            c: rc.Examples(np.zeros((n, 2000)), np.zeros(n, np.int64)) for c, n in SIZES.items()
+        }
+        simulate(job(trainer=trainer, stop=Stop(1)), rows)
+    counts = np.bincount(np.frombuffer(b"".join(set(seen)), np.uint8), minlength=256)
+    expected = counts.sum() / 256
+    chi = float(((counts - expected) ** 2 / expected).sum())
+    assert counts.sum() > 30_000
+    assert chi < 380  # 255 degrees of freedom: one run in 10^6 is above
+
+
+def test_the_lanes_of_a_run_are_those_of_its_updates() -> None:
+    seen: list[Parts] = []
+
+    def watched(parts: Parts) -> MaskedExecutor:
+        seen.append(parts)
+        return MaskedExecutor(parts)
+
+    run(executor=watched, algorithm=Scaffold())
+    names = [lane.name for lane in lanes_of(seen[0])]
+    assert names[:5] == ["control", "delta", "weight", "scaled", "examples"]
+    assert all(lane.step == 1.0 for lane in lanes_of(seen[0]))
+    assert lanes_of(replace(seen[0], chain=type(seen[0].chain)())) == ()
+
+
+def private(**client: Any) -> dict[str, Any]:
+    usual: dict[str, Any] = {"weighting": Weighting("uniform")}
+    return {**usual, "privacy": Privacy(clip=0.5, client=ClientPrivacy(**client))}
+
+
+def test_a_run_stops_before_it_would_pass_its_epsilon_and_says_what_it_spent(
+    tmp_path: Path,
+) -> None:
+    settings = {**private(noise_multiplier=8.0, epsilon=2.0), "stop": Stop(50)}
+    made = run(out=tmp_path, **settings)
+    spent = [entry["epsilon"] for entry in made.ledger]
+    assert len(spent) == len(made.rounds) < 50
+    assert spent == sorted(spent)
+    assert spent[-1] <= 2.0
+    assert "would pass epsilon 2" in made.status
+    said = json.loads((tmp_path / "manifest.json").read_text())["privacy"]
+    assert said["masking"].startswith("off")
+    assert said["epsilon"] == spent[-1]
+    assert (said["unit"], said["neighbouring"]) == ("site", "add_or_remove")
+    assert "for one site (add or remove)" in said["differential privacy"]
+    assert "for one site (add or remove)" in (tmp_path / "report.html").read_text()
+    again = simulate(job(**settings), CLIENTS, out=tmp_path, resume=True)
+    assert len(again.rounds) == len(made.rounds)
+
+
+def test_calibrated_noise_is_spent_at_the_last_planned_round() -> None:
+    made = run(**{**private(epsilon=5.0), "stop": Stop(6)})
+    assert made.status == "completed"
+    assert 4.9 < made.ledger[-1]["epsilon"] <= 5.0
+    assert len(made.ledger) == 6
+
+
+def test_an_aborted_round_costs_nothing() -> None:
+    trainer, clients = moody(b=rc.RAISES, d=rc.RAISES)
+    settings = private(noise_multiplier=5.0)
+    quorum = Synchronous(quorum=4)
+    made = simulate(job(trainer=trainer, schedule=quorum, stop=Stop(3), **settings), clients)
+    assert [r["committed"] for r in made.rounds] == [True, False, False]
+    assert len(made.ledger) == 1
+    assert made.rounds[2]["privacy"]["epsilon"] == made.ledger[0]["epsilon"]
+
+
+@pytest.mark.parametrize(
+    "privacy",
+    [
+        Privacy(clip=0.5, client=ClientPrivacy(1e-6)),
+        Privacy("quantised", clip=0.5, client=ClientPrivacy(1e-6)),
+        Privacy("masked", clip=0.5, client=ClientPrivacy(1e-6, mechanism="tree")),
+        Privacy("masked", clip=0.5, client=ClientPrivacy(1e-6, mechanism="banded")),
+        Privacy("masked", clip=0.5, client=ClientPrivacy(1e-3, where="sites")),
+        Privacy(
+            "masked",
+            clip=0.5,
+            client=ClientPrivacy(1e-3, where="sites", mechanism="discrete_gaussian"),
+        ),
+    ],
+    ids=["central", "integers", "tree", "banded", "skellam", "discrete"],
+)
+def test_with_hardly_any_noise_a_private_run_is_the_clipped_one(privacy: Privacy) -> None:
+    uniform = Weighting("uniform")
+    clipped = run(weighting=uniform, privacy=Privacy(clip=0.5))
+    # So little noise that the account has no figure for it: the arithmetic alone is looked at.
+    made = simulate(
+        job(weighting=uniform, privacy=privacy), CLIENTS, executor=_unaccounted(privacy)
+    )
+    assert np.abs(made.vector - clipped.vector).max() < 5e-3
+
+
+def _unaccounted(privacy: Privacy) -> Any:
+    from atoll.runtime.serial import SerialExecutor
+
+    return MaskedExecutor if privacy.aggregation == "masked" else SerialExecutor
+
+
+def test_noise_is_in_the_model_and_never_twice_the_same() -> None:
+    settings = {**private(noise_multiplier=1.0), "stop": Stop(1)}
+    quiet = run(weighting=Weighting("uniform"), privacy=Privacy(clip=0.5), stop=Stop(1))
+    off = [run(**settings).vector - quiet.vector for _ in range(60)]
+    # Deviation 0.5 on the sum of five clients.
+    assert float(np.std(off)) == pytest.approx(0.1, rel=0.25)
+
+
+def test_no_seed_reaches_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+    real = noise.SystemSource.fill
+
+    def counting(self: Any, into: Any) -> None:
+        drawn.append(into.nbytes)
+        real(self, into)
+
+    monkeypatch.setattr(noise.SystemSource, "fill", counting)
+    run(**private(noise_multiplier=1.0))
+    assert len(drawn) == 4
+
+
+def test_a_poisson_round_is_divided_by_its_expected_size() -> None:
+    settings = private(noise_multiplier=3.0, amplified=True)
+    schedule = Synchronous(Cohort("poisson", rate=0.9))
+    made = run(**settings, schedule=schedule, stop=Stop(2))
+    assert made.ledger[-1]["events"][0]["sampling"] == 0.9
+
+
+class Ranked(FedAvg):
+    """Sends the score of every row."""
+
+    def client(self, broadcast: Any, memory: Any, work: Any) -> Any:
+        update, kept = super().client(broadcast, memory, work)
+        scores = RankedScores.of(np.array([0, 1]), np.array([0.1, 0.9]))
+        return Update(update.vectors, update.weight, update.examples, {"auc": scores}), kept
+
+
+class Median(FedAvg):
+    """A rule that looks at single updates."""
+
+    additive = False
+
+
+WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "no bound, no noise, weights without a cap": (
+        {"privacy": Privacy(client=ClientPrivacy())},
+        ["privacy.clip", "privacy.client", "algorithm.weights"],
+    ),
+    "amplification without a sampler": (
+        {**private(noise_multiplier=1.0, amplified=True)},
+        ["privacy.client.amplified"],
+    ),
+    "noise of sites in the clear": (
+        {**private(noise_multiplier=1.0, where="sites")},
+        ["privacy.client.where"],
+    ),
+    "the wrong noise, and a bound that moves": (
+        {
+            "weighting": Weighting("uniform"),
+            "privacy": Privacy(
+                "masked",
+                clip=1.0,
+                clip_by="adaptive",
+                client=ClientPrivacy(1.0, where="sites", mechanism="tree", amplified=True),
+            ),
+        },
+        ["privacy.client.amplified", "privacy.client.mechanism", "privacy.clip_by"],
+    ),
+    "a robust rule and scores of rows": ({"algorithm": Median()}, ["algorithm"]),
+    "scores of rows": ({"algorithm": Ranked()}, ["metric 'auc'"]),
+    "a quorum that cannot be opened": (
+        {"schedule": Synchronous(quorum=2)},
+        ["rounds.quorum"],
+    ),
+    "a threshold that is none": (
+        {"privacy": Privacy("masked", threshold=2, degree=3)},
+        ["privacy.threshold", "privacy.degree"],
+    ),
+    "a cohort of two": (
+        {"schedule": Synchronous(Cohort("uniform", 2))},
+        ["privacy.aggregation"],
+    ),
+    "steps of single updates": (
+        {"schedule": Asynchronous(), "algorithm": FedAsync()},
+        ["rounds.mode"],
+    ),
+    "noise on a vector that no clip bounds": (
+        {**private(noise_multiplier=1.0), "algorithm": FedNova()},
+        ["algorithm"],
+    ),
+    "figures outside epsilon": (
+        {**private(noise_multiplier=1.0), "federated": True},
+        ["evaluation.federated"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("settings", "places"), WRONG.values(), ids=list(WRONG))
+def test_what_contradicts_itself_is_told_at_once_with_ways_out(
+    settings: dict[str, Any], places: list[str]
+) -> None:
+    with pytest.raises(JobConflict) as caught:
+        run(**settings)
+    found = {fault.place for fault in caught.value.faults}
+    assert set(places) <= found
+    assert all(fault.remedy for fault in caught.value.faults)
+
+
+def test_a_masked_simulation_says_that_it_runs_in_one_process() -> None:
+    with pytest.raises(JobConflict, match="one process") as caught:
+        run(executor="processes")
+    assert "quantised" in caught.value.remedy
+
+
+def test_one_client_moves_a_clipped_model_by_no_more_than_its_bound() -> None:
+    trainer, clients = moody(a=rc.WILD)
+    wild = replace(trainer, scale=1e6)
+    free, held = (
+        simulate(job(trainer=wild, privacy=how, stop=Stop(2)), clients)
+        for how in (Privacy(), Privacy(clip=0.01))
+    )
+    start = wild.initial(Seed(0) / "initial")
+    assert np.linalg.norm(free.vector - start) > 1.0
+    assert np.linalg.norm(held.vector - start) <= 2 * 0.01 * 1.0001
