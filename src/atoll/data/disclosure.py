@@ -57,6 +57,12 @@ class Disclosure:
         """The person behind each row as a whole number, ``(n,)`` int64."""
         return persons_of(table, self.person)
 
+    def count(self, table: Table) -> int:
+        """How many persons the rows belong to."""
+        if not self.person:
+            return len(table)
+        return int(self.persons(table).max(initial=-1)) + 1
+
     def enough(self, table: Table, site: str) -> None:
         """Refuse a site with fewer persons than the minimum; the number is not told.
 
@@ -65,7 +71,7 @@ class Disclosure:
         """
         if self.masked:
             return
-        if len(np.unique(self.persons(table))) < self.minimum:
+        if self.count(table) < self.minimum:
             raise Forbidden(
                 f"fewer than {self.minimum} persons stand behind this analysis",
                 site=site,
@@ -107,5 +113,6 @@ def persons_of(table: Table, column: str = "") -> Array:
     names = table[column]
     if any(is_missing(name) for name in names):
         raise DataError(f"column {column!r} names no person in some rows", remedy="fill it")
-    _, codes = np.unique(names.astype(str), return_inverse=True)
+    plain = names if names.dtype.kind == "f" else names.astype(str)
+    _, codes = np.unique(plain, return_inverse=True)
     return np.asarray(codes, np.int64)

@@ -251,7 +251,7 @@ class Federation:
             rows = site.rows.copy()
             rows[site.rows] = one.rows
             whole.append(replace(one, rows=rows))
-            count = len(np.unique(site.persons[rows]))
+            count = np.count_nonzero(np.bincount(site.persons[rows], minlength=1))
             if not self.rule.masked and not one.table and 0 < count < self.rule.minimum:
                 raise Forbidden(
                     f"fewer than {self.rule.minimum} persons have a value in "

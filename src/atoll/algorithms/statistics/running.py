@@ -98,8 +98,7 @@ class Statistic:
             array = np.asarray(value, np.float64)
             vectors[name] = encode(array.ravel()).reshape(COUNT, *array.shape)
         if self.rule is not None:
-            persons = len(np.unique(self.rule.persons(data)))
-            vectors[_PERSONS] = encode(np.array([float(persons)]))
+            vectors[_PERSONS] = encode(np.array([float(self.rule.count(data))]))
         return Update(vectors, 1.0, len(data)), memory
 
     def _check(self, data: Table, site: ClientId) -> None:
