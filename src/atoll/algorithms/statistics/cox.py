@@ -69,9 +69,9 @@ class Cox:
     def __post_init__(self) -> None:
         if self.ties not in ("efron", "breslow"):
             raise JobError(f"ties are {self.ties!r}", remedy="known: efron, breslow")
-        if (self.strata not in ("none", "site")) != bool(self.strata_levels):
+        if (self.strata not in ("none", "site")) != bool(len(self.strata_levels)):
             raise JobError("a column of strata needs its levels")
-        if not self.features:
+        if not len(self.features):
             raise JobError("a Cox model needs a feature", remedy="for curves use Kaplan-Meier")
 
     @cached_property
@@ -82,7 +82,7 @@ class Cox:
     @property
     def others(self) -> tuple[str, ...]:
         """Columns beside the design."""
-        more = (self.entry, self.strata if self.strata_levels else "")
+        more = (self.entry, self.strata if len(self.strata_levels) else "")
         return (self.time, self.event, *(n for n in more if n))
 
     def columns(self) -> Sequence[str]:
@@ -153,7 +153,7 @@ class Cox:
         return answer
 
     def _stratum(self, data: Mapping[str, Array], whole: Array) -> Array:
-        if not self.strata_levels:
+        if not len(self.strata_levels):
             return np.zeros(int(whole.sum()), np.int64)
         return positions(data[self.strata][whole], self.strata_levels, self.strata)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from atoll.algorithms.statistics.cox_risk import Grid, Members, at_risk, likelihood, tables
+from atoll.algorithms.statistics.cox_risk import Grid, Members, cells_at_risk, likelihood, tables
 from atoll.core.layout import Array
 
 if TYPE_CHECKING:
@@ -36,12 +36,10 @@ def sums(
     spread = max(float(question["spread"]), 1e-300)
     share = 1.0 / (1.0 + np.exp(np.clip(-1.702 * eta / spread, -500, 500)))
     where = np.minimum((share * many).astype(np.int64), many - 1)
-    cells = np.zeros((len(eta), many))
-    cells[np.arange(len(eta)), where] = 1.0
     tied = found.own >= 0
-    events = np.zeros((len(grid.codes), many))
-    np.add.at(events, (found.own[tied], where[tied]), 1.0)
-    risk = at_risk(grid, found, cells)
+    flat = np.bincount(found.own[tied] * many + where[tied], minlength=len(grid.codes) * many)
+    events = flat.reshape(len(grid.codes), many).astype(np.float64)
+    risk = cells_at_risk(grid, found, where, many)
     if model.strata != "site":
         return {"pairs_events": events, "pairs_risk": risk}
     beta = question["point"]

@@ -233,7 +233,7 @@ def _proportional(
     size = len(model.axis.points)
     times = model.axis.points[state["grid"].astype(np.int64) % size]
     clocks_by_name = {"identity": times, "log": np.log(np.maximum(times, 1e-12))}
-    if not model.strata_levels:
+    if not len(model.strata_levels):
         at_risk = state["last_pairs_risk"].sum(axis=1)
         clocks_by_name["km"] = 1 - np.cumprod(1 - d / at_risk)
     for clock, g in clocks_by_name.items():
@@ -246,7 +246,7 @@ def _baseline(model: Cox, state: Mapping[str, Array]) -> tuple[Baseline, ...]:
     size, codes = len(model.axis.points), state["grid"].astype(np.int64)
     hazard = state["look_events"] / state["look_risk"][:, 0]
     result = []
-    for i, level in enumerate(model.strata_levels or (np.nan,)):
+    for i, level in enumerate(model.strata_levels if len(model.strata_levels) else (np.nan,)):
         part = codes // size == i
         times = model.axis.points[codes[part] % size]
         result.append(Baseline(float(level), times, hazard[part], np.cumsum(hazard[part])))

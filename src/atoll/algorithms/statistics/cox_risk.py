@@ -77,21 +77,33 @@ def _from_end(grid: Grid, table: Array) -> Array:
     return result
 
 
+def _late(grid: Grid, found: Members) -> tuple[Array, Array]:
+    """Rows that are at risk at some event; those of them that are not at their stratum's first one."""
+    starts = np.zeros(len(grid.codes) + 1, np.int64)
+    for part in grid.segments:
+        starts[part] = part.start
+    live = found.end > found.first
+    return live, live & (found.first > starts[np.maximum(found.end - 1, 0)])
+
+
 def at_risk(grid: Grid, found: Members, values: Array) -> Array:
-    """Sums of ``values``, ``(n, ...)``, over the rows at risk at each event, ``(G, ...)``."""
-    size, live = len(grid.codes), found.end > found.first
-    flat = values.reshape(len(values), int(np.prod(values.shape[1:])))
-    late = live & (found.first > 0)
-    table = np.zeros((size, flat.shape[1]))
-    for j in range(flat.shape[1]):
-        table[:, j] = np.bincount(found.end[live] - 1, flat[live, j], size)
-        # A row that enters late, or in a later stratum, is not at risk before its first event.
-        table[:, j] -= np.bincount(found.first[late] - 1, flat[late, j], size)
-    for k, part in enumerate(grid.segments):  # the first event of a stratum has no earlier one
-        if k and part.start and part.stop > part.start:
-            starts = late & (found.first == part.start)
-            table[part.start - 1] += flat[starts].sum(axis=0)
-    return _from_end(grid, table).reshape(size, *values.shape[1:])
+    """Sums of ``values``, ``(n, m)``, over the rows at risk at each event, ``(G, m)``."""
+    size = len(grid.codes)
+    live, late = _late(grid, found)
+    table = np.zeros((size, values.shape[1]))
+    for j in range(values.shape[1]):
+        table[:, j] = np.bincount(found.end[live] - 1, values[live, j], size)
+        table[:, j] -= np.bincount(found.first[late] - 1, values[late, j], size)
+    return _from_end(grid, table)
+
+
+def cells_at_risk(grid: Grid, found: Members, where: Array, many: int) -> Array:
+    """How many rows of each of ``many`` bins are at risk at each event, ``(G, many)``."""
+    size = len(grid.codes)
+    live, late = _late(grid, found)
+    table = np.bincount((found.end[live] - 1) * many + where[live], minlength=size * many)
+    table -= np.bincount((found.first[late] - 1) * many + where[late], minlength=size * many)
+    return _from_end(grid, table.reshape(size, many).astype(np.float64))
 
 
 def tables(grid: Grid, found: Members, z: Array, eta: Array) -> dict[str, Array]:

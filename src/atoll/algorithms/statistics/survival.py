@@ -102,7 +102,7 @@ class KaplanMeier:
     level: float = 0.95
 
     def __post_init__(self) -> None:
-        if bool(self.group) != bool(self.levels):
+        if bool(self.group) != bool(len(self.levels)):
             raise JobError("a group needs its levels, and levels need a group")
 
     def columns(self) -> Sequence[str]:
@@ -130,7 +130,7 @@ class KaplanMeier:
     def result(self, state: Mapping[str, Array]) -> Curves:
         """The curves."""
         rows, excluded, moved = (int(v) for v in state["numbers"])
-        levels = self.levels or (float("nan"),)
+        levels = self.levels if self.group else (float("nan"),)
         notes = [f"{moved} times are not on the axis and were rounded"] if moved else []
         if excluded:
             notes.append(f"{excluded} rows with missing values are left out")

@@ -42,7 +42,7 @@ class Axis:
     times: Sequence[float] = ()
 
     def __post_init__(self) -> None:
-        if self.times:
+        if len(self.times):
             if not np.all(np.diff(self.times) > 0):
                 raise JobError("times of an axis must rise")
         elif not (self.horizon > 0 and self.resolution > 0):
@@ -56,14 +56,14 @@ class Axis:
     @cached_property
     def points(self) -> Array:
         """All times, ``(M,)``."""
-        if self.times:
+        if len(self.times):
             return np.asarray(self.times, np.float64)
         last = int(np.rint(self.horizon / self.resolution))
         return np.arange(last + 1) * self.resolution
 
     def codes(self, times: Array) -> Array:
         """Positions of times on the axis; M for what lies beyond its end."""
-        if self.times:
+        if len(self.times):
             return np.searchsorted(self.points, times)
         return np.minimum(np.rint(times / self.resolution), len(self.points)).astype(np.int64)
 
@@ -121,7 +121,7 @@ def spans(
         )
     leave = axis.codes(stop)
     late = leave >= len(axis.points)
-    if (late & (happened == 1)).any() or (late.any() and not axis.times):
+    if (late & (happened == 1)).any() or (late.any() and not len(axis.times)):
         raise DataError(
             f"column {time!r} holds {stop[late].max():g}, beyond the axis' end {axis.points[-1]:g}",
             remedy="raise the horizon",

@@ -78,12 +78,12 @@ class LogRank:
     def __post_init__(self) -> None:
         if len(set(self.levels)) < 2:
             raise JobError("a comparison needs two or more groups")
-        if (self.strata not in ("none", "site")) != bool(self.strata_levels):
+        if (self.strata not in ("none", "site")) != bool(len(self.strata_levels)):
             raise JobError("a column of strata needs its levels")
 
     def columns(self) -> Sequence[str]:
         """Names of the columns it reads."""
-        more = (self.entry, self.strata if self.strata_levels else "")
+        more = (self.entry, self.strata if len(self.strata_levels) else "")
         return [self.time, self.event, self.group, *(n for n in more if n)]
 
     def start(self) -> Mapping[str, Array]:
@@ -106,7 +106,7 @@ class LogRank:
         return {"numbers": numbers, **answer}
 
     def _parts(self, data: Mapping[str, Array]) -> list[Mapping[str, Array]]:
-        if not self.strata_levels:
+        if not len(self.strata_levels):
             return [data]
         known = ~np.isnan(data[self.strata])
         where = np.full(len(known), -1)
