@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +136,20 @@ class Federation:
 
         return self._where(keep)
 
-    def _where(self, keep: Any) -> Federation:
+    def changed(self, apply: Callable[[Mapping[str, Array]], Mapping[str, Array]]) -> Federation:
+        """Every site's columns replaced by what ``apply`` makes of the rows in the selection."""
+        sites = {}
+        for name, site in self.sites.items():
+            columns = dict(site.table.columns)
+            if site.rows.any():
+                for column, values in apply(site.seen.columns).items():
+                    whole = np.full(len(site.table), math.nan)
+                    whole[site.rows] = values
+                    columns[column] = whole
+            sites[name] = replace(site, table=Table(columns))
+        return replace(self, sites=sites)
+
+    def _where(self, keep: Callable[[Table], Array]) -> Federation:
         sites = {n: replace(s, rows=s.rows & keep(s.table)) for n, s in self.sites.items()}
         return replace(self, sites=sites)
 

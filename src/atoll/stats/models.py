@@ -14,6 +14,7 @@ from atoll.algorithms.statistics.cox import Cox
 from atoll.algorithms.statistics.glm import GLM
 from atoll.algorithms.statistics.glm_multinomial import Multinomial
 from atoll.algorithms.statistics.glm_negative import NegativeBinomialRegression as Negative
+from atoll.algorithms.statistics.mixed import MixedModel as Mixed
 from atoll.algorithms.statistics.penalty import Penalty
 from atoll.algorithms.statistics.survival_axis import Axis
 from atoll.core.errors import Forbidden
@@ -26,6 +27,7 @@ __all__ = [
     "GammaRegression",
     "LinearRegression",
     "LogisticRegression",
+    "MixedModel",
     "MultinomialRegression",
     "NegativeBinomialRegression",
     "PoissonRegression",
@@ -90,8 +92,18 @@ class Fitted:
     def facts(self) -> dict[str, Any]:
         """Numbers of the whole fit that the result has, by name."""
         wanted = ("rows", "events", "excluded", "log_likelihood", "deviance", "aic", "bic")
-        more = ("r_squared", "dispersion", "alpha", "concordance", "iterations", "converged")
-        found = {n: getattr(self.result, n) for n in (*wanted, *more) if hasattr(self.result, n)}
+        more = (
+            "r_squared",
+            "dispersion",
+            "alpha",
+            "concordance",
+            "group_variance",
+            "residual_variance",
+        )
+        last = ("intraclass", "iterations", "converged")
+        found = {
+            n: getattr(self.result, n) for n in (*wanted, *more, *last) if hasattr(self.result, n)
+        }
         return {n.replace("_", " "): v for n, v in found.items()}
 
     def summary(self) -> str:
@@ -288,6 +300,35 @@ class MultinomialRegression:
         )
         title = f"Multinomial regression of {self.outcome} over sites"
         return _fitted(federation, analysis, title, "odds ratio", run)
+
+
+@dataclass(frozen=True)
+class MixedModel:
+    """A linear model with a normal random intercept for each site, or for each group within one.
+
+    Args:
+        outcome: column to be explained.
+        features: columns that explain.
+        group: column of codes of the groups within a site; empty: sites are the groups.
+        reml: restricted maximum likelihood; else maximum likelihood.
+        level: of confidence intervals.
+    """
+
+    outcome: str
+    features: Sequence[str]
+    group: str = ""
+    reml: bool = True
+    level: float = 0.95
+
+    def fit(self, federation: Federation, **run: Any) -> Fitted:
+        """As that of the other regressions."""
+        federation.check(self.outcome, *self.features)
+        categories = _categories(federation, self.features)
+        analysis = Mixed(
+            self.outcome, tuple(self.features), self.group, categories, self.reml, self.level
+        )
+        title = f"Linear mixed model of {self.outcome} over sites"
+        return _fitted(federation, analysis, title, "", run)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,218 @@
+"""The face for statisticians: tables in, frames out, the same numbers on any executor."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.api as sm
+
+from atoll import stats
+from atoll.algorithms.statistics.moments import Moments
+from atoll.core.errors import AtollError, DataError, Forbidden
+from atoll.data.table import Table
+from atoll.stats import Disclosure, Federation
+
+
+@pytest.fixture
+def frame():
+    rng = np.random.default_rng(11)
+    n = 400
+    data = pd.DataFrame(
+        {
+            "clinic": rng.choice(["a", "b", "c"], n),
+            "age": rng.normal(60, 8, n).round(),
+            "sex": rng.choice(["f", "m"], n),
+            "grade": rng.choice(["I", "II", "III"], n),
+        }
+    )
+    eta = 0.04 * (data["age"] - 60) + 0.7 * (data["sex"] == "m") - 0.2
+    data["sick"] = (rng.random(n) < 1 / (1 + np.exp(-eta))).astype(int)
+    return data
+
+
+def test_tables_come_as_one_frame_as_frames_by_site_or_as_tables(frame):
+    whole = stats.describe(Federation.of(frame, site="clinic"), ["age"])
+    parts = {name: part.drop(columns="clinic") for name, part in frame.groupby("clinic")}
+    tables = {n: Table.of({c: p[c].tolist() for c in p}) for n, p in parts.items()}
+    for given in (parts, tables):
+        pd.testing.assert_frame_equal(stats.describe(Federation.of(given), ["age"]), whole)
+    assert whole.loc["age", "mean"] == pytest.approx(frame["age"].mean(), rel=1e-13)
+    assert whole.loc["age", "0.5"] == pytest.approx(frame["age"].median(), rel=1e-8)
+
+
+def test_a_logistic_regression_is_statsmodels_s_on_the_pooled_rows(frame):
+    federation = Federation.of(frame, site="clinic")
+    fit = stats.LogisticRegression("sick", ["age", "sex", "grade"]).fit(federation)
+    design = pd.get_dummies(frame[["age", "sex", "grade"]], drop_first=True, dtype=float)
+    theirs = sm.Logit(frame["sick"], sm.add_constant(design)).fit(disp=0)
+    names = ["intercept", "age", "sex=m", "grade=II", "grade=III"]
+    assert fit.table.index.tolist() == names
+    assert fit.table["coef"].to_numpy() == pytest.approx(theirs.params.to_numpy(), rel=1e-8)
+    assert fit.table["std err"].to_numpy() == pytest.approx(theirs.bse.to_numpy(), rel=1e-6)
+    assert fit.facts()["log likelihood"] == pytest.approx(theirs.llf, rel=1e-9)
+    assert "sex=m" in fit.summary()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        stats.LinearRegression("age", ["sex", "sick"], intercept="site"),
+        stats.PoissonRegression("sick", ["age"], covariance="site"),
+        stats.MultinomialRegression("grade", ["age", "sex"]),
+    ],
+    ids=["linear", "poisson", "multinomial"],
+)
+def test_models_fit_with_the_manners_of_scikit_learn(frame, model):
+    fit = model.fit(Federation.of(frame, site="clinic"))
+    assert np.isfinite(fit.table[["coef", "std err"]].to_numpy()).all()
+    assert type(model).__name__.split("Regression")[0].lower() in fit.model.lower()
+
+
+def test_a_run_folder_keeps_the_rounds_and_changes_no_bit(frame, tmp_path):
+    federation = Federation.of(frame, site="clinic")
+    model = stats.LogisticRegression("sick", ["age", "sex"])
+    plain = model.fit(federation)
+    for executor in ("serial", "processes"):
+        out = tmp_path / executor
+        kept = model.fit(federation, out=out, executor=executor, workers=2, name="risk")
+        assert kept.result.table.values.tobytes() == plain.result.table.values.tobytes()
+        assert json.loads((out / "manifest.json").read_text())["name"] == "risk"
+        assert (out / "metrics.jsonl").stat().st_size > 0
+        assert (out / "report.html").is_file()
+
+
+def test_table_one_reads_like_that_of_a_paper(frame):
+    table = stats.table_one(Federation.of(frame, site="clinic"), "sick")
+    ill = frame[frame["sick"] == 1]
+    assert table.loc["age, mean (sd)", "1"] == f"{ill['age'].mean():.4g} ({ill['age'].std():.3g})"
+    men = (ill["sex"] == "m").sum()
+    assert table.loc["  m", "1"] == f"{men} ({100 * men / len(ill):.1f})"
+
+
+def test_tests_correlations_and_tables_answer(frame):
+    federation = Federation.of(frame, site="clinic")
+    assert 0 <= stats.chi_squared(federation, "sex", "sick").p <= 1
+    assert stats.correlation(federation, ["age", "sick"]).loc["age", "sick"] == pytest.approx(
+        frame["age"].corr(frame["sick"])
+    )
+    crossed = stats.cross_table(federation, "sex", "grade")
+    assert crossed.loc["all", "all"] == 400
+    assert stats.histogram(federation, "age", [50, 60, 70])["count"].sum() == 400
+
+
+def test_selections_are_by_category_number_and_range(frame):
+    federation = Federation.of(frame, site="clinic", rule=Disclosure(1))
+    found = stats.describe(federation.where(sex="m", age=(55, 65)), ["age"])
+    chosen = frame[(frame["sex"] == "m") & (frame["age"] >= 55) & (frame["age"] < 65)]
+    assert found.loc["age", "count"] == len(chosen)
+    assert stats.describe(federation.where(sick=1), ["age"])["count"].iloc[0] == frame["sick"].sum()
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda f: stats.describe(f, ["agee"]), "no column 'agee'"),
+        (lambda f: stats.describe(f, ["sex"]), "'sex' holds categories"),
+        (lambda f: stats.t_test(f, "age", "age"), "'age' holds numbers"),
+        (lambda f: f.where(sex="x"), "no category 'x'"),
+        (lambda f: stats.describe(f.where(age=(500, None)), ["age"]), "no site has a row left"),
+        (lambda f: Federation.of({}), "no rows"),
+        (lambda f: stats.LogisticRegression("sick", ["sexx"]).fit(f), "no column 'sexx'"),
+    ],
+)
+def test_what_cannot_be_answered_says_why(frame, ask, message):
+    with pytest.raises(DataError, match=message):
+        ask(Federation.of(frame, site="clinic"))
+
+
+def test_a_category_that_is_not_declared_is_named_with_its_site(frame):
+    with pytest.raises(DataError, match="'grade' holds a category") as caught:
+        Federation.of(frame, site="clinic", levels={"grade": ["I", "II"]})
+    assert caught.value.site == "a"
+
+
+def test_text_of_many_values_is_no_column(frame):
+    frame["name"] = [f"patient {i}" for i in range(len(frame))]
+    assert "name" not in Federation.of(frame, site="clinic").columns
+
+
+def test_a_site_that_fails_is_named(frame):
+    frame["ratio"] = np.where(
+        (frame["clinic"] == "b") & (frame.index < 20), np.inf, 1.0 * frame.index
+    )
+    with pytest.raises(AtollError, match=r"b failed: column 'ratio' holds an infinite value"):
+        Federation.of(frame, site="clinic").solve(Moments(("ratio",)))
+
+
+def test_the_public_names_are_all_there():
+    assert sorted(stats.__all__) == dir(stats)
+    assert all(getattr(stats, name).__doc__ for name in stats.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        stats.nothing  # noqa: B018 the access is the test
+
+
+def test_a_page_has_tables_a_forest_and_curves_with_numbers_at_risk(frame, tmp_path):
+    rng = np.random.default_rng(5)
+    frame["days"] = rng.integers(1, 100, len(frame))
+    frame["dead"] = rng.integers(0, 2, len(frame))
+    federation = Federation.of(frame, site="clinic")
+    axis = stats.Axis(horizon=100)
+    parts = {
+        "Table 1": stats.table_one(federation, "sick"),
+        "Risk": stats.LogisticRegression("sick", ["age", "sex"]).fit(federation),
+        "Survival": stats.KaplanMeier("days", "dead", axis, by="sex").fit(federation),
+        "Words": "Nothing more.",
+    }
+    page = stats.write_page(tmp_path / "deep" / "page.html", "A <study>", parts)
+    text = page.read_text(encoding="utf-8")
+    for piece in ("A &lt;study&gt;", "odds ratio", "at risk at time", "Nothing more.", "<svg"):
+        assert piece.casefold() in text.casefold()
+    assert "http" not in text.replace("http-equiv", "")
+    again = stats.write_page(tmp_path / "again.html", "A <study>", parts)
+    assert again.read_bytes() == page.read_bytes()
+
+
+def test_curves_step_after_so_many_exits_and_agree_with_the_full_curve(frame):
+    rng = np.random.default_rng(6)
+    frame["days"] = rng.integers(1, 60, len(frame))
+    frame["dead"] = rng.integers(0, 2, len(frame))
+    axis = stats.Axis(horizon=60)
+    model = stats.KaplanMeier("days", "dead", axis)
+    full = model.fit(Federation.of(frame, site="clinic", rule=Disclosure(1))).curves[0]
+    shown = model.fit(Federation.of(frame, site="clinic", rule=Disclosure(30))).curves[0]
+    assert len(shown.times) < len(full.times)
+    assert ((shown.events + shown.censored) >= 30).all()
+    for time, value in zip(shown.times, shown.survival, strict=True):
+        assert value == full.survival[full.times == time][0]
+    frame["rare"] = ["yes"] * 6 + ["no"] * (len(frame) - 6)
+    by = stats.KaplanMeier("days", "dead", axis, by="rare")
+    with pytest.raises(Forbidden, match="'yes' has fewer than 11 exits"):
+        by.fit(Federation.of(frame, site="clinic"))
+
+
+def test_clusters_mixtures_and_mixed_models_answer(frame):
+    rng = np.random.default_rng(8)
+    frame["size"] = frame["age"] + 30 * (frame["sick"] == 1) + rng.normal(0, 1, len(frame))
+    federation = Federation.of(frame, site="clinic")
+    clusters = stats.KMeans(["age", "size"], 2).fit(federation)
+    assert clusters.sizes.sum() == 400
+    assert clusters.table.shape[0] == 2
+    assert stats.GaussianMixture(["size"], 2).fit(federation).sizes.sum() == pytest.approx(1)
+    mixed = stats.MixedModel("size", ["age", "sick"]).fit(federation)
+    assert mixed.table.loc["sick", "coef"] == pytest.approx(30, abs=1)
+    with pytest.raises(Forbidden, match="fewer than 11"):
+        stats.KMeans(["age", "size"], 60).fit(federation)
+
+
+def test_standardised_and_harmonised_columns_stay_at_their_sites(frame):
+    rng = np.random.default_rng(9)
+    for name in ("u", "v", "w"):
+        shift = frame["clinic"].map({"a": 0.0, "b": 5.0, "c": -5.0})
+        frame[name] = shift + rng.normal(0, 1, len(frame))
+    federation = Federation.of(frame, site="clinic")
+    z = stats.describe(stats.standardise(federation, ["u"]), ["u"]).loc["u"]
+    assert (z["mean"], z["sd"]) == pytest.approx((0, 1), abs=2e-3)
+    before = stats.describe(federation, ["v"]).loc["v", "sd"]
+    after = stats.describe(stats.combat(federation, ["u", "v", "w"]), ["v"]).loc["v", "sd"]
+    assert after < 0.4 * before
