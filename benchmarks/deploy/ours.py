@@ -125,7 +125,12 @@ def job(folder: Path, given: Given) -> Path:
     (folder / "noop.py").write_text(CODE.format(each=given.values // 10))
     (folder / "rows.csv").write_text(ROWS)
     path = folder / "job.toml"
-    path.write_text(JOB.format(rounds=given.rounds))
+    privacy = (
+        ""
+        if given.aggregation == "plain"
+        else f'\n[privacy]\naggregation = "{given.aggregation}"\n'
+    )
+    path.write_text(JOB.format(rounds=given.rounds) + privacy)
     return path
 
 
@@ -163,6 +168,8 @@ def measure(folder: Path, given: Given) -> None:
         code = admin.invite(server, "ada", "researcher", 1.0, time.time())
         names = [f"site-{number:02}" for number in range(given.sites)]
         for home in [node(folder / name, server, name) for name in names]:
+            pin = ("node", "peers", "--pin", "--home", str(home))
+            subprocess.run([*COMMAND, *pin], check=True, capture_output=True)
             words = ("node", "start", "--home", str(home))
             stack.enter_context(running(folder / f"{home.name}.log", *words))
         me, pid = os.getpid(), service.pid

@@ -45,6 +45,7 @@ class Given:
         sites: clients.
         watch: whether memory is looked at, which costs time.
         keep: a folder to leave everything in; empty for none.
+        aggregation: ``plain``, ``quantised`` or ``masked``; Atoll alone knows the others.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Given:
     sites: int
     watch: bool
     keep: str
+    aggregation: str = "plain"
 
 
 def asked(doc: str | None) -> Given:
@@ -64,10 +66,13 @@ def asked(doc: str | None) -> Given:
     parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--watch", action="store_true", help="look at the memory")
     parser.add_argument("--keep", default="", help="a folder to leave everything in")
+    kinds = ("plain", "quantised", "masked")
+    parser.add_argument("--aggregation", choices=kinds, default="plain", help="masked: 5 sites on")
     given = parser.parse_args()
     own = WORKLOADS[given.name]
     values, rounds = given.values or own.values, given.rounds or own.rounds
-    return Given(given.name, values, rounds, given.sites, given.watch, given.keep)
+    keep, aggregation = given.keep, given.aggregation
+    return Given(given.name, values, rounds, given.sites, given.watch, keep, aggregation)
 
 
 def finish(ends: Sequence[float], start: float, memory: Mapping[str, float]) -> None:
