@@ -35,7 +35,7 @@ ROWS: Mapping[int, Sequence[str]] = {
     5: ("noise.emitted", "noise.control"),
     6: ("one_run.bounds",),
     9: ("inversion.closed_form", "inversion.optimised"),
-    10: ("membership.membership",),
+    10: ("membership.federated", "membership.alone"),
     14: ("clients.malformed",),
 }
 
