@@ -25,3 +25,14 @@ def sites():
 @pytest.fixture
 def pooled(sites):
     return {n: np.concatenate([s[n] for s in sites.values()]) for n in next(iter(sites.values()))}
+
+
+@pytest.fixture
+def clinics():
+    """The same with a binary outcome and times."""
+    sites, rng = made(4), np.random.default_rng(0)
+    for site in sites.values():
+        n = len(site["age"])
+        site["sick"] = (rng.random(n) < 0.3 + 0.2 * site["group"]).astype(float)
+        site["days"] = rng.integers(1, 50, n).astype(float)
+    return sites
