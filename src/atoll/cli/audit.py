@@ -58,9 +58,12 @@ def privacy(
         if not quiet:
             talk(f"run {done} of {of}")
 
-    found = audit_job(
-        made, models=models, rows=rows, reported=_reported(run.read_rounds()), told=told
-    )
+    stated = _stated(run.read_rounds())
+    found = audit_job(made, models=models, rows=rows, reported=_reported(stated), told=told)
+    found["protection"] = {
+        "aggregation": (made.describe().get("privacy") or {}).get("aggregation", "plain"),
+        "statement": {k: stated[k] for k in ("epsilon", "delta", "unit") if k in stated},
+    }
     run.write_audit(found)
     report = write_report(run)
     if as_json:
@@ -97,11 +100,15 @@ def _job_of(
     return made
 
 
-def _reported(rounds: Sequence[Mapping[str, Any]]) -> Reported:
-    """The promise for one row, where the run's last record states one."""
+def _stated(rounds: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What the run's last record says of differential privacy; empty without any."""
+    return (rounds[-1].get("privacy") if rounds else None) or {}
+
+
+def _reported(stated: Mapping[str, Any]) -> Reported:
+    """The promise for one row, where there is one."""
     from atoll.simulation.audit import Reported
 
-    stated = (rounds[-1].get("privacy") if rounds else None) or {}
     if stated.get("unit") == "record" and stated.get("epsilon") is not None:
         return Reported(float(stated["epsilon"]), float(stated.get("delta") or 0.0))
     return Reported()

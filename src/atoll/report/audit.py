@@ -32,11 +32,12 @@ def audit_lines(found: Mapping[str, Any]) -> Sequence[str]:
     """What was found, in sentences for people.
 
     Args:
-        found: from :func:`audit_job`.
+        found: the content of ``audit.json``.
     """
     by_ratio, by_loss = found["membership"]["lira"], found["membership"]["loss"]
     bound = found["one_run"]
     lines = [
+        *_protection(found.get("protection") or {}),
         f"{found['models']} runs on random halves of {found['rows']} candidate rows",
         f"membership by likelihood ratio: {_percent(by_ratio['tpr'])} of the members found at "
         f"{_percent(by_ratio['fpr'])} false alarms (guessing finds {_percent(by_ratio['fpr'])}), "
@@ -51,6 +52,25 @@ def audit_lines(found: Mapping[str, Any]) -> Sequence[str]:
         verdict = "is not contradicted" if bound["holds"] else "IS CONTRADICTED"
         lines.append(f"the promised epsilon {bound['reported']:.2f} {verdict}")
     return lines
+
+
+def _protection(said: Mapping[str, Any]) -> Sequence[str]:
+    """What was on in the run that is audited."""
+    if not said:
+        return []
+    words = {
+        "plain": "the server saw every update",
+        "quantised": "the server saw every update, as integers",
+        "masked": "updates were masked: the server saw sums alone",
+        "encrypted": "updates were encrypted: the server by itself saw nothing",
+    }
+    lines = [words.get(str(said.get("aggregation")), "")]
+    stated = said.get("statement") or {}
+    if stated.get("epsilon") is not None:
+        lines.append(
+            f"epsilon {stated['epsilon']:.2f} at delta {stated['delta']:g} for one {stated['unit']}"
+        )
+    return [line for line in lines if line]
 
 
 def _percent(share: float) -> str:

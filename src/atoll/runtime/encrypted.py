@@ -2,7 +2,7 @@
 
 The sites' half seals each update under the public key and opens the sum; the server's half adds up, with a
 type of key that cannot open anything. What a key that all sites share protects against, and what not, says
-:attr:`atoll.privacy.he.opening.SharedKey.label`.
+the ``label`` of :class:`~atoll.privacy.he.opening.SharedKey`.
 """
 
 from __future__ import annotations
