@@ -86,24 +86,26 @@ class Design:
                 at += 1
 
     def blocks(
-        self, data: Mapping[str, Array], others: Sequence[str]
+        self, data: Mapping[str, Array], others: Sequence[str], lead: int = 0
     ) -> Iterator[tuple[Array, Array]]:
         """Complete rows, some thousand at a time.
 
         Args:
             data: a site's columns.
             others: columns wanted beside the design: outcome, weights, offset.
+            lead: rows of ones to be put before the design: 1 for an intercept.
 
         Yields:
-            The design ``(k, rows)`` and the others ``(len(others), rows)``; both may be overwritten.
+            The design ``(lead + k, rows)`` and the others ``(len(others), rows)``; both may be overwritten.
         """
         names = [*self.features, *others]
         size = len(data[names[0]]) if names else 0
-        k = len(self.names)
+        k = lead + len(self.names)
         for start in range(0, size, BLOCK):
             rows = slice(start, min(start + BLOCK, size))
             matrix = np.empty((k + len(others), rows.stop - start))
-            self.fill(matrix, data, rows)
+            matrix[:lead] = 1.0
+            self.fill(matrix[lead:], data, rows)
             for i, name in enumerate(others, k):
                 matrix[i] = data[name][rows]
             complete = ~np.isnan(matrix.sum(axis=0))  # infinities are refused in the first round

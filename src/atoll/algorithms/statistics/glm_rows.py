@@ -87,23 +87,19 @@ class Rows:
 
     def blocks(self, data: Mapping[str, Array], centre: Array, scale: Array) -> Iterator[Block]:
         """A site's complete rows with positive weight, standardised."""
-        constant = self.intercept != "none"
-        for raw, others in self.design.blocks(data, self.others):
-            if constant:
-                matrix = np.empty((len(raw) + 1, raw.shape[1]))
-                matrix[0] = 1.0
-                np.subtract(raw, centre[:, None], out=matrix[1:])
-                matrix[1:] *= (1.0 / scale)[:, None]
-            else:
-                matrix = raw * (1.0 / scale)[:, None]
+        lead = int(self.intercept != "none")
+        shift, factor = centre[:, None], (1.0 / scale)[:, None]
+        for matrix, others in self.design.blocks(data, self.others, lead):
+            matrix[lead:] -= shift
+            matrix[lead:] *= factor
             parts = dict(zip(self.others_kinds, others, strict=True))
-            ones = np.ones(raw.shape[1])
+            ones = np.ones(matrix.shape[1])
             block = Block(
                 matrix,
                 parts["outcome"],
                 parts.get("weights", ones),
                 parts.get("frequencies", ones),
-                parts.get("offset", np.zeros(raw.shape[1])),
+                parts.get("offset", np.zeros(matrix.shape[1])),
             )
             live = (block.weight > 0) & (block.times > 0)
             if not live.all():
