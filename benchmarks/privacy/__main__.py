@@ -3,7 +3,8 @@
     python -m benchmarks.privacy [ROW ...] [--quick] [--page]
 
 A row is a number of the table of promises (1, 2, 3, 4, 5, 6, 9, 10, 14); without any, all are measured.
-``--page`` writes the table into ``docs/privacy.md``. Raw results go to ``.bench/privacy.jsonl``.
+``--page`` writes the newest full figures of every row into ``docs/privacy.md``, whenever they were measured.
+Raw results go to ``.bench/privacy.jsonl``, one line a row.
 """
 
 from __future__ import annotations
@@ -65,12 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"row {row}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
         RAW.parent.mkdir(exist_ok=True)
         with RAW.open("a", encoding="utf-8") as raw:
-            for figure in found:
-                raw.write(json.dumps({**asdict(figure), "quick": given.quick}) + "\n")
+            figures_of = [asdict(figure) for figure in found]
+            raw.write(json.dumps({"row": row, "quick": given.quick, "figures": figures_of}) + "\n")
     print(table(figures))
-    if given.page and not given.quick:
-        _write(figures)
+    if given.page:
+        _write(_newest())
     return int(not all(figure.holds for figure in figures))
+
+
+def _newest() -> list[Figure]:
+    """The last full figures of every row."""
+    found: dict[int, list[Figure]] = {}
+    for line in RAW.read_text(encoding="utf-8").splitlines():
+        told = json.loads(line)
+        if not told["quick"]:
+            found[told["row"]] = [Figure(**figure) for figure in told["figures"]]
+    return [figure for row in sorted(found) for figure in found[row]]
 
 
 def _write(figures: Sequence[Figure]) -> None:
