@@ -30,7 +30,7 @@ MAX_LINES := 500
 
 SEEDS ?= 10000
 
-.PHONY: help setup demo federation simulate test lint format bench bench-peers bench-deploy reliability targets docs clean
+.PHONY: help setup demo stats-demo federation simulate test lint format bench bench-peers bench-deploy reliability targets docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ $(DOCS): $(SETUP)
 
 demo: $(SETUP) ## train one model over four hospitals: prints the table, writes runs/heart/report.html
 	$(ATOLL) run examples/heart/job.toml --out runs/heart --overwrite
+
+stats-demo: $(SETUP) ## table 1, a logistic regression and survival curves over sites: writes runs/statistics.html
+	$(PY) examples/statistics/run.py
 
 federation: $(SETUP) ## start a server and four hospitals on this machine, run the heart job, compare with the simulation
 	$(PY) examples/federation/pilot.py

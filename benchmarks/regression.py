@@ -1,6 +1,6 @@
 """A logistic regression over sites beside statsmodels' on the pooled rows, in turns.
 
-``python -m benchmarks.statistics`` prints the median of paired ratios and how far the answers are apart.
+``python -m benchmarks.regression`` prints the median of paired ratios and how far the answers are apart.
 What is timed is a fit, from data in memory to standard errors: Atoll's with disclosure control on.
 """
 
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import statistics
 import time
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -43,6 +46,23 @@ def pooled(frames: dict[str, pd.DataFrame], names: list[str]) -> Any:
     return lambda: sm.Logit(y, x).fit(disp=0, method="newton", tol=1e-10)
 
 
+def lines_of(found: dict[str, Any], least: float, most: float, repeats: int) -> list[str]:
+    """The section of the page."""
+    times = f"{found['ratio']:.2f} ({least:.2f} to {most:.2f})"
+    threads = os.environ.get("OMP_NUM_THREADS", "all")
+    return [
+        "| logistic regression | seconds | times statsmodels' (least to most) |",
+        "|---|---|---|",
+        f"| Atoll, over sites | {found['atoll_seconds']:.2f} | {times} |",
+        f"| statsmodels, pooled rows | {found['statsmodels_seconds']:.2f} | 1 |",
+        "",
+        f"{found['rows']:,} rows, {found['columns']} columns; {repeats} fits of each in turns, medians. "
+        f"Coefficients are {found['coefficients_apart']:.1e} apart at most, standard errors "
+        f"{found['standard_errors_apart']:.1e}. {date.today()}, Python {platform.python_version()}, "
+        f"NumPy {np.__version__}, threads for linear algebra: {threads}.",
+    ]
+
+
 def main() -> None:
     """Time both in turns."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -50,6 +70,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000, help="of each site")
     parser.add_argument("--columns", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
     given = parser.parse_args()
     frames, names = made(given.sites, given.rows, given.columns)
     other = pooled(frames, names)
@@ -79,6 +100,10 @@ def main() -> None:
         "standard_errors_apart": errors,
     }
     print(json.dumps(found, indent=2))
+    if given.write:
+        from benchmarks.run import write
+
+        write("statistics", lines_of(found, min(ratios), max(ratios), given.repeats))
 
 
 if __name__ == "__main__":
