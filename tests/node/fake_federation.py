@@ -30,8 +30,10 @@ from atoll.node.agent import Agent
 from atoll.node.datasets import Datasets
 from atoll.node.home import Home
 from atoll.node.settings import Limits, Settings
+from atoll.node.steward import opened
 from atoll.runtime.loop import Evaluation, Loop
 from atoll.wire.frames import Allowed, Blob, decode, encode
+from atoll.wire.identity import Identity
 from atoll.wire.messages import BlobRef, PollReply, ReceiptBody, ResultBody, TaskBody
 from atoll.wire.metrics import metrics_from_plain
 
@@ -53,6 +55,7 @@ class FakeServer:
     unsettled: set[str] = field(default_factory=set)
     over: set[str] = field(default_factory=set)
     lost: set[str] = field(default_factory=set)
+    ledgers: list[str] = field(default_factory=list)
     waiting: int = 0
     inline: bool = True
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -121,6 +124,7 @@ class FakeServer:
         if path == "/v1/poll":
             raw = self._poll(query)
         elif path.startswith("/v1/results/"):
+            self.ledgers += [head for head in parse_qs(query).get("ledger", ()) if head]
             raw = self._take(unquote(path.removeprefix("/v1/results/")), body, kind)
         else:
             raise NotFound(f"{method} {path}")
@@ -160,7 +164,8 @@ class FakeServer:
             self.waiting -= 1
             self._reachable()
             tasks, gone = news()
-        reply = PollReply(tasks=tasks, gone=gone, epoch=self.epoch)
+        ledger = max(self.ledgers, key=lambda head: int(head.partition(".")[0]), default="")
+        reply = PollReply(tasks=tasks, gone=gone, epoch=self.epoch, ledger=ledger)
         small = {}
         if self.inline:
             named = [ref for t in tasks for ref in (t.plan, t.broadcast, *t.code.values()) if ref]
@@ -232,22 +237,25 @@ LIMITS = Limits(memory=4.0, seconds=60.0, cpu=60)
 
 
 def node_at(
-    folder: Path, name: str, server: Any, table: str | None = None, **settings: Any
+    folder: Path,
+    name: str,
+    server: Any,
+    table: str | None = None,
+    steward: bool = False,
+    **settings: Any,
 ) -> Agent:
-    """A node with one dataset, called as the job's is."""
+    """A node with one dataset, called as the job's is; with a ledger where it has a steward."""
     home = Home(folder / name)
     home.make()
     if table is not None:
         path = folder / f"{name}.csv"
         path.write_text(table)
         Datasets(home.datasets).add("sites", path)
-    return Agent(
-        home,
-        name,
-        server,
-        Settings(**{"limits": LIMITS, **settings}),
-        jitter=lambda: 0.0,
-    )
+    made = Settings(**{"limits": LIMITS, **settings})
+    if steward and not home.identity.exists():
+        Identity.create(home.identity)
+    rules = opened(home, made) if steward else None
+    return Agent(home, name, server, made, jitter=lambda: 0.0, steward=rules)
 
 
 class Running:
@@ -288,12 +296,18 @@ class Deployed:
         self.files = pack(spec, folder).files
         self.kept = dict.fromkeys(servers, "")
         self.number = 0
+        self.by = "ana"
         self.schema: Any = None
         self.sums: dict[str, Any] = {}
 
     def plan(self) -> bytes:
         schema = None if self.schema is None else deployed.schema_to_plain(self.schema)
-        body = {"run": self.run_id, "spec": spec_to_plain(self.spec), "schema": schema}
+        body = {
+            "run": self.run_id,
+            "by": self.by,
+            "spec": spec_to_plain(self.spec),
+            "schema": schema,
+        }
         return encode(body, self.sums)
 
     def task(

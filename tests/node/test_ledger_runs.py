@@ -1,0 +1,162 @@
+"""Nodes with a ledger at work: limits hold over jobs and researchers, through kill -9 and old copies."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_federation as ff
+import ledger_process
+import pytest
+from private_jobs import TRUSTING, Private, cost, limit
+from test_kill import door_to, home_at
+
+from atoll.node.home import Home
+from atoll.node.ledger import Accounts, Limit
+from atoll.node.ledger_file import read_ledger
+from atoll.wire.identity import Identity
+
+pytest.importorskip("dp_accounting")
+
+
+@pytest.fixture
+def server() -> ff.FakeServer:
+    return ff.FakeServer()
+
+
+def east(folder: Path, server: ff.FakeServer, **settings: object) -> ff.Running:
+    given = {"policy": TRUSTING, **settings}
+    return ff.Running(ff.node_at(folder, "east", server, ff.table_text(1), True, **given))
+
+
+def silence(server: ff.FakeServer) -> None:
+    """Let a node that was stopped in this process hang up; a process of its own would be gone."""
+    server.down = True
+    server.wake()
+    ff.eventually(lambda: server.waiting == 0)
+    server.down = False
+
+
+def accounts(folder: Path) -> Accounts:
+    home = Home(folder / "east")
+    return read_ledger(home.ledger, Identity.load(home.identity).public_bytes)[0]
+
+
+def states(folder: Path) -> list[str]:
+    return [entry.state for entry in accounts(folder).entries]
+
+
+def test_a_job_stops_at_the_limit_and_the_next_researcher_is_refused_by_what_is_left(
+    tmp_path: Path, server: ff.FakeServer
+) -> None:
+    first, second = Private(server, tmp_path), Private(server, tmp_path, "r2")
+    second.run.by = "ben"
+    with east(tmp_path, server):
+        most = limit(tmp_path, "east", 3)
+        told = [server.result(first.train().id)[0] for _ in range(4)]
+        assert [body.status for body in told] == ["done", "done", "done", "refused"]
+        assert "round 3 of job" in told[3].reason
+        refused = server.result(second.train().id)[0]
+        assert refused.status == "refused"
+        assert f"dataset 'sites' has epsilon 0.00 left of {most}" in refused.reason
+        assert "(run r2, by ben)" in refused.reason
+        limit(tmp_path, "east", 4)  # the steward allows one more round, from now on
+        assert server.result(second.train().id)[0].status == "done"
+        assert server.result(first.train().id)[0].status == "refused"
+        server.end("r1")
+        server.end("r2")
+        ff.eventually(lambda: set(states(tmp_path)) == {"settled"})
+    assert accounts(tmp_path).spent(most) == cost(4)
+    assert {e.charge.researcher for e in accounts(tmp_path).entries} == {"ana", "ben"}
+
+
+def test_a_job_without_noise_is_refused_by_the_rule_and_unlimited_data_are_counted_too(
+    tmp_path: Path, server: ff.FakeServer
+) -> None:
+    plain, private = ff.Solo(server, tmp_path), Private(server, tmp_path, "r2")
+    with east(tmp_path, server):
+        assert server.result(plain.train().id)[0].status == "done"
+        assert server.result(private.train().id)[0].status == "done"
+        limit(tmp_path, "east", 3)
+        body = server.result(plain.train().id)[0]
+        assert (body.status, "policy.private" in body.reason) == ("refused", True)
+    found = accounts(tmp_path)
+    assert found.spent(Limit("sites", 1.0, 1e-5)) == cost(1)  # though there was no limit then
+
+
+def test_work_that_fails_or_is_withdrawn_costs_nothing(
+    tmp_path: Path, server: ff.FakeServer
+) -> None:
+    private = Private(server, tmp_path)
+    with east(tmp_path, server) as agent:
+        limit(tmp_path, "east", 1)
+        slow = private.train(60.0)
+        ff.eventually(lambda: states(tmp_path) == ["reserved"])
+        ff.eventually(lambda: agent._runs["r1"].state()["tasks"].get(slow.id) == "working")
+        server.withdraw(slow.id)
+        ff.eventually(lambda: states(tmp_path) == ["returned"])
+        assert server.result(private.train().id)[0].status == "done"
+    assert accounts(tmp_path).spent(Limit("sites", 1.0, 1e-5)) == cost(1)
+
+
+def test_an_old_copy_of_the_whole_folder_takes_on_no_more_rounds(
+    tmp_path: Path, server: ff.FakeServer
+) -> None:
+    private, copy = Private(server, tmp_path), tmp_path / "copy"
+    limit(tmp_path, "east", 9)
+    with east(tmp_path, server):
+        server.result(private.train().id)
+    silence(server)
+    place = Home(tmp_path / "east").ledger.parent
+    shutil.copytree(place, copy)
+    with east(tmp_path, server):
+        server.result(private.train().id)
+    silence(server)
+    newest = len(accounts(tmp_path).entries)
+    shutil.rmtree(place)
+    shutil.copytree(copy, place)
+    with east(tmp_path, server):
+        body = server.result(private.train().id)[0]
+        assert body.status == "failed"
+        assert "the privacy ledger of this site is not the newest" in body.reason
+        assert str(tmp_path) not in body.reason
+    assert len(accounts(tmp_path).entries) < newest
+
+
+@pytest.mark.slow
+def test_a_node_killed_at_every_point_around_a_release_never_counts_too_little(
+    tmp_path: Path, server: ff.FakeServer
+) -> None:
+    private, home = Private(server, tmp_path), home_at(tmp_path, "east", ff.table_text(1))
+    Identity.create(Home(home).identity)
+    most = limit(tmp_path, "east", 50)
+    with door_to(server, tmp_path) as door:
+
+        def started(point: str = "") -> subprocess.Popen[bytes]:
+            script = [sys.executable, ledger_process.__file__, door, str(home)]
+            return subprocess.Popen([*script, *([point] if point else [])])
+
+        for point in ledger_process.POINTS:
+            process = started(point)
+            while process.poll() is None:
+                if not server.tasks:
+                    private.train()
+                time.sleep(0.05)
+            assert process.returncode == -signal.SIGKILL, point
+            states = {e.charge.task: e.state for e in accounts(tmp_path).entries}
+            left = {name for name, _ in server.deliveries}
+            released = {task for task, state in states.items() if state in ("released", "settled")}
+            counted = {task for task, state in states.items() if state != "returned"}
+            assert left <= released <= counted, point
+            assert len(counted) <= len(left) + 1, point  # by one release in flight at most
+            assert accounts(tmp_path).spent(most) == cost(len(counted)), point
+        last = started()
+        answered = [server.result(private.train().id)[0] for _ in range(2)]
+        last.terminate()
+        assert last.wait(20) == 0
+    assert [body.status for body in answered] == ["done", "done"]
+    assert accounts(tmp_path).spent(most) == cost(len(server.received))
