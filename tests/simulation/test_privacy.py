@@ -20,7 +20,7 @@ from atoll.core.metrics import RankedScores
 from atoll.core.seeds import Seed
 from atoll.core.values import Update
 from atoll.job.build import Job
-from atoll.job.privacy import ClientPrivacy, Privacy, lanes_of
+from atoll.job.privacy import ClientPrivacy, Privacy, RowPrivacy, lanes_of
 from atoll.models.linear import LinearTrainer
 from atoll.privacy.dp import noise
 from atoll.runs.result import Run
@@ -407,3 +407,57 @@ def test_one_client_moves_a_clipped_model_by_no_more_than_its_bound() -> None:
     start = wild.initial(Seed(0) / "initial")
     assert np.linalg.norm(free.vector - start) > 1.0
     assert np.linalg.norm(held.vector - start) <= 2 * 0.01 * 1.0001
+
+
+def by_row(**record: Any) -> dict[str, Any]:
+    return {
+        "privacy": Privacy(record=RowPrivacy(**{"clip": 0.5, **record})),
+        "local": LocalWork(batch_size=8, optimizer=Optimizer(lr=0.1)),
+    }
+
+
+def test_record_level_noise_is_the_trainers_and_its_account_is_the_dearest_site_s() -> None:
+    made = run(**by_row(noise_multiplier=2.0))
+    assert type(made.trainer).__name__ == "PrivateLinearTrainer"
+    last = made.ledger[-1]
+    # Client d has 12 rows: batches of 8 are two thirds of them, the largest share of all.
+    assert last["events"][0]["sampling"] == pytest.approx(8 / 12)
+    assert last["unit"] == "record"
+    assert made.rounds[-1]["contributed"] == SIZES
+
+
+def test_record_level_noise_is_calibrated_at_every_site_and_stops_the_run() -> None:
+    made = run(**by_row(epsilon=4.0), stop=Stop(5))
+    assert made.status == "completed"
+    assert 3.9 < made.ledger[-1]["epsilon"] <= 4.0
+    early = run(**by_row(epsilon=4.0, noise_multiplier=2.0), stop=Stop(50))
+    assert "would pass epsilon 4" in early.status
+    assert early.ledger[-1]["epsilon"] <= 4.0
+
+
+def test_aborted_rounds_of_record_level_training_cost_as_well() -> None:
+    trainer, clients = moody(b=rc.RAISES, d=rc.RAISES)
+    quorum = Synchronous(quorum=4)
+    settings = {**by_row(noise_multiplier=4.0), "schedule": quorum, "stop": Stop(3)}
+    with pytest.raises(JobConflict, match="private form"):
+        simulate(job(trainer=trainer, **settings), clients)
+    clock = Clock(dropout=0.3)
+    made = run(**{**settings, "clock": clock, "stop": Stop(6)})
+    spent = [r["privacy"]["rounds"] for r in made.rounds]
+    assert spent == [1, 2, 3, 4, 5, 6]
+    assert not all(r["committed"] for r in made.rounds)
+
+
+def test_masks_and_record_level_noise_go_together() -> None:
+    settings = by_row(noise_multiplier=1.0)
+    settings["privacy"] = replace(settings["privacy"], aggregation="masked")
+    made = run(**settings)
+    assert made.manifest["privacy"]["masking"].startswith("on")
+    assert "for one record" in made.manifest["privacy"]["differential privacy"]
+
+
+def test_two_units_of_privacy_in_one_run_are_refused() -> None:
+    both = Privacy(clip=1.0, client=ClientPrivacy(1.0), record=RowPrivacy(1.0, 1.0))
+    with pytest.raises(JobConflict) as caught:
+        run(weighting=Weighting("uniform"), privacy=both)
+    assert [fault.place for fault in caught.value.faults] == ["privacy.record"]

@@ -176,10 +176,15 @@ class Link(Protocol):
 
 
 class Account(Protocol):
-    """What the committed rounds of a run have cost, and what may still be spent."""
+    """What the rounds of a run have cost, and what may still be spent."""
+
+    @property
+    def attempts(self) -> bool:
+        """Whether aborted rounds count, too."""
+        ...
 
     def spent(self, rounds: int) -> Mapping[str, Any]:
-        """The statement after so many committed rounds: epsilon, delta, unit, relation, ready for JSON."""
+        """The statement after so many rounds: epsilon, delta, unit, relation, ready for JSON."""
         ...
 
     def over(self, rounds: int) -> str:
@@ -204,8 +209,8 @@ class Chain:
     entropy: Entropy = field(default=random_bytes, repr=False)
 
     def __bool__(self) -> bool:
-        """Whether there is any link."""
-        return bool(self.links)
+        """Whether there is any link, or an account to keep."""
+        return bool(self.links) or self.account is not None
 
     def find(self, name: str) -> Any:
         """The link called ``name``; None when there is none."""

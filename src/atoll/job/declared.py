@@ -10,7 +10,7 @@ from atoll.core.contracts import Weighting
 from atoll.core.errors import Fault
 from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
 
-__all__ = ["ClientPrivacy", "Privacy", "declared_faults"]
+__all__ = ["ClientPrivacy", "Privacy", "RowPrivacy", "declared_faults"]
 
 _CENTRAL = ("auto", "gaussian", "tree", "banded")
 _SHARED = ("auto", "skellam", "discrete_gaussian")
@@ -47,6 +47,27 @@ class ClientPrivacy:
 
 
 @dataclass(frozen=True)
+class RowPrivacy:
+    """``[privacy.record]``: local training that hides single rows.
+
+    Args:
+        clip: largest L2 norm of one row's gradient.
+        noise_multiplier: z of every step; 0 where it follows from epsilon and the planned rounds.
+        epsilon: never passed at any site; 0 for no limit.
+        delta: at which epsilon is stated.
+        micro_batch: most rows whose gradients are held at once; 0 for as many as fit.
+        open_metrics: whether figures of held-out rows may be released outside epsilon.
+    """
+
+    clip: float = 1.0
+    noise_multiplier: float = 0.0
+    epsilon: float = 0.0
+    delta: float = 1e-5
+    micro_batch: int = 0
+    open_metrics: bool = False
+
+
+@dataclass(frozen=True)
 class Privacy:
     """``[privacy]``: what an update passes on its way out.
 
@@ -61,6 +82,7 @@ class Privacy:
         clip_by: the whole update (``l2``), every layer, or ``adaptive`` by quantile.
         quantile: share of updates that an adaptive clip leaves as they are.
         client: client-level differential privacy; None for none.
+        record: record-level differential privacy; None for none.
         max_norm: updates of a larger L2 norm are refused; 0 for no limit.
     """
 
@@ -73,6 +95,7 @@ class Privacy:
     clip_by: Literal["l2", "layer", "adaptive"] = "l2"
     quantile: float = 0.5
     client: ClientPrivacy | None = None
+    record: RowPrivacy | None = None
     max_norm: float = 0.0
 
     @property
@@ -99,7 +122,28 @@ def declared_faults(
     found = list(_aggregation_faults(privacy, schedule))
     if privacy.client is not None:
         found += _client_faults(privacy, privacy.client, schedule, weighting, federated)
+    if privacy.record is not None:
+        found += _row_faults(privacy, privacy.record, federated)
     return found
+
+
+def _row_faults(privacy: Privacy, record: RowPrivacy, federated: bool) -> Iterator[Fault]:
+    if privacy.client is not None:
+        yield Fault(
+            "privacy.record",
+            "beside privacy.client: one run has one unit of privacy",
+            "remove one of the two tables",
+        )
+    if not record.noise_multiplier and not record.epsilon:
+        yield Fault(
+            "privacy.record", "names no noise", "set noise_multiplier, or epsilon and delta"
+        )
+    if federated and not record.open_metrics:
+        yield Fault(
+            "evaluation.federated",
+            "releases figures of held-out rows without noise, outside epsilon",
+            "set evaluation.federated = false, or privacy.record.open_metrics = true to say so",
+        )
 
 
 def _aggregation_faults(privacy: Privacy, schedule: Schedule) -> Iterator[Fault]:

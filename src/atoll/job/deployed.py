@@ -56,6 +56,7 @@ from atoll.job.check import federation_faults
 from atoll.job.datasets import brings_sites, own_arrays
 from atoll.job.islands import Islands
 from atoll.job.privacy import with_chain
+from atoll.job.record import record_trainer
 from atoll.job.registry import LINEAR, trainer_for
 from atoll.job.schema import DataSpec, JobSpec, Section
 from atoll.job.sites import halves, plan_of, preprocessed
@@ -270,6 +271,10 @@ def parts_at(spec: JobSpec, islands: Islands, folder: Path, site: ClientId) -> P
     job = job_from_spec(spec, folder)
     trainer = trainer_for(spec, islands, folder)
     raise_faults(JobConflict, "this job cannot run", job.faults(trainer), site=site)
+    raise_faults(JobConflict, "this job cannot run", job.privacy_faults, site=site)
+    if len(islands.train[site]):
+        rows = (len(islands.train[site]),)
+        trainer = record_trainer(job.privacy, trainer, rows, job.local, job.stop.rounds)
     if not len(islands.train[site]):
         raise JobConflict("there are no rows to train on", site=site)
     parts = Parts(
@@ -282,7 +287,6 @@ def parts_at(spec: JobSpec, islands: Islands, folder: Path, site: ClientId) -> P
         held_out=islands.held_out if job.federated else {},
         apart=True,
     )
-    raise_faults(JobConflict, "this job cannot run", job.privacy_faults, site=site)
     # Whether n clients are enough is the coordinator's to check: here is only one.
     return with_chain(job.privacy, parts, job.schedule, job.stop.rounds)[0]
 

@@ -18,8 +18,9 @@ from atoll.core.chain import Chain, Link, Range, Setting
 from atoll.core.contracts import Task, Weighting
 from atoll.core.errors import Fault, JobConflict
 from atoll.core.metrics import Metrics
-from atoll.data.population import ids_of
-from atoll.job.declared import ClientPrivacy, Privacy, declared_faults
+from atoll.data.population import ids_of, rows_of
+from atoll.job.declared import ClientPrivacy, Privacy, RowPrivacy, declared_faults
+from atoll.job.record import record_account
 from atoll.privacy.dp.accounting import calibrate
 from atoll.privacy.dp.clipping import noise_for_vectors
 from atoll.privacy.dp.events import Event, Gaussian, MatrixGaussian
@@ -39,6 +40,7 @@ from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
 __all__ = [
     "ClientPrivacy",
     "Privacy",
+    "RowPrivacy",
     "chain_faults",
     "chain_of",
     "client_event",
@@ -81,8 +83,10 @@ def chain_of(
         JobConflict: no noise keeps the target.
         MissingExtra: calibrating needs a library that is not installed.
     """
-    if not privacy or not len(parts.clients):
+    if not len(parts.clients):
         return Chain()
+    if not privacy:
+        return Chain(account=_of_rows(privacy, parts, rounds, outside))
     sent, cohort = _sent(parts), cohort_of(schedule, len(parts.clients))
     model = int(parts.trainer.layout.shared.stop)
     vectors = {name: math.prod(shape) for name, (shape, _) in sorted(sent.shapes.items())}
@@ -109,7 +113,7 @@ def chain_of(
         links.append(Mask(privacy.threshold, privacy.degree))
     elif privacy.aggregation == "encrypted":
         links.append(Encrypt())
-    return Chain(tuple(links), cohort, account)
+    return Chain(tuple(links), cohort, account or _of_rows(privacy, parts, rounds, outside))
 
 
 def _bounding(privacy: Privacy, parts: Parts, schedule: Schedule, model: int) -> Iterator[Link]:
@@ -272,6 +276,15 @@ def client_event(
     return Gaussian(client.noise_multiplier or _calibrated(client, rounds, q), q)
 
 
+def _of_rows(
+    privacy: Privacy, parts: Parts, rounds: int, outside: Sequence[str]
+) -> RunAccount | None:
+    if privacy.record is None:
+        return None
+    rows = [rows_of(parts.clients, client) for client in ids_of(parts.clients)]
+    return record_account(privacy, rows, parts.local, rounds, tuple(outside))
+
+
 def cohort_of(schedule: Schedule, population: int) -> int:
     """n, the most clients that may be in one sum."""
     if isinstance(schedule, Asynchronous):
@@ -283,7 +296,7 @@ def cohort_of(schedule: Schedule, population: int) -> int:
 
 def chain_faults(chain: Chain, parts: Parts, schedule: Schedule) -> list[Fault]:
     """What the chain cannot do in this federation, and what its links lack, all at once."""
-    if not chain:
+    if not chain.links:
         return []
     sent, population = _sent(parts), len(parts.clients)
     n, quorum, rate = cohort_of(schedule, population), 1, None
@@ -325,7 +338,7 @@ def with_chain(
         outside: see :func:`chain_of`.
     """
     if faults:
-        privacy = replace(privacy, client=None)
+        privacy = replace(privacy, client=None, record=None)
     try:
         chain = chain_of(privacy, parts, schedule, rounds, outside)
         found = chain_faults(chain, parts, schedule)

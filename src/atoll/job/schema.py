@@ -227,6 +227,17 @@ class ClientPrivacySpec(Section):
     open_metrics: bool = False
 
 
+class RowPrivacySpec(Section):
+    """``[privacy.record]``: local training that hides single rows."""
+
+    clip: Positive = 1.0
+    noise_multiplier: NotNegative = 0.0
+    epsilon: NotNegative = 0.0
+    delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    micro_batch: int = Field(0, ge=0)
+    open_metrics: bool = False
+
+
 class PrivacySpec(Section):
     """``[privacy]``: what an update passes on its way out."""
 
@@ -240,6 +251,7 @@ class PrivacySpec(Section):
     clip_by: Literal["l2", "layer", "adaptive"] = "l2"
     quantile: Share = 0.5
     client: ClientPrivacySpec | None = None
+    record: RowPrivacySpec | None = None
 
 
 class JobSpec(Section):

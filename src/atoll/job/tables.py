@@ -9,7 +9,7 @@ from atoll.core.contracts import Weighting
 from atoll.core.errors import Fault, JobError
 from atoll.core.local import LocalWork, Optimizer
 from atoll.core.local import Schedule as RateSchedule
-from atoll.job.privacy import ClientPrivacy, Privacy
+from atoll.job.privacy import ClientPrivacy, Privacy, RowPrivacy
 from atoll.job.schema import JobSpec
 from atoll.runtime.clock import Availability, Clock, Delay, read_intervals, read_seconds
 from atoll.runtime.cohort import Cohort
@@ -100,6 +100,7 @@ def privacy_of(spec: JobSpec) -> Privacy:
         clip_by=given.clip_by,
         quantile=given.quantile,
         client=None if client is None else ClientPrivacy(**client.model_dump()),
+        record=None if given.record is None else RowPrivacy(**given.record.model_dump()),
     )
 
 

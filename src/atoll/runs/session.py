@@ -173,6 +173,10 @@ class Session:
     def _manifest_of_failure(self, error: AtollError) -> dict[str, Any]:
         return self.manifest(f"failed: {error.message}", None, None, self.rounds)
 
+    def _privacy(self, progress: Progress | None) -> dict[str, Any]:
+        committed, all_of_them = (progress.state.round, progress.rounds) if progress else (0, 0)
+        return statement_of(self.parts.chain, committed, all_of_them)
+
     def manifest(
         self,
         status: str,
@@ -206,7 +210,7 @@ class Session:
             if best is None
             else {"round": best.round, "metric": self.job.stop.metric, "value": best.value},
             "comparison": comparison,
-            "privacy": statement_of(self.parts.chain, progress.state.round if progress else 0),
+            "privacy": self._privacy(progress),
             "notes": [*self.islands.notes, *_unjudged(self.parts)],
             **self.facts,
         }

@@ -11,18 +11,19 @@ from atoll.privacy.dp.events import Guarantee
 __all__ = ["ledger_of", "statement_of"]
 
 
-def statement_of(chain: Chain, committed: int) -> dict[str, Any]:
+def statement_of(chain: Chain, committed: int, attempted: int) -> dict[str, Any]:
     """The manifest's ``privacy``; empty where an update passes nothing.
 
     Args:
         chain: of the run.
-        committed: rounds so far.
+        committed: rounds so far that took a step.
+        attempted: all rounds so far.
     """
     if not chain:
         return {}
     mask = chain.find("mask")
     said: dict[str, Any] = {
-        "links": " > ".join(link.name for link in chain.links),
+        "links": " > ".join(link.name for link in chain.links) or "none",
         "masking": "off: the server sees every update"
         if mask is None
         else f"on: the server learns sums alone, of at least {mask.least(chain.cohort)} of "
@@ -32,7 +33,7 @@ def statement_of(chain: Chain, committed: int) -> dict[str, Any]:
         said["masking"] = "off; updates are encrypted"
     if chain.account is None:
         return {**said, "differential privacy": "none"}
-    spent = dict(chain.account.spent(committed))
+    spent = dict(chain.account.spent(attempted if chain.account.attempts else committed))
     guarantee = Guarantee(spent["epsilon"], spent["delta"], spent["unit"], spent["neighbouring"])
     outside = spent["outside"]
     said["differential privacy"] = str(guarantee)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from atoll.core.chain import Account
 from atoll.core.contracts import Executor, Finishing, Observer, Outcome, Task
 from atoll.core.errors import ClientError, JobError, QuorumError
 from atoll.core.layout import Array
@@ -308,7 +309,7 @@ class Loop:
         if best is not None and stop.reached(best.value):
             return f"stopped early: {stop.metric} reached {stop.target:g}"
         account = self.parts.chain.account
-        if account is not None and (over := account.over(progress.state.round)):
+        if account is not None and (over := account.over(_counted(account, progress))):
             return f"stopped early: {over}"
         return ""
 
@@ -365,7 +366,8 @@ class Loop:
             record["train"] = _shown(train)
             record.update(shown)
             if chain := self.parts.chain:
-                spent = chain.account.spent(progress.state.round) if chain.account else {}
+                account = chain.account
+                spent = account.spent(_counted(account, progress)) if account else {}
                 record["privacy"] = {"rows": rows, **spent}
         return progress, record
 
@@ -431,6 +433,10 @@ class Loop:
 
 
 _NONE: Metrics = {}
+
+
+def _counted(account: Account, progress: Progress) -> int:
+    return progress.rounds if account.attempts else progress.state.round
 
 
 def _told(last: Mapping[str, Any]) -> str:

@@ -24,9 +24,11 @@ from atoll.core.errors import (
 )
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
+from atoll.data.population import ids_of, rows_of
 from atoll.job.build import Job
 from atoll.job.datasets import BUILT_IN, Islands, islands_of
 from atoll.job.privacy import with_chain
+from atoll.job.record import record_trainer
 from atoll.report.folder import RunFolder
 from atoll.runs.result import Run
 from atoll.runs.roll import evaluation_faults
@@ -206,9 +208,11 @@ def _islands(
 
 
 def _trainer(job: Job, islands: Islands) -> Trainer:
-    if isinstance(job.trainer, Trainer):
-        return job.trainer
-    return job.trainer(islands)
+    trainer = job.trainer if isinstance(job.trainer, Trainer) else job.trainer(islands)
+    if job.privacy.record is None or job.privacy_faults:
+        return trainer
+    rows = [rows_of(islands.train, client) for client in ids_of(islands.train)]
+    return record_trainer(job.privacy, trainer, rows, job.local, job.stop.rounds)
 
 
 def _has_sites(job: Job) -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-from atoll.privacy.dp.accounting import epsilon, fits
-from atoll.privacy.dp.events import Event, Guarantee, MatrixGaussian, Neighbouring, Unit, to_plain
+from atoll.privacy.dp.accounting import epsilon
+from atoll.privacy.dp.events import Event, MatrixGaussian, Neighbouring, Unit, to_plain
 
 __all__ = ["RunAccount"]
 
@@ -27,6 +27,9 @@ class RunAccount:
         target: epsilon that is never passed; 0 for none.
         planned: rounds that the noise was calibrated for.
         outside: what is released besides, and not counted.
+        method: of accounting; ``rdp`` is an upper bound that costs milliseconds.
+        attempts: whether aborted rounds cost as committed ones do: what clients themselves
+            released is released.
     """
 
     event: Event
@@ -36,6 +39,8 @@ class RunAccount:
     target: float = 0.0
     planned: int = 0
     outside: Sequence[str] = ()
+    method: Literal["best", "rdp"] = "best"
+    attempts: bool = False
 
     def events(self, rounds: int) -> list[Event]:
         """All that was released in so many committed rounds."""
@@ -48,7 +53,9 @@ class RunAccount:
     def epsilon(self, rounds: int) -> float:
         """Epsilon after so many committed rounds."""
         if rounds not in self._known:
-            self._known[rounds] = epsilon(self.events(rounds), self.delta, self.neighbouring)
+            self._known[rounds] = epsilon(
+                self.events(rounds), self.delta, self.neighbouring, self.method
+            )
         return self._known[rounds]
 
     @cached_property
@@ -63,12 +70,15 @@ class RunAccount:
             return self.event.rounds if kept else 0
         if not self.target:
             return _MOST
-        if self.planned and self.epsilon(self.planned) <= self.target:
-            beyond = self.epsilon(self.planned + 1) <= self.target
-            if not beyond:  # calibrated for exactly so many
-                return self.planned
-        goal = Guarantee(self.target, self.delta, self.unit, self.neighbouring)
-        return fits(goal, self.event, limit=_MOST)
+        low, high = 0, max(1, self.planned)
+        while self.epsilon(high) <= self.target:
+            low, high = high, high + 1 if high == self.planned else 2 * high
+            if high > _MOST:
+                return _MOST
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.epsilon(middle) <= self.target else (low, middle)
+        return low
 
     def spent(self, rounds: int) -> Mapping[str, Any]:
         """The statement after so many committed rounds, ready for JSON."""

@@ -1,0 +1,144 @@
+"""``[privacy.record]``: local training that hides single rows, and what it costs.
+
+Each site's trainer is wrapped in its private form (:mod:`atoll.models.private`): true Poisson sampling, a
+bound on every row's gradient, noise on each step. What leaves a site is then private towards everybody,
+the server included. Training, not committing, is what costs: rounds that were aborted count too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+from atoll.core.contracts import Trainer
+from atoll.core.errors import Fault, JobConflict
+from atoll.core.layout import Array
+from atoll.core.local import LocalWork
+from atoll.job.declared import Privacy, RowPrivacy
+from atoll.models import private
+from atoll.models.linear import LinearTrainer
+from atoll.models.linear_private import PrivateLinearTrainer
+from atoll.privacy.dp.events import Gaussian
+from atoll.privacy.dp.noise import SystemSource, chosen, noised
+from atoll.privacy.dp.rdp import rdp_epsilon
+from atoll.privacy.links.account import RunAccount
+
+__all__ = ["SystemRandomness", "record_account", "record_event", "record_trainer"]
+
+_MOST = 1e4
+
+
+class SystemRandomness:
+    """Sampling and noise of local training, from the operating system's generator."""
+
+    def __init__(self) -> None:
+        self._source = SystemSource()
+
+    def chosen(self, rows: int, rate: float) -> Array:
+        """Row numbers, each of ``rows`` taken with probability ``rate``."""
+        return chosen(self._source, rows, rate)
+
+    def noised(self, values: Array, bound: float, noise_multiplier: float) -> Array:
+        """``values`` with noise that hides a contribution of L2 norm ``bound``, in their own dtype."""
+        return noised(self._source, values, bound, noise_multiplier).astype(values.dtype)
+
+
+def record_trainer(
+    privacy: Privacy, trainer: Trainer, rows: Iterable[int], work: LocalWork, rounds: int
+) -> Trainer:
+    """The trainer in its private form; as it is where the job does not ask for it.
+
+    Args:
+        privacy: the section.
+        trainer: the job's.
+        rows: numbers of training rows of those whom it will train.
+        work: local work of a task.
+        rounds: planned ones.
+
+    Raises:
+        JobConflict: this kind of trainer has no private form, or no noise keeps the target.
+    """
+    if privacy.record is None:
+        return trainer
+    counts = [n for n in rows if n > 0] or [1]
+    z = max(_multiplier(privacy.record, n, work, rounds) for n in set(counts))
+    how = private.RecordPrivacy(privacy.record.clip, z, privacy.record.micro_batch)
+    if isinstance(trainer, LinearTrainer):
+        return PrivateLinearTrainer(trainer, how, SystemRandomness)
+    if type(trainer).__name__ == "TorchTrainer":
+        torch_private: Any = import_module("atoll.models.torch_private")  # not for everybody
+        made: Trainer = torch_private.PrivateTorchTrainer(trainer, how, SystemRandomness)
+        return made
+    fault = Fault(
+        "privacy.record",
+        f"{type(trainer).__name__} takes no gradients row by row",
+        "use a linear model or a torch module, or privacy.client",
+    )
+    raise JobConflict("no private form of this model", faults=[fault])
+
+
+def record_event(privacy: RowPrivacy, rows: int, work: LocalWork, rounds: int) -> Gaussian:
+    """What one local training on ``rows`` rows costs.
+
+    Args:
+        privacy: the section.
+        rows: training rows of the site.
+        work: local work of a task.
+        rounds: planned ones.
+
+    Raises:
+        JobConflict: no noise keeps the target.
+    """
+    how = private.RecordPrivacy(privacy.clip, _multiplier(privacy, rows, work, rounds))
+    cost = private.releases(how, rows, work)
+    return Gaussian(cost.noise_multiplier, cost.sampling, cost.count)
+
+
+def record_account(
+    privacy: Privacy, rows: Iterable[int], work: LocalWork, rounds: int, outside: tuple[str, ...]
+) -> RunAccount | None:
+    """The account of the site whose rows it costs most; None where the job does not ask for it."""
+    record = privacy.record
+    counts = sorted({n for n in rows if n > 0})
+    if record is None or not counts:
+        return None
+    events = [record_event(record, n, work, rounds) for n in counts]
+    worst = max(events, key=lambda event: rdp_epsilon([event] * rounds, record.delta))
+    planned = 0 if record.noise_multiplier else rounds
+    return RunAccount(
+        worst,
+        record.delta,
+        "record",
+        "add_or_remove",
+        record.epsilon,
+        planned,
+        (*outside, "figures of held-out rows") if record.open_metrics else outside,
+        method="rdp",
+        attempts=True,
+    )
+
+
+@lru_cache(maxsize=1024)
+def _multiplier(privacy: RowPrivacy, rows: int, work: LocalWork, rounds: int) -> float:
+    if privacy.noise_multiplier:
+        return privacy.noise_multiplier
+    cost = private.releases(private.RecordPrivacy(privacy.clip, 1.0), rows, work)
+
+    def kept(z: float) -> bool:
+        spent = rdp_epsilon([Gaussian(z, cost.sampling, cost.count * rounds)], privacy.delta)
+        return spent <= privacy.epsilon
+
+    low, high = 0.0, 0.25
+    while not kept(high):
+        low, high = high, 2 * high
+        if high > _MOST:
+            raise JobConflict(
+                f"no noise below {_MOST:g} times the clip keeps epsilon {privacy.epsilon:g}",
+                remedy="ask for a larger epsilon, or fewer rounds or epochs",
+            )
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if kept(middle) else (middle, high)
+    return high
