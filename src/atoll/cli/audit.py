@@ -211,3 +211,41 @@ def _table(lines: Sequence[Mapping[str, Any]]) -> str:
         for line in lines
     ]
     return table_of(("attack", "kind", "refused", "model as without it", "reason"), rows)
+
+
+@commands.command("server")
+def server(
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", envvar="ATOLL_NODE_HOME", help="Node whose rules are tried."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the table as JSON.")] = False,
+) -> None:
+    """Let a server lie to six sites with this node's rules; tell what the sites release.
+
+    Twelve lies about masked rounds. Ends with status 4 if any site released a share.
+    """
+    from tempfile import TemporaryDirectory
+
+    from atoll.node.home import Home, default_home
+    from atoll.node.lies import LIES, told
+    from atoll.node.settings import read_settings
+
+    settings = read_settings(Home((home or default_home()).expanduser().absolute()).settings)
+    found = []
+    for lie in LIES:
+        with TemporaryDirectory(prefix="atoll-audit-") as folder:
+            found.append(told(lie, Path(folder), settings))
+    lines = [(one, next(iter(one.refused.values()), "")) for one in found]
+    if as_json:
+        told_of = [
+            {"lie": x.lie, "released": x.released, "gave_up": len(x.refused), "reason": why}
+            for x, why in lines
+        ]
+        data_line(json.dumps({"lies": told_of}, indent=2))
+    else:
+        rows = [(x.lie, str(len(x.released)), str(len(x.refused)), why[:80]) for x, why in lines]
+        data_line(table_of(("lie", "released", "gave up", "first reason"), rows))
+    if not all(one.withstood for one in found):
+        talk("a site released what it should not have: please report this")
+        raise typer.Exit(4)
