@@ -74,6 +74,21 @@ def test_heart_is_within_two_hundredths_of_pooling(heart):
     assert heart["status"] == "completed"
 
 
+def test_heart_with_masks_and_noise_keeps_its_epsilon_and_still_tells_the_sick(tmp_path, capsys):
+    result = atoll(capsys, EXAMPLES / "heart" / "private.toml", "--out", tmp_path / "run")
+    assert result["status"] == "completed"
+    said = json.loads((tmp_path / "run" / "manifest.json").read_text())["privacy"]
+    assert said["masking"].startswith("on: the server learns sums alone, of at least 3 of 4")
+    assert 19 < said["epsilon"] <= 20
+    assert (said["unit"], said["delta"]) == ("site", 1e-5)
+    assert said["outside"] == ["sums of the columns for preprocessing"]
+    assert result["central"]["auc"] > 0.7  # 0.84 to 0.87; noise is not repeatable
+    page = assert_self_contained(tmp_path / "run" / "report.html")
+    assert "for one site (add or remove)" in page
+    rounds = [json.loads(r) for r in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert all(set(r["contributed"].values()) == {0} for r in rounds)
+
+
 def test_long_beach_gains_by_joining(heart):
     auc = {way: m["auc"] for way, m in heart["comparison"]["sites"]["va-long-beach"].items()}
     assert auc["federated"] - auc["alone"] > 0.05

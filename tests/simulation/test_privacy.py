@@ -461,3 +461,17 @@ def test_two_units_of_privacy_in_one_run_are_refused() -> None:
     with pytest.raises(JobConflict) as caught:
         run(weighting=Weighting("uniform"), privacy=both)
     assert [fault.place for fault in caught.value.faults] == ["privacy.record"]
+
+
+def test_a_module_that_mixes_rows_is_refused_with_every_reason() -> None:
+    torch = pytest.importorskip("torch")
+    from atoll.models.torch import TorchTrainer
+
+    def mixing() -> Any:
+        return torch.nn.Sequential(
+            torch.nn.Linear(rc.FEATURES, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2)
+        )
+
+    clients = {c: rc.Examples(e.features.astype(np.float32), e.targets) for c, e in CLIENTS.items()}
+    with pytest.raises(JobConflict, match="BatchNorm"):
+        simulate(job(trainer=TorchTrainer(mixing), **by_row(noise_multiplier=1.0)), clients)

@@ -56,7 +56,7 @@ from atoll.job.check import federation_faults
 from atoll.job.datasets import brings_sites, own_arrays
 from atoll.job.islands import Islands
 from atoll.job.privacy import with_chain
-from atoll.job.record import record_trainer
+from atoll.job.record import record_faults, record_trainer
 from atoll.job.registry import LINEAR, trainer_for
 from atoll.job.schema import DataSpec, JobSpec, Section
 from atoll.job.sites import halves, plan_of, preprocessed
@@ -135,6 +135,9 @@ def _impossible(spec: JobSpec) -> Iterator[Fault]:
         yield Fault("executor.name", "'ray' is for simulations", "remove [executor]")
     if spec.privacy.aggregation == "encrypted":
         yield Fault("privacy.aggregation", "'encrypted' is for simulations so far", "use 'masked'")
+    if spec.privacy.aggregation == "masked" and spec.rounds.mode == "async":
+        reason = "'async' has no rounds whose sites could agree on keys"
+        yield Fault("rounds.mode", reason, "set rounds.mode = 'sync', or simulate")
 
 
 def left_out(spec: JobSpec) -> tuple[str, ...]:
@@ -275,6 +278,9 @@ def parts_at(spec: JobSpec, islands: Islands, folder: Path, site: ClientId) -> P
     if len(islands.train[site]):
         rows = (len(islands.train[site]),)
         trainer = record_trainer(job.privacy, trainer, rows, job.local, job.stop.rounds)
+        if job.privacy.record is not None:
+            wrong = record_faults(trainer, islands.train[site])
+            raise_faults(JobConflict, "this model cannot be trained privately", wrong, site=site)
     if not len(islands.train[site]):
         raise JobConflict("there are no rows to train on", site=site)
     parts = Parts(

@@ -25,7 +25,13 @@ from atoll.privacy.dp.noise import SystemSource, chosen, noised
 from atoll.privacy.dp.rdp import rdp_epsilon
 from atoll.privacy.links.account import RunAccount
 
-__all__ = ["SystemRandomness", "record_account", "record_event", "record_trainer"]
+__all__ = [
+    "SystemRandomness",
+    "record_account",
+    "record_event",
+    "record_faults",
+    "record_trainer",
+]
 
 _MOST = 1e4
 
@@ -77,6 +83,17 @@ def record_trainer(
         "use a linear model or a torch module, or privacy.client",
     )
     raise JobConflict("no private form of this model", faults=[fault])
+
+
+def record_faults(trainer: Trainer, data: Any) -> list[Fault]:
+    """All that stands against training this model on rows like these privately (BatchNorm …).
+
+    Args:
+        trainer: from :func:`record_trainer`.
+        data: one client's rows.
+    """
+    ask = getattr(trainer, "faults", None)
+    return list(ask(data)) if ask is not None else []
 
 
 def record_event(privacy: RowPrivacy, rows: int, work: LocalWork, rounds: int) -> Gaussian:

@@ -28,7 +28,7 @@ from atoll.data.population import ids_of, rows_of
 from atoll.job.build import Job
 from atoll.job.datasets import BUILT_IN, Islands, islands_of
 from atoll.job.privacy import with_chain
-from atoll.job.record import record_trainer
+from atoll.job.record import record_faults, record_trainer
 from atoll.report.folder import RunFolder
 from atoll.runs.result import Run
 from atoll.runs.roll import evaluation_faults
@@ -249,6 +249,8 @@ def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
             job.privacy, parts, job.schedule, rounds, job.privacy_faults, job.outside
         )
         faults += found
+    if job.privacy.record is not None and len(parts.clients):
+        faults += record_faults(parts.trainer, parts.clients[next(iter(parts.clients))])
     faults += evaluation_faults(parts.clients, parts.held_out, job.federated, job.compare)
     raise_faults(JobConflict, "this job cannot run on this federation", faults)
     return parts
