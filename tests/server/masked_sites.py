@@ -25,7 +25,7 @@ from atoll.node.spool import Spool
 from atoll.runtime.client import answer_task
 from atoll.runtime.threads import Threads
 from atoll.wire.disk import RealDisk
-from atoll.wire.frames import Blob, encode, pieces
+from atoll.wire.frames import Blob, encode, open_frame, pieces
 from atoll.wire.messages import ResultBody, TaskBody
 
 STEPS = ("commit", "share", "train", "pledge", "release")
@@ -134,14 +134,25 @@ class MaskedSite(played.Site):
         model = Broadcast(task.version, self._fetch(service, task.broadcast)[1])
         work = Task(self.name, task.version, task.scale, task.fraction, task.repeat)
         with Threads().one():
-            update, _ = answer_task(parts, work, model, {})
+            update, memory = answer_task(parts, work, model, self._memory(task))
         path = self.home.path / f"{hashlib.sha256(task.id.encode()).hexdigest()}.result"
         done = ResultBody(task=task.id, status="done").model_dump()
         path.write_bytes(b"".join(pieces(done, update.vectors)))
+        keep = path.with_suffix(".memory")
+        if memory:
+            keep.write_bytes(b"".join(pieces({"task": task.id}, memory)))
         order = SimpleNamespace(
-            task=task, plan=str(self._file(service, task.plan.blob)), result=str(path), keep=""
+            task=task,
+            plan=str(self._file(service, task.plan.blob)),
+            result=str(path),
+            keep=str(keep),
         )
-        masked.keep(order, SimpleNamespace(kept=False, digest=""))
+        masked.keep(order, SimpleNamespace(kept=bool(memory), digest=""))
+
+    def _memory(self, task: TaskBody) -> Any:
+        """The client's own, as the node kept it with the last committed task."""
+        path = self.node.spool.memory(task.run, task.kept)
+        return {} if path is None else open_frame(path, played.EVERYTHING)[1]
 
 
 class MaskedWorld(played.World):

@@ -12,7 +12,9 @@ import numpy as np
 import played_sites as played
 import pytest
 
+from atoll.core.contracts import Task
 from atoll.core.errors import UpdateRefused, WireError
+from atoll.server import masking
 from atoll.wire.frames import decode, encode
 
 VICTIMS = ("cleveland B", "switzerland")
@@ -83,10 +85,44 @@ def test_a_masked_run_has_the_bits_of_the_quantised_one(world, quantised):
 
 def test_scaffold_sends_both_its_vectors_under_masks(world, quantised):
     more = ("algorithm.name=scaffold", "algorithm.weights=uniform")
-    run = world.submit(spec("masked", *more))
+    run = world.submit(spec("masked", *more, rounds=3))
     world.run()
     assert world.store.run(run).reason == "completed"
-    assert world.hash(run) == quantised((), 1, *more)
+    assert world.hash(run) == quantised((), 3, *more)
+
+
+def test_memory_of_a_client_follows_the_attempt_that_counted(world, quantised):
+    more = ("algorithm.name=scaffold", "algorithm.weights=uniform")
+    run = world.submit(spec("masked", *more, rounds=3))
+    for number in range(3):
+        reached(world, "pledge", number)  # integers and memory have been made, and are used again
+        for name in list(world.sites)[number : number + 3]:
+            world.sites[name].begin()
+    world.run()
+    assert world.store.run(run).reason == "completed"
+    assert [n["attempt"] for n in notes(world, run) if n["step"] == "commit"] == [0, 1] * 3
+    assert world.hash(run) == quantised((), 3, *more)
+
+
+def test_a_cohort_that_no_round_can_be_masked_with_ends_the_round_with_the_reason(world):
+    """Six sites and a threshold of two: whoever asks for that is told."""
+    run = world.submit(spec("masked", "rounds.max_aborts=1"))
+    reached(world, "commit")
+    assert world.store.run(run).status == "open"
+    terms = masking.MaskedRound(
+        world.service._office,
+        world.store.run(run),
+        masking.Masking((), threshold=2),
+        7,
+        "",
+        lambda *given: None,
+        60.0,
+    )
+    with pytest.raises(StopIteration) as ended:
+        next(terms.play([Task(name, 0) for name in world.sites]))
+    summed = ended.value.value
+    assert summed.aggregate.count == 0
+    assert all("threshold: is 2 for 6 sites" in o.reason for o in summed.outcomes)
 
 
 @pytest.mark.parametrize("step", masked.STEPS)
@@ -136,16 +172,12 @@ def steps(world: masked.MaskedWorld, run: str) -> set[str]:
     return {note["step"] for note in notes(world, run)}
 
 
-def asked(world: masked.MaskedWorld) -> set[str]:
-    """The kinds of tasks that are open."""
-    return {t.kind for n in world.sites for t in world.service.poll(n, ()).tasks}
-
-
-def reached(world: masked.MaskedWorld, kind: str) -> None:
+def reached(world: masked.MaskedWorld, kind: str, number: int = 0) -> None:
     """Take turns until sites are asked for that."""
     for _ in range(100):
         world.service.step()
-        if kind in asked(world):
+        open_now = [t for n in world.sites for t in world.service.poll(n, ()).tasks]
+        if any((t.kind, t.number) == (kind, number) for t in open_now):
             return
         for site in world.sites.values():
             site.turn(world.service)

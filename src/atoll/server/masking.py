@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from atoll.core.contracts import Outcome, Task
-from atoll.core.errors import NotFound, StorageError, UpdateRefused, WireError
+from atoll.core.errors import JobError, NotFound, StorageError, UpdateRefused, WireError
 from atoll.core.layout import Array
 from atoll.core.values import Aggregate, ClientId
 from atoll.privacy.secagg import server as machine
@@ -138,6 +138,7 @@ class MaskedRound:
         model: hash of what the round starts from.
         make: makes tasks.
         seconds: the round's own time; steps beside the training get a quarter of it each.
+        begun: whether a server before this one may have begun the round.
     """
 
     def __init__(
@@ -149,19 +150,19 @@ class MaskedRound:
         model: str,
         make: Make,
         seconds: float,
+        *,
+        begun: bool = True,
     ) -> None:
+        self._begun = begun
         self.office, self.row, self.masking = office, row, masking
         self.number, self.model, self.make, self.seconds = number, model, make, seconds
         self.answers: dict[str, str] = {}
         self._notes: dict[tuple[int, str], dict[str, Any]] = {}
 
     def play(self, tasks: Sequence[Task]) -> Generator[Call, Sequence[Outcome], Summed]:
-        """The calls of the round; returns what came of it.
-
-        Raises:
-            JobError: no masked round can be like this one.
-        """
-        self._read_notes()
+        """The calls of the round; returns what came of it."""
+        if self._begun:
+            self._read_notes()
         ended: dict[ClientId, Outcome] = {}
         for number in range(ATTEMPTS):
             attempt = _Attempt(self, number, tasks, ended)
@@ -237,6 +238,9 @@ class _Attempt:
 
     @property
     def without(self) -> list[dict[str, Any]]:
+        if self._machine is None:
+            reason = f"no masked round: {self.failure}"
+            return [vars(Outcome(site, "dropped", 0, reason)) for site in sorted(self._gone)]
         return [vars(o) for o in self._outcomes.values() if o.status in _UNHEARD]
 
     def play(self) -> Generator[Call, Sequence[Outcome], None]:
@@ -244,8 +248,13 @@ class _Attempt:
         began = office.now()
         expiry = began + 8 * self._round.seconds
         terms = self._terms(float(self._round.note(number, "commit", expiry=expiry)["expiry"]))
+        try:
+            self._machine, effects = Server.start(terms, office.sign)
+        except JobError as error:  # such as a cohort that a sampler has drawn too small
+            self.failure = "; ".join(map(str, error.faults)) or error.message
+            self._gone = {task.client for task in self._tasks}
+            return
         self._sum = RingSum(terms)
-        self._machine, effects = Server.start(terms, office.sign)
         self._did(effects)
         for client in self._gone:
             self._tell(machine.Left(terms.index(client)))

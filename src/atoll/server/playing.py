@@ -182,7 +182,14 @@ class Playing:
         version = call.tasks[0].version if call.tasks else 0
         model = model_digest(call.broadcasts[version].vectors)
         masked = MaskedRound(
-            self._office, self._row, masking, call.number, model, make, self._deadline
+            self._office,
+            self._row,
+            masking,
+            call.number,
+            model,
+            make,
+            self._deadline,
+            begun=not self.unheard,
         )
         summed = yield from masked.play(call.tasks)
         self._answers |= masked.answers
