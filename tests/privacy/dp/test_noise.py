@@ -8,8 +8,10 @@ import pytest
 from scipy import stats
 
 import atoll.privacy.dp.noise as module
+import atoll.privacy.dp.normal as normal
 from atoll.core.errors import JobError, UpdateRefused
 from atoll.privacy.dp.noise import Draws, SystemSource, chosen, gaussian, grid_of, noised, words
+from atoll.privacy.dp.normal import Normals
 
 MILLION = 1_000_000
 
@@ -24,17 +26,48 @@ def test_emitted_noise_has_its_standard_deviation_and_shape():
     assert (np.abs(x) > 4 * 2.5).mean() == pytest.approx(2 * stats.norm.sf(4), rel=0.5)
 
 
+def test_the_tail_is_that_of_the_normal():
+    x = np.abs(gaussian(SystemSource(), 4 * MILLION, 1.0))
+    for at in (3.5, 4.0, 4.2, 4.6):  # on both sides of where the last layer ends
+        expected = 2 * stats.norm.sf(at) * 4 * MILLION
+        assert abs((x > at).sum() - expected) < 6 * np.sqrt(expected)
+
+
+def test_tail_draws_have_the_tails_distribution():
+    x = Normals(SystemSource(), 1.0)._tail(20_000)
+    edge = stats.norm.sf(normal._LAST)
+    assert stats.kstest(x, lambda v: 1 - stats.norm.sf(v) / edge).pvalue > 1e-6
+
+
+def test_layers_have_equal_areas_and_close_at_the_top():
+    wide = normal.edges()
+    assert len(wide) == 1025
+    assert (np.diff(wide) < 0).all()
+    heights = np.exp(-0.5 * wide**2)
+    areas = wide[1:-1] * np.diff(heights[1:])
+    np.testing.assert_allclose(areas, wide[0] * heights[1], rtol=1e-10)
+
+
+def test_draws_at_an_edge_are_decided_by_the_density():
+    # In one layer the places between the sure part and the whole follow what is left of the density.
+    normals = Normals(SystemSource(), 1.0)
+    wide, layer, n = normal.edges(), 700, 200_000
+    x = np.random.default_rng(0).uniform(wide[layer + 1], wide[layer], n)
+    stays = normals._edge(np.full(n, layer), x.copy())
+    low, high = np.exp(-0.5 * wide[layer] ** 2), np.exp(-0.5 * wide[layer + 1] ** 2)
+    chance = (np.exp(-0.5 * x**2) - low) / (high - low)
+    assert abs(stays.sum() - chance.sum()) < 6 * np.sqrt((chance * (1 - chance)).sum())
+
+
 def test_neighbouring_draws_are_independent():
-    # Both of a pair come from one radius: neither they nor their squares may go together.
-    x = gaussian(SystemSource(), 64 * 2 * module._PAIRS, 1.0).reshape(64, 2, module._PAIRS)
-    first, second = x[:, 0].ravel(), x[:, 1].ravel()
-    bar = 5 / np.sqrt(first.size)
-    assert abs(np.corrcoef(first, second)[0, 1]) < bar
-    assert abs(np.corrcoef(first**2, second**2)[0, 1]) < bar
-    assert abs(np.corrcoef(x.ravel()[1:], x.ravel()[:-1])[0, 1]) < bar
+    x = gaussian(SystemSource(), MILLION, 1.0)
+    bar = 5 / np.sqrt(MILLION)
+    for lag in (1, 2, normal.BLOCK):
+        assert abs(np.corrcoef(x[lag:], x[:-lag])[0, 1]) < bar
+        assert abs(np.corrcoef(x[lag:] ** 2, x[:-lag] ** 2)[0, 1]) < bar
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, 2 * module._PAIRS, 2 * module._PAIRS + 3])
+@pytest.mark.parametrize("size", [1, 2, 7, normal.BLOCK, normal.BLOCK + 3])
 def test_any_number_of_draws(replayed, size):
     x = gaussian(replayed(), size, 1.0)
     assert x.shape == (size,)

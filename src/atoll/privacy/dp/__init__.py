@@ -7,6 +7,7 @@ module                  what
 ``accounting``          from events to epsilon, and from a target back to noise (PLD)
 ``rdp``                 the same by Renyi divergence, with NumPy alone: a second opinion
 ``noise``               random numbers that may protect somebody: from the system, never from a seed
+``normal``              normal draws from random bits, fast
 ``lattice``             integer noise: discrete Gaussian, geometric, Poisson, Skellam
 ``distributed``         noise in shares, one at each site, enough when some are lost
 ``clipping``            bounds on what one unit may contribute

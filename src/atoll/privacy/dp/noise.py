@@ -8,8 +8,8 @@ was before the noise (Mironov, *On Significance of the Least Significant Bits*, 
 and value are both rounded to one grid, a power of two about 2^-24 of the standard deviation; their sum
 is exact, and what reads it afterwards (float32, the mean) cannot undo it. Rounding the value may move two
 neighbouring ones apart by one cell in each coordinate, and :func:`noised` adds so much more noise.
-Draws are made in float64 from 63 and 64 bits each, so that the tail ends at 9.4 standard
-deviations and the density of a grid cell is right to some 2^-28.
+Draws are made in float64 from 64 bits each (:mod:`atoll.privacy.dp.normal`), so that the probability of a
+grid cell is right to some 2^-28 of itself.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ import numpy as np
 
 from atoll.core.errors import JobError, MissingExtra, UpdateRefused
 from atoll.core.layout import Array
+from atoll.privacy.dp.normal import BLOCK, Normals
 
 __all__ = ["Draws", "Source", "SystemSource", "chosen", "gaussian", "grid_of", "noised", "words"]
-
-_PAIRS = 8192
-"""Pairs of normals made at a time; the buffers stay in a core's cache."""
 
 _FINE = 24
 """Binary digits of the grid below the standard deviation."""
@@ -38,11 +36,7 @@ _EXACT = 2.0**52
 _REKEY = 1 << 36
 """Bytes under one key: far from where a block cipher in counter mode could be told from chance."""
 
-_ZEROS = bytes(16 * _PAIRS)
-
-# Taylor series on [-pi/4, pi/4]; what is left out is below 1e-12 after two doublings of the angle.
-_COS = [(-1) ** k / math.factorial(2 * k) for k in range(7)]
-_SIN = [(-1) ** k / math.factorial(2 * k + 1) for k in range(7)]
+_ZEROS = bytes(1 << 17)
 
 
 class Source(Protocol):
@@ -131,9 +125,6 @@ def grid_of(sd: float) -> float:
 def gaussian(source: Source, size: int, sd: float) -> Array:
     """``size`` normal draws with standard deviation ``sd``, float64, on the grid of ``sd``.
 
-    Box and Muller (1958), with the angle by doubling: a random point of the circle at a quarter of
-    its angle from a series, then twice the angle, twice.
-
     Raises:
         JobError: ``sd`` is not a finite number above 0.
     """
@@ -141,64 +132,13 @@ def gaussian(source: Source, size: int, sd: float) -> Array:
         raise JobError(f"noise with standard deviation {sd}")
     out = np.empty(size)
     grid = grid_of(sd)
-    scratch = _Scratch()
-    for start in range(0, size, 2 * _PAIRS):
-        part = out[start : start + 2 * _PAIRS]
-        scratch.draw(source, part, sd / grid)
+    normals = Normals(source, sd / grid)
+    for start in range(0, size, BLOCK):
+        part = out[start : start + BLOCK]
+        normals.fill(part)
+        np.rint(part, out=part)
         part *= grid
     return out
-
-
-class _Scratch:
-    """Buffers of one thread's draws."""
-
-    def __init__(self) -> None:
-        self.bits = np.empty(2 * _PAIRS, np.int64)
-        self.radius, self.sine, self.cosine, self.other = np.empty((4, _PAIRS))
-
-    def draw(self, source: Source, out: Array, scale: float) -> None:
-        """Fill ``out`` with whole numbers; ``scale`` is the deviation in cells of the grid."""
-        pairs = (len(out) + 1) // 2
-        bits = self.bits[: 2 * pairs]
-        source.fill(bits)
-        r, s = self.radius[:pairs], self.sine[:pairs]
-        c, q = self.cosine[:pairs], self.other[:pairs]
-        head = bits[:pairs].view(np.uint64)
-        np.right_shift(head, 1, out=head)
-        np.add(bits[:pairs], 0.5, out=r)  # never 0: the logarithm stays finite
-        r *= 2.0**-63
-        np.log(r, out=r)
-        r *= -2.0 * scale * scale
-        np.sqrt(r, out=r)
-        np.multiply(bits[pairs:], math.pi / 4 * 2.0**-63, out=s)
-        _circle(s, c, q)
-        first = out[:pairs]
-        np.multiply(r, c, out=first)
-        np.multiply(r[: len(out) - pairs], s[: len(out) - pairs], out=out[pairs:])
-        np.rint(out, out=out)
-
-
-def _circle(s: Array, c: Array, q: Array) -> None:
-    """Turn angles in ``s``, within a quarter of the circle's half, into sine and cosine of four times."""
-    np.multiply(s, s, out=q)
-    _series(_COS, q, c)
-    sine = np.empty_like(s)
-    _series(_SIN, q, sine)
-    s *= sine
-    for _ in range(2):
-        np.multiply(c, s, out=q)
-        np.multiply(s, s, out=c)
-        c *= -2.0
-        c += 1.0
-        np.add(q, q, out=s)
-
-
-def _series(coefficients: list[float], x: Array, out: Array) -> None:
-    np.multiply(x, coefficients[-1], out=out)
-    for k in coefficients[-2:0:-1]:
-        out += k
-        out *= x
-    out += coefficients[0]
 
 
 def noised(
@@ -231,10 +171,10 @@ def noised(
     sd = noise_multiplier * bound
     sd += noise_multiplier * grid_of(sd) * math.sqrt(flat.size)
     grid = grid_of(sd)
-    out, scratch = np.empty(flat.size, dtype), _Scratch()
-    cells, noise = np.empty((2, 2 * _PAIRS))
-    for start in range(0, flat.size, 2 * _PAIRS):
-        given = flat[start : start + 2 * _PAIRS]
+    out, normals = np.empty(flat.size, dtype), Normals(source, sd / grid)
+    cells, noise = np.empty((2, BLOCK))
+    for start in range(0, flat.size, BLOCK):
+        given = flat[start : start + BLOCK]
         own, drawn = cells[: len(given)], noise[: len(given)]
         np.multiply(given, 1 / grid, out=own, dtype=np.float64)
         if not max(own.max(), -own.min()) < _EXACT:
@@ -242,9 +182,10 @@ def noised(
                 f"a value beyond {_EXACT * grid:g}, or not finite, under noise of {sd:g}"
             )
         np.rint(own, out=own)
-        scratch.draw(source, drawn, sd / grid)
+        normals.fill(drawn)
+        np.rint(drawn, out=drawn)
         own += drawn
-        np.multiply(own, grid, out=out[start : start + 2 * _PAIRS], casting="same_kind")
+        np.multiply(own, grid, out=out[start : start + BLOCK], casting="same_kind")
     return out.reshape(np.shape(values))
 
 
