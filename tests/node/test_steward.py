@@ -223,7 +223,7 @@ def test_a_round_whose_cost_cannot_be_told_does_not_begin(tmp_path: Path) -> Non
         ),
     ],
 )
-def test_a_job_s_noise_has_a_price(
+def test_a_job_s_noise_at_the_sites_has_a_price(
     client: dict[str, Any], facts: Facts, unit: str, kind: str | None, at_server: bool
 ) -> None:
     privacy = {"clip": 1.0, "client": client}
@@ -233,6 +233,18 @@ def test_a_job_s_noise_has_a_price(
     assert (cost.unit, cost.at_server) == (unit, at_server)
     assert (cost.events and cost.events[0]["kind"]) == kind
     assert price(parse_job(ff.job_tables()), facts) == []
+
+
+def test_a_round_of_dp_sgd_costs_as_many_steps_as_the_site_s_rows_make() -> None:
+    record = {"noise_multiplier": 1.5, "clip": 1.0}
+    spec = parse_job(ff.job_tables(privacy={"record": record}, algorithm={"name": "fedavg"}))
+    (unknown,) = price(spec, Facts())
+    assert (unknown.unit, unknown.events) == ("record", None)
+    (cost,) = price(spec, Facts(rows=40))  # batches of 8: five steps an epoch
+    assert cost.events == (
+        {"kind": "gaussian", "noise_multiplier": 1.5, "sampling": 0.2, "count": 5},
+    )
+    assert not cost.at_server
 
 
 def test_a_failure_costs_nothing_and_a_result_from_the_spool_is_counted_once(

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from atoll.core.chain import COHORT
 from atoll.core.errors import (
     AuthError,
     StateError,
@@ -271,7 +272,9 @@ class Masked:
         other = [lane.name for lane in terms.lanes if (lane.step, lane.excess) != (1.0, "refuse")]
         if other:
             raise AuthError(f"lane {other[0]!r} is not one of whole numbers")
-        model = model_digest(open_frame(find(body.broadcast.blob), _ANY)[1])
+        arrays = open_frame(find(body.broadcast.blob), _ANY)[1]
+        _enough_noise(privacy, arrays, terms)
+        model = model_digest(arrays)
         return Approved(f"{job['hash']}/{self._run}", model, terms.lanes, rule_text(privacy))
 
     def _job(self, plan: Path) -> Mapping[str, Any] | None:
@@ -362,6 +365,21 @@ class Masked:
         if self._machine is not None:
             key, at = self._machine
             self._machine = key, machine.step(at, machine.Cancel(reason))[0]
+
+
+def _enough_noise(privacy: Mapping[str, Any], arrays: Mapping[str, Any], terms: Terms) -> None:
+    """Refuse terms under which fewer shares of noise may be in the sum than each share is made for."""
+    if (privacy.get("client") or {}).get("where") != "sites":
+        return
+    told = arrays.get(COHORT)
+    if told is None or not told.size:
+        raise AuthError("the model came without the number of sites that share the noise")
+    least = privacy.get("threshold") or usual_threshold(int(told.flat[0]))
+    if terms.threshold < least:
+        raise AuthError(
+            f"{terms.threshold} sites could open the sum, and its noise is made for {least}",
+            remedy="set privacy.threshold in the job, so that rounds with fewer sites may be opened",
+        )
 
 
 def _attempt(body: TaskBody) -> tuple[int, int]:

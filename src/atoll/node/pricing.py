@@ -10,12 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from atoll.job.declared import Privacy, RowPrivacy
 from atoll.job.privacy import client_event
+from atoll.job.record import record_event
 from atoll.job.schema import JobSpec
-from atoll.job.tables import privacy_of, schedule_of
+from atoll.job.tables import local_work, privacy_of, schedule_of
 from atoll.privacy.dp.events import to_plain
 
-__all__ = ["Cost", "Facts", "price"]
+__all__ = ["Cost", "Events", "Facts", "price"]
+
+
+Events = tuple[Mapping[str, Any], ...]
+"""What is released, in the plain form of :mod:`atoll.privacy.dp.events`."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +45,12 @@ class Cost:
 
     Args:
         unit: whose presence is hidden: ``record``, ``person`` or ``site``.
-        events: what is released, in the plain form of :mod:`atoll.privacy.dp.events`; None while that
-            cannot be told.
+        events: what is released; None while that cannot be told.
         at_server: whether the noise is added by the server, which then has seen the sum without it.
     """
 
     unit: str
-    events: tuple[Mapping[str, Any], ...] | None
+    events: Events | None
     at_server: bool = False
 
 
@@ -60,11 +65,26 @@ def price(spec: JobSpec, facts: Facts) -> Sequence[Cost]:
         JobConflict: no noise keeps what the job promises.
         MissingExtra: dp-accounting is not installed.
     """
-    privacy = privacy_of(spec)
-    if privacy.client is None:
-        return []
-    at_server = privacy.client.where == "server"
-    if not at_server and not (facts.values and facts.cohort):
-        return [Cost("site", None)]
-    found = client_event(privacy, schedule_of(spec), spec.rounds.count, facts.cohort, facts.values)
-    return [] if found is None else [Cost("site", (to_plain(found),), at_server)]
+    privacy, found = privacy_of(spec), list[Cost]()
+    if privacy.record is not None:
+        found.append(Cost("record", _of_rows(spec, privacy.record, facts)))
+    if privacy.client is not None:
+        events = _of_site(spec, privacy, facts)
+        found.append(Cost("site", events, privacy.client.where == "server"))
+    return found
+
+
+def _of_rows(spec: JobSpec, record: RowPrivacy, facts: Facts) -> Events | None:
+    if not facts.rows:
+        return None
+    event = record_event(record, facts.rows, local_work(spec), spec.rounds.count)
+    return (to_plain(event),)
+
+
+def _of_site(spec: JobSpec, privacy: Privacy, facts: Facts) -> Events | None:
+    """One client is one site here."""
+    client = privacy.client
+    if client is not None and client.where == "sites" and not (facts.values and facts.cohort):
+        return None
+    event = client_event(privacy, schedule_of(spec), spec.rounds.count, facts.cohort, facts.values)
+    return None if event is None else (to_plain(event),)

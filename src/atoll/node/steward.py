@@ -153,8 +153,9 @@ class Steward:
             self._pay(task, asked, cost, limits)
         elif task.kind == "train":
             raise PolicyError(
-                f"what round {task.number} costs cannot be told: the model came without the cohort",
-                remedy="does the federation's server run the same version of Atoll?",
+                f"what round {task.number} costs cannot be told: this site has not prepared the run, "
+                "or its model came without the cohort",
+                remedy="start the run anew; does the server run the same version of Atoll?",
             )
 
     def _pay(self, task: TaskBody, asked: Asked, cost: Cost, limits: Sequence[Limit]) -> None:
@@ -282,13 +283,13 @@ def _faults(
         yield Fault(
             "policy.private",
             f"{what} is for jobs with differential privacy only, and this one has none",
-            "add noise with privacy.client in the job",
+            "add noise with privacy.record or privacy.client in the job",
         )
     elif not policy.server_noise and all(cost.at_server for cost in costs):
         yield Fault(
             "policy.server_noise",
             f"{what} is for jobs whose noise is added before the server can see anything",
-            'set privacy.client.where = "sites" in the job',
+            'set privacy.client.where = "sites", or privacy.record, in the job',
         )
     if task.kind in _FIGURES and not policy.open_figures:
         yield Fault(
