@@ -15,9 +15,12 @@ import pytest
 from private_jobs import TRUSTING, Private, cost, limit
 from test_kill import door_to, home_at
 
+from atoll.job.load import parse_job
+from atoll.node.budgets import Budgets
 from atoll.node.home import Home
 from atoll.node.ledger import Accounts, Limit
 from atoll.node.ledger_file import read_ledger
+from atoll.node.settings import Policy
 from atoll.wire.identity import Identity
 
 pytest.importorskip("dp_accounting")
@@ -160,3 +163,39 @@ def test_a_node_killed_at_every_point_around_a_release_never_counts_too_little(
         assert last.wait(20) == 0
     assert [body.status for body in answered] == ["done", "done"]
     assert accounts(tmp_path).spent(most) == cost(len(server.received))
+
+
+def test_dp_sgd_is_counted_by_each_site_from_its_own_rows(tmp_path: Path) -> None:
+    (tmp_path / "sites").mkdir()
+    rows = {"east": 60, "west": 120}
+    for seed, site in enumerate(rows):
+        (tmp_path / "sites" / f"{site}.csv").write_text(ff.table_text(seed, rows[site]))
+    over = {
+        "algorithm": {"name": "fedavg"},
+        "privacy": {"record": {"clip": 1.0, "noise_multiplier": 1.2}},
+        "evaluation": {"federated": False},
+    }
+    spec = parse_job(ff.job_tables(**over), folder=tmp_path)
+    servers = {site: ff.FakeServer() for site in rows}
+    rules = Policy(open_figures=True)  # the column sums of this job
+    nodes = [
+        ff.Running(
+            ff.node_at(tmp_path, site, server, ff.table_text(seed, rows[site]), True, policy=rules)
+        )
+        for seed, (site, server) in enumerate(servers.items())
+    ]
+    for site in rows:
+        Budgets(Home(tmp_path / site).budgets).set(Limit("sites", 100.0, 1e-5))
+    with nodes[0], nodes[1]:
+        ff.Deployed(spec, servers, tmp_path).prepare().run()
+    spent = {}
+    for site, count in rows.items():
+        home = Home(tmp_path / site)
+        found, _ = read_ledger(home.ledger, Identity.load(home.identity).public_bytes)
+        assert [e.charge.unit for e in found.entries] == ["record"] * 3
+        (event,) = found.entries[0].charge.events
+        training = 0.7 * count
+        assert event["sampling"] == pytest.approx(8 / training, rel=0.03)
+        assert event["count"] == pytest.approx(training / 8, abs=1)
+        spent[site] = found.spent(Limit("sites", 100.0, 1e-5))
+    assert spent["west"] < spent["east"]  # more rows hide each of them better
