@@ -410,3 +410,28 @@ def test_options_that_do_not_go_together_are_refused():
         GLM("y", ["y"])
     with pytest.raises(JobError, match=r"ratio in 0\.\.1"):
         Penalty(1.0, 2.0)
+
+
+def test_exposures_of_any_size_are_no_trouble_and_impossible_ones_are_told():
+    columns = made()
+    columns["exposure"] = columns["offset"] + 60  # e^60 times as many as there are
+    model = GLM("poisson", ["a"], family="poisson", offset="exposure")
+    plain = GLM("poisson", ["a"], family="poisson", offset="offset")
+    far, near = solve(model, split(columns, 3)), solve(plain, split(columns, 3))
+    assert far.table["a"] == pytest.approx(near.table["a"], rel=1e-10)
+    assert far.table["intercept"] == pytest.approx(near.table["intercept"] - 60, rel=1e-10)
+    assert far.null_deviance == pytest.approx(near.null_deviance, rel=1e-10)
+    bare = GLM("poisson", ["a"], family="poisson", offset="exposure", intercept="none")
+    with pytest.raises(DataError, match="first point of the poisson model"):
+        solve(bare, split(columns, 3))
+
+
+def test_a_few_distant_rows_are_not_taken_for_separation():
+    """Large values all say yes, and only small ones say no: a steep slope, but a finite one."""
+    x = np.concatenate([np.full(40, 300.0), np.linspace(-1, 1, 200)])
+    y = np.concatenate([np.ones(40), (np.arange(200) % 2).astype(float)])
+    result = solve(GLM("y", ["x"], family="binomial"), split({"x": x, "y": y}, 3))
+    oracle = sm.Logit(y, sm.add_constant(x)).fit(disp=0, tol=1e-14, maxiter=200)
+    assert result.converged
+    assert not result.separated
+    np.testing.assert_allclose(result.table.values, oracle.params, atol=1e-7)

@@ -266,7 +266,7 @@ class Cox:
             after["spread"] = np.sqrt(numbers[1] / rows)
         # A monotone likelihood: nothing more to gain, and yet the step does not shrink.
         far = np.abs(after["step"]) * after["spreads"] > 0.1
-        if float(after["iterations"]) > 8 and float(after["gain"]) < 1e-3 and far.any():
+        if float(after["iterations"]) > 15 and float(after["gain"]) < 1e-5 and far.any():
             return {**after, "runaway": far * 1.0, "phase": np.array(float(DONE))}
         phase = LOOK if after["status"] == CLIMBING else LAST
         return {**after, "phase": np.array(float(phase))}

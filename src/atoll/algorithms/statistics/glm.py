@@ -31,9 +31,9 @@ from atoll.algorithms.statistics.glm_design import Design, gram, moments_of
 from atoll.algorithms.statistics.glm_newton import CLIMBING, REACHED, Height
 from atoll.algorithms.statistics.glm_result import GLMResult, finished
 from atoll.algorithms.statistics.glm_rows import Block, Intercept, Rows
-from atoll.algorithms.statistics.glm_start import outcome_sums, ready
+from atoll.algorithms.statistics.glm_start import level_of, outcome_sums, ready
 from atoll.algorithms.statistics.penalty import Penalty
-from atoll.core.errors import JobError
+from atoll.core.errors import DataError, JobError
 from atoll.core.layout import Array
 
 __all__ = ["GLM", "Covariance"]
@@ -41,10 +41,12 @@ __all__ = ["GLM", "Covariance"]
 Covariance = Literal["model", "hc0", "hc1", "site"]
 
 MOMENTS, CLIMB, NULL, LAST, DONE = range(5)
+TOUCH = 1e-5
+"""Change of a linear predictor that counts; a row on the edge still moves by exp(-PATIENCE)."""
 SEPARATED = 3.0
 """Value of ``status`` when the likelihood has no maximum."""
 NO_PENALTY = Penalty()
-PATIENCE = 6
+PATIENCE = 16
 """Rounds after which a climb that still goes on is asked whether it leads to infinity."""
 
 
@@ -190,8 +192,8 @@ class GLM:
     def _escape(self, moved: Array, block: Block) -> Array:
         """Rows that a step along a direction makes less likely, and rows that it makes more likely."""
         low, high = self.law.range
-        down = (block.outcome > low) & (moved < -1e-3)
-        up = (block.outcome < high) & (moved > 1e-3)
+        down = (block.outcome > low) & (moved < -TOUCH)
+        up = (block.outcome < high) & (moved > TOUCH)
         return np.array([np.count_nonzero(down | up), np.count_nonzero(np.abs(moved) > 0.1)])
 
     def _null(self, question: Mapping[str, Array], data: Mapping[str, Array]) -> dict[str, Array]:
@@ -298,6 +300,11 @@ class GLM:
             height,
             lambda at, g, h, kept: penalty.stride(at, g, h, kept, l1, l2),
         )
+        if "hessian" not in after:
+            raise DataError(
+                f"no row or not every row allows the first point of the {self.law.name} model",
+                remedy="look at the outcome and the offset: their sizes do not go together",
+            )
         if float(after["halvings"]) == 0:
             after |= {"pearson": np.array(pearson), "kernel": np.array(value)}
         if after["status"] == CLIMBING:
@@ -312,8 +319,7 @@ class GLM:
             phi = float(state["pearson"]) / freedom if freedom > 0 else np.nan
         if not phi > 0:  # as many coefficients as rows, or a perfect fit: told by the result
             phi = 1.0
-        mean = float(state["outcomes"][2] / state["outcomes"][0])
-        null = glm_newton.begin(np.array([self.law.link(mean)]))
+        null = glm_newton.begin(np.array([level_of(self.law, state["outcomes"])]))
         phase = NULL if self.offset and state["status"] == REACHED else LAST
         return {
             **state,

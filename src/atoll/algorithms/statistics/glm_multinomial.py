@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from atoll.algorithms.statistics import glm_newton, penalty
-from atoll.algorithms.statistics.glm import NO_PENALTY, PATIENCE, SEPARATED
+from atoll.algorithms.statistics.glm import NO_PENALTY, PATIENCE, SEPARATED, TOUCH
 from atoll.algorithms.statistics.glm_design import Design, gram, moments_of
 from atoll.algorithms.statistics.glm_inference import Estimates, estimates
 from atoll.algorithms.statistics.glm_newton import CLIMBING, REACHED, Height, solve_kept
@@ -169,7 +169,7 @@ class Multinomial:
                 moved = np.vstack([np.zeros(block.matrix.shape[1]), way @ block.matrix])
                 lead = (member * moved).sum(axis=0) - moved
                 escape += [
-                    np.count_nonzero((lead < -1e-3).any(axis=0)),
+                    np.count_nonzero((lead < -TOUCH).any(axis=0)),
                     np.count_nonzero(lead > 0.1),
                 ]
         return {

@@ -178,6 +178,7 @@ class MixedModel:
             "beta": beta,
             "ratios": np.array(RATIOS),
             "rounds": np.array(0.0),
+            "gain": np.array(np.inf),
             "phase": np.array(float(SCAN)),
         }
 
@@ -219,7 +220,9 @@ class MixedModel:
         rounds = float(state["rounds"]) + 1
         new = at - slope / curve if curve < 0 else math.nan
         gain = slope * slope / -curve if curve < 0 else math.inf
-        if gain <= 1e-22 or high - low < 1e-13 or rounds >= MOST_ROUNDS:
+        # Rounding may keep the promised gain from falling further: then it no longer shrinks.
+        floor = gain <= 1e-14 and gain >= 0.1 * float(state["gain"])
+        if gain <= 1e-20 or floor or high - low < 1e-13 or rounds >= MOST_ROUNDS:
             return self._ended(
                 {**state, "rounds": np.array(rounds)}, found, ratio, rounds < MOST_ROUNDS
             )
@@ -231,6 +234,7 @@ class MixedModel:
             "ratios": np.array([math.exp(new)]),
             "beta": state["beta"] + found.step,
             "rounds": np.array(rounds),
+            "gain": np.array(gain),
         }
 
     def _ended(
