@@ -47,8 +47,8 @@ __all__ = [
 
 Method = Literal["best", "pld", "rdp"]
 
-_STEP = 1e-4
-"""Discretisation of privacy losses; made coarser where one loss is so large that it would not fit."""
+_FINEST, _COARSEST = 1e-4, 1e-3
+"""Discretisation of privacy losses."""
 
 _LARGEST = 1e6
 """No noise multiplier is looked for beyond this."""
@@ -353,7 +353,7 @@ def _pld(events: tuple[Event, ...], delta: float, neighbouring: Neighbouring) ->
     plain, rest = _joined(events, neighbouring)
     if not rest:
         return gaussian_epsilon(plain, delta) if plain else 0.0
-    step = _STEP * max(1.0, _size(events, delta, neighbouring) / 10)
+    step = _step(rest, _size(events, delta, neighbouring))
     parts = [_library().from_gaussian_mechanism(plain, **_grid(step))] if plain else []
     for event in rest:
         part = _distribution(replace(event, count=1), neighbouring, step)
@@ -378,6 +378,17 @@ def _joined(
         else:
             rest.append(event)
     return (squares**-0.5 if squares else None), rest
+
+
+def _step(events: Iterable[Event], size: float) -> float:
+    """A discretisation that costs epsilon no more than about a part in a thousand.
+
+    What it adds grows with the number of compositions and the square of the step; large losses would
+    take too many fine cells.
+    """
+    times = sum(event.count for event in events)
+    fine = math.sqrt(1e-4 * size / times)
+    return min(max(fine, _FINEST), _COARSEST) * max(1.0, size / 10)
 
 
 def _size(events: Iterable[Event], delta: float, neighbouring: Neighbouring) -> float:
