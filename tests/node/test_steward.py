@@ -175,12 +175,19 @@ def test_the_finest_unit_that_covers_every_limit_is_charged(tmp_path: Path) -> N
 def test_what_costs_depend_on_is_remembered_from_the_preparation_on(tmp_path: Path) -> None:
     place = Place(tmp_path)
     ready = task(kind="ready")
-    place.steward.note(ready, ResultBody(task=ready.id, status="done", answer={"rows": 120}), 17)
+    answer = ResultBody(task=ready.id, status="done", answer={"rows": 120})
+    place.cost, cost = [], place.cost
+    place.steward.admit(ready, asked())
+    place.steward.note(ready, answer, 17)  # of a job that costs nothing, nothing is kept
+    assert not place.home.ledger.with_name("facts.json").exists()
+    place.cost, place.facts = cost, []
+    place.steward.admit(ready, asked())
+    place.steward.note(ready, answer, 17)
     place.steward.note(task(), ResultBody(task=task().id, status="done", answer={"rows": 3}))
     place.start()
     place.steward.admit(task(), asked(), 6)
     place.steward.admit(task(run="r2"), asked())
-    assert place.facts == [Facts(120, 17, 6), Facts()]
+    assert place.facts == [Facts(), Facts(120, 17, 6), Facts()]
     place.steward.end("r1")
     place.start()
     place.steward.admit(task(1), asked())

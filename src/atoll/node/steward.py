@@ -108,6 +108,7 @@ class Steward:
         self._facts: dict[str, Facts] = {
             run: Facts(**told) for run, told in home.read(self._facts_path).items()
         }
+        self._costly = set(self._facts)
         self._lock = threading.Lock()
 
     def tell(self) -> str:
@@ -143,6 +144,8 @@ class Steward:
         limits = self._budgets.of(asked.dataset)
         facts = replace(self._facts.get(task.run, Facts()), cohort=cohort)
         costs = [c for c in self._price(asked.spec, facts) if c.events != ()]
+        if costs:
+            self._costly.add(task.run)
         faults = list(_faults(self._policy, task, asked, limits, costs))
         raise_faults(PolicyError, "the rules of this site forbid it", faults)
         counting = [c for c in costs if self._policy.server_noise or not c.at_server]
@@ -185,7 +188,7 @@ class Steward:
                 self.settle(entry.charge.task)
 
     def note(self, task: TaskBody, result: ResultBody, values: int = 0) -> None:
-        """Remember of a run what its rounds' cost depends on.
+        """Remember of a run what its rounds' cost depends on, if they cost anything.
 
         Args:
             task: the worker's.
@@ -195,6 +198,8 @@ class Steward:
         Raises:
             StorageError: it could not be written.
         """
+        if task.run not in self._costly:
+            return
         known = self._facts.get(task.run, Facts())
         rows = result.answer.get("rows") if task.kind == "ready" else None
         now = Facts(rows if type(rows) is int else known.rows, values or known.values)
@@ -244,6 +249,7 @@ class Steward:
         for entry in self._ledger.open(run):
             self.settle(entry.charge.task)
         with self._lock:
+            self._costly.discard(run)
             if run in self._facts:
                 try:
                     self._keep({k: v for k, v in self._facts.items() if k != run})
