@@ -30,11 +30,13 @@ def test_promises_hold_at_a_small_size(row):
     assert held(row(True)) == []
 
 
+@pytest.mark.slow
 def test_optimised_inversion_finds_an_unprotected_row_and_no_other():
     pytest.importorskip("torch")
     assert held(inversion.optimised(True)) == []
 
 
+@pytest.mark.slow
 def test_one_run_proves_less_than_is_reported_and_much_where_nothing_protects():
     setting = Setting(one_run.noise_for(4.0), steps=50)
     assert setting.epsilon <= 4.0
@@ -48,6 +50,7 @@ def test_one_run_notices_noise_that_is_a_tenth_of_the_declared():
     assert one_run.bound_of(weak, 0).epsilon > declared.epsilon
 
 
+@pytest.mark.slow
 def test_membership_shows_without_protection_and_hides_with_it():
     off, _ = membership.risks(Setting(0.0, steps=300, clip=1e9, lr=1.0), 16)
     on, _ = membership.risks(Setting(one_run.noise_for(1.0), lr=1.0), 16)

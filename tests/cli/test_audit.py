@@ -102,3 +102,19 @@ def test_a_gate_that_lets_nan_through_ends_with_status_4(job, told, monkeypatch)
     status, _, err = told("audit", "clients", job, "--attack", "nan", "--rounds", 1)
     assert status == 4
     assert "were not refused" in err
+
+
+def test_the_promise_of_a_record_level_job_is_put_to_the_test(tmp_path, told):
+    pytest.importorskip("dp_accounting")
+    job, folder = tmp_path / "private.toml", tmp_path / "run"
+    private = "\n[privacy.record]\nclip = 1.0\nepsilon = 4.0\n"
+    job.write_text(JOB + "federated = false\ncentral = false\n" + private)
+    status, _, err = told("run", job, "--out", folder, "--quiet")
+    assert (status, err) == (0, "")
+    given = ("--job", job, "--models", 4, "--rows", 20, "--quiet", "--json")
+    status, out, _ = told("audit", "privacy", folder, *given)
+    found = json.loads(out)
+    assert status == 0
+    assert 3.9 < found["one_run"]["reported"] <= 4.0
+    assert found["one_run"]["holds"] is True
+    assert found["protection"]["statement"]["unit"] == "record"
