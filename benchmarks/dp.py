@@ -35,6 +35,8 @@ from atoll.privacy.dp.noise import Draws, SystemSource, gaussian, noised
 
 Build = Callable[[], nn.Module]
 ROWS, RATE, CLIP, NOISE = 2000, 0.05, 0.5, 1.0
+_HELD = 200_000_000
+"""Values of row gradients beyond which a mode that forms them is left out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +102,15 @@ def ours(setting: Setting, data: Examples, *, private: bool) -> Callable[[], Non
 
 
 def opacus(setting: Setting, data: Examples, mode: str) -> Callable[[], None] | None:
-    """Opacus with Poisson sampling in one of its modes; None where it is not installed."""
+    """Opacus with Poisson sampling in one of its modes; None where it is not installed, or holds too much."""
     try:
         from opacus import PrivacyEngine
     except ImportError:
         return None
     module = setting.build()
+    size = sum(p.numel() for p in module.parameters())
+    if mode != "ghost" and size * setting.batch > _HELD:
+        return None
     x, y = torch.from_numpy(data.features), torch.from_numpy(data.targets)
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(x, y), batch_size=setting.batch

@@ -34,7 +34,7 @@ def test_the_tail_is_that_of_the_normal():
 
 
 def test_tail_draws_have_the_tails_distribution():
-    x = Normals(SystemSource(), 1.0)._tail(20_000)
+    x = Normals(SystemSource(), 1.0, 1000)._tail(20_000)
     edge = stats.norm.sf(normal._LAST)
     assert stats.kstest(x, lambda v: 1 - stats.norm.sf(v) / edge).pvalue > 1e-6
 
@@ -50,7 +50,7 @@ def test_layers_have_equal_areas_and_close_at_the_top():
 
 def test_draws_at_an_edge_are_decided_by_the_density():
     # In one layer the places between the sure part and the whole follow what is left of the density.
-    normals = Normals(SystemSource(), 1.0)
+    normals = Normals(SystemSource(), 1.0, 1000)
     wide, layer, n = normal.edges(), 700, 200_000
     x = np.random.default_rng(0).uniform(wide[layer + 1], wide[layer], n)
     stays = normals._edge(np.full(n, layer), x.copy())

@@ -132,7 +132,7 @@ def gaussian(source: Source, size: int, sd: float) -> Array:
         raise JobError(f"noise with standard deviation {sd}")
     out = np.empty(size)
     grid = grid_of(sd)
-    normals = Normals(source, sd / grid)
+    normals = Normals(source, sd / grid, size)
     for start in range(0, size, BLOCK):
         part = out[start : start + BLOCK]
         normals.fill(part)
@@ -171,7 +171,7 @@ def noised(
     sd = noise_multiplier * bound
     sd += noise_multiplier * grid_of(sd) * math.sqrt(flat.size)
     grid = grid_of(sd)
-    out, normals = np.empty(flat.size, dtype), Normals(source, sd / grid)
+    out, normals = np.empty(flat.size, dtype), Normals(source, sd / grid, flat.size)
     cells, noise = np.empty((2, BLOCK))
     for start in range(0, flat.size, BLOCK):
         given = flat[start : start + BLOCK]

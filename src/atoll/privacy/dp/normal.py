@@ -29,8 +29,11 @@ _LAST = 4.038849846109505
 
 _PLACES = 2.0**-53
 
-_SPARE = 2048
-"""Draws made in advance for those that the first look does not settle."""
+_UNSETTLED = 0.0045
+"""About the share of draws that the first look does not settle."""
+
+_SPARE = 4096
+"""Most draws that are made in advance for these."""
 
 
 class _Source(Protocol):
@@ -63,10 +66,13 @@ class Normals:
     Args:
         source: of random bits.
         sd: standard deviation.
+        size: about how many draws will be asked for.
     """
 
-    def __init__(self, source: _Source, sd: float) -> None:
+    def __init__(self, source: _Source, sd: float, size: int) -> None:
         self.source, self.sd = source, sd
+        expected = _UNSETTLED * size
+        self._ahead = min(_SPARE, int(expected + 3 * math.sqrt(expected)) + 1)
         wide = edges()
         self._scale = wide[:-1] * (sd * _PLACES)
         self._sure = wide[1:] * sd
@@ -80,7 +86,7 @@ class Normals:
         """Fill all of ``out``, at most :data:`BLOCK` values, with independent draws."""
         at = self._first(out)
         if at.size > self._spare.size:
-            fresh = self._others(max(_SPARE, at.size))
+            fresh = self._others(max(self._ahead, at.size))
             self._spare = np.concatenate([self._spare, fresh])
         out[at], self._spare = self._spare[: at.size], self._spare[at.size :]
 
