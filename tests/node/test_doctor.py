@@ -16,6 +16,8 @@ from atoll.node import doctor
 from atoll.node.datasets import Datasets
 from atoll.node.doctor import examine
 from atoll.node.home import Federation, Home
+from atoll.node.ledger import Charge
+from atoll.node.ledger_file import Ledger
 from atoll.wire.findings import Finding
 from atoll.wire.identity import Identity
 
@@ -76,6 +78,16 @@ def test_without_a_server_all_else_is_looked_at(home: Home, job: Path) -> None:
     assert missed == {"tls", "certificate", "server", "clock", "membership"}
     fine = {f.check for f in found if f.state == "ok"}
     assert {"folder", "files", "disk", "spool", "memory", "libraries", "data", "rehearsal"} <= fine
+
+
+def test_a_ledger_that_was_touched(home: Home) -> None:
+    assert looked(home, "ledger") == []
+    ledger = Ledger(home.ledger, Identity.load(home.identity))
+    ledger.reserve(Charge("r1.train.1.east", "sites", "record", (), "ab" * 32))
+    (fine,) = looked(home, "ledger")
+    assert (fine.state, fine.text[:7]) == ("ok", "1 lines")
+    home.ledger.write_bytes(home.ledger.read_bytes().replace(b"reserved", b"returned"))
+    assert "line 1: was changed" in the_fault(looked(home, "ledger")).text
 
 
 def test_a_folder_that_has_joined_nothing(tmp_path: Path) -> None:

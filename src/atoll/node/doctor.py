@@ -22,8 +22,10 @@ from atoll.job.deployed import dataset_name, deployable, left_out
 from atoll.job.load import read_spec
 from atoll.job.package import pack
 from atoll.job.schema import JobSpec
+from atoll.node.budgets import Budgets
 from atoll.node.datasets import Dataset, Datasets
 from atoll.node.home import Federation, Home
+from atoll.node.journal import read_journal
 from atoll.node.rehearsal import COPIES, contract, rehearse
 from atoll.node.settings import GIB, Settings, read_settings
 from atoll.wire.dialing import Pin
@@ -80,6 +82,7 @@ def examine(
         yield user("user", path)
         alone = "the key is the owner's alone, and nobody else can change whom to trust"
         yield from together("files", _files(home), alone)
+        yield from _ledger(home)
     settings = Settings()
     try:
         settings = read_settings(home.settings)
@@ -109,6 +112,24 @@ def examine(
 
 
 # The folder -------------------------------------------------------------------------------------
+
+
+def _ledger(home: Home) -> Iterator[Finding]:
+    """What must never be put back to an older state."""
+    if not home.identity.exists() or not home.ledger.parent.exists():
+        return
+    try:
+        limits = Budgets(home.budgets).all()
+        key = Identity.load(home.identity).public_bytes
+        count, steps = (len(read_journal(p, key).bodies) for p in (home.ledger, home.pledges))
+    except AtollError as error:
+        yield from faults_of("ledger", error)
+        return
+    yield ok(
+        "ledger",
+        f"{count} lines, and {steps} of masked rounds, are as they were written; "
+        f"{len(limits)} limit{'s' * (len(limits) != 1)}",
+    )
 
 
 def _files(home: Home) -> Iterator[Finding]:
