@@ -57,6 +57,9 @@ class Desk:
     number: int
 
 
+_NONE: Mapping[int, Broadcast] = {}
+
+
 @dataclass(eq=False)
 class _Worker:
     parts: Parts
@@ -64,7 +67,11 @@ class _Worker:
     fold: Fold | None = None
 
     def tasks(
-        self, total: int, items: Sequence[Item], last: bool, loose: Mapping[int, Broadcast]
+        self,
+        total: int,
+        items: Sequence[Item],
+        last: bool,
+        loose: Mapping[int, Broadcast] = _NONE,
     ) -> tuple[list[tuple[Outcome, Kept]], Folded | None]:
         """Run the tasks that come to this worker; the fold goes with the round's ``last`` list.
 

@@ -201,7 +201,7 @@ class Federation:
 
         Args:
             analysis: what is computed.
-            executor: as in :func:`atoll.simulate`; it changes no bit.
+            executor: as in :func:`~atoll.simulation.run.simulate`; it changes no bit.
             workers: number of processes.
             out: folder for the run: records and checkpoints of its rounds.
             resume: continue a run that was cut off in ``out``.

@@ -38,8 +38,8 @@ def encode(values: Array) -> Array:
     Raises:
         UpdateRefused: a value is not finite, or too large.
 
-    >>> encode(np.array([-3.0]))[:, 0]
-    array([ 0.0e+00,  0.0e+00,  0.0e+00, -1.96608e+05,  0.0e+00,  0.0e+00,  0.0e+00])
+    >>> encode(np.array([3.0]))[:, 0].astype(int).tolist()
+    [0, 0, 0, 196608, 0, 0, 0]
     """
     rest = np.array(values, np.float64)
     bad = rest[~(np.abs(rest) < LARGEST)]

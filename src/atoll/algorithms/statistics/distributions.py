@@ -43,7 +43,7 @@ def t_quantile(p: float, df: float) -> float:
     """The t with P(T <= t) = p of Student's t with ``df`` degrees of freedom, p in (0, 1).
 
     >>> round(t_quantile(0.975, 10), 10)
-    2.2281388520
+    2.228138852
     """
     return _inverse(lambda x: t_tail(x, df), p)
 
