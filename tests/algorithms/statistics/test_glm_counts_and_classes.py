@@ -134,7 +134,7 @@ def test_classes_that_columns_tell_apart_are_separation(wine):
 
 
 def test_levels_must_be_declared_and_must_occur(wine):
-    with pytest.raises(DataError, match="'kind' is 2, which is not among its levels"):
+    with pytest.raises(DataError, match="kind: holds 2, which is not among its levels"):
         solve(Multinomial("kind", [0, 1], ["ash"]), {"only": wine})
     with pytest.raises(DataError, match="is never 3 at any site"):
         solve(Multinomial("kind", [0, 1, 2, 3], ["ash"]), {"only": wine})

@@ -181,11 +181,11 @@ def test_a_group_without_events_or_rows_is_told():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"week": np.array([1.0, 2, 2, 3, 9])}, r"'week' holds 9, beyond the axis' end 3"),
-        ({"week": np.array([1.0, -2, 2, 3, 3])}, "'week' holds a negative or infinite time"),
-        ({"event": np.array([1.0, 2, 0, 1, 0])}, "'event' holds 2"),
-        ({"group": np.array([1.0, 2, 0, 1, 0])}, "'group' holds 2, which is not among its levels"),
-        ({"entry": np.array([0.0, 2, 0, 1, 0])}, "'entry' holds an entry that is not before"),
+        ({"week": np.array([1.0, 2, 2, 3, 9])}, r"week: holds 9, beyond the axis' end 3"),
+        ({"week": np.array([1.0, -2, 2, 3, 3])}, "week: holds a negative or infinite time"),
+        ({"event": np.array([1.0, 2, 0, 1, 0])}, "event: holds 2"),
+        ({"group": np.array([1.0, 2, 0, 1, 0])}, "group: holds 2, which is not among its levels"),
+        ({"entry": np.array([0.0, 2, 0, 1, 0])}, "entry: holds an entry that is not before"),
     ],
 )
 def test_what_cannot_be_is_refused_with_site_and_column(change, message):
@@ -215,3 +215,12 @@ def test_axes_and_options_that_cannot_be_are_refused():
         KaplanMeier("t", "e", Axis(1), group="g")
     with pytest.raises(JobError, match="two or more groups"):
         LogRank("t", "e", "g", (1,), Axis(1))
+
+
+def test_the_column_travels_and_its_values_do_not():
+    data = {"odd": hand() | {"week": np.array([1.0, 2, 2, 3, 731])}}
+    with pytest.raises(DataError) as caught:
+        solve(KaplanMeier("week", "event", Axis(3)), data)
+    assert caught.value.message == "column 'week' does not fit the analysis"
+    assert [f.place for f in caught.value.faults] == ["week"]
+    assert "731" in str(caught.value)  # for the owner of the data

@@ -12,13 +12,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from atoll.core.errors import DataError, JobError
+from atoll.core.errors import DataError, Fault, JobError
 from atoll.core.layout import Array
 
-__all__ = ["Design", "Moments", "gram", "moments", "moments_of"]
+__all__ = ["Design", "Moments", "gram", "misfit", "moments", "moments_of"]
 
 BLOCK = 4096
 """Rows at a time: 20 columns of them are 640 KiB."""
+
+
+def misfit(column: str, problem: str, remedy: str = "") -> DataError:
+    """The error for a site's column that cannot be analysed.
+
+    The problem may quote a value: it stands in a fault, whose text stays in the site's own log, while the
+    name of the column travels.
+    """
+    return DataError(
+        f"column {column!r} does not fit the analysis", faults=[Fault(column, problem, remedy)]
+    )
 
 
 @dataclass(frozen=True)
@@ -76,9 +87,10 @@ class Design:
             known = np.isin(values, levels) | np.isnan(values)
             if not known.all():
                 odd = float(values[~known][0])
-                raise DataError(
-                    f"column {feature!r} holds {odd:g}, which is not among its levels",
-                    remedy="declare all levels that occur anywhere",
+                raise misfit(
+                    feature,
+                    f"holds {odd:g}, which is not among its levels",
+                    "declare all levels that occur anywhere",
                 )
             gone = np.isnan(values)
             for level in levels[1:]:
@@ -121,9 +133,7 @@ class Design:
         """
         for name in (*self.features, *others):
             if np.isinf(data[name]).any():
-                raise DataError(
-                    f"column {name!r} holds an infinite value", remedy="mark it as missing"
-                )
+                raise misfit(name, "holds an infinite value", "mark it as missing")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from atoll.algorithms.statistics import glm_newton, penalty
 from atoll.algorithms.statistics.glm import NO_PENALTY, PATIENCE, SEPARATED, TOUCH
-from atoll.algorithms.statistics.glm_design import Design, gram, moments_of
+from atoll.algorithms.statistics.glm_design import Design, gram, misfit, moments_of
 from atoll.algorithms.statistics.glm_inference import Estimates, estimates
 from atoll.algorithms.statistics.glm_newton import CLIMBING, REACHED, Height, solve_kept
 from atoll.algorithms.statistics.glm_rows import Block, Rows
@@ -184,9 +184,10 @@ class Multinomial:
         member = np.stack([block.outcome == level for level in self.levels]).astype(np.float64)
         if not member.any(axis=0).all():
             odd = float(block.outcome[~member.any(axis=0)][0])
-            raise DataError(
-                f"outcome {self.outcome!r} is {odd:g}, which is not among its levels",
-                remedy="declare all levels that occur anywhere",
+            raise misfit(
+                self.outcome,
+                f"holds {odd:g}, which is not among its levels",
+                "declare all levels that occur anywhere",
             )
         return member
 

@@ -13,8 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from atoll.algorithms.statistics.glm_design import Design, Moments, moments
-from atoll.core.errors import DataError
+from atoll.algorithms.statistics.glm_design import Design, Moments, misfit, moments
 from atoll.core.layout import Array
 
 __all__ = ["Block", "Intercept", "Rows"]
@@ -80,9 +79,7 @@ class Rows:
         """
         for name in (self.weights, self.frequencies):
             if name and (data[name] < 0).any():
-                raise DataError(
-                    f"column {name!r} holds {np.nanmin(data[name]):g}, a negative weight"
-                )
+                raise misfit(name, f"holds {np.nanmin(data[name]):g}, a negative weight")
         return moments(self.design, data, self.others)
 
     def blocks(self, data: Mapping[str, Array], centre: Array, scale: Array) -> Iterator[Block]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from atoll.algorithms.statistics import glm_newton
 from atoll.algorithms.statistics.families import Family
-from atoll.algorithms.statistics.glm_design import moments_of
+from atoll.algorithms.statistics.glm_design import misfit, moments_of
 from atoll.algorithms.statistics.glm_rows import Rows
 from atoll.core.errors import DataError
 from atoll.core.layout import Array
@@ -36,9 +36,10 @@ def outcome_sums(
         y, weight = block.outcome, block.weight * block.times
         if not law.allows(y).all():
             odd = float(y[~law.allows(y)][0])
-            raise DataError(
-                f"outcome {rows.outcome!r} is {odd:g}, which no {law.name} model knows",
-                remedy="look at the column, or choose another family",
+            raise misfit(
+                rows.outcome,
+                f"holds {odd:g}, which no {law.name} model knows",
+                "look at the column, or choose another family",
             )
         saturated = saturated + weight @ law.saturated(y)
         bounds = (np.count_nonzero(y == low), np.count_nonzero(y == high))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from atoll.algorithms.statistics.glm_design import misfit
 from atoll.core.errors import DataError
 from atoll.core.layout import Array
 
@@ -78,9 +79,7 @@ class Standardise:
         rows = [data[name][~np.isnan(data[name])] for name in self.features]
         for name, values in zip(self.features, rows, strict=True):
             if np.isinf(values).any():
-                raise DataError(
-                    f"column {name!r} holds an infinite value", remedy="mark it as missing"
-                )
+                raise misfit(name, "holds an infinite value", "mark it as missing")
         if int(question["phase"]) == SQUARES:
             rest = [v - mean for v, mean in zip(rows, question["means"], strict=True)]
             return {"squares": np.array([v @ v for v in rest])}

@@ -13,8 +13,9 @@ from typing import Literal, Protocol
 import numpy as np
 
 from atoll.algorithms.statistics.distributions import normal_quantile
+from atoll.algorithms.statistics.glm_design import misfit
 from atoll.algorithms.statistics.survival_axis import Axis, spans
-from atoll.core.errors import DataError, JobError
+from atoll.core.errors import JobError
 from atoll.core.layout import Array
 
 __all__ = ["Counted", "Curve", "Curves", "KaplanMeier", "at_risk", "histograms"]
@@ -257,9 +258,10 @@ def positions(values: Array, levels: Sequence[float], name: str) -> Array:
     at = np.minimum(np.searchsorted(known, values), len(known) - 1)
     odd = known[at] != values
     if odd.any():
-        raise DataError(
-            f"column {name!r} holds {values[odd][0]:g}, which is not among its levels",
-            remedy="declare all levels that occur anywhere",
+        raise misfit(
+            name,
+            f"holds {values[odd][0]:g}, which is not among its levels",
+            "declare all levels that occur anywhere",
         )
     result: Array = ordered[at]
     return result

@@ -13,7 +13,8 @@ from functools import cached_property
 
 import numpy as np
 
-from atoll.core.errors import DataError, JobError
+from atoll.algorithms.statistics.glm_design import misfit
+from atoll.core.errors import JobError
 from atoll.core.layout import Array
 
 __all__ = ["Axis", "Spans", "spans"]
@@ -113,25 +114,24 @@ def spans(
     whole = ~np.isnan(np.stack([data[name] for name in names])).any(axis=0)
     stop, happened = data[time][whole], data[event][whole]
     if len(stop) and not (np.isfinite(stop).all() and stop.min() >= 0):
-        raise DataError(f"column {time!r} holds a negative or infinite time")
+        raise misfit(time, "holds a negative or infinite time")
     odd = (happened != 0) & (happened != 1)
     if odd.any():
-        raise DataError(
-            f"column {event!r} holds {happened[odd][0]:g}", remedy="1 is an event, 0 is censoring"
-        )
+        raise misfit(event, f"holds {happened[odd][0]:g}", "1 is an event, 0 is censoring")
     leave = axis.codes(stop)
     late = leave >= len(axis.points)
     if (late & (happened == 1)).any() or (late.any() and not len(axis.times)):
-        raise DataError(
-            f"column {time!r} holds {stop[late].max():g}, beyond the axis' end {axis.points[-1]:g}",
-            remedy="raise the horizon",
+        raise misfit(
+            time,
+            f"holds {stop[late].max():g}, beyond the axis' end {axis.points[-1]:g}",
+            "raise the horizon",
         )
     moved = axis.moved(stop[~late], leave[~late])
     enter = np.full(len(stop), -1)
     if entry:
         begin = data[entry][whole]
         if (begin >= stop).any():
-            raise DataError(f"column {entry!r} holds an entry that is not before the exit")
+            raise misfit(entry, "holds an entry that is not before the exit")
         enter = np.where(begin > 0, axis.codes(begin), -1)
         moved += axis.moved(begin[begin > 0], enter[begin > 0])
     return Spans(enter, leave, happened == 1, whole, moved)
