@@ -325,16 +325,16 @@ class Errands:
 
     def _say(self, task: str, tries: int = 1) -> None:
         """A step of a masked round; the one with integers waits until the worker has made them."""
-        body = self._bodies[task]
         try:
-            held = self._masked.held(body, self._site.cache.path)
+            held = self._masked.held(body := self._bodies[task], self._site.cache.path)
         except StorageError:
             after = f.backoff(tries, self._site.jitter())
             self._later(after, lambda: self._say(task, tries + 1))
         except AtollError as error:
-            self._fail(task, without_paths(str(error)))
+            self._fail(task, without_paths(str(error)), verdict(error))
         else:
             if held is not None:
+                self._waiting = deque(name for name in self._waiting if name != task)
                 self._finished(held, ResultBody(task=task, status="done"))
             if (training := self._masked.first(body)) is not None:
                 self._bodies[training.id] = training
@@ -419,8 +419,9 @@ class Errands:
         task = order.task.id
         result, memory = Path(order.result), Path(order.keep) if report.kept else None
         if self._masked.keep(order, report):
-            if task in self._tasks and self._tasks[task].state == "working":
-                self._say(task)
+            for name, now in list(self._tasks.items()):  # of whatever attempt
+                if now.state == "working" and self._bodies[name].kind == "train":
+                    self._say(name)
             return
         try:
             if not result.exists():

@@ -104,6 +104,7 @@ class Masked:
         self._rules: dict[str, Mapping[str, Any] | None] = {}
         self._machine: tuple[tuple[int, int], machine.Site] | None = None
         self._trained: dict[int, Trained] = {}
+        self._begun = -1
         self._said: dict[str, bytes | Path] = {}
 
     # What it is about ---------------------------------------------------------------------------
@@ -118,8 +119,9 @@ class Masked:
         """The training to begin with after ``body`` was looked at; None when there is none to begin."""
         if body.kind == "train":
             return None if self.trained(body) else body
-        if body.kind != "commit" or body.number in self._trained:
+        if body.kind != "commit" or body.number in (self._begun, *self._trained):
             return None
+        self._begun = body.number
         name = body.id.replace(f"{self._run}.commit.", f"{self._run}.train.", 1)
         return body.model_copy(update={"id": name, "kind": "train", "said": None})
 
