@@ -5,11 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from atoll.report.charts import Band, Series, figure, legend, line_chart, shown, ticks
+from atoll.report.charts import (
+    Band,
+    Part,
+    Series,
+    figure,
+    legend,
+    line_chart,
+    shown,
+    stacked_columns,
+    ticks,
+)
 from atoll.report.markup import Safe, tag
 from atoll.report.style import STYLE
 
-__all__ = ["forest", "page", "plain_table", "survival_plot"]
+__all__ = ["bars", "forest", "page", "plain_table", "survival_plot"]
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
@@ -51,6 +61,16 @@ def plain_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> Safe:
     top = tag("thead", tag("tr", *(tag("th", head) for head in heads)))
     body = tag("tbody", *(tag("tr", *(tag("td", cell) for cell in row)) for row in rows))
     return tag("div", tag("table", top, body), class_="scroll")
+
+
+def bars(title: str, counts: Sequence[tuple[str, float | None]], x_label: str) -> Safe:
+    """Counts as upright bars; None is suppressed and leaves a gap."""
+    columns = [
+        (name, [] if count is None else [Part("count", "c0", count)]) for name, count in counts
+    ]
+    hidden = sum(count is None for _, count in counts)
+    note = f"; {hidden} suppressed" if hidden else ""
+    return figure(stacked_columns(title, columns, x_label), title + note, wide=True)
 
 
 def forest(title: str, rows: Sequence[Interval], *, ratio: bool = False) -> Safe:

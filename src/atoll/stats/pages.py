@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll.report.markup import Safe, tag
-from atoll.report.statistics import forest, page, plain_table, survival_plot
+from atoll.report.statistics import bars, forest, page, plain_table, survival_plot
 from atoll.stats.models import Fitted
 from atoll.stats.survival import FittedCurves
 
@@ -36,9 +36,23 @@ def _shown(part: Any) -> Sequence[Safe]:
     if isinstance(part, FittedCurves):
         return _curves(part)
     if hasattr(part, "itertuples"):
+        plots = _bins(part) if list(part.columns) == ["from", "to", "count", "suppressed"] else []
         heads = [str(part.index.name or ""), *map(str, part.columns)]
-        return [plain_table(heads, [[_text(cell) for cell in row] for row in part.itertuples()])]
+        return [
+            *plots,
+            plain_table(heads, [[_text(cell) for cell in row] for row in part.itertuples()]),
+        ]
     return [tag("p", line) for line in str(part).splitlines() if line]
+
+
+def _bins(part: Any) -> list[Safe]:
+    """The plot of what :func:`~atoll.stats.describing.histogram` gave."""
+    rows = part.to_dict("records")
+    counts = [
+        (f"{r['from']:g} to {r['to']:g}", None if r["suppressed"] else float(r["count"]))
+        for r in rows
+    ]
+    return [bars("Histogram", counts, "bins, from left to right")]
 
 
 def _model(fit: Fitted) -> list[Safe]:
