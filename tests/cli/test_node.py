@@ -139,6 +139,15 @@ def test_everybody_s_fingerprints_are_shown(server, node):
     assert mine in [m["fingerprint"] for m in found["members"] if m["name"] == "west"]
 
 
+def test_keys_are_pinned_once_and_shown_as_such(server, node):
+    node("join", code_for(server, "south"))
+    status, out, err = node("peers", "--pin")
+    assert (status, "pinned: south" in err or "south" in err) == (0, True)
+    (line,) = [x for x in out.splitlines() if x.startswith("south")]
+    assert line.endswith("yes")
+    assert "nothing new" in node("peers", "--pin")[2]
+
+
 def test_a_code_works_once(server, node, tmp_path):
     code = code_for(server, "north")
     assert node("join", code)[0] == 0
