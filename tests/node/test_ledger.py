@@ -18,6 +18,7 @@ from atoll.node.journal import read_journal
 from atoll.node.ledger import Accounts, Charge, Entry, Limit, composed_epsilon
 from atoll.node.ledger_file import Ledger, read_ledger
 from atoll.privacy.dp.events import Gaussian, MatrixGaussian, to_plain
+from atoll.wire.disk import RealDisk
 from atoll.wire.lossy_disk import LossyDisk
 
 PLACE = Path("/node/ledger.jsonl")
@@ -247,6 +248,39 @@ def test_a_line_that_is_no_entry_is_named() -> None:
     for change in ({"state": "lost"}, {"unit": "house"}, {"more": 1}, {"events": 3}):
         with pytest.raises(DataError, match="no entry"):
             Entry.from_plain({**good.to_plain(), **change})
+
+
+@pytest.mark.parametrize("refused", ["append", "ledger.jsonl", ".ledger.jsonl.head.partial"])
+def test_what_the_disk_refused_is_written_by_the_next_try_before_anything_leaves(
+    tmp_path: Path, refused: str
+) -> None:
+    class Full(RealDisk):
+        full = False
+
+        def append(self, path: Path, offset: int, data: Any) -> None:
+            if self.full and refused == "append":
+                raise StorageError("no space left on device")
+            super().append(path, offset, data)
+
+        def fsync(self, path: Path) -> None:
+            if self.full and path.name == refused:
+                raise StorageError("no space left on device")
+            super().fsync(path)
+
+    disk, path, task = Full(), tmp_path / "ledger.jsonl", charge(1).task
+    book = ledger(path, disk)
+    for act in (
+        lambda: book.reserve(charge(1), [LIMIT]),
+        lambda: book.release(task, "a" * 64),
+    ):
+        disk.full = True
+        with pytest.raises(StorageError, match="no space"):
+            act()
+        assert book.spent(LIMIT) == 1.0  # it counts from the try on
+        disk.full = False
+        act()
+    assert [e.state for e in ledger(path).entries] == ["released"]
+    assert read_journal(path, KEY.public_bytes).digest(book.head.count) == book.head.digest
 
 
 def work(book: Ledger, left: list[str]) -> None:

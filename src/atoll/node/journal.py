@@ -6,8 +6,8 @@ Each line is a JSON object that holds the hash of the line before it and, at its
 
 Beside the file lies its *head*: number and hash of the last line that counts, signed with the site's key.
 A line is durable first, then the head, then the caller goes on; so a crash leaves at most one line that
-nobody was told of, whole or torn. A whole one stays, a torn one is cut off, and everything else that does
-not fit (a changed, removed, exchanged or added line, a file that is shorter than its head says, a head
+nobody was told of, whole or torn. A whole one stays, a torn one does not count, and everything else that
+does not fit (a changed, removed, exchanged or added line, a file that is shorter than its head says, a head
 that somebody else signed) is refused with the number of the line.
 
 What lies in one folder can be put back as a whole. That is found by whoever has seen a later head:
@@ -194,9 +194,7 @@ class Journal:
         self._bodies, self._digests = list(found.bodies), list(found.digests)
         self._size = found.size
         self._anchored: Head | None = None
-        if found.torn:
-            self._disk.append(path, found.size, b"")
-        if found.bodies or found.torn:
+        if found.bodies:  # what is torn behind them is written over by the next line
             # A killed process may have written what no disk has yet.
             self._disk.fsync(path)
             self._disk.fsync_folder(path.parent)
