@@ -162,6 +162,7 @@ def _quantise(
         model=model,
         vectors=vectors,
         cap=_cap(privacy, parts.weighting) if open_figures else 1.0,
+        caps=parts.weighting.kind == "examples" or not open_figures,
         counts=parts.weighting.kind != "given",
         kinds=sent.metrics,
         ranges={BELOW: Range(1.0), **declared},

@@ -174,3 +174,9 @@ def test_scores_of_single_rows_are_refused_by_name() -> None:
     (fault,) = link.faults(setting)
     assert "BinnedAUC" in str(fault)
     assert replace(link, kinds={}).faults(replace(setting, metrics={})) == []
+
+
+def test_a_weight_that_no_cap_was_declared_for_is_refused_and_not_shortened() -> None:
+    link = Quantise(1.0, 1, {"delta": 1}, caps=False)
+    with pytest.raises(UpdateRefused, match="weight 7"):
+        link.client(Update({"delta": np.zeros(1)}, 7.0, 7), passage("a", 3))

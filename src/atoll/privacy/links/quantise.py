@@ -45,7 +45,8 @@ class Quantise:
         bound: C, for vectors of the model; beyond it a coordinate is clipped.
         model: d, length of a vector of the model.
         vectors: length of every vector that comes, by name, in the order of the lanes.
-        cap: largest weight; more counts as much.
+        cap: largest weight.
+        caps: whether more counts as much; else it is refused.
         counts: whether weights are whole numbers.
         kinds: the metrics that come, by name; their values do not matter.
         ranges: of vectors that are none of the model.
@@ -57,6 +58,7 @@ class Quantise:
     model: int
     vectors: Mapping[str, int]
     cap: float = 1.0
+    caps: bool = True
     counts: bool = True
     kinds: Metrics = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
@@ -163,6 +165,8 @@ class Quantise:
         return Update(sent, 1.0, 0)
 
     def _values(self, update: Update, scale: float) -> dict[str, Array]:
+        if not self.caps and update.weight > self.cap:
+            raise UpdateRefused(f"weight {update.weight:g} is above the largest, {self.cap:g}")
         share = min(float(update.weight), self.cap) / self.cap
         values = {
             name: np.multiply(v.reshape(-1), share * scale, dtype=np.float64)
