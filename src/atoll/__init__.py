@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from atoll import stats
     from atoll.connection import Connection, connect
     from atoll.core.contracts import Examples, Weighting
     from atoll.core.errors import AtollError
@@ -43,6 +44,7 @@ __all__ = [
     "connect",
     "load_job",
     "simulate",
+    "stats",
 ]
 
 _HOMES = {
@@ -64,6 +66,7 @@ _HOMES = {
     "connect": "atoll.connection",
     "load_job": "atoll.job",
     "simulate": "atoll.simulation",
+    "stats": "atoll",
 }
 
 
@@ -71,7 +74,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its home when it is first asked for."""
     if name not in _HOMES:
         raise AttributeError(f"module 'atoll' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    home = _HOMES[name]
+    if home == "atoll":  # a package of its own
+        return importlib.import_module(f"atoll.{name}")
+    value = getattr(importlib.import_module(home), name)
     globals()[name] = value
     return value
 
