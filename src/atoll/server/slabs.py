@@ -35,6 +35,9 @@ _MODEL = ""
 _WORKERS = min(4, os.cpu_count() or 1)
 """Slabs that are worked on at the same time."""
 
+_PARTS = 4
+"""Parts in which a slab is added up, one after the other."""
+
 _IN_MEMORY = 32 << 20
 """Bytes of updates that may stay in memory instead of being read again."""
 
@@ -87,12 +90,20 @@ class Totals(Mapping[str, Array]):
         shape, _ = self._shapes[name]
         return self.between(slice(None), (name,))[name].reshape(shape)
 
-    def between(self, here: slice, names: tuple[str, ...] | None = None) -> dict[str, Array]:
-        """A slab of the long sums and all of the others."""
+    def opened(self) -> list[Mapping[str, Array]]:
+        """The vectors of all updates; while they are kept, so is what they are maps of."""
+        return [held.vectors() for held in self._held]
+
+    def between(
+        self,
+        here: slice,
+        names: tuple[str, ...] | None = None,
+        opened: list[Mapping[str, Array]] | None = None,
+    ) -> dict[str, Array]:
+        """A slab of the long sums and all of the others; ``opened`` spares opening the updates."""
         wanted = tuple(self._shapes) if names is None else names
         exact: dict[str, ExactSum | WholeSum] = {}
-        for held in self._held:
-            vectors = held.vectors()
+        for held, vectors in zip(self._held, opened or self.opened(), strict=True):
             for name in wanted:
                 part = vectors[name].reshape(-1)[here]
                 if name not in exact:
@@ -211,12 +222,17 @@ class BySlabs:
         if not isinstance(sums, Totals) or size <= self.slab or not _by_parameter(self.inner):
             return self.inner.server(state, aggregate)
         made: dict[str, Array] = {}
+        part_size = -(-self.slab // _PARTS)
 
         def step(start: int) -> None:
-            here = slice(start, min(start + self.slab, size))
-            part = self.inner.server(
-                _part(state, here), replace(aggregate, sums=sums.between(here))
-            )
+            stop, opened = min(start + self.slab, size), sums.opened()
+            # In parts: what is computed on the way stays in the processor's cache.
+            for first in range(start, stop, part_size):
+                piece(slice(first, min(first + part_size, stop)), opened)
+
+        def piece(here: slice, opened: list[Mapping[str, Array]]) -> None:
+            found = replace(aggregate, sums=sums.between(here, opened=opened))
+            part = self.inner.server(_part(state, here), found)
             vectors = {_MODEL: part.parameters, **part.slots}
             if not made:
                 made.update((n, _room(v, part.parameters.shape, size)) for n, v in vectors.items())
