@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import pytest
 
 from atoll.core.contracts import Task
 from atoll.core.errors import UpdateRefused, WireError
+from atoll.privacy.secagg.codec import read, written
+from atoll.privacy.secagg.messages import Deal
 from atoll.server import masking
 from atoll.wire.frames import decode, encode
 
@@ -259,6 +262,33 @@ def test_answers_say_nothing_about_a_site_in_the_clear(world):
         sent = np.array([float(w[lane][0]) for w in words])
         assert sent.min() > 2**40  # no site's own number: uniform over 64 bits
         assert abs(np.corrcoef(rows, sent)[0, 1]) < 0.999
+
+
+def test_a_site_whose_shares_do_not_open_is_left_out_of_the_next_attempt(world, quantised):
+    """It signs what it sends, so whoever cannot open it knows whom to blame, itself too."""
+    culprit = world.sites["switzerland"]
+    honest = culprit._work
+
+    def work(service: Any, task: Any) -> bytes:
+        raw = honest(service, task)
+        if task.kind != "share":
+            return raw
+        body, arrays = decode(raw, played.EVERYTHING)
+        session = culprit.masked[task.run]._machine[1].at
+        deal, made = read(Deal, arrays["said"].tobytes()), []
+        for envelope in deal.envelopes:
+            bad = replace(envelope, sealed=envelope.sealed[::-1])
+            signed = culprit.key.sign(bad.signed(session.terms.context, session.roster))
+            made.append(replace(bad, signature=signed))
+        said = written(replace(deal, envelopes=tuple(made)))
+        return encode(body, {"said": np.frombuffer(said, np.uint8)})
+
+    culprit._work = work
+    run = world.submit(spec("masked"))
+    assert ended(world, run) == "completed"
+    assert [n["attempt"] for n in notes(world, run) if n["step"] == "commit"] == [0, 1]
+    assert world.hash(run) == quantised(("switzerland",))
+    assert "6 sites say: " in world.record(run)["missing"]["switzerland"]
 
 
 def tampered(change: Callable[[dict[str, Any], dict[str, Any]], None], kind: str) -> Any:

@@ -47,7 +47,7 @@ from atoll.privacy.secagg.messages import (
     Survivors,
     Vector,
 )
-from atoll.privacy.secagg.policy import Approved
+from atoll.privacy.secagg.policy import BLAMES, Approved
 from atoll.privacy.secagg.terms import Terms, model_digest, rule_text, usual_threshold
 from atoll.wire.frames import Allowed, Blob, encode, head, open_frame
 from atoll.wire.messages import ResultBody, TaskBody, read_body
@@ -298,7 +298,7 @@ class Masked:
 
         Raises:
             StateError: it gave up.
-            AuthError: likewise, and a peer is to blame; it is named.
+            AuthError: likewise, and a peer is to blame; it is named behind :data:`BLAMES`.
         """
         if self._machine is None:
             raise StateError("there is no attempt")
@@ -316,8 +316,9 @@ class Masked:
                 if isinstance(effect, machine.Mask):
                     return None, effect.plan
                 if isinstance(effect, machine.Abort):
-                    kind = AuthError if effect.blamed else StateError
-                    raise kind(effect.reason, site=effect.blamed)
+                    if effect.blamed:
+                        raise AuthError(f"{BLAMES} {effect.blamed}: {effect.reason}")
+                    raise StateError(effect.reason)
                 todo.append(self._kept(effect))
         raise StateError(f"{body.id}: nothing is to be said to this")
 

@@ -24,7 +24,7 @@ fresh keys, but never once sites have been asked to release shares: then the rou
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,7 @@ from atoll.privacy.secagg.codec import MOST, read, written
 from atoll.privacy.secagg.fixed import signed_values
 from atoll.privacy.secagg.masks import RingSum, chunks_of
 from atoll.privacy.secagg.messages import Commitment, Deal, FromSite, Pledge, Release, Vector
+from atoll.privacy.secagg.policy import BLAMES
 from atoll.privacy.secagg.server import Server
 from atoll.privacy.secagg.terms import Lane, Member, Occasion, Terms, rule_text, usual_threshold
 from atoll.runtime.client import Parts
@@ -241,7 +242,18 @@ class _Attempt:
         if self._machine is None:
             reason = f"no masked round: {self.failure}"
             return [vars(Outcome(site, "dropped", 0, reason)) for site in sorted(self._gone)]
-        return [vars(o) for o in self._outcomes.values() if o.status in _UNHEARD]
+        lost = [vars(o) for o in self._outcomes.values() if o.status in _UNHEARD]
+        return lost + [vars(o) for o in self._accused()]
+
+    def _accused(self) -> Iterator[Outcome]:
+        """Who is blamed by more sites than the round could have done without."""
+        spare = len(self._tasks) - self.threshold
+        for task in self._tasks:
+            start = f"{BLAMES} {task.client}: "
+            said = [o.reason for o in self._outcomes.values() if o.reason.startswith(start)]
+            if len(said) > spare:
+                reason = f"{len(said)} sites say: {said[0][len(start) :]}"
+                yield Outcome(task.client, "refused", 0, reason)
 
     def play(self) -> Generator[Call, Sequence[Outcome], None]:
         office, number = self._round.office, self._number

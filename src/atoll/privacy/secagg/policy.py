@@ -10,7 +10,10 @@ from atoll.privacy.secagg.keys import signed_by
 from atoll.privacy.secagg.messages import Invitation
 from atoll.privacy.secagg.terms import Lane, Terms
 
-__all__ = ["Approved", "Policy"]
+__all__ = ["BLAMES", "Approved", "Policy"]
+
+BLAMES = "blames"
+"""With this word a site begins when it gives up because of another: ``blames NAME: why``."""
 
 
 @dataclass(frozen=True)
