@@ -20,7 +20,7 @@ from atoll.core.metrics import RankedScores
 from atoll.core.seeds import Seed
 from atoll.core.values import Update
 from atoll.job.build import Job
-from atoll.job.privacy import ClientPrivacy, Privacy, RowPrivacy, lanes_of
+from atoll.job.privacy import ClientPrivacy, Privacy, RowPrivacy, lanes_of, with_chain
 from atoll.models.linear import LinearTrainer
 from atoll.privacy.dp import noise
 from atoll.runs.result import Run
@@ -474,3 +474,20 @@ def test_a_module_that_mixes_rows_is_refused_with_every_reason() -> None:
     clients = {c: rc.Examples(e.features.astype(np.float32), e.targets) for c, e in CLIENTS.items()}
     with pytest.raises(JobConflict, match="BatchNorm"):
         simulate(job(trainer=TorchTrainer(mixing), **by_row(noise_multiplier=1.0)), clients)
+
+
+def test_noise_is_added_even_where_there_is_one_client_only() -> None:
+    alone = {"a": CLIENTS["a"]}
+    quiet = run(alone, weighting=Weighting("uniform"), privacy=Privacy(clip=0.5), stop=Stop(1))
+    noisy = run(alone, **{**private(noise_multiplier=1.0), "stop": Stop(1)})
+    assert noisy.model_hash != quiet.model_hash
+    assert noisy.ledger
+
+
+def test_a_site_of_a_deployment_has_the_client_halves_and_no_noise_of_the_server() -> None:
+    parts = rc.parts(FedAvg(), {"a": CLIENTS["a"]}, personal=())
+    section = Privacy("quantised", clip=0.5, client=ClientPrivacy(epsilon=1.0))
+    made, found = with_chain(section, parts, Synchronous(), 5, site=True)
+    assert [link.name for link in made.chain.links] == ["clip", "share", "quantise"]
+    assert found == []
+    assert made.chain.account is None

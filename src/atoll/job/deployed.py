@@ -294,7 +294,9 @@ def parts_at(spec: JobSpec, islands: Islands, folder: Path, site: ClientId) -> P
         apart=True,
     )
     # Whether n clients are enough is the coordinator's to check: here is only one.
-    return with_chain(job.privacy, parts, job.schedule, job.stop.rounds)[0]
+    made, found = with_chain(job.privacy, parts, job.schedule, job.stop.rounds, site=True)
+    raise_faults(JobConflict, "this job cannot run", found, site=site)
+    return made
 
 
 def initial_vector(parts: Parts) -> Array:

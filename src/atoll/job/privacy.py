@@ -68,16 +68,24 @@ def _sent(parts: Parts) -> _Sent:
 
 
 def chain_of(
-    privacy: Privacy, parts: Parts, schedule: Schedule, rounds: int, outside: Sequence[str] = ()
+    privacy: Privacy,
+    parts: Parts,
+    schedule: Schedule,
+    rounds: int,
+    outside: Sequence[str] = (),
+    *,
+    site: bool = False,
 ) -> Chain:
     """The chain of a run.
 
     Args:
         privacy: the section, without faults of its own.
-        parts: the run's, with all its clients; or with one, at a site.
+        parts: the run's, with all its clients; or with its own, at a site.
         schedule: of the rounds.
         rounds: planned ones.
         outside: what else the job releases, for the statement.
+        site: whether this is a site of a deployment, where only client halves run: noise of the
+            server and the account are the coordinator's.
 
     Raises:
         JobConflict: no noise keeps the target.
@@ -86,7 +94,7 @@ def chain_of(
     if not len(parts.clients):
         return Chain()
     if not privacy:
-        return Chain(account=_of_rows(privacy, parts, rounds, outside))
+        return Chain(account=None if site else _of_rows(privacy, parts, rounds, outside))
     sent, cohort = _sent(parts), cohort_of(schedule, len(parts.clients))
     model = int(parts.trainer.layout.shared.stop)
     vectors = {name: math.prod(shape) for name, (shape, _) in sorted(sent.shapes.items())}
@@ -95,11 +103,11 @@ def chain_of(
     links = list(_bounding(privacy, parts, schedule, model))
     client, account = privacy.client, None
     shares = None
-    if client is not None and client.where == "server":
+    if client is not None and client.where == "server" and not site:
         released = sum(length for length in vectors.values() if length == model)
         noise, account = _central(privacy, client, schedule, rounds, released, cohort, outside)
         links.append(noise)
-    elif client is not None:
+    elif client is not None and client.where == "sites":
         shares = _shares(privacy, client, schedule, rounds)
     if privacy.integers:
         quantise = _quantise(privacy, parts, sent, vectors, model, shares)
@@ -107,13 +115,15 @@ def chain_of(
         if client is not None and shares is not None:
             added = NoiseShares(shares, quantise.bound, quantise.values, model, cohort)
             links.append(added)
-            if not parts.apart or len(parts.clients) > 1:  # a site does not know n
+            if not site:  # which does not know n
                 account = _account(client, added.events()[0], rounds, outside)
     if privacy.aggregation == "masked":
         links.append(Mask(privacy.threshold, privacy.degree))
     elif privacy.aggregation == "encrypted":
         links.append(Encrypt())
-    return Chain(tuple(links), cohort, account or _of_rows(privacy, parts, rounds, outside))
+    if not site:
+        account = account or _of_rows(privacy, parts, rounds, outside)
+    return Chain(tuple(links), cohort, account)
 
 
 def _bounding(privacy: Privacy, parts: Parts, schedule: Schedule, model: int) -> Iterator[Link]:
@@ -327,6 +337,8 @@ def with_chain(
     rounds: int,
     faults: Sequence[Fault] = (),
     outside: Sequence[str] = (),
+    *,
+    site: bool = False,
 ) -> tuple[Parts, list[Fault]]:
     """The parts with their chain, and what is wrong with it.
 
@@ -337,12 +349,13 @@ def with_chain(
         rounds: planned ones.
         faults: what :func:`declared_faults` found; with any, only aggregation is looked at further.
         outside: see :func:`chain_of`.
+        site: see :func:`chain_of`; nothing is checked there.
     """
     if faults:
         privacy = replace(privacy, client=None, record=None)
     try:
-        chain = chain_of(privacy, parts, schedule, rounds, outside)
-        found = chain_faults(chain, parts, schedule)
+        chain = chain_of(privacy, parts, schedule, rounds, outside, site=site)
+        found = [] if site else chain_faults(chain, parts, schedule)
     except JobConflict as error:
         return parts, [*error.faults] or [Fault("privacy", error.message, error.remedy)]
     parts = replace(parts, chain=chain)
