@@ -54,7 +54,7 @@ def test_a_limit_on_norms_refuses_who_is_beyond_it_and_is_part_of_the_job(job):
     free, wide = run(job), run(job, "privacy.max_norm=1e9")
     np.testing.assert_allclose(free.vector, wide.vector, rtol=1e-9)  # one by one, not in groups
     assert free.job.hash() != wide.job.hash()
-    with pytest.raises(QuorumError, match="allowed are 0.001"):
+    with pytest.raises(QuorumError, match=r"allowed are 0\.001"):
         run(job, "privacy.max_norm=0.001")
 
 
