@@ -1,0 +1,62 @@
+"""What updates pass on their way out is the same between institutions as in a simulation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import played_sites as played
+import pytest
+
+import atoll
+
+EXACT = {
+    "clipped": ("privacy.clip=0.05",),
+    "by layer": ("privacy.clip=0.05", "privacy.clip_by=layer"),
+    "adaptive": ("privacy.clip=0.05", "privacy.clip_by=adaptive", "algorithm.weights=uniform"),
+    "integers": ("privacy.aggregation=quantised",),
+    "two vectors": ("privacy.aggregation=quantised", "algorithm.name=scaffold"),
+    "integers, adaptive": (
+        "privacy.aggregation=quantised",
+        "privacy.clip=0.05",
+        "privacy.clip_by=adaptive",
+        "algorithm.weights=uniform",
+    ),
+}
+
+
+def simulated(*overrides: str) -> Any:
+    job = atoll.load_job(played.HEART, overrides=["evaluation.compare=false", *overrides])
+    return atoll.simulate(job, executor="serial")
+
+
+@pytest.mark.parametrize("overrides", EXACT.values(), ids=list(EXACT))
+def test_a_deployed_run_has_the_bits_of_the_simulated_one(
+    world: played.World, overrides: tuple[str, ...]
+) -> None:
+    asked = (*overrides, "rounds.count=3")
+    run = world.submit(played.heart_spec(*asked))
+    world.run()
+    twin = simulated(*asked)
+    assert world.hash(run) == twin.model_hash
+    mine = world.service.rounds(run).rounds[-1]
+    for entry in ("contributed", "privacy", "train", "federated"):
+        assert mine.get(entry) == twin.rounds[-1].get(entry)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "unit"),
+    [
+        (("privacy.clip=1.0", "algorithm.weights=uniform", "privacy.client.epsilon=20.0"), "site"),
+        (("privacy.record.epsilon=20.0",), "record"),
+    ],
+    ids=["clients", "rows"],
+)
+def test_a_deployed_run_says_what_it_spent(
+    world: played.World, overrides: tuple[str, ...], unit: str
+) -> None:
+    asked = ("rounds.count=2", "evaluation.federated=false", "stop.metric=''", *overrides)
+    run = world.submit(played.heart_spec(*asked))
+    world.run()
+    said = world.service.rounds(run).rounds[-1]["privacy"]
+    assert said["unit"] == unit
+    assert 19 < said["epsilon"] <= 20
