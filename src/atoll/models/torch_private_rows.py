@@ -8,7 +8,7 @@
   matrices; convolutions and normalisations form their row gradients, which are small.
 * :class:`Mapped` maps the gradient of one row over the batch, for whatever else a module does.
 
-Both add to the flat gradient of a :class:`~atoll.models.torch_flat.Bench`.
+Both add to the flat gradient of a ``torch_flat.Bench``.
 """
 
 from __future__ import annotations

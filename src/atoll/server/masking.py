@@ -1,7 +1,7 @@
 """A masked round at the server: the protocol's machine, told by sites' answers what it waits for.
 
 Each step of the protocol is one call to sites, like any other: its tasks carry what the server says
-(:attr:`~atoll.wire.messages.TaskBody.said`), the answers what a site says, and an answer that is
+(``said`` of :class:`~atoll.wire.messages.TaskBody`), the answers what a site says, and an answer that is
 acknowledged is durable. Sites begin to train when they are asked for their keys, so the first two steps
 cost nothing where training takes longer.
 

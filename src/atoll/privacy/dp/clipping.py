@@ -5,16 +5,16 @@ float64, is never above C (identity 12). The adaptive bound follows a quantile o
 Thakkar, McMahan, Ramaswamy, *Differentially Private Learning with Adaptive Clipping*, NeurIPS 2021,
 https://arxiv.org/abs/1905.03871):
 
-===========  =====================================  ==========================
-in the paper  in the code                            meaning
-===========  =====================================  ==========================
-C^t          ``AdaptiveClip.bound``                 the bound of round t
-gamma        ``quantile``                           share of norms below it
-eta_C        ``rate``                               step of the logarithm
-b_i^t        :func:`indicator`                      whether unit i was below
-sigma_b      ``count_deviation``                    noise on the sum of b_i
-z_Delta      :func:`noise_for_vectors`              noise left to the vectors
-===========  =====================================  ==========================
+=============  =====================================  ==========================
+in the paper   in the code                            meaning
+=============  =====================================  ==========================
+C^t            ``AdaptiveClip.bound``                 the bound of round t
+gamma          ``quantile``                           share of norms below it
+eta_C          ``rate``                               step of the logarithm
+b_i^t          :func:`indicator`                      whether unit i was below
+sigma_b        ``count_deviation``                    noise on the sum of b_i
+z_Delta        :func:`noise_for_vectors`              noise left to the vectors
+=============  =====================================  ==========================
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ class Geometric:
     """Two-sided geometric (discrete Laplace) noise on counts.
 
     Args:
-        scale: t of P(k) ~ exp(-|k| / t).
+        scale: t of P(k) ~ exp(-abs(k) / t).
         l1: contribution of one unit in L1, a whole number.
         count: how many times.
     """

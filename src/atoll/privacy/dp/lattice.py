@@ -66,7 +66,7 @@ def discrete_gaussian(source: Source, size: int, sigma: float) -> Whole:
 
 
 def discrete_laplace(source: Source, size: int, scale: int) -> Whole:
-    """``size`` draws with P(k) ~ exp(-|k| / scale), int64: two-sided geometric.
+    """``size`` draws with P(k) ~ exp(-abs(k) / scale), int64: two-sided geometric.
 
     Raises:
         JobError: ``scale`` is no whole number above 0, or beyond 2^46.

@@ -2,12 +2,12 @@
 
 A site's keys live in memory; what it may not repeat lives here. Four steps cannot be taken back:
 
-==========  ===================================================================================
-``join``    taking part in an attempt: with one set of keys only, and none once shares went out
-``input``   sending a masked input: the same masks under two inputs would show their difference
-``pledge``  signing who is in the sum: two sets would show the difference of two sums
-``release`` sending shares: for one set, in one attempt, once for the round
-==========  ===================================================================================
+===========  ===================================================================================
+``join``     taking part in an attempt: with one set of keys only, and none once shares went out
+``input``    sending a masked input: the same masks under two inputs would show their difference
+``pledge``   signing who is in the sum: two sets would show the difference of two sums
+``release``  sending shares: for one set, in one attempt, once for the round
+===========  ===================================================================================
 
 The machine asks for each of them with an effect, and goes on only when the record is durable. Whether a
 record may be written is decided by :func:`objection` alone, from the records there are, so that a
