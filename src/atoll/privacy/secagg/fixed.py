@@ -1,9 +1,9 @@
 """Numbers as integers of a ring, and sums of such integers as numbers again.
 
 A value x in [-bound, bound] becomes q(x) = floor(x * scale + u), at most ``levels`` either way,
-u uniform in [0, 1): rounding that is right on average. ``levels`` is chosen so that the sum over the whole cohort stays below
-half the ring: it cannot wrap around. With a declared step the values are whole multiples of it,
-and nothing is drawn.
+u uniform in [0, 1): rounding that is right on average. ``levels`` is chosen so that the
+sum over the whole cohort stays below half the ring: it cannot wrap around. With a declared step the values
+are whole multiples of it, and nothing is drawn.
 
 Vectors are weighted before they are rounded: a site sends w * x and w, with w = min(n, cap) / cap in
 [0, 1], so that neither its number of examples nor its own mean is ever seen.
