@@ -41,6 +41,7 @@ class Line:
         epsilons: 0 for no noise and no clipping.
         common: overrides for every epsilon.
         private: overrides where there is an epsilon; ``{epsilon}`` stands for it.
+        open: overrides where there is none: what suits clipped steps need not suit others.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Line:
     epsilons: tuple[float, ...]
     common: tuple[str, ...]
     private: tuple[str, ...]
+    open: tuple[str, ...] = ()
 
 
 RECORD = ("privacy.record.epsilon={epsilon}", f"privacy.record.delta={DELTA}")
@@ -85,6 +87,7 @@ LINES = (
             "local.lr=0.5",
         ),
         (*RECORD, "privacy.record.clip=1.0"),
+        ("local.lr=0.1",),
     ),
     Line(
         "Fashion-MNIST, 100 IID clients of 600, dense, accuracy",
@@ -107,6 +110,8 @@ def measured(line: Line, epsilon: float, quick: bool) -> tuple[float, float]:
     overrides = [*line.common]
     if epsilon:
         overrides += [text.format(epsilon=epsilon) for text in line.private]
+    else:
+        overrides += line.open
     if quick:
         overrides.append("rounds.count=2")
     last = next(text for text in reversed(overrides) if text.startswith("rounds.count="))
@@ -126,7 +131,8 @@ def table(repeats: int, quick: bool) -> list[str]:
     ]
     for line in LINES:
         for epsilon in line.epsilons:
-            found = [measured(line, epsilon, quick) for _ in range(repeats)]
+            # Without noise every repetition is the same.
+            found = [measured(line, epsilon, quick) for _ in range(repeats if epsilon else 1)]
             values = [value for value, _ in found]
             spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
             stated = f"{max(spent for _, spent in found):.2f}" if epsilon else "-"
