@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from atoll.cli.main import main
@@ -224,15 +225,20 @@ def fenced(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
 
 
-def test_the_first_job_of_the_readme_runs_on_a_table_like_the_one_it_describes(tmp_path, capsys):
+def patients(folder, *hospitals):
+    """The table that the README describes, in ``folder``."""
     rng = np.random.default_rng(0)
     rows = ["hospital,age,sex,pressure,ill"]
-    for hospital in ("north", "south", "west"):
+    for hospital in hospitals:
         for age in rng.integers(30, 80, 60):
             ill = "yes" if rng.random() < 1 / (1 + np.exp(-(age - 55) / 8)) else "no"
             rows.append(f"{hospital},{age},{rng.choice(['f', 'm'])},{rng.integers(90, 180)},{ill}")
-    (tmp_path / "patients.csv").write_text("\n".join(rows) + "\n")
-    (job,) = fenced("toml")
+    (folder / "patients.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_the_first_job_of_the_readme_runs_on_a_table_like_the_one_it_describes(tmp_path, capsys):
+    patients(tmp_path, "north", "south", "west")
+    job = fenced("toml")[0]
     assert len([line for line in job.splitlines() if line]) <= 15
     (tmp_path / "job.toml").write_text(job)
     result = atoll(capsys, tmp_path / "job.toml", "--out", tmp_path / "run")
@@ -240,13 +246,32 @@ def test_the_first_job_of_the_readme_runs_on_a_table_like_the_one_it_describes(t
     assert result["federated"]["auc"] > 0.7
 
 
+def test_the_first_job_of_the_readme_can_be_made_private_as_it_says(tmp_path, capsys):
+    patients(tmp_path, "north", "south", "west", "east", "centre")
+    job, private = fenced("toml")
+    (tmp_path / "job.toml").write_text(job + private)
+    atoll(capsys, tmp_path / "job.toml", "--out", tmp_path / "run")
+    told = RunFolder.open(tmp_path / "run").read_manifest()["privacy"]
+    assert told["masking"]
+    assert 0 < told["epsilon"] <= 8
+
+
 def test_the_python_of_the_readme_finds_its_coefficients(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (code,) = fenced("python")
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(fenced("python")[0], "README.md", "exec"), names)
     np.testing.assert_allclose(names["run"].parameters["weight"], [2, 3], atol=0.02)
     assert (tmp_path / "runs" / "first" / "report.html").is_file()
+
+
+def test_the_statistics_of_the_readme_print_a_table(capsys):
+    rng = np.random.default_rng(1)
+    clinics, sexes = rng.choice(["bern", "lyon", "turin"], 600), rng.choice(["female", "male"], 600)
+    age = rng.normal(60, 9, 600).round()
+    relapse = (rng.random(600) < 1 / (1 + np.exp(-0.05 * (age - 60)))).astype(int)
+    frame = pd.DataFrame({"clinic": clinics, "age": age, "sex": sexes, "relapse": relapse})
+    exec(compile(fenced("python")[1], "README.md", "exec"), {"frame": frame})
+    assert re.search(r"^age +0\.0[3-7]", capsys.readouterr().out, re.M)
 
 
 def test_every_file_that_the_readmes_link_to_exists():
