@@ -291,16 +291,20 @@ def test_noise_is_in_the_model_and_never_twice_the_same() -> None:
 
 
 def test_no_seed_reaches_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[int] = []
-    real = noise.SystemSource.fill
+    """All of it is drawn from the system's source, in every round: with another source, other noise."""
 
-    def counting(self: Any, into: Any) -> None:
-        drawn.append(into.nbytes)
-        real(self, into)
+    def noised(seed: int) -> Any:
+        told = np.random.default_rng(seed)
 
-    monkeypatch.setattr(noise.SystemSource, "fill", counting)
-    run(**private(noise_multiplier=1.0))
-    assert len(drawn) == 4
+        def fill(self: Any, into: Any) -> None:
+            into.view(np.uint8)[...] = told.integers(0, 256, into.nbytes, np.uint8)
+
+        monkeypatch.setattr(noise.SystemSource, "fill", fill)
+        return run(**private(noise_multiplier=1.0)).vector
+
+    first, again, other = noised(1), noised(1), noised(2)
+    np.testing.assert_array_equal(first, again)
+    assert np.all(first != other)
 
 
 def test_a_poisson_round_is_divided_by_its_expected_size() -> None:

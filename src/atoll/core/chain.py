@@ -32,6 +32,7 @@ __all__ = [
     "Entropy",
     "Link",
     "Passage",
+    "Passive",
     "Range",
     "Setting",
     "random_bytes",
@@ -190,6 +191,36 @@ class Account(Protocol):
     def over(self, rounds: int) -> str:
         """Why no further round may begin after so many; empty while one may."""
         ...
+
+
+class Passive:
+    """A link's parts where it has nothing to do; links inherit them and say only what they do."""
+
+    def faults(self, setting: Setting) -> Sequence[Fault]:
+        """Nothing contradicts it."""
+        return ()
+
+    def start(self, layout: Layout) -> Mapping[str, Array]:
+        """Nothing is remembered."""
+        return {}
+
+    def tell(self, slots: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Nothing is told."""
+        return {}
+
+    def client(self, update: Update, passage: Passage) -> Update:
+        """The update as it is."""
+        return update
+
+    def server(
+        self, aggregate: Aggregate, slots: Mapping[str, Array], round: int
+    ) -> tuple[Aggregate, Mapping[str, Array]]:
+        """The sum as it is."""
+        return aggregate, {}
+
+    def events(self) -> Sequence[Any]:
+        """Nothing is released with differential privacy."""
+        return ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from atoll.core.chain import Passage, Setting
+from atoll.core.chain import Passage, Passive, Setting
 from atoll.core.errors import Fault
 from atoll.core.layout import Array, Layout
 from atoll.core.values import Aggregate, Update
@@ -29,7 +29,7 @@ BELOW = "clip.below"
 
 
 @dataclass(frozen=True)
-class Clip:
+class Clip(Passive):
     """The link.
 
     Args:
@@ -119,7 +119,3 @@ class Clip:
         after = present.after(float(aggregate.sums[BELOW][0]), aggregate.weight)
         sums = {name: aggregate.sums[name] for name in aggregate.sums if name != BELOW}
         return replace(aggregate, sums=sums), {BOUND: np.array([after.bound])}
-
-    def events(self) -> Sequence[Any]:
-        """A bound alone hides nothing."""
-        return ()

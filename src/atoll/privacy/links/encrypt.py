@@ -6,14 +6,11 @@ Here is only what a job declares and needs; keys never come near the code of a j
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from atoll.core.chain import Passage, Setting
+from atoll.core.chain import Passive, Setting
 from atoll.core.errors import Fault
-from atoll.core.layout import Array, Layout
-from atoll.core.values import Aggregate, Update
 
 __all__ = ["Encrypt"]
 
@@ -22,7 +19,7 @@ _MOST = 1000
 
 
 @dataclass(frozen=True)
-class Encrypt:
+class Encrypt(Passive):
     """The link."""
 
     name: str = "encrypt"
@@ -57,25 +54,3 @@ class Encrypt:
                 )
             )
         return found
-
-    def start(self, layout: Layout) -> Mapping[str, Array]:
-        """Nothing is remembered."""
-        return {}
-
-    def tell(self, slots: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Nothing is told."""
-        return {}
-
-    def client(self, update: Update, passage: Passage) -> Update:
-        """The integers as they are; they are encrypted outside."""
-        return update
-
-    def server(
-        self, aggregate: Aggregate, slots: Mapping[str, Array], round: int
-    ) -> tuple[Aggregate, Mapping[str, Array]]:
-        """The opened sum as it is."""
-        return aggregate, {}
-
-    def events(self) -> Sequence[Any]:
-        """Encryption is no differential privacy."""
-        return ()

@@ -6,14 +6,11 @@ simulation :mod:`atoll.runtime.masked` runs the protocol, in a deployment the no
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from atoll.core.chain import Passage, Setting
+from atoll.core.chain import Passive, Setting
 from atoll.core.errors import Fault
-from atoll.core.layout import Array, Layout
-from atoll.core.values import Aggregate, Update
 from atoll.privacy.secagg.terms import usual_threshold
 
 __all__ = ["FEWEST", "Mask"]
@@ -23,7 +20,7 @@ FEWEST = 3
 
 
 @dataclass(frozen=True)
-class Mask:
+class Mask(Passive):
     """The link.
 
     Args:
@@ -82,28 +79,6 @@ class Mask:
         if self.degree % 2:
             found.append(Fault("privacy.degree", f"{self.degree} is odd", "give an even number"))
         return found
-
-    def start(self, layout: Layout) -> Mapping[str, Array]:
-        """Nothing is remembered."""
-        return {}
-
-    def tell(self, slots: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Nothing is told."""
-        return {}
-
-    def client(self, update: Update, passage: Passage) -> Update:
-        """The integers as they are; masks are added outside."""
-        return update
-
-    def server(
-        self, aggregate: Aggregate, slots: Mapping[str, Array], round: int
-    ) -> tuple[Aggregate, Mapping[str, Array]]:
-        """The sum as it is."""
-        return aggregate, {}
-
-    def events(self) -> Sequence[Any]:
-        """Masking is no differential privacy: the sum itself says what it says."""
-        return ()
 
 
 def _unsummed(setting: Setting) -> Sequence[Fault]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from atoll.core.chain import COHORT, Passage, Setting
+from atoll.core.chain import COHORT, Passage, Passive, Setting
 from atoll.core.errors import Fault
 from atoll.core.layout import Array, Layout
 from atoll.core.values import Aggregate, Update
@@ -60,7 +60,7 @@ def _put(aggregate: Aggregate, names: Sequence[str], whole: Array) -> dict[str, 
 
 
 @dataclass(frozen=True, eq=False)
-class CentralNoise:
+class CentralNoise(Passive):
     """Independent Gaussian noise on the sum of every round, by the server.
 
     Args:
@@ -83,18 +83,6 @@ class CentralNoise:
     def faults(self, setting: Setting) -> Sequence[Fault]:
         """Vectors that no clip bounds."""
         return _unclear(setting)
-
-    def start(self, layout: Layout) -> Mapping[str, Array]:
-        """Nothing is remembered."""
-        return {}
-
-    def tell(self, slots: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Nothing is told."""
-        return {}
-
-    def client(self, update: Update, passage: Passage) -> Update:
-        """The update as it is."""
-        return update
 
     def server(
         self, aggregate: Aggregate, slots: Mapping[str, Array], round: int
@@ -123,7 +111,7 @@ def _lengthened(bound: float, grid: float, slots: Mapping[str, Array], size: int
 
 
 @dataclass(frozen=True, eq=False)
-class CorrelatedNoise:
+class CorrelatedNoise(Passive):
     """Noise of the server that partly cancels over rounds: tree or banded, over all planned rounds.
 
     What later rounds need of it lies in the server's slots, which must stay at the server.
@@ -156,10 +144,6 @@ class CorrelatedNoise:
         """Nothing: who knows the noise can take it away."""
         return {}
 
-    def client(self, update: Update, passage: Passage) -> Update:
-        """The update as it is."""
-        return update
-
     def server(
         self, aggregate: Aggregate, slots: Mapping[str, Array], round: int
     ) -> tuple[Aggregate, Mapping[str, Array]]:
@@ -184,7 +168,7 @@ class CorrelatedNoise:
 
 
 @dataclass(frozen=True, eq=False)
-class NoiseShares:
+class NoiseShares(Passive):
     """Each client adds its share of integer noise, inside the mask.
 
     Args:
@@ -222,14 +206,6 @@ class NoiseShares:
             return ""
         return f"{present} shares of noise, {least} are accounted for"
 
-    def start(self, layout: Layout) -> Mapping[str, Array]:
-        """Nothing is remembered."""
-        return {}
-
-    def tell(self, slots: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Nothing is told."""
-        return {}
-
     def client(self, update: Update, passage: Passage) -> Update:
         """The integers with this client's share, held within what one client may send."""
         lattice = self.shares.lattice(passage.cohort, self.bound, self.values)
@@ -239,12 +215,6 @@ class NoiseShares:
             noisy = np.clip(v.astype(np.int64) + noise, -lattice.levels, lattice.levels)
             sent[name] = noisy.astype(v.dtype)
         return replace(update, vectors=sent)
-
-    def server(
-        self, aggregate: Aggregate, slots: Mapping[str, Array], round: int
-    ) -> tuple[Aggregate, Mapping[str, Array]]:
-        """The sums as they are: the noise is in them."""
-        return aggregate, {}
 
     def events(self) -> Sequence[Any]:
         """One release with the noise of the fewest shares."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from atoll.core.chain import COHORT, Passage, Range, Setting
+from atoll.core.chain import COHORT, Passage, Passive, Range, Setting
 from atoll.core.errors import Fault, UpdateRefused
-from atoll.core.layout import Array, Layout
+from atoll.core.layout import Array
 from atoll.core.metrics import Metric, Metrics
 from atoll.core.values import Aggregate, Update
 from atoll.privacy.links.figures import additive, joined, split
@@ -38,7 +38,7 @@ _ROWS = Range(2.0**40, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Quantise:
+class Quantise(Passive):
     """The link.
 
     Args:
@@ -136,14 +136,6 @@ class Quantise:
             ]
         return found
 
-    def start(self, layout: Layout) -> Mapping[str, Array]:
-        """Nothing is remembered."""
-        return {}
-
-    def tell(self, slots: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Nothing but the cohort, which the chain tells."""
-        return {}
-
     def client(self, update: Update, passage: Passage) -> Update:
         """Integers of all lanes; in the clear the update weighs 1 and says nothing else.
 
@@ -225,10 +217,6 @@ class Quantise:
             if metric is not None:
                 found[name] = metric
         return found
-
-    def events(self) -> Sequence[Any]:
-        """Rounding hides nothing."""
-        return ()
 
 
 def _lane(name: str, length: int, given: Range) -> Lane:

@@ -7,15 +7,13 @@ updates came, or how many a Poisson sampler was expected to bring. Rows and metr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from atoll.core.chain import Passage, Setting
-from atoll.core.errors import Fault
-from atoll.core.layout import Array, Layout
+from atoll.core.chain import Passage, Passive
+from atoll.core.layout import Array
 from atoll.core.values import Aggregate, Update
 from atoll.privacy.links.clip import BELOW
 
@@ -23,7 +21,7 @@ __all__ = ["Share"]
 
 
 @dataclass(frozen=True)
-class Share:
+class Share(Passive):
     """The link.
 
     Args:
@@ -36,18 +34,6 @@ class Share:
     name: str = "share"
     needs: frozenset[str] = frozenset()
     gives: frozenset[str] = frozenset({"weights inside", "bounded weight"})
-
-    def faults(self, setting: Setting) -> Sequence[Fault]:
-        """Nothing: any weights fit."""
-        return ()
-
-    def start(self, layout: Layout) -> Mapping[str, Array]:
-        """Nothing is remembered."""
-        return {}
-
-    def tell(self, slots: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Nothing is told."""
-        return {}
 
     def client(self, update: Update, passage: Passage) -> Update:
         """The vectors times the share; weight 1, no rows, no metrics."""
@@ -69,7 +55,3 @@ class Share:
         """The sums, to be divided by a public number."""
         divisor = self.expected or float(aggregate.count)
         return replace(aggregate, weight=divisor, scaled_weight=divisor), {}
-
-    def events(self) -> Sequence[Any]:
-        """A share alone hides nothing."""
-        return ()
