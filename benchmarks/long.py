@@ -21,7 +21,7 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
 import numpy as np
 
 from benchmarks.machine import Background, describe, memory
-from benchmarks.run import write
+from benchmarks.pages import write
 from benchmarks.workloads import job
 
 EVERY = 50

@@ -16,7 +16,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.machine import Background, describe
-from benchmarks.run import milliseconds, start, write
+from benchmarks.pages import write
+from benchmarks.run import milliseconds, start
 
 CASES = (
     ("fedavg", "SGD", ()),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -23,9 +22,9 @@ from typing import Any
 os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})
 
 import atoll
+from benchmarks.pages import write
 from benchmarks.run import ROOT
 
-PAGE = ROOT / "docs" / "privacy.md"
 DELTA = 1e-5
 
 
@@ -152,18 +151,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     lines = table(given.repeats, given.quick)
     if not given.quick and not given.no_page:
-        write(lines)
-
-
-def write(lines: Sequence[str]) -> None:
-    """Put the table between its markers on the page."""
-    text = PAGE.read_text()
-    begin, end = "<!-- accuracy: begin -->", "<!-- accuracy: end -->"
-    before, found, rest = text.partition(begin)
-    _, ended, after = rest.partition(end)
-    if not found or not ended:
-        sys.exit(f"{PAGE} lacks the markers {begin} and {end}")
-    PAGE.write_text("\n".join([before + begin, "", *lines, "", end + after]))
+        write("accuracy", lines, page="privacy.md")
 
 
 if __name__ == "__main__":

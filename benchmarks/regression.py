@@ -101,7 +101,7 @@ def main() -> None:
     }
     print(json.dumps(found, indent=2))
     if given.write:
-        from benchmarks.run import write
+        from benchmarks.pages import write
 
         write("statistics", lines_of(found, min(ratios), max(ratios), given.repeats))
 

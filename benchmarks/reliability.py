@@ -38,9 +38,10 @@ from federation_kills import POINTS, Kill
 from federation_liar import LIES
 
 from benchmarks.machine import Background, describe
+from benchmarks.pages import read, write
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "reliability.md"
+PAGE = "reliability.md"
 RAW = ROOT / ".bench" / "reliability.jsonl"
 MIB = 1 << 20
 
@@ -365,25 +366,11 @@ ROWS: Mapping[str, Callable[[argparse.Namespace], Any]] = {
 }
 
 
-def write(section: str, lines: Lines) -> None:
-    """Replace what lies between a section's markers in the page."""
-    begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
-    before, found, rest = PAGE.read_text().partition(begin)
-    _, ended, after = rest.partition(end)
-    if not found or not ended:
-        sys.exit(f"{PAGE} lacks the markers {begin} and {end}")
-    body = "\n".join(lines)
-    PAGE.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}")
-
-
 def update(found: Mapping[str, Found]) -> None:
     """Put rows into the table; others stay as they are."""
-    text = (
-        PAGE.read_text().partition("<!-- table: begin -->")[2].partition("<!-- table: end -->")[0]
-    )
     rows = {
         line.split("|")[1].strip(): line
-        for line in text.splitlines()
+        for line in read("table", PAGE).splitlines()
         if line.startswith("|") and line.split("|")[1].strip().isdigit()
     }
     for number, row in found.items():
@@ -397,7 +384,7 @@ def update(found: Mapping[str, Found]) -> None:
         )
         rows[number] = f"| {' | '.join(cells)} |"
     head = ["| # | promise | tested by | goal | found | on |", "|---|---|---|---|---|---|"]
-    write("table", head + [rows[number] for number in sorted(rows, key=int)])
+    write("table", head + [rows[number] for number in sorted(rows, key=int)], PAGE)
 
 
 def main() -> None:
@@ -428,7 +415,7 @@ def main() -> None:
         if page:
             update({number: row})
             if extra:
-                write("points", [*extra, "", f"{datetime.now(UTC):%Y-%m-%d}, {remark}"])
+                write("points", [*extra, "", f"{datetime.now(UTC):%Y-%m-%d}, {remark}"], PAGE)
 
 
 if __name__ == "__main__":

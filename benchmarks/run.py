@@ -26,10 +26,10 @@ os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"
 
 from benchmarks import population as growth
 from benchmarks.machine import Background, describe
+from benchmarks.pages import write
 from benchmarks.workloads import WORKLOADS, prepare
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "performance.md"
 RAW = ROOT / ".bench" / "performance.jsonl"
 SECTIONS = ("speed", "memory", "parts", "population")
 COHORTS = ((10, 200), (100, 200), (1000, 10))
@@ -165,18 +165,6 @@ def population(repeats: int, quick: bool) -> Lines:
     lines = growth.lines(runs)
     print("\n".join(lines))
     return lines
-
-
-def write(section: str, lines: Lines) -> None:
-    """Replace what lies between a section's markers in the page."""
-    begin, end = f"<!-- {section}: begin -->", f"<!-- {section}: end -->"
-    text = PAGE.read_text()
-    before, found, rest = text.partition(begin)
-    _, ended, after = rest.partition(end)
-    if not found or not ended:
-        sys.exit(f"{PAGE} lacks the markers {begin} and {end}")
-    body = "\n".join(lines)
-    PAGE.write_text(f"{before}{begin}\n\n{body}\n\n{end}{after}")
 
 
 def main() -> None:

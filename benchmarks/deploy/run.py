@@ -26,9 +26,10 @@ os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLA
 
 from benchmarks.deploy.work import WORKLOADS
 from benchmarks.machine import Background, describe
+from benchmarks.pages import write
 from benchmarks.peers.environments import ENVIRONMENTS, ensure
 from benchmarks.peers.watch import TAG, end
-from benchmarks.run import ROOT, write
+from benchmarks.run import ROOT
 
 RAW = ROOT / ".bench" / "deploy.jsonl"
 TABLES = ROOT / ".bench" / "deploy-tables.json"

@@ -29,13 +29,14 @@ from typing import Any
 os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})
 
 from benchmarks.machine import Background, describe
+from benchmarks.pages import write
 from benchmarks.peers import page, table
 from benchmarks.peers.contestants import NAMES, Contestant, contestants
 from benchmarks.peers.environments import ENVIRONMENTS, ensure
 from benchmarks.peers.given import METHODS, OVER
 from benchmarks.peers.watch import TAG, Peak, end
 from benchmarks.peers.work import export, score
-from benchmarks.run import ROOT, write
+from benchmarks.run import ROOT
 from benchmarks.workloads import WORKLOADS
 
 RAW = ROOT / ".bench" / "peers.jsonl"

@@ -21,12 +21,11 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from benchmarks.pages import write
 from benchmarks.privacy.figures import Figure, Row, table
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "privacy.md"
 RAW = ROOT / ".bench" / "privacy.jsonl"
-START, END = "<!-- figures: python -m benchmarks.privacy -->", "<!-- end of figures -->"
 
 ROWS: Mapping[int, Sequence[str]] = {
     1: ("masking.lies",),
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raw.write(json.dumps({"row": row, "quick": given.quick, "figures": figures_of}) + "\n")
     print(table(figures))
     if given.page:
-        _write(_newest())
+        write("figures", [table(_newest())], "privacy.md")
     return int(not all(figure.holds for figure in figures))
 
 
@@ -83,14 +82,6 @@ def _newest() -> list[Figure]:
         if not told["quick"]:
             found[told["row"]] = [Figure(**figure) for figure in told["figures"]]
     return [figure for row in sorted(found) for figure in found[row]]
-
-
-def _write(figures: Sequence[Figure]) -> None:
-    """Put the table between the page's two marks."""
-    text = PAGE.read_text(encoding="utf-8")
-    head, _, rest = text.partition(START)
-    _, _, tail = rest.partition(END)
-    PAGE.write_text(f"{head}{START}\n\n{table(figures)}\n\n{END}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":
