@@ -142,6 +142,22 @@ def test_a_server_that_is_away_gets_the_result_when_it_is_back(
         assert server.result(solo.train().id)[0].status == "done"
 
 
+def test_a_server_that_was_replaced_is_not_worked_for(
+    tmp_path: Path, server: ff.FakeServer, solo: ff.Solo
+) -> None:
+    with east(tmp_path, server) as agent:
+        server.epoch = 2
+        server.result(solo.train().id)
+        server.epoch = 1
+        stale = solo.train()
+        ff.eventually(lambda: "it was replaced" in agent._trouble)
+        assert agent._state == "not connected"
+        assert stale.id not in agent._runs["r1"].state()["tasks"]
+        server.epoch = 2
+        server.result(stale.id)
+        ff.eventually(lambda: agent._state == "connected")
+
+
 def test_a_restarted_node_sends_the_same_bytes_and_does_not_work_again(
     tmp_path: Path, server: ff.FakeServer, solo: ff.Solo
 ) -> None:

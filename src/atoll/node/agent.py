@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from atoll.core.errors import AtollError, Forbidden, StorageError
+from atoll.core.errors import AtollError, FenceError, Forbidden, StorageError
 from atoll.core.layout import Array
 from atoll.node.cache import Cache
 from atoll.node.errands import Errands
@@ -166,11 +166,9 @@ class Agent:
         return self._strangers.union(runs, self._site.spool.runs, *tasks) - self._over
 
     def _take(self, reply: PollReply, blobs: Mapping[str, Array]) -> None:
+        self._follow(reply.epoch)
         if self._site.steward is not None:
             self._site.steward.see(reply.ledger)
-        if reply.epoch != self._epoch:
-            log.info("the server is in its epoch %d", reply.epoch)
-            self._epoch = reply.epoch
         for sha256, raw in blobs.items():
             try:
                 self._site.cache.put(sha256, raw.data)
@@ -194,6 +192,17 @@ class Agent:
             errands = self._runs.get(body.run) or self._start(body.run, again=False)
             if not errands.offer(body):
                 self._start(body.run, again=False).offer(body)
+
+    def _follow(self, epoch: int) -> None:
+        """Take no word of a server that another has replaced: it asks for what the other has long had."""
+        if epoch < self._epoch:
+            raise FenceError(
+                f"a server in epoch {epoch} answers, though epoch {self._epoch} was seen: it was replaced",
+                remedy="stop the old server; if the store was put back from a backup, restart this node",
+            )
+        if epoch > self._epoch:
+            log.info("the server is in its epoch %d", epoch)
+            self._epoch = epoch
 
     def _tell(self) -> None:
         runs = {run: errands.state() for run, errands in list(self._runs.items())}
