@@ -166,7 +166,7 @@ def components_without_one(f):
 
 @attack
 def a_difference_of_ten(f):
-    oldest = np.sort(f.sites["b"].table["age"])[-10]
+    oldest = np.sort(f.sites["b"].holding.table["age"])[-10]
     mean(f)
     mean(f.where(age=(None, float(oldest))))
 

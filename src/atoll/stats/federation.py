@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Analysis
-from atoll.algorithms.statistics.columns import complete
+from atoll.algorithms.statistics.columns import complete, only_binary, selected
+from atoll.algorithms.statistics.holding import Holding
 from atoll.algorithms.statistics.running import NoModel, Statistic
-from atoll.algorithms.statistics.together import released_by
-from atoll.core.errors import DataError, Forbidden, suggest
+from atoll.core.errors import DataError, suggest
 from atoll.core.layout import Array
 from atoll.core.seeds import Seed
-from atoll.data.columns import is_missing, natural
+from atoll.data.coded import coded, levels_of
+from atoll.data.columns import is_missing
 from atoll.data.disclosure import Disclosure
 from atoll.data.query_log import QueryLog
-from atoll.data.table import Table, as_column, label
+from atoll.data.table import Table, label
 from atoll.job.build import Job
+from atoll.job.inquiries.book import Inquiry
 from atoll.runtime.client import Parts
 from atoll.runtime.loop import Evaluation, Loop, Stop
 from atoll.runtime.schedule import Synchronous
@@ -29,23 +31,15 @@ from atoll.runtime.serial import SerialExecutor
 
 __all__ = ["Federation"]
 
-_MOST_LEVELS = 50
-"""Text with more different values is no category: its values may be names."""
 _MOST_ROUNDS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
 class _Site:
-    """One site: its whole table, who is who, and which rows are looked at."""
+    """One site: its rows, and its log."""
 
-    table: Table
-    persons: Array
+    holding: Holding
     log: QueryLog
-    rows: Array
-
-    @property
-    def seen(self) -> Table:
-        return self.table if self.rows.all() else self.table.take(self.rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,17 +87,17 @@ class Federation:
         for name, raw in sorted(tables.items()):
             path = None if logs is None else Path(logs) / f"{name}.jsonl"
             persons = rule.persons(raw)
-            table = _coded(name, raw, found, rule.person, persons)
+            table = coded(name, raw, found, rule.person, persons)
             log = QueryLog(rule.minimum, path, rule.masked)
-            sites[name] = _Site(table, persons, log, np.ones(len(table), bool))
+            sites[name] = _Site(Holding.whole(table, persons), log)
         return cls(sites, found, rule)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that every site has."""
-        every = [set(site.table.names) for site in self.sites.values()]
-        shared = set.intersection(*every) - {self.rule.person}
-        return tuple(n for n in next(iter(self.sites.values())).table.names if n in shared)
+        every = [site.holding.table.names for site in self.sites.values()]
+        shared = set(every[0]).intersection(*every) - {self.rule.person}
+        return tuple(name for name in every[0] if name in shared)
 
     def numeric(self) -> tuple[str, ...]:
         """Those that hold numbers."""
@@ -128,29 +122,28 @@ class Federation:
         """
         self.check(*chosen)
 
-        def keep(table: Table) -> Array:
-            rows = np.ones(len(table), bool)
-            for name, wanted in chosen.items():
-                rows &= _chosen(table[name], self._code(name, wanted))
-            return rows
-
-        return self._where(keep)
+        wanted = {name: self._code(name, value) for name, value in chosen.items()}
+        return self._where(lambda table: selected(table, wanted))
 
     def changed(self, apply: Callable[[Mapping[str, Array]], Mapping[str, Array]]) -> Federation:
         """Every site's columns replaced by what ``apply`` makes of the rows in the selection."""
         sites = {}
         for name, site in self.sites.items():
-            columns = dict(site.table.columns)
-            if site.rows.any():
-                for column, values in apply(site.seen.columns).items():
-                    whole = np.full(len(site.table), math.nan)
-                    whole[site.rows] = values
+            held = site.holding
+            columns = dict(held.table.columns)
+            if held.rows.any():
+                for column, values in apply(held.seen.columns).items():
+                    whole = np.full(len(held.table), math.nan)
+                    whole[held.rows] = values
                     columns[column] = whole
-            sites[name] = replace(site, table=Table(columns))
+            sites[name] = replace(site, holding=replace(held, table=Table(columns)))
         return replace(self, sites=sites)
 
     def _where(self, keep: Callable[[Table], Array]) -> Federation:
-        sites = {n: replace(s, rows=s.rows & keep(s.table)) for n, s in self.sites.items()}
+        sites = {
+            name: replace(site, holding=site.holding.where(keep(site.holding.table)))
+            for name, site in self.sites.items()
+        }
         return replace(self, sites=sites)
 
     def _code(self, name: str, wanted: Any) -> Any:
@@ -182,10 +175,23 @@ class Federation:
         self.check(by)
         if by in self.levels:
             return self.levels[by]
-        every = [site.table[by] for site in self.sites.values()]
-        if all(np.isin(cells[~np.isnan(cells)], (0.0, 1.0)).all() for cells in every):
+        every = [site.holding.table[by] for site in self.sites.values()]
+        if all(only_binary(cells) for cells in every):
             return ("0", "1")
         raise DataError(f"column {by!r} holds numbers, not groups", remedy="declare its levels")
+
+    def ask(self, inquiry: Inquiry, **run: Any) -> Any:
+        """Ask all sites and give what the result shows.
+
+        Args:
+            inquiry: what is asked; a :class:`~atoll.job.inquiries.book.Finding` comes of it.
+            run: options of :meth:`solve`.
+
+        Raises:
+            Forbidden: disclosure control refuses; names the site where one does.
+            AtollError: a site cannot answer, or the analysis refuses.
+        """
+        return inquiry.finding(self, self.solve(inquiry.analysis(self), **run))
 
     def solve(
         self,
@@ -246,34 +252,13 @@ class Federation:
             Forbidden: a site does not agree.
         """
         self.check(*(name for name in analysis.columns() if name != self.rule.person))
-        seen = {name: site.seen for name, site in self.sites.items()}
-        seen = {name: table for name, table in seen.items() if len(table)}
-        if not seen:
+        asked = {name: site for name, site in self.sites.items() if site.holding.rows.any()}
+        if not asked:
             raise DataError("no site has a row left", remedy="widen the selection")
-        if self.rule.minimum == 1:
-            return seen
         for dry in (True, False):
-            for name, table in seen.items():
-                self._ask_log(analysis, name, table, dry)
-        return seen
-
-    def _ask_log(self, analysis: Analysis, name: str, table: Table, dry: bool) -> None:
-        site = self.sites[name]
-        whole = []
-        for one in released_by(analysis, table.columns):
-            rows = site.rows.copy()
-            rows[site.rows] = one.rows
-            whole.append(replace(one, rows=rows))
-            count = np.count_nonzero(np.bincount(site.persons[rows], minlength=1))
-            if not self.rule.masked and not one.table and 0 < count < self.rule.minimum:
-                raise Forbidden(
-                    f"fewer than {self.rule.minimum} persons have a value in "
-                    f"{', '.join(map(repr, one.columns))}",
-                    site=name,
-                    remedy="leave the column or the site out, widen the selection, or mask the sums",
-                )
-        if self.rule.differences:
-            site.log.admit(whole, site.persons, site.table.columns, site=name, dry=dry)
+            for name, site in asked.items():
+                site.holding.admit(analysis, self.rule, site.log, name, dry=dry)
+        return {name: site.holding.seen for name, site in asked.items()}
 
 
 def _tables(data: Any, site: str) -> dict[str, Table]:
@@ -312,42 +297,10 @@ def _levels(
 ) -> dict[str, tuple[str, ...]]:
     found = {name: tuple(label(v) for v in values) for name, values in declared.items()}
     names = dict.fromkeys(name for table in tables.values() for name in table.names)
+    held: dict[str, list[list[str] | None]] = {}
     for name in names:
         cells = [table[name] for table in tables.values() if name in table.columns]
         if name in found or name == person or all(c.dtype.kind != "O" for c in cells):
             continue
-        held = {label(cell) for column in cells for cell in column if not is_missing(cell)}
-        if len(held) <= _MOST_LEVELS:
-            found[name] = tuple(sorted(held, key=natural))
-    return found
-
-
-def _coded(
-    site: str, raw: Table, levels: Mapping[str, tuple[str, ...]], person: str, persons: Array
-) -> Table:
-    """Numbers as they are, categories as codes; text that is neither is left out."""
-    columns: dict[str, Array] = {}
-    for name, cells in raw.columns.items():
-        if name == person:
-            columns[name] = persons.astype(np.float64)
-        elif name in levels:
-            place = {text: float(i) for i, text in enumerate(levels[name])}
-            codes = [math.nan if is_missing(c) else place.get(label(c), -1.0) for c in cells]
-            columns[name] = np.array(codes, np.float64)
-            if (columns[name] < 0).any():
-                raise DataError(
-                    f"column {name!r} holds a category that is not declared",
-                    site=site,
-                    remedy=f"declared are {', '.join(levels[name])}",
-                )
-        elif cells.dtype.kind != "O":
-            columns[name] = as_column(cells)
-    return Table(columns)
-
-
-def _chosen(cells: Array, wanted: Any) -> Array:
-    if not isinstance(wanted, tuple):
-        return np.asarray(cells == float(wanted))
-    low, high = wanted
-    above = ~np.isnan(cells) if low is None else cells >= low
-    return np.asarray(above if high is None else above & (cells < high))
+        held[name] = [[label(cell) for cell in c if not is_missing(cell)] for c in cells]
+    return {**found, **levels_of(held)}

@@ -7,47 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from atoll.algorithms.statistics import cluster, harmonise, harmonise_combat, mixture
-from atoll.core.errors import Forbidden
-from atoll.core.layout import Array
 from atoll.core.seeds import Seed
+from atoll.job.inquiries import clusters
+from atoll.job.inquiries.clusters import Found
 from atoll.stats.federation import Federation
-from atoll.stats.frames import frame
 
 __all__ = ["Found", "GaussianMixture", "KMeans", "combat", "standardise"]
-
-
-@dataclass(frozen=True, eq=False)
-class Found:
-    """Centres of clusters or of a mixture's components.
-
-    Args:
-        result: the analysis' own result.
-        centres: ``(k, columns)``.
-        sizes: rows of each cluster, or weights of each component, ``(k,)``.
-    """
-
-    result: Any
-    centres: Array
-    sizes: Array
-
-    @property
-    def table(self) -> Any:
-        """One line a centre, as a pandas frame."""
-        names = self.result.features
-        return frame(
-            [
-                {"share or rows": size, **dict(zip(names, centre, strict=True))}
-                for size, centre in zip(self.sizes, self.centres, strict=True)
-            ]
-        )
-
-
-def _checked(federation: Federation, rows: Array, what: str) -> None:
-    least = federation.rule.minimum
-    if least > 1 and (rows < least).any():
-        raise Forbidden(
-            f"a {what} has fewer than {least} persons", remedy="ask for fewer, or other columns"
-        )
 
 
 @dataclass(frozen=True)
@@ -74,16 +39,12 @@ class KMeans:
         Raises:
             Forbidden: a cluster is small, or disclosure control refuses otherwise.
         """
+        columns = tuple(self.columns)
         asked = cluster.KMeans(
-            tuple(self.columns),
-            self.clusters,
-            self.seed,
-            self.starts,
-            standardise=self.standardise,
+            columns, self.clusters, self.seed, self.starts, standardise=self.standardise
         )
         found = federation.solve(asked, **run)
-        _checked(federation, found.sizes, "cluster")
-        return Found(found, found.centres, found.sizes)
+        return clusters.Clusters(columns, self.clusters).finding(federation, found)
 
 
 @dataclass(frozen=True)
@@ -104,12 +65,10 @@ class GaussianMixture:
 
     def fit(self, federation: Federation, **run: Any) -> Found:
         """As :meth:`KMeans.fit`."""
-        asked = mixture.GaussianMixture(
-            tuple(self.columns), self.components, self.seed, self.covariance
-        )
+        columns = tuple(self.columns)
+        asked = mixture.GaussianMixture(columns, self.components, self.seed, self.covariance)
         found = federation.solve(asked, **run)
-        _checked(federation, found.weights * found.rows, "component")
-        return Found(found, found.means, found.weights)
+        return clusters.Mixture(columns, self.components).finding(federation, found)
 
 
 def standardise(federation: Federation, columns: Sequence[str]) -> Federation:

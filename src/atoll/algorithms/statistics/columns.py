@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,16 @@ from atoll.core.layout import Array
 from atoll.data.disclosure import Disclosure
 from atoll.data.table import Table
 
-__all__ = ["codes", "complete", "groups_of", "numbers", "reading", "tallied"]
+__all__ = [
+    "codes",
+    "complete",
+    "groups_of",
+    "numbers",
+    "only_binary",
+    "reading",
+    "selected",
+    "tallied",
+]
 
 
 def numbers(data: Columns, name: str) -> Array:
@@ -67,6 +77,31 @@ def complete(data: Columns, names: Iterable[str]) -> Array:
     rows = np.ones(length, bool)
     for name in listed:
         rows &= ~np.isnan(data[name])
+    return rows
+
+
+def only_binary(cells: Array) -> bool:
+    """Whether a column of numbers holds nothing but 0 and 1, missing ones aside."""
+    return bool(np.isin(cells[~np.isnan(cells)], (0.0, 1.0)).all())
+
+
+def selected(table: Table, chosen: Mapping[str, Any]) -> Array:
+    """Which rows have the values chosen, ``(n,)`` bool.
+
+    Args:
+        table: of float64 columns.
+        chosen: by column a number, or a range ``(low, high)`` whose ends may be None; the lower end
+            belongs to it, the upper one does not.
+    """
+    rows = np.ones(len(table), bool)
+    for name, wanted in chosen.items():
+        cells = table[name]
+        if not isinstance(wanted, tuple):
+            rows &= cells == float(wanted)
+            continue
+        low, high = wanted
+        rows &= ~np.isnan(cells) if low is None else cells >= low
+        rows &= True if high is None else cells < high
     return rows
 
 

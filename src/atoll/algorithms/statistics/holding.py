@@ -1,0 +1,84 @@
+"""One site's rows as analyses see them, and what disclosure control says to an analysis of them.
+
+A simulation, a federation of tables and a site's node ask through the same lines: fewer persons than the
+minimum, extremes, and differences to earlier answers are refused before any sum is formed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from atoll.algorithms.statistics.analysis import Analysis
+from atoll.algorithms.statistics.together import released_by
+from atoll.core.errors import Forbidden
+from atoll.core.layout import Array
+from atoll.data.disclosure import Disclosure
+from atoll.data.query_log import QueryLog
+from atoll.data.table import Table
+
+__all__ = ["Holding"]
+
+
+@dataclass(frozen=True, eq=False)
+class Holding:
+    """A site's whole table, who is who, and which rows are looked at.
+
+    Args:
+        table: of float64 columns.
+        persons: the person behind each row, ``(n,)`` whole numbers from 0.
+        rows: which take part, ``(n,)`` bool.
+    """
+
+    table: Table
+    persons: Array
+    rows: Array
+
+    @classmethod
+    def whole(cls, table: Table, persons: Array) -> Holding:
+        """All rows."""
+        return cls(table, persons, np.ones(len(table), bool))
+
+    @property
+    def seen(self) -> Table:
+        """The rows that take part."""
+        return self.table if self.rows.all() else self.table.take(self.rows)
+
+    def where(self, rows: Array) -> Holding:
+        """Of the rows that take part those that are in ``rows`` too."""
+        return replace(self, rows=self.rows & rows)
+
+    def admit(
+        self, analysis: Analysis, rule: Disclosure, log: QueryLog, site: str, *, dry: bool
+    ) -> None:
+        """Note in the site's log what an analysis is about to release, or refuse it and note nothing.
+
+        Args:
+            analysis: what is asked.
+            rule: disclosure control.
+            log: of the site.
+            site: for errors.
+            dry: only look.
+
+        Raises:
+            Forbidden: names the site and the reason.
+            StorageError: the log cannot be written; nothing may be sent.
+        """
+        if rule.minimum == 1:
+            return
+        whole = []
+        for one in released_by(analysis, self.seen.columns):
+            rows = self.rows.copy()
+            rows[self.rows] = one.rows
+            whole.append(replace(one, rows=rows))
+            count = np.count_nonzero(np.bincount(self.persons[rows], minlength=1))
+            if not rule.masked and not one.table and 0 < count < rule.minimum:
+                raise Forbidden(
+                    f"fewer than {rule.minimum} persons have a value in "
+                    f"{', '.join(map(repr, one.columns))}",
+                    site=site,
+                    remedy="leave the column or the site out, widen the selection, or mask the sums",
+                )
+        if rule.differences:
+            log.admit(whole, self.persons, self.table.columns, site=site, dry=dry)

@@ -1,0 +1,104 @@
+"""Tables as statistics read them: numbers as they are, categories as codes with agreed names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from atoll.core.errors import DataError
+from atoll.core.layout import Array
+from atoll.data.columns import is_missing, natural
+from atoll.data.table import Table, as_column, label
+
+__all__ = ["MOST_LEVELS", "coded", "labels_of", "levels_of", "without_values"]
+
+MOST_LEVELS = 50
+"""Text with more different values is no category: its values may be names."""
+
+
+def labels_of(cells: Array) -> dict[str, Array]:
+    """The different values of a column of text by name, each with the rows that hold it, ``(n,)`` bool."""
+    names = np.array(["" if is_missing(cell) else label(cell) for cell in cells], object)
+    return {name: names == name for name in sorted(set(names) - {""}, key=natural)}
+
+
+def levels_of(
+    columns: Mapping[str, Iterable[Iterable[str] | None]],
+) -> dict[str, tuple[str, ...]]:
+    """Names of categories from what single sites hold.
+
+    Args:
+        columns: by column what each site has: names, or None where the column holds numbers there.
+
+    Returns:
+        names by column, for columns in which some site holds text and which have no more of them than
+        :data:`MOST_LEVELS`.
+
+    >>> levels_of({"sex": [["m"], ["f"]], "age": [None, None]})
+    {'sex': ('f', 'm')}
+    """
+    found = {}
+    for name, sites in columns.items():
+        told = [set(names) for names in sites if names is not None]
+        every = set[str]().union(*told)
+        if told and len(every) <= MOST_LEVELS:
+            found[name] = tuple(sorted(every, key=natural))
+    return found
+
+
+def coded(
+    site: str, raw: Table, levels: Mapping[str, tuple[str, ...]], person: str, persons: Array
+) -> Table:
+    """Numbers as they are, categories as codes from 0, persons as numbers; other text is left out.
+
+    Args:
+        site: for errors.
+        raw: its rows.
+        levels: names of categories by column.
+        person: column of persons; empty for none.
+        persons: the person behind each row.
+
+    Raises:
+        DataError: a category that is not among the names.
+    """
+    columns: dict[str, Array] = {}
+    for name, cells in raw.columns.items():
+        if name == person:
+            columns[name] = persons.astype(np.float64)
+        elif name in levels:
+            place = {text: float(i) for i, text in enumerate(levels[name])}
+            codes = [math.nan if is_missing(c) else place.get(label(c), -1.0) for c in cells]
+            columns[name] = np.array(codes, np.float64)
+            if (columns[name] < 0).any():
+                raise DataError(
+                    f"column {name!r} holds a category that is not declared",
+                    site=site,
+                    remedy=f"declared are {', '.join(levels[name])}",
+                )
+        elif cells.dtype.kind != "O":
+            columns[name] = as_column(cells)
+    return Table(columns)
+
+
+def without_values(table: Table, missing: Mapping[str, Iterable[str | float]]) -> Table:
+    """The table with some values taken for missing.
+
+    Args:
+        table: a site's rows.
+        missing: by column.
+    """
+    columns = dict(table.columns)
+    for name, values in missing.items():
+        if name not in columns:
+            continue
+        gone = {label(value) for value in values}
+        cells = columns[name]
+        if cells.dtype.kind == "O":
+            columns[name] = as_column([None if label(c) in gone else c for c in cells])
+        else:
+            kept = np.array(cells, np.float64)
+            kept[np.array([label(c) in gone for c in kept.tolist()], bool)] = math.nan
+            columns[name] = kept
+    return Table(columns)

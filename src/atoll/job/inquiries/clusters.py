@@ -1,0 +1,134 @@
+"""Clusters and mixtures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from atoll.algorithms.statistics import cluster, mixture
+from atoll.algorithms.statistics.analysis import Analysis
+from atoll.core.errors import Forbidden
+from atoll.core.layout import Array
+from atoll.core.seeds import Seed
+from atoll.job.inquiries.book import Book
+
+__all__ = ["Clusters", "Found", "Mixture"]
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """Centres of clusters or of a mixture's components.
+
+    Args:
+        result: the analysis' own result.
+        centres: ``(k, columns)``.
+        sizes: rows of each cluster, or weights of each component, ``(k,)``.
+    """
+
+    result: Any
+    centres: Array
+    sizes: Array
+
+    @property
+    def table(self) -> Any:
+        """One line a centre, as a pandas frame.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        from atoll.job.inquiries.frames import frame
+
+        return frame(self.records())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The same as plain records."""
+        names = self.result.features
+        return [
+            {"share or rows": size, **dict(zip(names, centre, strict=True))}
+            for size, centre in zip(self.sizes, self.centres, strict=True)
+        ]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know."""
+        return tuple(getattr(self.result, "notes", ()))
+
+    def facts(self) -> dict[str, Any]:
+        """None beside the lines."""
+        return {}
+
+
+def _checked(book: Book, rows: Array, what: str) -> None:
+    least = book.rule.minimum
+    if least > 1 and (rows < least).any():
+        raise Forbidden(
+            f"a {what} has fewer than {least} persons", remedy="ask for fewer, or other columns"
+        )
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """k-means (Lloyd's algorithm).
+
+    Args:
+        columns: columns of numbers.
+        clusters: k.
+        starts: how many are tried.
+        standardise: divide columns by their standard deviations first.
+        seed: of the starts.
+    """
+
+    columns: tuple[str, ...]
+    clusters: int
+    starts: int = 10
+    standardise: bool = True
+    seed: int = 0
+
+    def named(self) -> tuple[str, ...]:
+        """The columns."""
+        return self.columns
+
+    def analysis(self, book: Book) -> Analysis:
+        """The clusters."""
+        book.check(*self.columns)
+        return cluster.KMeans(
+            self.columns, self.clusters, Seed(self.seed), self.starts, standardise=self.standardise
+        )
+
+    def finding(self, book: Book, found: Any) -> Found:
+        """The centres."""
+        _checked(book, found.sizes, "cluster")
+        return Found(found, found.centres, found.sizes)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of normal distributions, by expectation and maximisation.
+
+    Args:
+        columns: columns of numbers.
+        components: k.
+        covariance: ``full`` or ``diagonal``.
+        seed: of the k-means before.
+    """
+
+    columns: tuple[str, ...]
+    components: int
+    covariance: Literal["full", "diagonal"] = "full"
+    seed: int = 0
+
+    def named(self) -> tuple[str, ...]:
+        """The columns."""
+        return self.columns
+
+    def analysis(self, book: Book) -> Analysis:
+        """The mixture."""
+        book.check(*self.columns)
+        return mixture.GaussianMixture(
+            self.columns, self.components, Seed(self.seed), self.covariance
+        )
+
+    def finding(self, book: Book, found: Any) -> Found:
+        """The components' means and weights."""
+        _checked(book, found.weights * found.rows, "component")
+        return Found(found, found.means, found.weights)

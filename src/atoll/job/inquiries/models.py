@@ -1,0 +1,346 @@
+"""Regressions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from atoll.algorithms.statistics.analysis import Analysis
+from atoll.algorithms.statistics.glm import GLM
+from atoll.algorithms.statistics.glm_multinomial import Multinomial as MultinomialAnalysis
+from atoll.algorithms.statistics.glm_negative import NegativeBinomialRegression
+from atoll.algorithms.statistics.mixed import MixedModel
+from atoll.algorithms.statistics.penalty import Penalty
+from atoll.core.errors import Forbidden
+from atoll.job.inquiries.book import Book, categories
+
+__all__ = [
+    "Fitted",
+    "Gamma",
+    "Linear",
+    "Logistic",
+    "Mixed",
+    "Multinomial",
+    "NegativeBinomial",
+    "Poisson",
+    "Regression",
+    "fitted",
+]
+
+_DUMMY = re.compile(r"^(.*)\[(\d+)\]$")
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A fitted model.
+
+    Args:
+        model: what was fitted, for the heading.
+        result: the analysis' own result, with all its numbers.
+        levels: names of categories, by column.
+        ratios: what exponentials of coefficients are called; empty where they mean nothing.
+    """
+
+    model: str
+    result: Any
+    levels: Mapping[str, tuple[str, ...]]
+    ratios: str = ""
+
+    @property
+    def table(self) -> Any:
+        """One line a coefficient, as a pandas frame: estimate, standard error, test, interval.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        from atoll.job.inquiries.frames import frame
+
+        return frame(self.records(), "name")
+
+    def records(self) -> list[dict[str, Any]]:
+        """The same as plain records."""
+        tables = [("", getattr(self.result, "table", None))]
+        if tables[0][1] is None:
+            heads = self.result.levels[1:]
+            tables = [(f"[{h:g}] ", t) for h, t in zip(heads, self.result.tables, strict=True)]
+        return [
+            {
+                "name": head + self._shown(name),
+                "coef": table.values[i],
+                "std err": table.standard_errors[i],
+                "z": table.statistics[i],
+                "p": table.p_values[i],
+                "low": table.lower[i],
+                "high": table.upper[i],
+            }
+            for head, table in tables
+            if table is not None
+            for i, name in enumerate(table.names)
+        ]
+
+    def _shown(self, name: str) -> str:
+        dummy = _DUMMY.match(name)
+        if dummy and dummy[1] in self.levels:
+            return f"{dummy[1]}={self.levels[dummy[1]][int(dummy[2])]}"
+        return name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader has to know."""
+        return tuple(getattr(self.result, "notes", ()))
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers of the whole fit that the result has, by name."""
+        wanted = ("rows", "events", "excluded", "log_likelihood", "deviance", "aic", "bic")
+        more = (
+            "r_squared",
+            "dispersion",
+            "alpha",
+            "concordance",
+            "group_variance",
+            "residual_variance",
+        )
+        last = ("intraclass", "iterations", "converged")
+        found = {
+            n: getattr(self.result, n) for n in (*wanted, *more, *last) if hasattr(self.result, n)
+        }
+        return {n.replace("_", " "): v for n, v in found.items()}
+
+    def summary(self) -> str:
+        """A table for the terminal, in the manner of statsmodels."""
+        lines = [self.model, "=" * 84]
+        facts = [f"{name}: {_number(value)}" for name, value in self.facts().items()]
+        lines += [f"{left:<39}{right}" for left, right in _pairs(facts)]
+        heads = ("coef", "std err", "z", "p", "low", "high")
+        lines += ["-" * 84, f"{'':<24}" + "".join(f"{head:>10}" for head in heads)]
+        for record in self.records():
+            numbers = "".join(f"{_number(record[head], 3):>10}" for head in heads)
+            lines.append(f"{record['name'][:23]:<24}{numbers}")
+        return "\n".join([*lines, "=" * 84, *(f"note: {note}" for note in self.notes)])
+
+
+def _pairs(items: Sequence[str]) -> list[tuple[str, str]]:
+    padded = [*items, ""] if len(items) % 2 else list(items)
+    return list(zip(padded[::2], padded[1::2], strict=True))
+
+
+def _number(value: Any, digits: int = 6) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "yes" if value else "no"
+    return f"{value:.{digits}g}"
+
+
+def fitted(book: Book, result: Any, title: str, ratios: str = "") -> Fitted:
+    """A model's result as it may be shown.
+
+    Raises:
+        Forbidden: hardly more rows than coefficients.
+    """
+    table = getattr(result, "table", None)
+    size = len(table.names) if table is not None else sum(len(t.names) for t in result.tables)
+    minimum = book.rule.minimum
+    if minimum > 1 and result.rows - size < minimum:
+        raise Forbidden(
+            f"a model of {size} coefficients for hardly more rows would tell about single ones",
+            remedy=f"use fewer features: {minimum} rows more than coefficients are needed",
+        )
+    return Fitted(title, result, book.levels, ratios)
+
+
+def _columns(*names: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+@dataclass(frozen=True)
+class Regression:
+    """Options that regressions share.
+
+    Args:
+        outcome: column to be explained; of two categories the second is the event.
+        features: columns that explain; categories become 0/1 columns, the first level is the reference.
+        intercept: ``common``, one for each ``site``, or ``none``.
+        covariance: of the standard errors: ``model``, ``hc0``, ``hc1``, or clustered by ``site``.
+        penalty: elastic net: strength ``alpha`` per row and the lasso's ``ratio``.
+        weights, offset: columns, or empty.
+        level: of confidence intervals.
+    """
+
+    outcome: str
+    features: tuple[str, ...]
+    intercept: Literal["common", "site", "none"] = "common"
+    covariance: Literal["model", "hc0", "hc1", "site"] = "model"
+    penalty: tuple[float, float] = (0.0, 0.0)
+    weights: str = ""
+    offset: str = ""
+    level: float = 0.95
+
+    family = ""
+    ratios = ""
+    title = ""
+
+    def named(self) -> tuple[str, ...]:
+        """All columns."""
+        return _columns(self.outcome, *self.features, self.weights, self.offset)
+
+    def analysis(self, book: Book) -> Analysis:
+        """A generalised linear model."""
+        book.check(*self.named())
+        return GLM(
+            self.outcome,
+            self.features,
+            self.family,
+            categories=categories(book, self.features),
+            intercept=self.intercept,
+            covariance=self.covariance,
+            penalty=Penalty(*self.penalty),
+            weights=self.weights,
+            offset=self.offset,
+            level=self.level,
+        )
+
+    def finding(self, book: Book, found: Any) -> Fitted:
+        """The coefficients."""
+        return fitted(book, found, f"{self.title} of {self.outcome} over sites", self.ratios)
+
+
+@dataclass(frozen=True)
+class Linear(Regression):
+    """Least squares."""
+
+    family = "gaussian"
+    title = "Linear regression"
+
+
+@dataclass(frozen=True)
+class Logistic(Regression):
+    """Logistic regression of a 0/1 outcome."""
+
+    family = "binomial"
+    ratios = "odds ratio"
+    title = "Logistic regression"
+
+
+@dataclass(frozen=True)
+class Poisson(Regression):
+    """Poisson regression of counts, log link."""
+
+    family = "poisson"
+    ratios = "rate ratio"
+    title = "Poisson regression"
+
+
+@dataclass(frozen=True)
+class Gamma(Regression):
+    """Gamma regression of positive numbers, log link."""
+
+    family = "gamma"
+    ratios = "ratio of means"
+    title = "Gamma regression"
+
+
+@dataclass(frozen=True)
+class NegativeBinomial:
+    """Negative binomial regression (NB2) with its dispersion alpha estimated.
+
+    Args:
+        outcome: column of counts.
+        features: columns that explain.
+        intercept: ``common``, one for each ``site``, or ``none``.
+        offset: column, or empty.
+        level: of confidence intervals.
+    """
+
+    outcome: str
+    features: tuple[str, ...]
+    intercept: Literal["common", "site", "none"] = "common"
+    offset: str = ""
+    level: float = 0.95
+
+    def named(self) -> tuple[str, ...]:
+        """All columns."""
+        return _columns(self.outcome, *self.features, self.offset)
+
+    def analysis(self, book: Book) -> Analysis:
+        """The regression."""
+        book.check(*self.named())
+        return NegativeBinomialRegression(
+            self.outcome,
+            self.features,
+            categories(book, self.features),
+            self.intercept,
+            offset=self.offset,
+            level=self.level,
+        )
+
+    def finding(self, book: Book, found: Any) -> Fitted:
+        """The coefficients."""
+        title = f"Negative binomial regression of {self.outcome} over sites"
+        return fitted(book, found, title, "rate ratio")
+
+
+@dataclass(frozen=True)
+class Multinomial:
+    """Multinomial logistic regression; the first category is the reference.
+
+    Args:
+        outcome: column of categories.
+        features: columns that explain.
+        level: of confidence intervals.
+    """
+
+    outcome: str
+    features: tuple[str, ...]
+    level: float = 0.95
+
+    def named(self) -> tuple[str, ...]:
+        """All columns."""
+        return _columns(self.outcome, *self.features)
+
+    def analysis(self, book: Book) -> Analysis:
+        """The regression."""
+        book.check(*self.named())
+        codes = tuple(float(i) for i in range(len(book.groups(self.outcome))))
+        known = categories(book, self.features)
+        return MultinomialAnalysis(self.outcome, codes, self.features, known, level=self.level)
+
+    def finding(self, book: Book, found: Any) -> Fitted:
+        """The coefficients."""
+        title = f"Multinomial regression of {self.outcome} over sites"
+        return fitted(book, found, title, "odds ratio")
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A linear model with a normal random intercept for each site, or for each group within one.
+
+    Args:
+        outcome: column to be explained.
+        features: columns that explain.
+        group: column of codes of the groups within a site; empty: sites are the groups.
+        reml: restricted maximum likelihood; else maximum likelihood.
+        level: of confidence intervals.
+    """
+
+    outcome: str
+    features: tuple[str, ...]
+    group: str = ""
+    reml: bool = True
+    level: float = 0.95
+
+    def named(self) -> tuple[str, ...]:
+        """All columns."""
+        return _columns(self.outcome, *self.features, self.group)
+
+    def analysis(self, book: Book) -> Analysis:
+        """The model."""
+        book.check(*self.named())
+        known = categories(book, self.features)
+        return MixedModel(self.outcome, self.features, self.group, known, self.reml, self.level)
+
+    def finding(self, book: Book, found: Any) -> Fitted:
+        """The coefficients."""
+        return fitted(book, found, f"Linear mixed model of {self.outcome} over sites")

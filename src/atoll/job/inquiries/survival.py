@@ -1,0 +1,290 @@
+"""Survival: Kaplan-Meier curves, the log-rank test, Cox regression.
+
+A curve that steps at every death tells when each patient died. Under disclosure control it steps only
+after so many exits as the minimum; at its steps it has the values of the full curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from atoll.algorithms.statistics import survival as curves
+from atoll.algorithms.statistics.analysis import Analysis
+from atoll.algorithms.statistics.cox import Cox as CoxAnalysis
+from atoll.algorithms.statistics.survival_axis import Axis
+from atoll.algorithms.statistics.survival_logrank import LogRank as LogRankAnalysis
+from atoll.core.errors import Forbidden
+from atoll.core.layout import Array
+from atoll.job.inquiries.book import Book, categories
+from atoll.job.inquiries.models import Fitted, fitted
+from atoll.job.inquiries.tables import Sheet
+
+__all__ = ["Cox", "FittedCurves", "LogRank", "SurvivalCurves"]
+
+
+@dataclass(frozen=True, eq=False)
+class FittedCurves:
+    """Survival of each group.
+
+    Args:
+        result: the analysis' own.
+        groups: their names.
+        curves: one for each, as they may be shown.
+        notes: what a reader has to know.
+    """
+
+    result: Any
+    groups: tuple[str, ...]
+    curves: tuple[curves.Curve, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def table(self) -> Any:
+        """One line a step, as a pandas frame.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        from atoll.job.inquiries.frames import frame
+
+        return frame(self.records())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The same as plain records."""
+        return [
+            {
+                "group": group,
+                "time": c.times[i],
+                "at risk": c.at_risk[i],
+                "events": c.events[i],
+                "censored": c.censored[i],
+                "survival": c.survival[i],
+                "low": c.lower[i],
+                "high": c.upper[i],
+            }
+            for group, c in zip(self.groups, self.curves, strict=True)
+            for i in range(len(c.times))
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        """Median survival of each group."""
+        pairs = zip(self.groups, self.curves, strict=True)
+        return {f"median of {group}": float(curve.median) for group, curve in pairs}
+
+
+def axis_of(horizon: float, resolution: float, times: Sequence[float]) -> Axis:
+    """The times at which sites count; see :class:`~atoll.algorithms.statistics.survival_axis.Axis`."""
+    return Axis(horizon, resolution, tuple(times))
+
+
+def _codes(book: Book, column: str) -> tuple[float, ...]:
+    return tuple(float(i) for i in range(len(book.groups(column))))
+
+
+@dataclass(frozen=True)
+class SurvivalCurves:
+    """Kaplan-Meier curves, with one for each group.
+
+    Args:
+        time: column of the time of event or censoring.
+        event: column of 1 for an event and 0 for censoring.
+        horizon: the longest time that can occur.
+        by: column of groups; empty for none.
+        resolution: the unit in which times are known.
+        times: the times themselves, in place of horizon and resolution.
+        level: of the bands.
+    """
+
+    time: str
+    event: str
+    horizon: float = 0.0
+    by: str = ""
+    resolution: float = 1.0
+    times: tuple[float, ...] = ()
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        axis_of(self.horizon, self.resolution, self.times)
+
+    def named(self) -> tuple[str, ...]:
+        """All columns."""
+        return tuple(name for name in (self.time, self.event, self.by) if name)
+
+    def _groups(self, book: Book) -> tuple[str, ...]:
+        return book.groups(self.by) if self.by else ("all",)
+
+    def analysis(self, book: Book) -> Analysis:
+        """The curves."""
+        book.check(*self.named())
+        levels = _codes(book, self.by) if self.by else ()
+        axis = axis_of(self.horizon, self.resolution, self.times)
+        return curves.KaplanMeier(self.time, self.event, axis, self.by, levels, level=self.level)
+
+    def finding(self, book: Book, found: Any) -> FittedCurves:
+        """The curves, with steps after so many exits as the minimum."""
+        names, least = self._groups(book), book.rule.minimum
+        kept = tuple(_coarse(curve, least) for curve in found.curves)
+        for name, curve in zip(names, kept, strict=True):
+            if not len(curve.times) and least > 1:
+                raise Forbidden(
+                    f"group {name!r} has fewer than {least} exits", remedy="join groups"
+                )
+        notes = tuple(found.notes)
+        if least > 1:
+            notes += (f"curves step only after {least} or more exits",)
+        return FittedCurves(found, names, kept, notes)
+
+
+def _coarse(curve: curves.Curve, least: int) -> curves.Curve:
+    """The curve at times with ``least`` or more exits since the one before."""
+    exits = curve.events + curve.censored
+    steps, waiting = list[int](), 0.0
+    for i, leaving in enumerate(exits.tolist()):
+        waiting += leaving
+        remaining = float(curve.at_risk[i]) - leaving
+        if waiting >= least and (remaining >= least or remaining == 0):
+            steps.append(i)
+            waiting = 0.0
+    ends = np.array(steps, np.int64)
+    starts = np.concatenate([[0], ends[:-1] + 1]).astype(np.int64)[: len(ends)]
+
+    def total(counts: Array) -> Array:
+        return np.array([counts[a : b + 1].sum() for a, b in zip(starts, ends, strict=True)])
+
+    if least <= 1:
+        return curve
+    median = (
+        float(curve.median) if np.isin(curve.median, curve.times[ends]) else _median(curve, ends)
+    )
+    return replace(
+        curve,
+        times=curve.times[ends],
+        at_risk=curve.at_risk[starts] if len(starts) else curve.at_risk[:0],
+        events=total(curve.events),
+        censored=total(curve.censored),
+        survival=curve.survival[ends],
+        standard_errors=curve.standard_errors[ends],
+        lower=curve.lower[ends],
+        upper=curve.upper[ends],
+        cumulative_hazard=curve.cumulative_hazard[ends],
+        hazard_errors=curve.hazard_errors[ends],
+        median=median,
+    )
+
+
+def _median(curve: curves.Curve, ends: Array) -> float:
+    """The first shown time at which half or fewer survive."""
+    below = np.flatnonzero(curve.survival[ends] <= 0.5)
+    return float(curve.times[ends][below[0]]) if below.size else float("inf")
+
+
+@dataclass(frozen=True)
+class LogRank:
+    """Do groups differ in survival?
+
+    Args:
+        time: column of the time of event or censoring.
+        event: column of 1 for an event and 0 for censoring.
+        by: column of groups.
+        horizon: the longest time that can occur.
+        strata: ``none``, ``site``, or a column of categories.
+        resolution: the unit in which times are known.
+        times: the times themselves, in place of horizon and resolution.
+    """
+
+    time: str
+    event: str
+    by: str
+    horizon: float = 0.0
+    strata: str = "none"
+    resolution: float = 1.0
+    times: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        axis_of(self.horizon, self.resolution, self.times)
+
+    def named(self) -> tuple[str, ...]:
+        """All columns."""
+        return (self.time, self.event, self.by, *_column(self.strata))
+
+    def analysis(self, book: Book) -> Analysis:
+        """The test."""
+        book.check(*self.named())
+        strata = _codes(book, self.strata) if _column(self.strata) else ()
+        axis = axis_of(self.horizon, self.resolution, self.times)
+        levels = _codes(book, self.by)
+        return LogRankAnalysis(self.time, self.event, self.by, levels, axis, self.strata, strata)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line a group, each with the test of all of them."""
+        least = book.rule.minimum
+        if least > 1 and (found.observed < least).any():
+            raise Forbidden(f"a group has fewer than {least} events", remedy="join groups")
+        test = {"chi-squared": found.statistic, "df": found.df, "p": found.p_value}
+        groups = zip(book.groups(self.by), found.observed, found.expected, strict=True)
+        lines = [
+            {"group": name, "observed": float(seen), "expected": float(due), **test}
+            for name, seen, due in groups
+        ]
+        return Sheet(found, lines, "group", tuple(found.notes))
+
+
+def _column(strata: str) -> tuple[str, ...]:
+    return () if strata in ("none", "site") else (strata,)
+
+
+@dataclass(frozen=True)
+class Cox:
+    """Cox's proportional hazards model.
+
+    Args:
+        time: column of the time of event or censoring.
+        event: column of 1 for an event and 0 for censoring.
+        features: columns that explain.
+        horizon: the longest time that can occur.
+        ties: ``efron`` or ``breslow``.
+        strata: ``none``, ``site``, or a column of categories.
+        level: of confidence intervals.
+        resolution: the unit in which times are known.
+        times: the times themselves, in place of horizon and resolution.
+    """
+
+    time: str
+    event: str
+    features: tuple[str, ...]
+    horizon: float = 0.0
+    ties: Literal["efron", "breslow"] = "efron"
+    strata: str = "none"
+    level: float = 0.95
+    resolution: float = 1.0
+    times: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        axis_of(self.horizon, self.resolution, self.times)
+
+    def named(self) -> tuple[str, ...]:
+        """All columns."""
+        return (self.time, self.event, *self.features, *_column(self.strata))
+
+    def analysis(self, book: Book) -> Analysis:
+        """The model."""
+        book.check(*self.named())
+        return CoxAnalysis(
+            self.time,
+            self.event,
+            self.features,
+            axis_of(self.horizon, self.resolution, self.times),
+            categories(book, self.features),
+            self.ties,
+            self.strata,
+            _codes(book, self.strata) if _column(self.strata) else (),
+            level=self.level,
+        )
+
+    def finding(self, book: Book, found: Any) -> Fitted:
+        """The coefficients."""
+        return fitted(book, found, f"Cox regression of {self.time} over sites", "hazard ratio")

@@ -1,0 +1,322 @@
+"""Descriptive tables. A suppressed number is NaN; a count of zero is 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from atoll.algorithms.statistics.analysis import Analysis
+from atoll.algorithms.statistics.moments import Components, Covariance, Moments
+from atoll.algorithms.statistics.quantiles import Quantiles
+from atoll.algorithms.statistics.tables import CrossTable, HeavyHitters, Histogram
+from atoll.algorithms.statistics.together import Together
+from atoll.core.errors import DataError
+from atoll.job.inquiries.book import Book
+
+__all__ = [
+    "Bins",
+    "Correlation",
+    "Crossed",
+    "Describe",
+    "Frequent",
+    "PrincipalComponents",
+    "Sheet",
+    "TableOne",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Sheet:
+    """A plain table.
+
+    Args:
+        result: the analysis' own.
+        lines: one record a line.
+        index: the column that names lines; empty for none.
+        notes: what a reader has to know.
+        bins: whether the lines are the bins of a histogram.
+    """
+
+    result: Any
+    lines: Sequence[Mapping[str, Any]]
+    index: str = ""
+    notes: tuple[str, ...] = ()
+    bins: bool = False
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines."""
+        return [dict(line) for line in self.lines]
+
+    def facts(self) -> dict[str, Any]:
+        """None beside the lines."""
+        return {}
+
+
+def _numbers(book: Book, columns: Sequence[str]) -> tuple[str, ...]:
+    """Columns of numbers: those named, else all."""
+    names = tuple(columns) or book.numeric()
+    book.check(*names)
+    wrong = [name for name in names if name in book.levels]
+    if wrong:
+        raise DataError(f"column {wrong[0]!r} holds categories", remedy="use table_one")
+    if not names:
+        raise DataError("no column of numbers", remedy="name columns")
+    return names
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Count, missing, mean, standard deviation and quantiles of numbers, one line a column.
+
+    Args:
+        columns: which; empty for all that hold numbers.
+        quantiles: levels in [0, 1]; 0 and 1 only where the rule allows extremes.
+        tolerance: relative, of a quantile; 0 is exact.
+    """
+
+    columns: tuple[str, ...] = ()
+    quantiles: tuple[float, ...] = (0.25, 0.5, 0.75)
+    tolerance: float = 1e-9
+
+    def __post_init__(self) -> None:
+        wrong = [q for q in self.quantiles if not 0 <= q <= 1]
+        if wrong:
+            raise DataError(f"the quantile {wrong[0]:g} is none", remedy="give levels in [0, 1]")
+
+    def named(self) -> tuple[str, ...]:
+        """The columns."""
+        return self.columns
+
+    def analysis(self, book: Book) -> Analysis:
+        """Moments, and quantiles beside them."""
+        names, rule = _numbers(book, self.columns), book.rule
+        parts: dict[str, Analysis] = {"moments": Moments(names, rule=rule)}
+        if self.quantiles:
+            parts["quantiles"] = Quantiles(names, self.quantiles, self.tolerance, rule)
+        return Together(parts)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line a column."""
+        moments = found["moments"].records()
+        lines = [{k: v for k, v in record.items() if k != "group"} for record in moments]
+        if self.quantiles:
+            for line, extra in zip(lines, found["quantiles"].records(), strict=True):
+                line.update(extra)
+        return Sheet(found, lines, "column")
+
+
+_HIDDEN = "suppressed"
+
+
+@dataclass(frozen=True)
+class TableOne:
+    """The first table of a paper: every variable by group, in text.
+
+    Numbers as mean (sd), categories as count (percent of the group). What is suppressed says so.
+
+    Args:
+        by: column of groups; empty for none.
+        columns: which; empty for all but ``by``.
+    """
+
+    by: str = ""
+    columns: tuple[str, ...] = ()
+
+    def named(self) -> tuple[str, ...]:
+        """The columns and that of the groups, unless all are wanted."""
+        return (*self.columns, *([self.by] if self.by else [])) if self.columns else ()
+
+    def _names(self, book: Book) -> tuple[str, ...]:
+        names = tuple(n for n in (self.columns or book.columns) if n != self.by)
+        book.check(*names)
+        return names
+
+    def _groups(self, book: Book) -> tuple[str, ...]:
+        return book.groups(self.by) if self.by else ("all",)
+
+    def analysis(self, book: Book) -> Analysis:
+        """Moments of the numbers by group, and a table for each category."""
+        names, groups, rule = self._names(book), self._groups(book), book.rule
+        numeric = tuple(n for n in names if n not in book.levels)
+        parts: dict[str, Analysis] = {}
+        if numeric:
+            parts["numbers"] = Moments(numeric, self.by, groups, rule)
+        for name in names:
+            if name in book.levels and self.by:
+                levels = book.levels[name]
+                parts[f"category {name}"] = CrossTable(name, self.by, levels, groups, rule)
+            elif name in book.levels:
+                edges = tuple(np.arange(1, len(book.levels[name])) - 0.5)
+                parts[f"category {name}"] = Histogram(name, edges or (0.5,), rule)
+        return Together(parts)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line a number, and one a category."""
+        names, groups = self._names(book), self._groups(book)
+        numeric = tuple(n for n in names if n not in book.levels)
+        lines: list[dict[str, object]] = []
+        for name in names:
+            if name in numeric:
+                lines.append(_number_line(name, found["numbers"], numeric.index(name), groups))
+            else:
+                counts = found[f"category {name}"].counts
+                lines += _category_lines(name, book.levels[name], counts, groups)
+        return Sheet(found, lines, "variable")
+
+
+def _number_line(name: str, found: Any, i: int, groups: Sequence[str]) -> dict[str, object]:
+    line: dict[str, object] = {"variable": f"{name}, mean (sd)"}
+    for g, group in enumerate(groups):
+        shown = f"{found.mean[i, g]:.4g} ({found.sd[i, g]:.3g})"
+        line[group] = _HIDDEN if found.hidden[i, g] else shown
+    return line
+
+
+def _category_lines(
+    name: str, levels: Sequence[str], counts: Any, groups: Sequence[str]
+) -> list[dict[str, object]]:
+    values, hidden = counts.values, counts.hidden
+    if values.ndim == 1:
+        values, hidden = values[:, None], hidden[:, None]
+    lines: list[dict[str, object]] = [{"variable": f"{name}, n (%)", **dict.fromkeys(groups, "")}]
+    for i, level in enumerate(levels):
+        line: dict[str, object] = {"variable": f"  {level}"}
+        for g, group in enumerate(groups):
+            total = values[-1, g]
+            share = f" ({100 * values[i, g] / total:.1f})" if total > 0 else ""
+            line[group] = _HIDDEN if hidden[i, g] else f"{values[i, g]:.0f}{share}"
+        lines.append(line)
+    return lines
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Counts between cut points, one line a bin; a bin holds its lower edge.
+
+    Args:
+        column: of numbers.
+        edges: increasing cut points.
+    """
+
+    column: str
+    edges: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        Histogram(self.column, self.edges)
+
+    def named(self) -> tuple[str, ...]:
+        """The column."""
+        return (self.column,)
+
+    def analysis(self, book: Book) -> Analysis:
+        """A histogram."""
+        _numbers(book, [self.column])
+        return Histogram(self.column, self.edges, book.rule)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line a bin."""
+        return Sheet(found, found.records(), bins=True)
+
+
+@dataclass(frozen=True)
+class Crossed:
+    """Counts by two categories with margins.
+
+    Args:
+        row, column: columns of categories.
+    """
+
+    row: str
+    column: str
+
+    def named(self) -> tuple[str, ...]:
+        """Both columns."""
+        return (self.row, self.column)
+
+    def analysis(self, book: Book) -> Analysis:
+        """A cross table."""
+        rows, columns = book.groups(self.row), book.groups(self.column)
+        return CrossTable(self.row, self.column, rows, columns, book.rule)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line a category of ``row``."""
+        return Sheet(found, found.records(), self.row)
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Correlations over the rows complete in all columns.
+
+    Args:
+        columns: which; empty for all that hold numbers.
+    """
+
+    columns: tuple[str, ...] = ()
+
+    def named(self) -> tuple[str, ...]:
+        """The columns."""
+        return self.columns
+
+    def analysis(self, book: Book) -> Analysis:
+        """Covariances."""
+        return Covariance(_numbers(book, self.columns), book.rule)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line a column."""
+        return Sheet(found, found.records(), "column")
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """Variances and loadings of principal components, one line a component.
+
+    Args:
+        columns: which; empty for all that hold numbers.
+        standardise: divide columns by their standard deviations first.
+    """
+
+    columns: tuple[str, ...] = ()
+    standardise: bool = True
+
+    def named(self) -> tuple[str, ...]:
+        """The columns."""
+        return self.columns
+
+    def analysis(self, book: Book) -> Analysis:
+        """Components of the covariance or correlation matrix."""
+        return Components(_numbers(book, self.columns), self.standardise, book.rule)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line a component."""
+        return Sheet(found, found.records(), "component")
+
+
+@dataclass(frozen=True)
+class Frequent:
+    """The whole numbers that at least so many persons have, the most frequent first.
+
+    Args:
+        column: of whole numbers, such as codes of diagnoses.
+        least: persons behind each.
+        bits: of the largest number, up to 48.
+    """
+
+    column: str
+    least: int = 11
+    bits: int = 32
+
+    def named(self) -> tuple[str, ...]:
+        """The column."""
+        return (self.column,)
+
+    def analysis(self, book: Book) -> Analysis:
+        """Heavy hitters."""
+        _numbers(book, [self.column])
+        return HeavyHitters(self.column, self.least, self.bits, book.rule)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line a number."""
+        return Sheet(found, found.records())

@@ -1,0 +1,156 @@
+"""Tests of groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from atoll.algorithms.statistics import comparisons
+from atoll.algorithms.statistics.analysis import Analysis
+from atoll.algorithms.statistics.ranks import MannWhitney
+from atoll.job.inquiries.book import Book
+from atoll.job.inquiries.tables import Sheet
+
+__all__ = ["Anova", "ChiSquared", "Fisher", "RankTest", "TTest"]
+
+
+@dataclass(frozen=True)
+class TTest:
+    """Do two groups have the same mean? Welch's test, or Student's.
+
+    Args:
+        column: of numbers.
+        by: column of two groups.
+        equal_variances: Student's test.
+    """
+
+    column: str
+    by: str
+    equal_variances: bool = False
+
+    def named(self) -> tuple[str, ...]:
+        """Both columns."""
+        return (self.column, self.by)
+
+    def analysis(self, book: Book) -> Analysis:
+        """The test."""
+        book.check(self.column)
+        groups = book.groups(self.by)
+        return comparisons.TTest(self.column, self.by, groups, self.equal_variances, rule=book.rule)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line."""
+        return _tested(found)
+
+
+@dataclass(frozen=True)
+class Anova:
+    """Do several groups have the same mean?
+
+    Args:
+        column: of numbers.
+        by: column of groups.
+    """
+
+    column: str
+    by: str
+
+    def named(self) -> tuple[str, ...]:
+        """Both columns."""
+        return (self.column, self.by)
+
+    def analysis(self, book: Book) -> Analysis:
+        """The test."""
+        book.check(self.column)
+        return comparisons.Anova(self.column, self.by, book.groups(self.by), book.rule)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line."""
+        return _tested(found)
+
+
+@dataclass(frozen=True)
+class ChiSquared:
+    """Are two categories independent?
+
+    Args:
+        row, column: columns of categories.
+        correction: Yates's, for two by two.
+    """
+
+    row: str
+    column: str
+    correction: bool = True
+
+    def named(self) -> tuple[str, ...]:
+        """Both columns."""
+        return (self.row, self.column)
+
+    def analysis(self, book: Book) -> Analysis:
+        """The test."""
+        levels = book.groups(self.row), book.groups(self.column)
+        return comparisons.ChiSquared(self.row, self.column, *levels, self.correction, book.rule)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line."""
+        return _tested(found)
+
+
+@dataclass(frozen=True)
+class Fisher:
+    """Are two categories of two levels independent? Exact; refused where a cell is small.
+
+    Args:
+        row, column: columns of categories.
+    """
+
+    row: str
+    column: str
+
+    def named(self) -> tuple[str, ...]:
+        """Both columns."""
+        return (self.row, self.column)
+
+    def analysis(self, book: Book) -> Analysis:
+        """The test."""
+        levels = book.groups(self.row), book.groups(self.column)
+        return comparisons.Fisher(self.row, self.column, *levels, book.rule)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line."""
+        return _tested(found)
+
+
+@dataclass(frozen=True)
+class RankTest:
+    """Does one group tend to larger values? From binned ranks; its p-value comes with a range.
+
+    Args:
+        column: of numbers.
+        by: column of two groups.
+        bins: of ranks.
+        whole: whether the numbers are whole; the test is then exact.
+    """
+
+    column: str
+    by: str
+    bins: int = 4096
+    whole: bool = False
+
+    def named(self) -> tuple[str, ...]:
+        """Both columns."""
+        return (self.column, self.by)
+
+    def analysis(self, book: Book) -> Analysis:
+        """The test."""
+        book.check(self.column)
+        groups = book.groups(self.by)
+        return MannWhitney(self.column, self.by, groups, self.bins, self.whole, book.rule)
+
+    def finding(self, book: Book, found: Any) -> Sheet:
+        """One line."""
+        return _tested(found)
+
+
+def _tested(found: comparisons.TestResult) -> Sheet:
+    return Sheet(found, found.records(), notes=tuple(found.notes))
