@@ -28,7 +28,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from atoll.privacy.secagg.inprocess import Guest, Round, play
-from atoll.privacy.secagg.masks import MaskPlan, RingSum, masked_chunks, root_of
+from atoll.privacy.secagg.masks import MaskPlan, RingSum, Rooms, masked_chunks, place_in, root_of
 from atoll.privacy.secagg.messages import Vector
 from atoll.privacy.secagg.policy import Approved, Policy
 from atoll.privacy.secagg.site import Site
@@ -62,6 +62,7 @@ class Cohort:
             self.lanes,
             expiry=1.0,
         )
+        self.rooms = Rooms()  # as a simulation has them: they stay from round to round
         vector = np.random.default_rng(0).normal(0, 0.1, size).astype(np.float32)
         self.values = {"parameters": vector, "weight": np.ones(1)}
 
@@ -75,6 +76,7 @@ class Cohort:
                 self.values,
                 os.urandom(32),
                 os.urandom(32),
+                rooms=self.rooms,
             )
             for name, key in self.keys.items()
         }
@@ -95,8 +97,13 @@ class Cohort:
         """The same sum without masks."""
         total = RingSum(self.terms)
         for _ in self.keys:
-            chunks = list(masked_chunks(self.terms, MaskPlan((), ()), self.values, os.urandom(32)))
+            room = self.rooms.take(self.terms)
+            bare = MaskPlan((), ())
+            chunks = list(
+                masked_chunks(self.terms, bare, self.values, os.urandom(32), place_in(room))
+            )
             total.add(chunks, root_of(chunks))
+            self.rooms.give(self.terms, room)
         total.totals()
         return total
 

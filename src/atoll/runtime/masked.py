@@ -7,12 +7,11 @@ is a dropout. Below the threshold no sum is opened.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
 
 from atoll.core.chain import COHORT, Entropy, random_bytes
 from atoll.core.contracts import Outcome, Task
@@ -21,6 +20,7 @@ from atoll.core.layout import Array
 from atoll.core.metrics import Metrics
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Update
 from atoll.privacy.secagg.inprocess import Guest, Identity, Round, play
+from atoll.privacy.secagg.masks import Rooms
 from atoll.privacy.secagg.messages import Dealt
 from atoll.privacy.secagg.policy import Approved, Policy
 from atoll.privacy.secagg.site import Site
@@ -33,6 +33,8 @@ from atoll.runtime.threads import Threads
 __all__ = ["MaskedExecutor"]
 
 _FEDERATION = "simulation"
+_WORKERS = min(8, os.cpu_count() or 1)
+"""Threads in which clients mask; integers add up to the same sum in any order."""
 
 
 class MaskedExecutor:
@@ -59,7 +61,7 @@ class MaskedExecutor:
         self._parts, self._entropy = parts, entropy
         self._server = Identity(entropy(32))
         self._signers: dict[str, Identity] = {}
-        self._threads = Threads()
+        self._threads, self._rooms = Threads(), Rooms()
         self.timings: Mapping[str, float] = {}
         self.last: Round | None = None
 
@@ -107,12 +109,13 @@ class MaskedExecutor:
         newest = max(task.version for task in tasks)
         terms = self._terms(sorted(task.client for task in tasks), broadcasts[newest])
         guests = {name: self._guest(terms, name, inputs.get(name)) for name in _names(terms)}
-        played = self.last = play(terms, self._server.sign, guests, _Absent(frozenset(inputs)))
+        relay = _Absent(frozenset(inputs))
+        played = self.last = play(terms, self._server.sign, guests, relay, workers=_WORKERS)
         if played.total is None:
             return Aggregate({}, 0.0, 0.0, 0, 0), (), f"masked aggregation: {played.failure}"
         shapes = {n: v.shape for n, v in next(iter(inputs.values())).vectors.items()}
         sums = {
-            name: words.astype(np.int64).reshape(shapes[name])
+            name: words.reshape(shapes[name])
             for name, words in sorted(played.total.integers().items())
         }
         count = len(played.members)
@@ -140,6 +143,8 @@ class MaskedExecutor:
             Approved(at.job, at.model, terms.lanes),
             values,
             self._entropy(32),
+            rounded=True,
+            rooms=self._rooms,
         )
 
     def _signer(self, name: ClientId) -> Identity:

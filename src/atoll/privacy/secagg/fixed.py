@@ -21,52 +21,131 @@ from atoll.core.errors import UpdateRefused
 from atoll.core.layout import Array
 from atoll.privacy.secagg.terms import Lane
 
-__all__ = ["WEIGHT", "averages", "quantised", "signed_values", "weighted"]
+__all__ = [
+    "BLOCK",
+    "WEIGHT",
+    "Grid",
+    "averages",
+    "check_reach",
+    "quantised",
+    "signed_values",
+    "weighted",
+]
+
+BLOCK = 32_768
+"""Values that are rounded at a time."""
 
 WEIGHT = "weight"
 """Name of the lane that carries the weight."""
 
 
-def quantised(lane: Lane, sites: int, values: Array, draws: np.ndarray[Any, Any] | None) -> Array:
-    """``values`` of one lane as signed integers of its ring.
+class Grid:
+    """Rounds values to integers a block at a time, in memory of its own that stays in a core's cache.
 
-    Args:
-        lane: what the values are.
-        sites: size of the cohort.
-        values: real numbers, any float or integer dtype.
-        draws: as many uniform ``uint32``, for rounding; None rounds to the nearest.
+    Memory that is new costs more than all of the arithmetic, so nothing as long as the input is made. An
+    object serves one thread.
+    """
+
+    def __init__(self) -> None:
+        self._exact, self._drawn = np.empty(BLOCK), np.empty(BLOCK)
+
+    def put(
+        self,
+        lane: Lane,
+        sites: int,
+        values: Array,
+        draws: np.ndarray[Any, Any] | None,
+        into: Array,
+        factor: float | None = None,
+    ) -> None:
+        """Write ``values``, as signed integers of the lane's ring, to ``into``.
+
+        Args:
+            lane: what the values are.
+            sites: size of the cohort.
+            values: real numbers, any float or integer dtype.
+            draws: as many uniform ``uint32``, for rounding; None rounds to the nearest.
+            into: as many integers of the ring's size.
+            factor: the values are multiplied by it first, in float64.
+
+        Raises:
+            UpdateRefused: a value is not finite, or beyond a bound that refuses. What is in ``into``
+                means nothing then.
+        """
+        for start in range(0, values.size, BLOCK):
+            block = slice(start, min(start + BLOCK, values.size))
+            part = None if draws is None else draws[block]
+            with np.errstate(over="ignore", invalid="ignore"):
+                exact = self._exact[: block.stop - start]
+                np.copyto(exact, values[block], casting="same_kind")
+                if factor is not None:
+                    exact *= factor
+                ends = _ends(lane, exact)
+                if lane.step is not None:
+                    exact /= (by := lane.step)
+                    ends = ends[0] / by, ends[1] / by
+                else:
+                    exact *= (by := lane.scale(sites))
+                    ends = ends[0] * by, ends[1] * by
+            self._round(lane, sites, exact, ends, part)
+            np.copyto(into[block], exact, casting="unsafe")
+
+    def _round(
+        self,
+        lane: Lane,
+        sites: int,
+        exact: Array,
+        ends: tuple[float, float],
+        draws: np.ndarray[Any, Any] | None,
+    ) -> None:
+        levels = lane.levels(sites)
+        near_the_end = ends[0] < -levels or ends[1] > levels - 1
+        if near_the_end:
+            np.clip(exact, -levels, levels, out=exact)
+        if lane.step is not None or draws is None:
+            np.rint(exact, out=exact)
+        else:
+            drawn = self._drawn[: exact.size]
+            np.copyto(drawn, draws)
+            drawn *= 2.0**-32
+            exact += drawn
+            np.floor(exact, out=exact)
+        if near_the_end:  # levels + 0.999... is levels + 1 in float64
+            np.minimum(exact, levels, out=exact)
+
+
+def _ends(lane: Lane, values: Array) -> tuple[float, float]:
+    """The smallest and the largest of ``values``, if they may be sent."""
+    low, high = float(values.min()), float(values.max())
+    if not (math.isfinite(low) and math.isfinite(high)):
+        wrong = values[np.flatnonzero(~np.isfinite(values))[0]]
+        raise UpdateRefused(f"lane {lane.name!r} holds {wrong}: this site drops out")
+    if lane.excess == "refuse" and (worst := max(-low, high)) > lane.bound:
+        raise UpdateRefused(f"lane {lane.name!r} holds {worst:g}, declared were {lane.bound:g}")
+    return low, high
+
+
+def quantised(lane: Lane, sites: int, values: Array, draws: np.ndarray[Any, Any] | None) -> Array:
+    """``values`` of one lane as signed integers of its ring; see :meth:`Grid.put`.
 
     Raises:
         UpdateRefused: a value is not finite, or beyond a bound that refuses.
     """
-    if lane.excess == "refuse" and (worst := float(np.abs(values).max(initial=0))) > lane.bound:
-        raise UpdateRefused(f"lane {lane.name!r} holds {worst:g}, declared were {lane.bound:g}")
-    levels = lane.levels(sites)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if lane.step is not None:
-            exact = np.divide(values, lane.step, dtype=np.float64)
-        else:
-            exact = np.multiply(values, lane.scale(sites), dtype=np.float64)
-    low, high = float(exact.min(initial=0.0)), float(exact.max(initial=0.0))
-    if not (math.isfinite(low) and math.isfinite(high)):
-        _refuse_non_finite(lane, values)
-    near_the_end = low < -levels or high > levels - 1
-    if near_the_end:
-        np.clip(exact, -levels, levels, out=exact)
-    if lane.step is not None or draws is None:
-        np.rint(exact, out=exact)
-    else:
-        exact += np.multiply(draws, 2.0**-32, dtype=np.float64)
-        np.floor(exact, out=exact)
-    if near_the_end:  # levels + 0.999... is levels + 1 in float64
-        np.minimum(exact, levels, out=exact)
-    return exact.astype(np.int32 if lane.bits == 32 else np.int64)
+    integers = np.empty(values.shape, np.int32 if lane.bits == 32 else np.int64)
+    Grid().put(lane, sites, values.reshape(-1), draws, integers.reshape(-1))
+    return integers
 
 
-def _refuse_non_finite(lane: Lane, values: Array) -> None:
-    wrong = np.flatnonzero(~np.isfinite(values))
-    if wrong.size:  # else only the scaled value is too large, and it is clipped
-        raise UpdateRefused(f"lane {lane.name!r} holds {values[wrong[0]]}: this site drops out")
+def check_reach(lane: Lane, sites: int, present: int, total: Array) -> None:
+    """See :func:`signed_values`.
+
+    Raises:
+        UpdateRefused: the sum is beyond what so many sites can reach; one of them did not keep to
+            the range, or a mask is left.
+    """
+    reach = present * lane.levels(sites)
+    if total.size and (int(total.max()) > reach or int(total.min()) < -reach):
+        raise UpdateRefused(f"the sum of lane {lane.name!r} is beyond {present} sites' range")
 
 
 def signed_values(lane: Lane, sites: int, present: int, total: Array) -> Array:
@@ -82,9 +161,7 @@ def signed_values(lane: Lane, sites: int, present: int, total: Array) -> Array:
         UpdateRefused: the sum is beyond what so many sites can reach; one of them did not keep to
             the range, or a mask is left.
     """
-    reach = present * lane.levels(sites)
-    if total.size and (int(total.max()) > reach or int(total.min()) < -reach):
-        raise UpdateRefused(f"the sum of lane {lane.name!r} is beyond {present} sites' range")
+    check_reach(lane, sites, present, total)
     if lane.step is not None:
         return total * np.float64(lane.step)
     return total / np.float64(lane.scale(sites))

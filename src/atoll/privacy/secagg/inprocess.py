@@ -7,7 +7,7 @@ function calls.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,15 @@ from atoll.privacy.secagg import server as at_server
 from atoll.privacy.secagg import site as at_site
 from atoll.privacy.secagg.keys import needs_cryptography
 from atoll.privacy.secagg.ledger import Book
-from atoll.privacy.secagg.masks import RingSum, masked_chunks, root_of
+from atoll.privacy.secagg.masks import (
+    MaskPlan,
+    RingSum,
+    Rooms,
+    masked_chunks,
+    masked_integers,
+    place_in,
+    root_of,
+)
 from atoll.privacy.secagg.messages import FromSite, Invitation
 from atoll.privacy.secagg.policy import Approved
 from atoll.privacy.secagg.server import Server
@@ -67,6 +75,8 @@ class Guest:
         said: the messages it has sent, in order.
         aborted: why it gave up; empty if it did not.
         blames: the peer that it blames for it, if any.
+        rounded: whether ``values`` are integers already.
+        rooms: where masked inputs lie; guests may share them.
     """
 
     site: Site
@@ -79,6 +89,9 @@ class Guest:
     said: list[FromSite] = field(default_factory=list, repr=False)
     aborted: str = ""
     blames: str = ""
+    rounded: bool = False
+    rooms: Rooms = field(default_factory=Rooms, repr=False)
+    _room: Mapping[str, Array] | None = field(default=None, repr=False)
 
     def hear(self, event: at_site.Event, terms: Terms) -> list[FromSite]:
         """Give ``event`` to the machine, do what it asks for, and return what it says."""
@@ -98,15 +111,34 @@ class Guest:
     def _do(self, effect: at_site.Keep | at_site.Mask, terms: Terms) -> at_site.Event:
         if isinstance(effect, at_site.Mask):
             try:
-                self.chunks = list(masked_chunks(terms, effect.plan, self.values, self.rounding))
+                return at_site.Masked(root_of(self._masked(terms, effect.plan)))
             except UpdateRefused as error:
+                self.chunks = []
                 return at_site.Cancel(error.message)
-            return at_site.Masked(root_of(self.chunks))
         try:
             self.book.keep(effect.record, effect.apart)
         except StateError as error:
             return at_site.Denied(effect.record, error.message)
         return at_site.Kept(effect.record)
+
+    def _masked(self, terms: Terms, plan: MaskPlan) -> Iterator[memoryview]:
+        """Mask the input, chunk by chunk, so that each can be hashed while it is in the cache."""
+        self._room, self.chunks = self.rooms.take(terms), []
+        place = place_in(self._room)
+        if self.rounded:
+            chunks = masked_integers(terms, plan, self.values, place)
+        else:
+            chunks = masked_chunks(terms, plan, self.values, self.rounding, place)
+        for chunk in chunks:
+            self.chunks.append(chunk)
+            yield chunk
+
+    def settle(self, terms: Terms) -> None:
+        """The input is in the sum, and its memory serves the next."""
+        self.chunks = []
+        if self._room is not None:
+            self.rooms.give(terms, self._room)
+            self._room = None
 
 
 Relay = Callable[[str, Any], Any]
@@ -159,41 +191,51 @@ def play(
     Raises:
         JobError: the terms are no terms.
     """
+    deliver = partial(_delivered, terms, guests, relay, now)
+    game = _Game(terms, guests)
     with ThreadPoolExecutor(workers) as threads:
         each = map if workers == 1 else threads.map
-        return _played(terms, sign, guests, each, partial(_delivered, terms, guests, relay, now))
+        server, effects = Server.start(terms, sign)
+        game.follow(server, effects)
+        while game.result.server.phase not in ("done", "failed"):
+            sends, game.sends = game.sends, []
+            if not sends:
+                game.tell(at_server.Close())
+            # An input is in the sum, and its memory free, before the last site has masked its own.
+            for words in each(deliver, sends):
+                for word in words:
+                    game.tell(word)
+    return game.result
 
 
-def _played(
-    terms: Terms,
-    sign: Callable[[bytes], bytes],
-    guests: Mapping[str, Guest],
-    each: Callable[..., Iterable[list[FromSite]]],
-    deliver: Callable[[at_server.Send], list[FromSite]],
-) -> Round:
-    server, effects = Server.start(terms, sign)
-    result, total = Round(server), RingSum(terms)
-    todo: deque[at_server.Event] = deque()
-    while True:
-        sends = [effect for effect in effects if isinstance(effect, at_server.Send)]
-        for words in each(deliver, sends):
-            todo += words
+class _Game:
+    """The server of a round, and what it asks for; in the order of what it is told."""
+
+    def __init__(self, terms: Terms, guests: Mapping[str, Guest]) -> None:
+        self._terms, self._guests, self._total = terms, guests, RingSum(terms)
+        self.sends: list[at_server.Send] = []
+        self.result = Round(Server(terms))
+
+    def tell(self, event: at_server.Event) -> None:
+        """Move the server on."""
+        self.follow(*at_server.step(self.result.server, event))
+
+    def follow(self, server: Server, effects: Iterable[at_server.Effect]) -> None:
+        """Do what the server asks for."""
+        result = self.result
+        result.server = server
         for effect in effects:
             if isinstance(effect, at_server.Send):
-                continue
-            if isinstance(effect, at_server.Fold):
-                todo.append(_folded(effect, terms, guests, total))
+                self.sends.append(effect)
+            elif isinstance(effect, at_server.Fold):
+                self.tell(_folded(effect, self._terms, self._guests, self._total))
             elif isinstance(effect, at_server.Unmask):
-                total.unmask(effect.plan)
-                result.total, result.members = total, effect.members
+                self._total.unmask(effect.plan)
+                result.total, result.members = self._total, effect.members
             elif isinstance(effect, at_server.Blame):
                 result.blamed[effect.site] = effect.reason
             else:
                 result.failure = effect.reason
-        if server.phase in ("done", "failed"):
-            result.server = server
-            return result
-        server, effects = at_server.step(server, todo.popleft() if todo else at_server.Close())
 
 
 def _delivered(
@@ -217,5 +259,5 @@ def _folded(
         total.add(guest.chunks, fold.root)
     except UpdateRefused as error:
         return at_server.Spoiled(fold.sender, error.message)
-    guest.chunks = []
+    guest.settle(terms)
     return at_server.Folded(fold.sender)

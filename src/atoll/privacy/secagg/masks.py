@@ -3,13 +3,14 @@
 A mask is the keystream of AES-256-CTR under a key that two sites share (one adds it, the other
 subtracts it) or that a site holds alone (it adds it), read as integers of the ring. A chunk of input is
 rounded, then all keystreams are added to it while it is in the cache; nothing of the size of the model
-is made on the way. A key serves one input only, which is why the counter may start at 0.
+is made on the way, and what is made is made in memory that stays (:class:`Rooms`): on many machines
+new pages cost more than the masks. A key serves one input only, which is why the counter may start at 0.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,19 +18,23 @@ import numpy as np
 
 from atoll.core.errors import UpdateRefused
 from atoll.core.layout import Array
-from atoll.privacy.secagg.fixed import quantised, signed_values
+from atoll.privacy.secagg.fixed import Grid, signed_values
 from atoll.privacy.secagg.terms import Lane, Terms
 
 __all__ = [
     "CHUNK",
     "MaskPlan",
     "Piece",
+    "Place",
     "RingSum",
+    "Rooms",
     "chunks_of",
     "masked_chunks",
     "masked_integers",
     "pieces",
+    "place_in",
     "root_of",
+    "workbench",
 ]
 
 CHUNK = 65_536
@@ -133,8 +138,50 @@ def _encryptor(key: bytes) -> Any:
     return Cipher(algorithms.AES256(key), modes.CTR(bytes(16))).encryptor()
 
 
+Place = Callable[[Piece], Words]
+"""Where the words of a piece are made."""
+
+
+def _new(piece: Piece) -> Words:
+    return np.empty(piece.stop - piece.start, piece.dtype)
+
+
+def workbench() -> Place:
+    """One place for all pieces: a chunk lasts until the next is asked for."""
+    raw = np.empty(8 * CHUNK, np.uint8)
+    return lambda piece: raw[: piece.size].view(piece.dtype)
+
+
+class Rooms:
+    """Memory for whole inputs, used again when an input is in the sum. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._free: list[tuple[tuple[Lane, ...], Mapping[str, Words]]] = []
+
+    def take(self, terms: Terms) -> Mapping[str, Words]:
+        """Words for each lane; what they hold means nothing."""
+        while self._free:
+            lanes, room = self._free.pop()
+            if lanes == terms.lanes:
+                return room
+        return {lane.name: np.empty(lane.length, f"<u{lane.bits // 8}") for lane in terms.lanes}
+
+    def give(self, terms: Terms, room: Mapping[str, Words]) -> None:
+        """Take back what :meth:`take` gave; nobody may look at it any more."""
+        self._free.append((terms.lanes, room))
+
+
+def place_in(room: Mapping[str, Words]) -> Place:
+    """Each piece at its own place in words for whole lanes."""
+    return lambda piece: room[piece.lane.name][piece.start : piece.stop]
+
+
 def masked_chunks(
-    terms: Terms, plan: MaskPlan, values: Mapping[str, Array], rounding: bytes | None
+    terms: Terms,
+    plan: MaskPlan,
+    values: Mapping[str, Array],
+    rounding: bytes | None,
+    place: Place = _new,
 ) -> Iterator[memoryview]:
     """One site's input, rounded and masked, chunk by chunk.
 
@@ -143,28 +190,32 @@ def masked_chunks(
         plan: the masks; with an empty one this is the rounded input in the clear.
         values: one vector per lane.
         rounding: 32 bytes, from which the draws for rounding come; None rounds to the nearest.
+        place: where each chunk is made; the default is memory of its own.
 
     Raises:
         UpdateRefused: a lane is missing, unknown, of another length, or holds what it may not.
     """
     _check_lanes(terms, values)
-    streams = _Streams(plan)
+    streams, grid = _Streams(plan), Grid()
     draws = None if rounding is None else _encryptor(rounding)
+    buffer = bytearray(_ROUNDING_BYTES * CHUNK)
     for piece in pieces(terms):
         part = values[piece.lane.name][piece.start : piece.stop]
         if part.dtype.kind not in "fiu":
             raise UpdateRefused(f"lane {piece.lane.name!r} is {part.dtype}, no real numbers")
         drawn = None
         if draws is not None and piece.lane.step is None:
-            raw = draws.update(memoryview(_ZEROS)[: _ROUNDING_BYTES * part.size])
-            drawn = np.frombuffer(raw, "<u4")
-        words = quantised(piece.lane, terms.sites, part, drawn).view(piece.dtype)
+            into = memoryview(buffer)[: _ROUNDING_BYTES * part.size]
+            draws.update_into(memoryview(_ZEROS)[: len(into)], into)
+            drawn = np.frombuffer(into, "<u4")
+        words = place(piece)
+        grid.put(piece.lane, terms.sites, part, drawn, _signed(words))
         streams.add_to(words)
         yield words.data.cast("B")
 
 
 def masked_integers(
-    terms: Terms, plan: MaskPlan, integers: Mapping[str, Array]
+    terms: Terms, plan: MaskPlan, integers: Mapping[str, Array], place: Place = _new
 ) -> Iterator[memoryview]:
     """The same for an input that has been rounded before, where the values were.
 
@@ -172,6 +223,7 @@ def masked_integers(
         terms: of the round.
         plan: the masks.
         integers: one vector of signed integers per lane.
+        place: see :func:`masked_chunks`.
 
     Raises:
         UpdateRefused: a lane is missing, unknown, of another length, holds no integers, or one that is
@@ -186,9 +238,14 @@ def masked_integers(
         most = lane.levels(terms.sites)
         if int(part.max()) > most or int(part.min()) < -most:
             raise UpdateRefused(f"lane {lane.name!r} holds more than the declared {most}")
-        words = part.astype(f"<i{lane.bits // 8}").view(piece.dtype)
+        words = place(piece)
+        np.copyto(_signed(words), part, casting="same_kind")
         streams.add_to(words)
         yield words.data.cast("B")
+
+
+def _signed(words: Words) -> Words:
+    return words.view(f"<i{words.dtype.itemsize}")
 
 
 def _check_lanes(terms: Terms, values: Mapping[str, Array]) -> None:
@@ -208,7 +265,11 @@ class RingSum:
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
         self.count = 0
-        self._words = [np.zeros(piece.stop - piece.start, piece.dtype) for piece in pieces(terms)]
+        self._lanes = {
+            lane.name: np.zeros(lane.length, f"<u{lane.bits // 8}") for lane in terms.lanes
+        }
+        place = place_in(self._lanes)
+        self._words = [place(piece) for piece in pieces(terms)]
 
     def add(self, chunks: Sequence[bytes | memoryview], root: bytes) -> None:
         """Add one site's input: all of it, or nothing.
@@ -233,11 +294,8 @@ class RingSum:
             streams.add_to(words, negative=True)
 
     def integers(self) -> dict[str, Array]:
-        """The sum by lane, as signed integers."""
-        parts: dict[str, list[Array]] = {lane.name: [] for lane in self.terms.lanes}
-        for piece, words in zip(pieces(self.terms), self._words, strict=True):
-            parts[piece.lane.name].append(words.view(f"<i{piece.lane.bits // 8}"))
-        return {name: np.concatenate(words) for name, words in parts.items()}
+        """The sum by lane, as signed integers of its ring; no copy."""
+        return {name: _signed(words) for name, words in self._lanes.items()}
 
     def totals(self) -> dict[str, Array]:
         """The sum by lane, as float64 values.
