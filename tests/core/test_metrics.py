@@ -113,6 +113,22 @@ def test_a_weighted_mean_by_hand():
     assert Mean.of(5.0, 0).merge(Mean.of(1.0, 2)).value == 1.0
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(width=32), st.integers(0, 10**6) | st.floats(0, 1e6, allow_subnormal=True)
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_a_mean_over_many_is_their_means_merged(pairs):
+    merged = Mean.of(*pairs[0])
+    for pair in pairs[1:]:
+        merged = merged.merge(Mean.of(*pair))
+    assert Mean.over(pairs) == merged
+
+
 def test_a_mean_of_cancelling_values_is_exact():
     many = [Mean.of(x, 1) for x in (1e300, 1e-300, -1e300)]
     assert many[0].merge(many[1]).merge(many[2]).total == Fraction(1e-300)

@@ -25,13 +25,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from atoll.aggregation.whole import INTEGERS, WholeSum
 from atoll.core.errors import UpdateRefused
-from atoll.core.layout import Array
+from atoll.core.layout import Array, dtype_name
 from atoll.core.metrics import Metric, merge_metrics
 from atoll.core.values import Aggregate, Update
 
@@ -44,6 +45,12 @@ _BLOCK = 1 << 15
 _CARRY_EVERY = 1 << 10
 """Additions between carries: each adds at most 2^51 to the fine limb, which holds 2^63."""
 _BIG = 1.5 * 2.0**52
+
+
+@cache
+def _pattern(power: int) -> int:
+    """The bits of the constant that rounds to multiples of two to this power."""
+    return int(np.float64(_BIG * 2.0**power).view(np.int64))
 
 
 class ExactSum:
@@ -164,12 +171,9 @@ class ExactSum:
             return
         gap = self._coarse - self._fine
         high, low = self._limbs
-        for limb, big, count in zip(
-            (high, low), (_BIG * 2.0**gap, _BIG), self._pending, strict=True
-        ):
+        for limb, power, count in zip((high, low), (gap, 0), self._pending, strict=True):
             if count:  # 64-bit integers wrap around, so the constant may be summed modulo 2^64
-                pattern = int(np.float64(big).view(np.int64))
-                limb -= (count * pattern + 2**63) % 2**64 - 2**63
+                limb -= (count * _pattern(power) + 2**63) % 2**64 - 2**63
         high += low >> gap
         low &= (1 << gap) - 1
         self._pending = [0, 0]
@@ -331,7 +335,7 @@ class Fold:
 
     def _sum(self, name: str, vector: Array) -> ExactSum | WholeSum:
         room = None if self._room is None else self._room(name, vector.size)
-        return sum_of(vector.size, vector.dtype.name, room)
+        return sum_of(vector.size, dtype_name(vector.dtype), room)
 
     def _agree(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if self._count and shapes != self._shapes:

@@ -16,7 +16,7 @@ from atoll.core.contracts import Lane, Member, Together, Work
 from atoll.core.errors import JobConflict
 from atoll.core.layout import Array
 from atoll.core.local import Fit, LocalRule
-from atoll.core.metrics import Mean, merge_all
+from atoll.core.metrics import Mean
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update, moved
 
 __all__ = [
@@ -110,8 +110,8 @@ def average_cohort(
 
 def joined(works: Sequence[Member], done: Together, **sums: Array) -> Aggregate:
     """The aggregate of a group that trained together, with ``train_loss`` of who took a step."""
-    metrics = [
-        {"train_loss": Mean.of(loss, work.examples)}
+    losses = [
+        (loss, work.examples)
         for (work, _, _), loss, steps in zip(works, done.losses, done.steps, strict=True)
         if steps
     ]
@@ -121,7 +121,7 @@ def joined(works: Sequence[Member], done: Together, **sums: Array) -> Aggregate:
         scaled_weight=sum(scale * work.weight for work, scale, _ in works),
         count=len(works),
         examples=sum(work.examples for work, _, _ in works),
-        metrics=merge_all(metrics),
+        metrics={"train_loss": Mean.over(losses)} if losses else {},
     )
 
 

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -28,10 +28,17 @@ from numpy.typing import NDArray
 
 from atoll.core.errors import LayoutError, suggest
 
-__all__ = ["Array", "Entry", "Layout"]
+__all__ = ["Array", "Entry", "Layout", "dtype_name"]
 
 Array = NDArray[Any]
 """Any NumPy array; shapes are given in docstrings."""
+
+
+@lru_cache(maxsize=64)
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """``dtype.name``, which NumPy spells anew each time: longer than a step of a small model takes."""
+    return dtype.name
+
 
 _VECTOR_DTYPES = ("float32", "float64")
 _ENTRY_DTYPES = frozenset(

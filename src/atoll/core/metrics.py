@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import reduce
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -119,6 +120,25 @@ class Mean:
             return cls(_exact(mean) * _exact(weight), _exact(weight), False)
         (m, p), (w, q) = float(mean).as_integer_ratio(), float(weight).as_integer_ratio()
         return cls(Fraction(m * w, p * q), w if q == 1 else Fraction(w, q))
+
+    @classmethod
+    def over(cls, parts: Iterable[tuple[float, float]]) -> Mean:
+        """:meth:`of` each (mean, weight), merged: the same number for less.
+
+        >>> Mean.over([(2.0, 3), (4.0, 1)]) == Mean.of(2.0, 3).merge(Mean.of(4.0, 1))
+        True
+        """
+        pairs = list(parts)
+        if not all(math.isfinite(mean) and math.isfinite(weight) for mean, weight in pairs):
+            return reduce(cls.merge, (cls.of(*pair) for pair in pairs))
+        means = [float(mean).as_integer_ratio() for mean, _ in pairs]
+        weights = [float(weight).as_integer_ratio() for _, weight in pairs]
+        terms = [(m * w, p * q) for (m, p), (w, q) in zip(means, weights, strict=True)]
+        # Denominators are powers of two: the largest one serves all.
+        bottom = max((q for _, q in terms), default=1)
+        top = sum(m * (bottom // q) for m, q in terms)
+        held = [w if q == 1 else Fraction(w, q) for w, q in weights]
+        return cls(Fraction(top, bottom), sum(held))
 
     def merge(self, other: Metric) -> Mean:
         """Mean over both."""

@@ -53,12 +53,11 @@ class Seed:
 
     def digest(self) -> bytes:
         """32 bytes that identify this path; each name is length-prefixed, so paths never collide."""
-        sha = hashlib.sha256(b"atoll seed 1")
+        parts = [b"atoll seed 1"]
         for part in (str(self.root), *self.path):
             raw = part.encode("utf-8", "surrogatepass")  # file names may hold lone surrogates
-            sha.update(len(raw).to_bytes(4, "little"))
-            sha.update(raw)
-        return sha.digest()
+            parts += (len(raw).to_bytes(4, "little"), raw)
+        return hashlib.sha256(b"".join(parts)).digest()
 
     def generator(self) -> np.random.Generator:
         """A fresh NumPy generator (Philox, keyed by the digest) at the start of this stream."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -91,7 +92,7 @@ class Partition(Mapping[ClientId, Examples]):
         """Whether there is such a client."""
         return client in self.ids
 
-    @property
+    @cached_property
     def ids(self) -> ClientIds:
         """All ids, computed on demand."""
         return ClientIds(len(self))

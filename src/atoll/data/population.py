@@ -20,6 +20,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -65,7 +66,7 @@ class ClientIds(Sequence[ClientId]):
         """How many."""
         return self.total
 
-    @property
+    @cached_property
     def _width(self) -> int:
         return max(4, len(str(self.total - 1)))
 
@@ -96,18 +97,21 @@ class ClientIds(Sequence[ClientId]):
             ValueError: it is none of them.
         """
         i = self._number(value)
-        if i is None or i not in range(*slice(start, stop).indices(self.total)):
+        whole = start == 0 and stop is None
+        if i is None or not (whole or i in range(*slice(start, stop).indices(self.total))):
             raise ValueError(f"{value!r} is not a client")
         return i
 
     def _number(self, client: object) -> int | None:
-        if not isinstance(client, str) or not client.startswith(_PREFIX):
+        if not isinstance(client, str) or len(client) > len(_PREFIX) + 20:
             return None
-        digits = client.removeprefix(_PREFIX)
-        if not (digits.isascii() and digits.isdigit()) or len(digits) > 20:
+        try:
+            i = int(client[len(_PREFIX) :])
+        except ValueError:
             return None
-        i = int(digits)
-        return i if i < self.total and digits == f"{i:0{self._width}d}" else None
+        # int() reads more spellings of a number than one.
+        same = 0 <= i < self.total and client == f"{_PREFIX}{i:0{self._width}d}"
+        return i if same else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +145,7 @@ class LazyClients(Mapping[ClientId, Any]):
         if isinstance(self.rows, int) and self.rows < 1:
             raise JobError(f"{self.rows} rows for every client", remedy="at least one is needed")
 
-    @property
+    @cached_property
     def ids(self) -> ClientIds:
         """All ids, computed on demand."""
         return ClientIds(self.count)

@@ -79,16 +79,19 @@ def batches(rows: int, work: LocalWork, seed: Seed) -> Iterator[tuple[int, Array
             yield epoch, order[start : start + size]
 
 
-def passes(rows: int, work: LocalWork, seed: Seed) -> Iterator[tuple[int, Array, int]]:
+def passes(
+    rows: int, work: LocalWork, seed: Seed, *, cut: Plan | None = None
+) -> Iterator[tuple[int, Array, int]]:
     """For each local epoch its number, the row numbers it visits in order, and the batch size.
 
     The row numbers ``(<= rows,)``, int64, are those of the batches that are taken: the last epoch
     may end early. They serve who gathers many batches at once; see :func:`batches` for the rest.
+    ``cut`` is the plan, where the caller has it already.
 
     >>> [(e, len(order), size) for e, order, size in passes(5, LocalWork(1.5, batch_size=2), Seed(0))]
     [(0, 5, 2), (1, 4, 2)]
     """
-    p = plan(rows, work)
+    p = cut or plan(rows, work)
     for epoch in range(-(-p.steps // p.per_epoch)):
         taken = min(p.per_epoch, p.steps - epoch * p.per_epoch)
         stream = seed.at("epoch", epoch)

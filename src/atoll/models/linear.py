@@ -223,17 +223,19 @@ class LinearTrainer:
         if self.layout.shared.stop < self.layout.size:
             raise JobConflict("clients with a personal part are trained one by one")
         work, rule = lanes[0].work, lanes[0].rule
-        if any(lane.work != work or not _alike(lane.rule, rule) for lane in lanes):
+        if not all(_same(lane, lanes[0]) for lane in lanes):
             raise JobConflict("clients with different local work are trained one by one")
-        given = [self._examples(lane.data) for lane in lanes]
-        steps = [plan(len(targets), work).steps for _, targets in given]
+        given = [self._pair(lane.data) for lane in lanes]
+        self._check_all([targets for _, targets in given])
+        cuts = {n: plan(n, work) for n in {len(targets) for _, targets in given}}
+        steps = [cuts[len(targets)].steps for _, targets in given]
         turn = sorted(range(len(lanes)), key=lambda i: -len(given[i][1]))
         outputs = self.classes if self.kind == "multinomial" else 1
         rows, targets = zip(*(given[i] for i in turn), strict=True)
         stack = Stack(self.kind, outputs, self.l2, rows, targets)
         vectors = np.repeat(parameters[None], len(lanes), axis=0)
         losses = np.zeros(len(lanes))
-        draws = (passes(len(given[i][1]), work, lanes[i].seed) for i in turn)
+        draws = (passes(n := len(given[i][1]), work, lanes[i].seed, cut=cuts[n]) for i in turn)
         with np.errstate(all="ignore"):  # a diverged client is refused by name at the aggregator
             for drawn in zip(*draws, strict=True):
                 step = self._stacked_step(
@@ -295,6 +297,26 @@ class LinearTrainer:
         return {"loss": Mean.of(loss / len(targets), len(targets)), **found}
 
     def _examples(self, data: Any) -> tuple[Array, Array]:
+        rows, targets = self._pair(data)
+        self._check(targets)
+        return rows, targets
+
+    def _check_all(self, targets: Sequence[Array]) -> None:
+        """All clients' labels in one go: a look at each client costs as much as one of its steps."""
+        try:
+            self._check(np.concatenate(targets))
+        except DataError:
+            for own in targets:
+                self._check(own)  # names the row at the client it is of
+            raise
+
+    def _check(self, targets: Array) -> None:
+        """Refuse labels outside the classes."""
+        if self.kind != "linear":
+            check_labels(targets, self.classes if self.kind == "multinomial" else 2)
+
+    def _pair(self, data: Any) -> tuple[Array, Array]:
+        """Rows ``(n, features)`` and targets, whose labels are still to be checked."""
         rows = np.asarray(data.features)
         targets = np.asarray(data.targets)
         if not len(targets):
@@ -308,7 +330,8 @@ class LinearTrainer:
             )
         if self.kind == "linear":
             return flat, targets.astype(self.dtype, copy=False)
-        check_labels(targets, self.classes if self.kind == "multinomial" else 2)
+        if targets.dtype.kind == "f":  # the cast would make a number of a NaN
+            self._check(targets)
         return flat, targets.astype(np.int64, copy=False)
 
     def _corrections(self, rule: LocalRule) -> tuple[Array | None, Array | None]:
@@ -381,5 +404,8 @@ class LinearTrainer:
         return loss
 
 
-def _alike(one: LocalRule, other: LocalRule) -> bool:
-    return one.mu == other.mu and one.anchor is other.anchor and one.shift is other.shift
+def _same(one: Lane, other: Lane) -> bool:
+    """Whether two clients take the same kind of steps."""
+    mine, theirs = one.rule, other.rule
+    alike = mine.mu == theirs.mu and mine.anchor is theirs.anchor and mine.shift is theirs.shift
+    return alike and (one.work is other.work or one.work == other.work)

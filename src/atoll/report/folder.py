@@ -9,6 +9,8 @@
     model.safetensors   the model                                            replaced as a whole
     checkpoint/         the state to resume from                             the round loop's
     report.html         the report                                           replaced as a whole
+    results.json        of statistics: what they found                       replaced as a whole
+    tables/             of statistics: a CSV each                            replaced as a whole
 
 Whole files are written beside their place, flushed to disk and renamed, so a reader sees the old one or
 the new one. A line of ``metrics.jsonl`` goes out in a single write; a crash can tear the last line only,
@@ -39,6 +41,8 @@ _KNOWN = (
     "profile.json",
     "audit.json",
     "report.html",
+    "results.json",
+    "tables",
     "checkpoint",
     "tensorboard",
 )
@@ -121,6 +125,16 @@ class RunFolder:
     def report(self) -> Path:
         """Where the report lies."""
         return self.path / "report.html"
+
+    @property
+    def results(self) -> Path:
+        """Where the results of statistics lie."""
+        return self.path / "results.json"
+
+    @property
+    def tables(self) -> Path:
+        """The folder of their tables."""
+        return self.path / "tables"
 
     @property
     def used(self) -> bool:
@@ -266,7 +280,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, Mapping):
+    if isinstance(value, (dict, Mapping)):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
         return plain(value.tolist())

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load
 
 from atoll.core.errors import CheckpointError, StorageError
-from atoll.core.layout import Array
+from atoll.core.layout import Array, dtype_name
 from atoll.core.tensors import tensor_pieces
 from atoll.core.values import Broadcast, ClientId, Memory, State, freeze
 from atoll.runtime.schedule import Pace
@@ -78,7 +78,10 @@ class Progress:
 
 def model_hash(parameters: Array) -> str:
     """SHA-256 over the parameters' bytes (little-endian) and dtype, in hex."""
-    sha = hashlib.sha256(str(parameters.dtype).encode())
+    # Its text with the byte order; float32 and float64, all that a state has, go by their names.
+    native = parameters.dtype.isnative
+    spelt = dtype_name(parameters.dtype) if native else str(parameters.dtype)
+    sha = hashlib.sha256(spelt.encode())
     sha.update(np.ascontiguousarray(parameters, parameters.dtype.newbyteorder("<")).data)
     return sha.hexdigest()
 

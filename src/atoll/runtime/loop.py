@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -285,6 +286,12 @@ class Loop:
                 return Finished(progress, "interrupted")
         return Finished(progress, reason)
 
+    @cached_property
+    def _finishing(self) -> Finishing | None:
+        """The algorithm, where it knows an end; a check against a protocol is dear."""
+        algorithm = self.parts.algorithm
+        return algorithm if isinstance(algorithm, Finishing) else None
+
     def _ended(self, progress: Progress, last: Mapping[str, Any]) -> str:
         stop, best = self.stop, progress.best
         if progress.aborted >= stop.max_aborts:
@@ -292,8 +299,7 @@ class Loop:
                 f"{progress.aborted} rounds in a row could not commit{_told(last)}",
                 remedy=_WAYS_OUT,
             )
-        algorithm = self.parts.algorithm
-        if isinstance(algorithm, Finishing) and algorithm.finished(progress.state):
+        if self._finishing is not None and self._finishing.finished(progress.state):
             return "completed"
         if progress.rounds >= stop.rounds:
             if progress.state.round == 0:

@@ -11,6 +11,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 from atoll.core.contracts import Task
@@ -122,7 +123,12 @@ class Population:
     def delay(self, client: ClientId, number: int) -> float:
         """Duration of a client's ``number``-th task; its rows are counted only where they matter."""
         rows = self.examples(client) if self.clock.delay.per_example else 1
-        return self.clock.delay.draw(self.seed / "clock", client, number, rows)
+        return self.clock.delay.draw(self.times, client, number, rows)
+
+    @cached_property
+    def times(self) -> Seed:
+        """Root of the streams that say when clients come and go."""
+        return self.seed / "clock"
 
 
 class Schedule(Protocol):
@@ -180,8 +186,8 @@ class Synchronous:
         arrivals: list[tuple[float, int, Task]] = []
         missing: dict[ClientId, tuple[str, str]] = {}
         gone = 0.0
+        clock, seed = people.clock, people.times
         for index, client in enumerate(invited):
-            clock, seed = people.clock, people.seed / "clock"
             if not clock.availability.reachable(seed, client, number, pace.clock):
                 missing[client] = ("unavailable", "not reachable when invited")
                 continue
@@ -364,7 +370,7 @@ class _Flight:
                 self._start(clients[index])
 
     def _start(self, client: ClientId) -> None:
-        clock, seed = self.people.clock, self.people.seed / "clock"
+        clock, seed = self.people.clock, self.people.times
         number = self.starts.get(client, 0)
         self.starts[client] = number + 1
         self.asked[client] = None
