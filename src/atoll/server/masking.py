@@ -36,7 +36,7 @@ from atoll.core.layout import Array
 from atoll.core.values import Aggregate, ClientId
 from atoll.privacy.secagg import server as machine
 from atoll.privacy.secagg.codec import MOST, read, written
-from atoll.privacy.secagg.fixed import signed_values
+from atoll.privacy.secagg.fixed import check_reach
 from atoll.privacy.secagg.masks import RingSum, chunks_of
 from atoll.privacy.secagg.messages import Commitment, Deal, FromSite, Pledge, Release, Vector
 from atoll.privacy.secagg.policy import BLAMES
@@ -449,7 +449,7 @@ class _Attempt:
         try:
             for name, words in ring.integers().items():
                 lane = next(lane for lane in terms.lanes if lane.name == name)
-                signed_values(lane, terms.sites, ring.count, words)
+                check_reach(lane, terms.sites, ring.count, words)
         except UpdateRefused as error:
             self.failure = error.message
             return
@@ -472,7 +472,7 @@ class _Attempt:
                 outcomes.append(found or Outcome(site, "dropped", 0, lost, seconds))
         sums: dict[str, Array] = {}
         if self.total is not None:
-            sums = {n: words.astype(np.int64) for n, words in self.total.integers().items()}
+            sums = dict(self.total.integers())
         count = len(members)
         return Summed(
             Aggregate(sums, float(count), float(count), count, 0),

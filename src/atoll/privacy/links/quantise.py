@@ -22,7 +22,7 @@ from atoll.core.metrics import Metric, Metrics
 from atoll.core.values import Aggregate, Update
 from atoll.privacy.links.figures import additive, joined, split
 from atoll.privacy.links.shares import Shares
-from atoll.privacy.secagg.fixed import WEIGHT, quantised, signed_values
+from atoll.privacy.secagg.fixed import WEIGHT, Grid, signed_values
 from atoll.privacy.secagg.terms import Lane
 
 __all__ = ["EXAMPLES", "SCALED", "Quantise"]
@@ -33,6 +33,8 @@ EXAMPLES = "examples"
 SCALED = "scaled"
 """Lane of the weight times the staleness factor."""
 
+_DRAWN = 16_384
+"""Values that draws are made for at a time."""
 _OTHERS = Range(2.0**32)
 _ROWS = Range(2.0**40, 1.0)
 
@@ -52,6 +54,7 @@ class Quantise(Passive):
         ranges: of vectors that are none of the model.
         figures: whether weight, rows and metrics travel; not where every figure costs privacy.
         shares: the noise that clients will add; it decides the lattice.
+        bits: of the ring for vectors of the model, 32 or 64.
     """
 
     bound: float
@@ -64,6 +67,7 @@ class Quantise(Passive):
     ranges: Mapping[str, Range] = field(default_factory=dict)
     figures: bool = True
     shares: Shares | None = None
+    bits: Literal[32, 64] = 32
     name: str = "quantise"
     needs: frozenset[str] = frozenset()
     gives: frozenset[str] = frozenset({"integers", "weights inside", "staleness inside"})
@@ -82,7 +86,7 @@ class Quantise(Passive):
             if length != self.model:
                 yield _lane(name, length, self.ranges.get(name, _OTHERS))
             elif lattice is None:
-                yield Lane(name, length, self.bound)
+                yield Lane(name, length, self.bound, self.bits)
             else:
                 yield Lane(name, length, lattice.levels * lattice.step, step=lattice.step)
 
@@ -146,27 +150,35 @@ class Quantise(Passive):
         given = {name: v.size for name, v in update.vectors.items()}
         if given != dict(self.vectors):
             raise UpdateRefused(f"vectors {given} where {dict(self.vectors)} are declared")
-        values = self._values(update, passage.scale)
-        sent = {}
+        values, grid, sent = self._values(update, passage.scale), Grid(), dict[str, Array]()
+        factor = self._share(update) * passage.scale
         for lane in self.lanes(passage.cohort):
-            draws = None
+            into = np.empty(lane.length, np.int32 if lane.bits == 32 else np.int64)
+            stream = None
             if lane.step is None:
                 stream = (passage.seed / "round" / lane.name).generator()
-                draws = stream.integers(0, 2**32, lane.length, dtype=np.uint32)
-            sent[lane.name] = quantised(lane, passage.cohort, values[lane.name], draws)
+            ours = factor if lane.name in self.vectors else None
+            for start in range(0, lane.length, _DRAWN):
+                block = slice(start, min(start + _DRAWN, lane.length))
+                draws = None
+                if stream is not None:  # the same as all at once
+                    draws = stream.integers(0, 2**32, block.stop - start, dtype=np.uint32)
+                part = values[lane.name][block]
+                grid.put(lane, passage.cohort, part, draws, into[block], ours)
+            sent[lane.name] = into
         return Update(sent, 1.0, 0)
 
-    def _values(self, update: Update, scale: float) -> dict[str, Array]:
+    def _share(self, update: Update) -> float:
         if not self.caps and update.weight > self.cap:
             raise UpdateRefused(f"weight {update.weight:g} is above the largest, {self.cap:g}")
-        share = min(float(update.weight), self.cap) / self.cap
-        values = {
-            name: np.multiply(v.reshape(-1), share * scale, dtype=np.float64)
-            for name, v in update.vectors.items()
-        }
+        return min(float(update.weight), self.cap) / self.cap
+
+    def _values(self, update: Update, scale: float) -> dict[str, Array]:
+        """What each lane carries; vectors are still to be multiplied by share and ``scale``."""
+        values = {name: v.reshape(-1) for name, v in update.vectors.items()}
         if not self.figures:
             return values
-        weight = share * self.cap
+        weight = self._share(update) * self.cap
         values[WEIGHT] = np.array([weight])
         values[SCALED] = np.array([weight * scale])
         values[EXAMPLES] = np.array([float(update.examples)])
@@ -200,9 +212,11 @@ class Quantise(Passive):
             total[lane.name] = signed_values(lane, cohort, present, sums)
         if not self.figures:
             return replace(aggregate, sums={n: total[n] for n in sorted(self.vectors)}), {}
+        for name in self.vectors:
+            total[name] *= self.cap
         return replace(
             aggregate,
-            sums={name: total[name] * self.cap for name in sorted(self.vectors)},
+            sums={name: total[name] for name in sorted(self.vectors)},
             weight=float(total[WEIGHT][0]),
             scaled_weight=float(total[SCALED][0]),
             examples=_whole(total[EXAMPLES]),
