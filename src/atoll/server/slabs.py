@@ -12,7 +12,7 @@ them against the whole step, bit for bit); another's gets the whole sums.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -20,11 +20,12 @@ import numpy as np
 
 from atoll.aggregation.exact import ExactSum, Fold, sum_of
 from atoll.aggregation.whole import WholeSum
-from atoll.core.contracts import Algorithm, Weighting, Work
+from atoll.core.contracts import Algorithm, Finishing, Weighting, Work
 from atoll.core.errors import UpdateRefused
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update, freeze
+from atoll.privacy.secagg.sums import LaneSums
 
 __all__ = ["SLAB", "BySlabs", "SlabFold", "Totals"]
 
@@ -98,7 +99,7 @@ class Totals(Mapping[str, Array]):
         self,
         here: slice,
         names: tuple[str, ...] | None = None,
-        opened: list[Mapping[str, Array]] | None = None,
+        opened: Sequence[Mapping[str, Array]] | None = None,
     ) -> dict[str, Array]:
         """A slab of the long sums and all of the others; ``opened`` spares opening the updates."""
         wanted = tuple(self._shapes) if names is None else names
@@ -212,6 +213,11 @@ class BySlabs:
         """The algorithm's own."""
         return self.inner.client(broadcast, memory, work)
 
+    def finished(self, state: State) -> bool:
+        """The algorithm's own; one that knows no end has none."""
+        inner = self.inner
+        return isinstance(inner, Finishing) and inner.finished(state)
+
     def staleness(self, tau: int) -> float:
         """The algorithm's own."""
         return self.inner.staleness(tau)
@@ -219,7 +225,11 @@ class BySlabs:
     def server(self, state: State, aggregate: Aggregate) -> State:
         """The server's half of a round; the same bits as in one go."""
         sums, size = aggregate.sums, state.parameters.size
-        if not isinstance(sums, Totals) or size <= self.slab or not _by_parameter(self.inner):
+        if (
+            not isinstance(sums, Totals | LaneSums)
+            or size <= self.slab
+            or not _by_parameter(self.inner)
+        ):
             return self.inner.server(state, aggregate)
         made: dict[str, Array] = {}
         part_size = -(-self.slab // _PARTS)
@@ -230,7 +240,7 @@ class BySlabs:
             for first in range(start, stop, part_size):
                 piece(slice(first, min(first + part_size, stop)), opened)
 
-        def piece(here: slice, opened: list[Mapping[str, Array]]) -> None:
+        def piece(here: slice, opened: Sequence[Mapping[str, Array]]) -> None:
             found = replace(aggregate, sums=sums.between(here, opened=opened))
             part = self.inner.server(_part(state, here), found)
             vectors = {_MODEL: part.parameters, **part.slots}

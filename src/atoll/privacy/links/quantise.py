@@ -22,7 +22,8 @@ from atoll.core.metrics import Metric, Metrics
 from atoll.core.values import Aggregate, Update
 from atoll.privacy.links.figures import additive, joined, split
 from atoll.privacy.links.shares import Shares
-from atoll.privacy.secagg.fixed import WEIGHT, Grid, signed_values
+from atoll.privacy.secagg.fixed import WEIGHT, Grid
+from atoll.privacy.secagg.sums import LaneSums
 from atoll.privacy.secagg.terms import Lane
 
 __all__ = ["EXAMPLES", "SCALED", "Quantise"]
@@ -206,17 +207,16 @@ class Quantise(Passive):
         cohort, present = int(slots[COHORT][0]), aggregate.count
         if not present:
             return aggregate, {}
-        total: dict[str, Array] = {}
-        for lane in self.lanes(cohort):
-            sums = np.asarray(aggregate.sums[lane.name]).reshape(-1)
-            total[lane.name] = signed_values(lane, cohort, present, sums)
+        lanes = {lane.name: lane for lane in self.lanes(cohort)}
+        long = {name: lanes.pop(name) for name in self.vectors}
+        cap = self.cap if self.figures else 1.0
+        sums = LaneSums(long, aggregate.sums, cohort, present, cap, self.model)
         if not self.figures:
-            return replace(aggregate, sums={n: total[n] for n in sorted(self.vectors)}), {}
-        for name in self.vectors:
-            total[name] *= self.cap
+            return replace(aggregate, sums=sums), {}
+        total = dict(LaneSums(lanes, aggregate.sums, cohort, present))
         return replace(
             aggregate,
-            sums={name: total[name] for name in sorted(self.vectors)},
+            sums=sums,
             weight=float(total[WEIGHT][0]),
             scaled_weight=float(total[SCALED][0]),
             examples=_whole(total[EXAMPLES]),
