@@ -6,7 +6,7 @@ killed goes on from its last round to the same bits. There is no model: its vect
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ import numpy as np
 
 from atoll.algorithms.statistics.analysis import Analysis, Question
 from atoll.algorithms.statistics.digits import COUNT, decode, encode
+from atoll.algorithms.statistics.together import Together
+from atoll.core.chain import COHORT
 from atoll.core.contracts import Weighting, Work
 from atoll.core.errors import DataError, Forbidden, StateError
 from atoll.core.layout import Array, Layout
@@ -47,11 +49,14 @@ class Statistic:
         analysis: what is computed.
         sites: all sites of the run.
         rule: disclosure control at the sites; None for none.
+        elsewhere: whether the rows are elsewhere, as at the coordinator of a deployment: the client half
+            then shows what answers look like, with the sums of no row.
     """
 
     analysis: Analysis
     sites: tuple[ClientId, ...]
     rule: Disclosure | None = None
+    elsewhere: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sites", tuple(sorted(self.sites)))
@@ -87,9 +92,12 @@ class Statistic:
             DataError: the data are no table, a column is missing, or too few persons stand behind.
         """
         data = work.data
-        if not isinstance(data, Table):
+        if self.elsewhere:
+            data = Table({name: np.zeros(0) for name in self.analysis.columns()})
+        elif not isinstance(data, Table):
             raise DataError("a statistic is computed on tables", site=work.client)
-        self._check(data, work.client)
+        else:
+            self._check(data, work.client)
         question = _below(_ASK, broadcast.vectors)
         site = self.sites.index(work.client)
         sums = self.analysis.sums(question, data.columns, site=site, sites=len(self.sites))
@@ -99,7 +107,7 @@ class Statistic:
             vectors[name] = encode(array.ravel()).reshape(COUNT, *array.shape)
         if self.rule is not None:
             vectors[_PERSONS] = encode(np.array([float(self.rule.count(data))]))
-        return Update(vectors, 1.0, len(data)), memory
+        return Update(vectors, 1.0, len(work.data)), memory
 
     def _check(self, data: Table, site: ClientId) -> None:
         absent = [name for name in self.analysis.columns() if name not in data.columns]
@@ -118,14 +126,33 @@ class Statistic:
         if aggregate.count != len(self.sites):
             raise DataError(f"{aggregate.count} of {len(self.sites)} sites answered; all must")
         sums = dict(aggregate.sums)
-        if self.rule is not None and decode(sums.pop(_PERSONS))[0] < self.rule.minimum:
+        persons = decode(sums.pop(_PERSONS).reshape(COUNT, -1))[0] if self.rule is not None else 0.0
+        if self.rule is not None and persons < self.rule.minimum:
             raise Forbidden(f"fewer than {self.rule.minimum} persons stand behind this analysis")
+        if COHORT in state.slots:  # behind a chain vectors are flat, and empty ones are left out
+            sums = self._shaped(state, sums)
         totals = {
             name: decode(digits.reshape(COUNT, -1)).reshape(digits.shape[1:])
             for name, digits in sums.items()
         }
         learnt = self.analysis.learn(_own(state), totals)
         return replace(state, round=state.round + 1, slots=_kept(learnt, state.slots))
+
+    def _shaped(self, state: State, sums: Mapping[str, Array]) -> dict[str, Array]:
+        """Sums in the shape in which sites formed them."""
+        question = self.analysis.ask(_own(state)) or {}
+        empty = {name: np.zeros(0) for name in self.analysis.columns()}
+        like = self.analysis.sums(question, empty, site=0, sites=len(self.sites))
+        shapes = {name: (COUNT, *np.shape(value)) for name, value in like.items()}
+        return {
+            name: sums[name].reshape(shape) if name in sums else np.zeros(shape)
+            for name, shape in shapes.items()
+        }
+
+    @property
+    def blank(self) -> Statistic:
+        """The same where the rows are elsewhere: it shows what answers look like."""
+        return replace(self, elsewhere=True)
 
     def staleness(self, tau: int) -> float:
         """1: sums do not fade."""
@@ -143,6 +170,17 @@ class Statistic:
                 remedy="resume the run, or allow more rounds",
             )
         return self.analysis.result(_own(state))
+
+
+    def parts_of(self, state: State) -> Mapping[str, Callable[[], Any]]:
+        """What was found by each part of analyses that share rounds; each is read when it is called.
+
+        Raises:
+            StateError: the analysis has not finished, or has no parts.
+        """
+        if not self.finished(state) or not isinstance(self.analysis, Together):
+            raise StateError("there are no finished analyses that share rounds")
+        return self.analysis.results(_own(state))
 
 
 def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,13 @@ class Together:
 
     def result(self, state: Question) -> dict[str, Any]:
         """Results by name."""
-        return {name: part.result(_part(state, name)) for name, part in self.parts.items()}
+        return {name: read() for name, read in self.results(state).items()}
+
+    def results(self, state: Question) -> dict[str, Callable[[], Any]]:
+        """What reads each part's result, by name: one that refuses does not keep the others back."""
+        return {
+            name: partial(part.result, _part(state, name)) for name, part in self.parts.items()
+        }
 
     def released(self, data: Columns) -> Sequence[Released]:
         """What any part releases."""
