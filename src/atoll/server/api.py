@@ -29,6 +29,7 @@ from atoll.server.metrics_page import Gauge, Meters, page
 from atoll.server.routes import Answer, Asked, Route, Span
 from atoll.server.service import Poll, Readable, Service
 from atoll.server.store.contract import Member
+from atoll.wire.disk import Piece
 from atoll.wire.frames import Blob, encode
 from atoll.wire.identity import fingerprint_of
 from atoll.wire.messages import (
@@ -64,7 +65,6 @@ INLINE = MIB
 """Most bytes of a blob that is sent along with the task that names it."""
 
 _ALONG = 4 * MIB
-_TAKEN = MIB
 _MOST_TOLD = 1000
 _RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -91,7 +91,7 @@ class _Part:
 
     def __init__(
         self,
-        chunk: Callable[[str, str, int, int, bytes, str], int],
+        chunk: Callable[[str, str, int, int, Piece, str], int],
         name: str,
         sha256: str,
         size: int,
@@ -100,12 +100,14 @@ class _Part:
     ) -> None:
         self._chunk, self._name, self._task = chunk, name, task
         self.sha256, self.size, self.offset = sha256, size, offset
+        self.received = 0
 
-    def take(self, data: bytes) -> int:
-        """Hand over the next bytes."""
-        received = self._chunk(self._name, self.sha256, self.size, self.offset, data, self._task)
+    def take(self, data: Piece) -> int:
+        """Hand over the next bytes; returns how many of the whole are here."""
+        name, task = self._name, self._task
+        self.received = self._chunk(name, self.sha256, self.size, self.offset, data, task)
         self.offset += len(data)
-        return received
+        return self.received
 
 
 @dataclass(eq=False)
@@ -232,23 +234,8 @@ class Api:
             return _json(UploadReply(received=await self._long(lambda: part.take(asked.raw))))
         if part.offset == 0 and coming.size == part.size:
             coming.check(bytes.fromhex(part.sha256))  # known before a byte was read
-        return _json(UploadReply(received=await self._stream(coming, part)))
-
-    async def _stream(self, coming: Coming, part: _Part) -> int:
-        """Take a body while it comes: one piece is written while the next is awaited."""
-        writing: asyncio.Future[int] | None = None
-        received = 0
-        try:
-            async for piece in coming.pieces(_TAKEN):
-                if writing is not None:
-                    received = await writing
-                writing = asyncio.ensure_future(self._long(part.take, piece))
-            if writing is not None:
-                received = await writing
-        finally:
-            if writing is not None and not writing.done():
-                await asyncio.wait([writing])
-        return received
+        await coming.poured(part.take, self.disk)
+        return _json(UploadReply(received=part.received))
 
     # Sites --------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from urllib.parse import parse_qsl
 from atoll.core.errors import AtollError, Forbidden, TooLarge, WireError
 from atoll.server.bodies import Coming, Room, declared_size, discard
 from atoll.server.gate import Busy, Gate, Pass, Roster, StaleRequest
+from atoll.server.lanes import LONG, Lane, Lanes
 from atoll.server.limits import Limits
 from atoll.server.metrics_page import Meters
 from atoll.server.routes import Answer, Asked, Heading, Route, Span, Table
@@ -60,6 +61,7 @@ class House:
         threads: for what would hold up the others.
         now: seconds since 1970.
         meters: counts.
+        lanes: threads for long bodies; None where the loop does all.
     """
 
     identity: Identity
@@ -70,6 +72,7 @@ class House:
     threads: Executor
     now: Callable[[], float]
     meters: Meters
+    lanes: Lanes | None = None
 
 
 def heading_of(scope: Mapping[str, Any]) -> tuple[Heading, list[tuple[str, str]]]:
@@ -208,7 +211,13 @@ class App:
         digest = entry.claim.digest if entry.claim is not None else None
         query = _single(heading.query)
         coming = Coming(
-            exchange.receive, exchange.declared, digest, house.limits, house.folder, self._room
+            exchange.receive,
+            exchange.declared,
+            digest,
+            house.limits,
+            house.folder,
+            self._room,
+            self._lane(exchange),
         )
         asked = Asked(entry.member, values, query, heading, coming, entry.claim, exchange.receive)
         exchange.begun = True
@@ -224,6 +233,13 @@ class App:
             return await route.handler(self._api, replace(asked, body=body))
         finally:
             body.forget()
+
+    def _lane(self, exchange: _Exchange) -> Lane | None:
+        """Threads are for members, on connections of our own."""
+        member, guest, lanes = exchange.entry.member, exchange.guest, self._house.lanes
+        if member is None or guest is None or lanes is None or guest.speaker is None:
+            return None
+        return Lane(lanes, guest.speaker, member.fingerprint)
 
     async def fresh(self) -> None:
         """Know of revocations by other processes, at most so old as the limits say."""
@@ -312,19 +328,26 @@ class App:
         loop, house = asyncio.get_running_loop(), self._house
         headers["content-length"] = str(span.stop - span.start)
         await _start(exchange.send, answer.status, headers)
-        at, more = span.start, True
-        while more:
+        at, lane, waited = span.start, self._lane(exchange), LONG
+        while at < span.stop:
+            if lane is not None and span.stop - at >= LONG and waited >= LONG:
+                # All but the last bytes, which tell the protocol that the answer is complete.
+                reached = await lane.send(span.read, at, span.stop - 1)
+                if reached is not None:
+                    house.meters.sent += reached - at
+                    at, waited = reached, 0
+                    continue
             end = min(at + _PIECE, span.stop)
             piece = await loop.run_in_executor(house.threads, span.read, at, end)
             if len(piece) != end - at:
                 raise WireError(f"a blob ended at {at + len(piece)}, not at {span.total}")
-            more = end < span.stop
             async with asyncio.timeout(house.limits.stall_seconds):
+                more = end < span.stop
                 await exchange.send(
                     {"type": "http.response.body", "body": piece, "more_body": more}
                 )
             house.meters.sent += len(piece)
-            at = end
+            at, waited = end, waited + len(piece)
 
 
 async def _start(send: Send, status: int, headers: Mapping[str, str]) -> None:

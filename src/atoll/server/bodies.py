@@ -12,18 +12,24 @@ import hashlib
 import hmac
 import os
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from atoll.core.errors import AuthError, StorageError, TooLarge, Unreachable, WireError
+from atoll.server.lanes import LONG, Lane, Take
 from atoll.server.limits import Limits
 
 __all__ = ["Body", "Coming", "Room", "declared_size", "discard"]
 
 Receive = Callable[[], Coroutine[Any, Any, Any]]
+
+_FLOWS = 1 << 18
+"""Bytes that the loop receives of a body that had stopped before a thread is asked again."""
 
 
 class Room:
@@ -132,6 +138,7 @@ class Coming:
         limits: see there.
         folder: where long bodies wait.
         room: memory for those that are neither short nor long.
+        lane: a way to the threads for long bodies; None where there is none.
     """
 
     receive: Receive
@@ -140,26 +147,40 @@ class Coming:
     limits: Limits
     folder: Path
     room: Room
+    lane: Lane | None = None
 
-    async def pieces(self, least: int) -> AsyncIterator[bytes]:
-        """The body in pieces of at least so many bytes, but for the last; nothing is checked but its size.
+    async def poured(self, take: Take, threads: Executor) -> None:
+        """Hand over the body while it comes; nothing is checked but its size.
+
+        Args:
+            take: is given it piece by piece, in threads, one after the other.
+            threads: for what no lane takes.
 
         Raises:
             TooLarge: more than declared.
             WireError: less than declared.
             Unreachable: too slow, or gone.
+            AtollError: what ``take`` raises.
         """
-        held: list[bytes] = []
-        size = 0
-        async with self._in_time():
-            async for part in _parts(self.receive, self.size):
-                held.append(part)
-                size += len(part)
-                if size >= least:
-                    yield b"".join(held)
-                    held, size = [], 0
-        if held:
-            yield b"".join(held)
+        until = time.monotonic() + self.limits.seconds_for(self.size)
+        coming = _parts(self.receive, self.size)
+        left, held, size, waited = self.size, list[bytes](), 0, _FLOWS
+        while True:
+            async with self._in_time(until):
+                part = await anext(coming, b"")  # no part is empty: that is the end
+            held.append(part)
+            left, size, waited = left - len(part), size + len(part), waited + len(part)
+            if self.lane is not None and left >= LONG and waited >= _FLOWS:
+                found = await self.lane.pour(b"".join(held), left, take, until)
+                if found is not None:
+                    left, held, size, waited = left - found[0], [found[1]], len(found[1]), 0
+                    coming = _parts(self.receive, left)
+                    continue
+            if size >= LONG or (size and not part):
+                await _finished(threads, take, memoryview(b"".join(held)))
+                held, size = [], 0
+            if not part:
+                return
 
     async def whole(self) -> Body:
         """All of it, in memory or in a file; call :meth:`Body.forget` at the end.
@@ -173,7 +194,8 @@ class Coming:
             if self.size > self.limits.body:
                 held = self.room.take(self.size)
                 body = replace(body, room=self.room) if held else self._in_file()
-            async with self._in_time():
+            until = time.monotonic() + self.limits.seconds_for(self.size)
+            async with self._in_time(until):
                 fill = self._into_memory if body.path is None else self._into_file
                 body, found = await fill(body)
             self.check(found)
@@ -198,12 +220,12 @@ class Coming:
             raise AuthError("the body is not the one that was signed")
 
     @asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
-        seconds = self.limits.seconds_for(self.size)
+    async def _in_time(self, until: float) -> AsyncIterator[None]:
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(until - time.monotonic()):
                 yield
         except TimeoutError:
+            seconds = self.limits.seconds_for(self.size)
             raise Unreachable(
                 f"a body of {self.size} bytes did not arrive in {seconds:.0f} seconds",
                 remedy="check the line; uploads are resumed where they were cut",
@@ -226,6 +248,16 @@ class Coming:
                 sha.update(piece)
                 file.write(piece)
         return body, sha.digest()
+
+
+async def _finished(threads: Executor, take: Take, piece: memoryview) -> None:
+    """Hand over a piece; its end is waited for even when the request is given up."""
+    writing = asyncio.get_running_loop().run_in_executor(threads, take, piece)
+    try:
+        await asyncio.shield(writing)
+    finally:
+        if not writing.done():
+            await asyncio.wait([writing])
 
 
 async def discard(receive: Receive, declared: int, most: int, seconds: float) -> bool:

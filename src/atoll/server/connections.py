@@ -12,22 +12,21 @@ request) is closed here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import logging
 import socket
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
+from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from atoll.server.limits import Limits
+from atoll.server.secured import Secured
+from atoll.wire.sealed import Sealed
 
 __all__ = ["Doorman", "Guest", "Speaker"]
-
-log = logging.getLogger("atoll.server")
 
 _FULL = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -44,6 +43,7 @@ class Guest:
         self._doorman = doorman
         self.sock = sock
         self.timer: asyncio.TimerHandle | None = None
+        self.line: Secured | None = None
         self.speaker: Speaker | None = None
         self.member = ""
 
@@ -54,12 +54,10 @@ class Guest:
 
     def drop(self) -> None:
         """Close the connection, whatever it is doing."""
-        if self.speaker is not None:
-            self.speaker.transport.abort()
-        elif not self._doorman.hang_up(self):
-            # In the middle of a handshake the socket is the loop's: it is to see an end, and close it.
-            with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+        if self.line is not None:
+            self.line.abort()
+        else:
+            self._doorman.hang_up(self)
 
 
 class Speaker(HttpToolsProtocol):
@@ -70,6 +68,7 @@ class Speaker(HttpToolsProtocol):
         self._guest, self._limits = guest, limits
         self._timer: asyncio.TimerHandle | None = None
         self._head = 0
+        self._rest = 0
         self._complete = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
@@ -88,6 +87,8 @@ class Speaker(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Read on; a header that is too long or takes too long ends the connection."""
         if self.parser is None or self.transport.is_closing():
+            return
+        if self._rest and not (data := self._more_body(data)):
             return
         super().data_received(data)
         if not self._busy and not self.transport.is_closing():
@@ -133,6 +134,40 @@ class Speaker(HttpToolsProtocol):
         self.timeout_keep_alive = int(limits.idle_seconds if known else limits.header_seconds)
         super().on_response_complete()
 
+    # Threads for long bodies (a Lender) -----------------------------------------------------------
+
+    def lend(self, rest: int) -> Sealed | None:
+        """Leave the connection to a thread; from then on the body's bytes are counted here, not parsed."""
+        if self._guest.line is None or self.cycle is None or (rest and self.cycle.body):
+            return None
+        sealed = self._guest.line.lend()
+        if sealed is not None and rest:
+            self._rest = rest
+            self.parser = HttpRequestParser(self)  # for the next request
+        return sealed
+
+    def give_back(self, received: int, sent: int) -> None:
+        """Go on where the thread has stopped."""
+        self.cycle.expected_content_length -= sent
+        self._rest -= received
+        if received and not self._rest:
+            self.on_message_complete()
+        if self._guest.line is not None:
+            self._guest.line.give_back()
+
+    def cut(self) -> None:
+        """End the connection."""
+        self._guest.drop()
+
+    def _more_body(self, data: bytes) -> bytes:
+        """Take what belongs to the body; returns what comes behind it."""
+        part, data = data[: self._rest], data[self._rest :]
+        self._rest -= len(part)
+        self.on_body(part)
+        if not self._rest:
+            self.on_message_complete()
+        return data
+
     @property
     def _busy(self) -> bool:
         """Whether the application has a request and no complete answer to it."""
@@ -177,7 +212,6 @@ class Doorman:
         self._knocking: OrderedDict[Guest, None] = OrderedDict()
         self._strangers: OrderedDict[Guest, None] = OrderedDict()
         self._members: dict[str, OrderedDict[Guest, None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def open(self) -> dict[str, int]:
@@ -220,7 +254,8 @@ class Doorman:
         """``guest`` has left."""
         self._strangers.pop(guest, None)
         self._forget(guest)
-        guest.speaker = None  # each knows the other: buffers are not to wait for the collector
+        # Each knows the other: buffers are not to wait for the collector.
+        guest.speaker = guest.line = None
 
     def hang_up(self, guest: Guest) -> bool:
         """Close a connection that has not sent a byte; returns whether it was one."""
@@ -249,7 +284,6 @@ class Doorman:
         for own in [self._strangers, *self._members.values()]:
             for guest in list(own):
                 guest.drop()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.sleep(0.02)  # transports close their sockets in the loop's next turns
 
     def _forget(self, guest: Guest) -> None:
@@ -267,15 +301,13 @@ class Doorman:
         """The first byte is there: worth a TLS handshake."""
         self._welcome(guest)
         self._strangers[guest] = None
-        task = asyncio.create_task(self._shake_hands(guest))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._greet(guest)
         if len(self._strangers) > self._limits.strangers:
             first, _ = self._strangers.popitem(last=False)
             first.drop()
 
-    async def _shake_hands(self, guest: Guest) -> None:
-        limits, make = self._limits, self.make
+    def _greet(self, guest: Guest) -> None:
+        make, seconds = self.make, self._limits.handshake_seconds
         if make is None:
             raise ValueError("the doorman does not know what speaks HTTP")
         try:
@@ -284,15 +316,5 @@ class Doorman:
             guest.sock.close()
             self.gone(guest)
             return
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: make(guest),
-                guest.sock,
-                ssl=self._context,
-                ssl_handshake_timeout=limits.handshake_seconds,
-                ssl_shutdown_timeout=limits.handshake_seconds,
-            )
-        except (OSError, ssl.SSLError) as error:
-            log.debug("no TLS with a stranger: %s", error)
-            error.with_traceback(None)  # its frames hold the buffers, and it is held by them
-            self.gone(guest)
+        sealed = Sealed(guest.sock, self._context)
+        guest.line = Secured(sealed, lambda: make(guest), lambda: self.gone(guest), seconds)

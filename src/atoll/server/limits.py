@@ -34,6 +34,8 @@ class Limits:
         slowest: bytes a second below which a sender is given up.
         drain: most bytes of a body that a stranger may send although it is refused.
         stall_seconds: that a reader may take for one piece of an answer.
+        lanes: threads for long bodies.
+        lanes_each: of them, for one member.
         skew: that clocks may differ.
         wait: longest time a question may wait for news.
         roster_seconds: after which a revocation by another process is seen at the latest.
@@ -57,6 +59,8 @@ class Limits:
     slowest: float = 16 * KIB
     drain: int = 64 * KIB
     stall_seconds: float = 60.0
+    lanes: int = 16
+    lanes_each: int = 4
     skew: float = 300.0
     wait: float = 30.0
     roster_seconds: float = 1.0

@@ -81,7 +81,7 @@ class Readable:
     """
 
     size: int
-    read: Callable[[int, int], bytes]
+    read: Callable[[int, int], bytes | memoryview]
 
 
 def reply_of(store: Store, row: RunRow) -> JobReply:

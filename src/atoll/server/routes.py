@@ -103,7 +103,7 @@ def whole(raw: str | None, name: str, most: int = 2**53) -> int:
 class Span:
     """Bytes ``start`` to ``stop`` of something ``total`` long, read piece by piece while it is sent."""
 
-    read: Callable[[int, int], bytes]
+    read: Callable[[int, int], bytes | memoryview]
     start: int
     stop: int
     total: int

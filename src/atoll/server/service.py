@@ -47,6 +47,7 @@ from atoll.server.settings import Settings
 from atoll.server.store.contract import Member, Store
 from atoll.server.store.rules import fence
 from atoll.server.submission import accepted
+from atoll.wire.disk import Piece
 from atoll.wire.frames import Blob
 from atoll.wire.messages import BlobRef, JobReply, ReceiptBody, RoundsReply, SubmitBody, TaskBody
 
@@ -346,7 +347,7 @@ class Service:
         return self._office.blobs.received(sha256, name)
 
     def upload_chunk(
-        self, name: str, sha256: str, size: int, offset: int, data: bytes, task: str
+        self, name: str, sha256: str, size: int, offset: int, data: Piece, task: str
     ) -> int:
         """Take the next part of an upload; returns how many bytes are here.
 

@@ -36,6 +36,7 @@ from atoll.server.blobs_near import NearBlobs
 from atoll.server.connections import Doorman, Guest, Speaker
 from atoll.server.gate import Gate, Roster
 from atoll.server.home import Charter, ServerHome
+from atoll.server.lanes import Lanes
 from atoll.server.limits import Limits
 from atoll.server.metrics_page import Gauge, Meters
 from atoll.server.routes import Route, Table
@@ -110,6 +111,7 @@ def build_app(
     gauges: Callable[[], tuple[Gauge, ...]] = tuple,
     trouble: Callable[[], str] = str,
     routes: Iterable[Route] = ROUTES,
+    lanes: Lanes | None = None,
 ) -> App:
     """The HTTP application of a server.
 
@@ -121,6 +123,7 @@ def build_app(
         gauges: further values for the page of metrics.
         trouble: why it is not ready; empty when it is.
         routes: the table of routes.
+        lanes: threads for long bodies; None where the loop does all.
     """
     limits, now, identity = premises.limits, premises.now, premises.identity
     roster = Roster(premises.store, limits.roster_seconds, now)
@@ -139,7 +142,9 @@ def build_app(
         gauges=lambda: (*_members(roster), *gauges()),
         ready=trouble,
     )
-    house = House(identity, gate, roster, limits, premises.incoming, disk, now, premises.meters)
+    house = House(
+        identity, gate, roster, limits, premises.incoming, disk, now, premises.meters, lanes
+    )
     return App(house, Table(routes), api)
 
 
@@ -236,6 +241,7 @@ class _Process:
         with (
             ThreadPoolExecutor(_THREADS, "atoll-call") as threads,
             ThreadPoolExecutor(_THREADS, "atoll-disk") as disk,
+            contextlib.closing(Lanes(limits.lanes, limits.lanes_each)) as lanes,
         ):
             bell = Bell(loop)
             steps = Steps(premises.service, premises.service.now, self._lost)
@@ -249,6 +255,7 @@ class _Process:
                 bell,
                 gauges=lambda: _standing(premises, steps, doorman),
                 trouble=lambda: steps.trouble,
+                lanes=lanes,
             )
             doorman.make = self._speaker(app)
             steps.start()

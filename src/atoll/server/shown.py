@@ -41,8 +41,8 @@ class Shown:
             sha.update(piece)
         self.blob = Blob(sha.hexdigest(), self._starts[-1])
 
-    def read(self, start: int, stop: int) -> bytes:
-        """Bytes from ``start`` up to ``stop``, or to the end.
+    def read(self, start: int, stop: int) -> bytes | memoryview:
+        """Bytes from ``start`` up to ``stop``, or to the end; not copied where they lie in one piece.
 
         >>> import numpy as np
         >>> shown = Shown({"version": 1}, {"w": np.arange(3, dtype=np.uint8)})
@@ -56,7 +56,7 @@ class Shown:
             piece, begin = self._pieces[number], self._starts[number]
             found.append(piece[start - begin : stop - begin])
             start, number = begin + len(piece), number + 1
-        return b"".join(found)
+        return found[0] if len(found) == 1 else b"".join(found)
 
 
 def _fixed(array: Array) -> Array:
