@@ -26,8 +26,8 @@ class Again:
         self.asked.append((rows, rate))
         return chosen(self.bits, rows, rate)
 
-    def noised(self, values, bound, noise_multiplier):
-        return noised(self.bits, values, bound, noise_multiplier, str(values.dtype))
+    def noised(self, values, bound, noise_multiplier, out=None):
+        return noised(self.bits, values, bound, noise_multiplier, str(values.dtype), out)
 
 
 class Quiet:
@@ -39,7 +39,7 @@ class Quiet:
     def chosen(self, rows, rate):
         return np.arange(rows) if self.take is None else np.asarray(self.take, np.int64)
 
-    def noised(self, values, bound, noise_multiplier):
+    def noised(self, values, bound, noise_multiplier, out=None):
         self.sums.append(values.copy())
         self.bounds.append((bound, noise_multiplier))
         return values.copy()

@@ -21,6 +21,8 @@ from atoll.models.networks import CropFlip, lenet_niid, mlp
 from atoll.models.private import RecordPrivacy
 from atoll.models.torch import TorchTrainer
 from atoll.models.torch_private import PrivateTorchTrainer
+from atoll.models.torch_private_dense import Chained
+from atoll.models.torch_private_rows import Layers
 from atoll.privacy.dp.noise import Draws
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -212,6 +214,44 @@ def test_other_losses_are_taken_by_row(loss, wanted, dtype):
     assert_sums(trainer, got, row_by_row(trainer, data, loss=wanted, dtype=dtype))
 
 
+def chain(activation=nn.GELU, bias=True):
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(6, 5, bias=bias),
+        activation(),
+        nn.Linear(5, 7, bias=bias),
+        nn.Linear(7, 4, bias=bias),
+        nn.Tanh(),
+        nn.Linear(4, 3),
+    )
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.LeakyReLU])
+@pytest.mark.parametrize("bias", [True, False])
+def test_chains_of_dense_layers_need_no_autograd_to_the_same_sums(activation, bias):
+    trainer, data = private(partial(chain, activation, bias)), some((2, 3))
+    assert isinstance(trainer._way(data).rows, Chained)
+    got = trainer.clipped_sum(trainer.initial(Seed(0)), data, np.arange(len(data)))
+    assert_sums(trainer, got, row_by_row(trainer, data))
+
+
+def test_a_row_that_is_not_finite_counts_as_absent_in_a_chain():
+    trainer, data = private(chain), some((2, 3))
+    data.features[4, 0, 1] = np.inf
+    start, others = trainer.initial(Seed(0)), np.delete(np.arange(12), 4)
+    whole = trainer.clipped_sum(start, data, np.arange(12))
+    np.testing.assert_array_equal(whole, trainer.clipped_sum(start, data, others))
+
+
+def test_a_dense_layer_over_positions_is_no_chain():
+    data = Examples(some((5, 4)).features, np.zeros((12, 5, 3), np.float32))
+    trainer = private(lambda: nn.Sequential(nn.Linear(4, 3)), loss="mse")
+    assert isinstance(trainer._way(data).rows, Layers)
+    got = trainer.clipped_sum(trainer.initial(Seed(0)), data, np.arange(12))
+    wanted = row_by_row(trainer, data, loss=functional.mse_loss, dtype=torch.float32)
+    assert_sums(trainer, got, wanted)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_one_row_moves_the_sum_by_no_more_than_the_clip(case):
     build, shape = CASES[case]
@@ -245,6 +285,14 @@ def test_without_noise_or_clipping_it_is_the_plain_step(optimizer):
     got = fit(trainer, data, work, rule)
     np.testing.assert_allclose(got.parameters, plain.parameters, atol=2e-6)
     assert (got.steps, got.lr_sum) == (plain.steps, plain.lr_sum)
+
+
+def test_plain_sgd_divides_its_rate_to_the_same_step():
+    data, work = some((4,)), LocalWork(steps=3, batch_size=0, optimizer=Optimizer(lr=0.1))
+    trainer = private(dense, RecordPrivacy(1e6, 1.0))
+    start = trainer.initial(Seed(0))
+    plain = trainer.trainer.fit(start, data, work=work, rule=LocalRule(), seed=Seed(1), round=0)
+    np.testing.assert_allclose(fit(trainer, data, work).parameters, plain.parameters, atol=2e-6)
 
 
 def test_noise_is_for_the_clip_and_scaled_by_the_expected_batch():

@@ -14,19 +14,17 @@ from typing import Any
 
 from atoll.core.contracts import Trainer
 from atoll.core.errors import Fault, JobConflict
-from atoll.core.layout import Array
 from atoll.core.local import LocalWork
 from atoll.job.declared import Privacy, RowPrivacy
 from atoll.models import private
 from atoll.models.linear import LinearTrainer
 from atoll.models.linear_private import PrivateLinearTrainer
 from atoll.privacy.dp.events import Gaussian
-from atoll.privacy.dp.noise import SystemSource, chosen, noised
+from atoll.privacy.dp.noise import Draws
 from atoll.privacy.dp.rdp import rdp_epsilon
 from atoll.privacy.links.account import RunAccount
 
 __all__ = [
-    "SystemRandomness",
     "record_account",
     "record_event",
     "record_faults",
@@ -34,21 +32,6 @@ __all__ = [
 ]
 
 _MOST = 1e4
-
-
-class SystemRandomness:
-    """Sampling and noise of local training, from the operating system's generator."""
-
-    def __init__(self) -> None:
-        self._source = SystemSource()
-
-    def chosen(self, rows: int, rate: float) -> Array:
-        """Row numbers, each of ``rows`` taken with probability ``rate``."""
-        return chosen(self._source, rows, rate)
-
-    def noised(self, values: Array, bound: float, noise_multiplier: float) -> Array:
-        """``values`` with noise that hides a contribution of L2 norm ``bound``, in their own dtype."""
-        return noised(self._source, values, bound, noise_multiplier).astype(values.dtype)
 
 
 def record_trainer(
@@ -72,10 +55,10 @@ def record_trainer(
     z = max(_multiplier(privacy.record, n, work, rounds) for n in set(counts))
     how = private.RecordPrivacy(privacy.record.clip, z, privacy.record.micro_batch)
     if isinstance(trainer, LinearTrainer):
-        return PrivateLinearTrainer(trainer, how, SystemRandomness)
+        return PrivateLinearTrainer(trainer, how, Draws)
     if type(trainer).__name__ == "TorchTrainer":
         torch_private: Any = import_module("atoll.models.torch_private")  # not for everybody
-        made: Trainer = torch_private.PrivateTorchTrainer(trainer, how, SystemRandomness)
+        made: Trainer = torch_private.PrivateTorchTrainer(trainer, how, Draws)
         return made
     fault = Fault(
         "privacy.record",

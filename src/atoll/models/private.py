@@ -46,8 +46,13 @@ class Randomness(Protocol):
         """Row numbers, each of ``rows`` taken with probability ``rate``, int64."""
         ...
 
-    def noised(self, values: Array, bound: float, noise_multiplier: float) -> Array:
-        """``values`` with noise that hides a contribution of L2 norm ``bound``, same shape and dtype."""
+    def noised(
+        self, values: Array, bound: float, noise_multiplier: float, out: Array | None = None
+    ) -> Array:
+        """``values`` with noise that hides a contribution of L2 norm ``bound``, same shape and dtype.
+
+        They are put into ``out`` if it is given, contiguous, which may be ``values``.
+        """
         ...
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -160,15 +160,18 @@ class PrivateTorchTrainer:
             correct, move = _correction(rule, bench), _mover(work.optimizer, bench)
             augment = self._augmented(seed)
             rates = list[float]()
+            # Plain SGD divides its rate instead of the gradient: one pass less.
+            whole = rule.trivial and _is_plain(work.optimizer)
+            divisor = cut.size if whole else 1
             for lr in steps(len(data), work, round):
                 chosen = self._draws.chosen(len(data), cut.size / len(data))
                 bench.gradient.zero_()
                 for own in pieces(chosen, taken):
                     x, y = batch.take(own)
                     way.rows.add(augment(x), y, self.privacy.clip)
-                self._noise(bench, cut.size)
+                self._noise(bench, cut.size // divisor)
                 correct()
-                move(lr)
+                move(lr / divisor)
                 rates.append(lr)
             return Fit(bench.vector(), len(rates), sum(rates), len(data), math.nan)
 
@@ -214,8 +217,10 @@ class PrivateTorchTrainer:
 
     def _noise(self, bench: Bench, expected: int) -> None:
         p = self.privacy
-        noisy = self._draws.noised(bench.gradient.numpy(), p.bound, p.noise_multiplier)
-        torch.div(torch.from_numpy(noisy), expected, out=bench.gradient)
+        total = bench.gradient.numpy()
+        noisy = self._draws.noised(total, p.bound, p.noise_multiplier, total)
+        if expected > 1 or noisy is not total:
+            torch.div(torch.from_numpy(noisy), expected, out=bench.gradient)
 
     def _way(self, data: Any) -> _Way:
         """The way for rows of this shape, checked and chosen on made-up rows and initial weights."""
@@ -235,7 +240,7 @@ class PrivateTorchTrainer:
         x, y = self._probe(Batch(data, bench, self._targets(data), 1))
         found = faults(bench, self._loss, self._summed, x, y)
         raise_faults(JobConflict, "this module cannot be trained with record-level privacy", found)
-        rows, reason = choose(bench, self._total, x, y)
+        rows, reason = choose(bench, self._total, x, y, self.trainer.loss)
         return _Way(bench, rows, reason)
 
     def _bench(self, data: Any, last: bool) -> Bench:
@@ -299,6 +304,16 @@ def _correction(rule: LocalRule, bench: Bench) -> Callable[[], None]:
     return lambda: rule.correct(gradient, weights, pulls["anchor"], pulls["shift"])
 
 
+def _is_plain(optimizer: Optimizer) -> bool:
+    """Whether a step only takes the gradient off."""
+    o = optimizer
+    return o.name == "sgd" and not (o.momentum or o.weight_decay)
+
+
+def _plain(bench: Bench, lr: float) -> None:
+    bench.weights.add_(bench.gradient, alpha=-lr)
+
+
 def _mover(optimizer: Optimizer, bench: Bench) -> Callable[[float], None]:
     """``move(lr)``: one step of the flat weights along the flat gradient."""
     if optimizer.name not in OPTIMIZERS:
@@ -307,6 +322,8 @@ def _mover(optimizer: Optimizer, bench: Bench) -> Callable[[float], None]:
             remedy=suggest(optimizer.name, OPTIMIZERS),
         )
     kind, names = OPTIMIZERS[optimizer.name]
+    if _is_plain(optimizer):
+        return partial(_plain, bench)
     flat = nn.Parameter(bench.weights)
     flat.grad = bench.gradient
     own = {name: getattr(optimizer, name) for name in names}

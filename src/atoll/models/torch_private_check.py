@@ -16,6 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from atoll.core.errors import Fault
 from atoll.models.torch_flat import Bench
+from atoll.models.torch_private_dense import Chained
 from atoll.models.torch_private_rows import Layers, Mapped, NoLayers, Rows, Total
 
 __all__ = ["choose", "faults", "made_up"]
@@ -144,31 +145,40 @@ def _differentiable(
         )
 
 
-def choose(bench: Bench, total: Total, x: Tensor, y: Tensor) -> tuple[Rows, str]:
+def choose(
+    bench: Bench, total: Total, x: Tensor, y: Tensor, loss: object = None
+) -> tuple[Rows, str]:
     """The fastest way that gives the right row gradients, and why it is not the layers' if it is not.
 
-    The layers' sums are held against mapped ones on made-up rows, in eval mode: whatever a module does with
-    its layers beside calling them shows there.
+    A chain of dense layers needs nothing of the module; other layers are watched while it runs. Their sums
+    are held against mapped ones on made-up rows, in eval mode: whatever a module does with its layers beside
+    calling them shows there.
     """
     mapped = Mapped(bench, total)
+    chained = Chained.of(bench, total, loss, x)
+    if chained is not None and _agree(bench, chained, mapped, x, y):
+        return chained, ""
     try:
         layers = Layers(bench, total)
+        if _agree(bench, layers, mapped, x, y):
+            return layers, ""
     except NoLayers as why:
         return mapped, str(why)
+    return mapped, "its layers do more than their outputs show"
+
+
+def _agree(bench: Bench, rows: Rows, mapped: Mapped, x: Tensor, y: Tensor) -> bool:
+    """Whether norms and sums are those of mapped row gradients."""
     was = bench.module.training
     bench.module.eval()
     try:
         wanted, norms = _sum(bench, mapped, x, y)
-        got, own = _sum(bench, layers, x, y)
-    except NoLayers as why:
-        return mapped, str(why)
+        got, own = _sum(bench, rows, x, y)
     finally:
         bench.module.train(was)
         bench.gradient.zero_()
     near = torch.allclose(got, wanted, rtol=1e-3, atol=1e-4 * _top(wanted))
-    if not (near and torch.allclose(own, norms, rtol=1e-3, atol=1e-4 * _top(norms))):
-        return mapped, "its layers do more than their outputs show"
-    return layers, ""
+    return near and torch.allclose(own, norms, rtol=1e-3, atol=1e-4 * _top(norms))
 
 
 def _sum(bench: Bench, rows: Rows, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,10 +8,9 @@ import pytest
 from scipy import stats
 
 import atoll.privacy.dp.noise as module
-import atoll.privacy.dp.normal as normal
 from atoll.core.errors import JobError, UpdateRefused
 from atoll.privacy.dp.noise import Draws, SystemSource, chosen, gaussian, grid_of, noised, words
-from atoll.privacy.dp.normal import Normals
+from atoll.privacy.dp.normal import BLOCK, LARGEST
 
 MILLION = 1_000_000
 
@@ -33,41 +32,15 @@ def test_the_tail_is_that_of_the_normal():
         assert abs((x > at).sum() - expected) < 6 * np.sqrt(expected)
 
 
-def test_tail_draws_have_the_tails_distribution():
-    x = Normals(SystemSource(), 1.0, 1000)._tail(20_000)
-    edge = stats.norm.sf(normal._LAST)
-    assert stats.kstest(x, lambda v: 1 - stats.norm.sf(v) / edge).pvalue > 1e-6
-
-
-def test_layers_have_equal_areas_and_close_at_the_top():
-    wide = normal.edges()
-    assert len(wide) == 1025
-    assert (np.diff(wide) < 0).all()
-    heights = np.exp(-0.5 * wide**2)
-    areas = wide[1:-1] * np.diff(heights[1:])
-    np.testing.assert_allclose(areas, wide[0] * heights[1], rtol=1e-10)
-
-
-def test_draws_at_an_edge_are_decided_by_the_density():
-    # In one layer the places between the sure part and the whole follow what is left of the density.
-    normals = Normals(SystemSource(), 1.0, 1000)
-    wide, layer, n = normal.edges(), 700, 200_000
-    x = np.random.default_rng(0).uniform(wide[layer + 1], wide[layer], n)
-    stays = normals._edge(np.full(n, layer), x.copy())
-    low, high = np.exp(-0.5 * wide[layer] ** 2), np.exp(-0.5 * wide[layer + 1] ** 2)
-    chance = (np.exp(-0.5 * x**2) - low) / (high - low)
-    assert abs(stays.sum() - chance.sum()) < 6 * np.sqrt((chance * (1 - chance)).sum())
-
-
 def test_neighbouring_draws_are_independent():
     x = gaussian(SystemSource(), MILLION, 1.0)
     bar = 5 / np.sqrt(MILLION)
-    for lag in (1, 2, normal.BLOCK):
+    for lag in (1, 2, BLOCK):
         assert abs(np.corrcoef(x[lag:], x[:-lag])[0, 1]) < bar
         assert abs(np.corrcoef(x[lag:] ** 2, x[:-lag] ** 2)[0, 1]) < bar
 
 
-@pytest.mark.parametrize("size", [1, 2, 7, normal.BLOCK, normal.BLOCK + 3])
+@pytest.mark.parametrize("size", [1, 2, 7, BLOCK, BLOCK + 3])
 def test_any_number_of_draws(replayed, size):
     x = gaussian(replayed(), size, 1.0)
     assert x.shape == (size,)
@@ -104,6 +77,28 @@ def test_results_keep_shape_and_take_the_dtype(replayed):
     assert out.shape == (3, 4)
     assert out.dtype == np.float32
     assert Draws(replayed()).noised(np.zeros(2, np.float32), 1.0, 1.0).dtype == np.float32
+
+
+def test_float32_is_released_as_float64_is(replayed):
+    # Half as wide inside, the same sums: also where a block has values that do not fit into 30 bits.
+    values = np.random.default_rng(2).normal(size=3 * BLOCK).astype(np.float32)
+    values[BLOCK : 2 * BLOCK] *= 2.0 * LARGEST * 2.0**-24
+    wide = noised(replayed(5), values.astype(np.float64), 1.0, 1.0)
+    assert np.array_equal(noised(replayed(5), values, 1.0, 1.0, "float32"), wide.astype(np.float32))
+
+
+@pytest.mark.parametrize("sd", [1e-36, 1e35])
+def test_noise_of_any_size_in_float32(sd):
+    out = noised(SystemSource(), np.zeros(20_000, np.float32), sd, 1.0, "float32")
+    assert np.std(out.astype(np.float64)) == pytest.approx(sd, rel=0.05)
+
+
+def test_a_result_can_take_the_place_of_its_values(replayed):
+    values = np.random.default_rng(3).normal(size=(30, 40)).astype(np.float32)
+    fresh = noised(replayed(7), values, 1.0, 1.0, "float32")
+    held = values.copy()
+    assert noised(replayed(7), held, 1.0, 1.0, out=held) is held
+    assert np.array_equal(held, fresh)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])

@@ -8,8 +8,8 @@ was before the noise (Mironov, *On Significance of the Least Significant Bits*, 
 and value are both rounded to one grid, a power of two about 2^-24 of the standard deviation; their sum
 is exact, and what reads it afterwards (float32, the mean) cannot undo it. Rounding the value may move two
 neighbouring ones apart by one cell in each coordinate, and :func:`noised` adds so much more noise.
-Draws are made in float64 from 64 bits each (:mod:`atoll.privacy.dp.normal`), so that the probability of a
-grid cell is right to some 2^-28 of itself.
+Draws are whole numbers of cells (:mod:`atoll.privacy.dp.normal`); the probability of each is right to some
+2^-40 of itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 
 from atoll.core.errors import JobError, MissingExtra, UpdateRefused
 from atoll.core.layout import Array
-from atoll.privacy.dp.normal import BLOCK, Normals
+from atoll.privacy.dp.normal import BLOCK, LARGEST, Normals, Whole
 
 __all__ = ["Draws", "Source", "SystemSource", "chosen", "gaussian", "grid_of", "noised", "words"]
 
@@ -36,7 +36,7 @@ _EXACT = 2.0**52
 _REKEY = 1 << 36
 """Bytes under one key: far from where a block cipher in counter mode could be told from chance."""
 
-_ZEROS = bytes(1 << 17)
+_ZEROS = bytes(1 << 18)
 
 
 class Source(Protocol):
@@ -132,11 +132,11 @@ def gaussian(source: Source, size: int, sd: float) -> Array:
         raise JobError(f"noise with standard deviation {sd}")
     out = np.empty(size)
     grid = grid_of(sd)
-    normals = Normals(source, sd / grid, size)
+    normals, cells = Normals(source, sd / grid, size), np.empty(min(size, BLOCK), np.int32)
     for start in range(0, size, BLOCK):
         part = out[start : start + BLOCK]
-        normals.fill(part)
-        np.rint(part, out=part)
+        normals.fill(cells[: part.size])
+        np.copyto(part, cells[: part.size])
         part *= grid
     return out
 
@@ -147,6 +147,7 @@ def noised(
     bound: float,
     noise_multiplier: float,
     dtype: str = "float64",
+    out: Array | None = None,
 ) -> Array:
     """``values`` with Gaussian noise that hides a contribution of L2 norm ``bound``.
 
@@ -159,7 +160,8 @@ def noised(
         values: what is to be released, any shape, before the noise.
         bound: most that one unit changes ``values`` by, in L2.
         noise_multiplier: z.
-        dtype: of the result.
+        dtype: of the result, unless it has a place.
+        out: where to put it, of the shape of ``values``, contiguous; it may be ``values``.
 
     Raises:
         JobError: bound or multiplier out of range.
@@ -171,22 +173,64 @@ def noised(
     sd = noise_multiplier * bound
     sd += noise_multiplier * grid_of(sd) * math.sqrt(flat.size)
     grid = grid_of(sd)
-    out, normals = np.empty(flat.size, dtype), Normals(source, sd / grid, flat.size)
-    cells, noise = np.empty((2, BLOCK))
+    if out is None:
+        out = np.empty(np.shape(values), dtype)
+    into, normals, work = out.reshape(-1), Normals(source, sd / grid, flat.size), _Sum(grid)
+    drawn = np.empty(min(flat.size, BLOCK), np.int32)
     for start in range(0, flat.size, BLOCK):
         given = flat[start : start + BLOCK]
-        own, drawn = cells[: len(given)], noise[: len(given)]
-        np.multiply(given, 1 / grid, out=own, dtype=np.float64)
-        if not max(own.max(), -own.min()) < _EXACT:
+        fresh, most = drawn[: given.size], _longest(given) / grid
+        if not most < _EXACT:
             raise UpdateRefused(
                 f"a value beyond {_EXACT * grid:g}, or not finite, under noise of {sd:g}"
             )
+        normals.fill(fresh)
+        small = most < LARGEST and given.dtype == into.dtype == np.float32
+        (work.narrow if small else work.wide)(given, fresh, into[start : start + BLOCK])
+    return out
+
+
+def _longest(values: Array) -> float:
+    """The largest absolute value, without a copy; NaN if there is one."""
+    return max(float(values.max()), -float(values.min()))
+
+
+class _Sum:
+    """Rounds values to the grid, adds whole numbers of cells, and goes back: exact up to the last step.
+
+    Args:
+        grid: a power of two.
+    """
+
+    def __init__(self, grid: float) -> None:
+        self.grid = grid
+        self._wide = np.empty(0)
+        self._narrow, self._whole = np.empty(0, np.float32), np.empty(0, np.int32)
+
+    def narrow(self, values: Array, cells: Whole, out: Array) -> None:
+        """The same as :meth:`wide` in half the width, for float32 values below 2^30 cells."""
+        if not 2.0**-100 < self.grid < 2.0**100:  # beyond what float32 scales without loss
+            return self.wide(values, cells, out)
+        if not self._whole.size:
+            self._narrow, self._whole = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
+        own, whole = self._narrow[: values.size], self._whole[: values.size]
+        np.multiply(values, np.float32(1 / self.grid), out=own)
         np.rint(own, out=own)
-        normals.fill(drawn)
-        np.rint(drawn, out=drawn)
-        own += drawn
-        np.multiply(own, grid, out=out[start : start + BLOCK], casting="same_kind")
-    return out.reshape(np.shape(values))
+        np.copyto(whole, own, casting="unsafe")  # whole numbers already
+        np.add(whole, cells, out=whole)
+        np.copyto(out, whole, casting="unsafe")
+        np.multiply(out, np.float32(self.grid), out=out)
+        return None
+
+    def wide(self, values: Array, cells: Whole, out: Array) -> None:
+        """Write ``values`` with ``cells`` added into ``out``, at most a block."""
+        if not self._wide.size:
+            self._wide = np.empty(BLOCK)
+        own = self._wide[: values.size]
+        np.multiply(values, 1 / self.grid, out=own, dtype=np.float64)
+        np.rint(own, out=own)
+        np.add(own, cells, out=own)
+        np.multiply(own, self.grid, out=out, casting="same_kind")
 
 
 class Draws:
@@ -203,6 +247,8 @@ class Draws:
         """Poisson sampling; see :func:`chosen`."""
         return chosen(self.source, rows, rate)
 
-    def noised(self, values: Array, bound: float, noise_multiplier: float) -> Array:
+    def noised(
+        self, values: Array, bound: float, noise_multiplier: float, out: Array | None = None
+    ) -> Array:
         """Values with noise, in their own dtype; see :func:`noised`."""
-        return noised(self.source, values, bound, noise_multiplier, str(values.dtype))
+        return noised(self.source, values, bound, noise_multiplier, str(values.dtype), out)

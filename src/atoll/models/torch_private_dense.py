@@ -1,0 +1,126 @@
+"""Sums of clipped row gradients for a chain of dense layers, without autograd and without hooks.
+
+A dense layer's row gradient is the outer product of what goes in, ``a_i``, and the gradient of what comes
+out, ``g_i``: its squared norm is ``|g_i|^2 |a_i|^2``. One pass forward and one back give all ``a`` and
+``g``; then each layer's clipped sum is one product of matrices, ``(c g)^T a`` with the factors c of the
+rows (Goodfellow, *Efficient Per-Example Gradient Computations*, 2015, https://arxiv.org/abs/1510.01799).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from atoll.models.private import factors
+from atoll.models.torch_chain import Chain, Dense, chain_of
+from atoll.models.torch_flat import Bench
+
+__all__ = ["Chained"]
+
+Total = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+_ROWS = 4096
+"""Most rows of a micro-batch."""
+
+
+class Chained:
+    """Row gradients of a chain of dense layers; see :class:`atoll.models.torch_private_rows.Rows`.
+
+    Args:
+        bench: whose weights are used.
+        chain: what its module is.
+        total: the summed loss.
+        loss: its name; the slope of some is written out here.
+    """
+
+    def __init__(self, bench: Bench, chain: Chain, total: Total, loss: object = None) -> None:
+        self.bench, self.total = bench, total
+        self._slope = _softmax if loss in ("cross_entropy", "nll_sum") else self._differentiated
+        self._layers = [(layer, *_views(bench, layer)) for layer in chain.layers]
+        self._outputs = nn.Identity()
+
+    @classmethod
+    def of(cls, bench: Bench, total: Total, loss: object, x: Tensor) -> Chained | None:
+        """For the module of a bench and rows like ``x``; None where it is no such chain."""
+        chain = chain_of(bench.module, bench.layout)
+        if chain is None or x.flatten(1).shape[1] != chain.layers[0].inputs:
+            return None
+        return cls(bench, chain, total, loss)
+
+    @property
+    def largest(self) -> int:
+        """Rows of a micro-batch where its size is not given: nothing is held by row."""
+        return _ROWS
+
+    def add(self, x: Tensor, y: Tensor, clip: float) -> Tensor:
+        """Add the rows' clipped gradients; returns their norms before clipping, ``(n,)``."""
+        given, before, out = self._forward(x.flatten(1))
+        slopes = self._backward(given, before, out, y)
+        squares = torch.zeros(len(x), dtype=out.dtype)
+        for (_, _, bias, *_), a, g in zip(self._layers, given, slopes, strict=True):
+            lengths = torch.linalg.vector_norm(a, dim=1).square_()
+            if bias is not None:
+                lengths += 1.0
+            squares.addcmul_(torch.linalg.vector_norm(g, dim=1).square_(), lengths)
+        norms = squares.sqrt_()
+        scale = torch.from_numpy(factors(norms.numpy(), clip))
+        if not bool((scale > 0).all()):  # 0 times infinity would not be 0
+            kept = scale > 0
+            if bool(kept.any()):
+                self.add(x[kept], y[kept], clip)
+            return norms
+        for (_, _, _, weight, bias), a, g in zip(self._layers, given, slopes, strict=True):
+            g *= scale[:, None]
+            weight.addmm_(g.t(), a)
+            if bias is not None:
+                bias += g.sum(0)
+        return norms
+
+    def _forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """What goes into each layer, what it gives before its function, and the outputs."""
+        given, before, h = [x], list[Tensor](), x
+        for layer, weight, bias, *_ in self._layers:
+            z = torch.mm(h, weight.t()) if bias is None else torch.addmm(bias, h, weight.t())
+            before.append(z)
+            h = z if layer.activation is None else layer.activation.forward(z)
+            given.append(h)
+        return given[:-1], before, h
+
+    def _backward(
+        self, given: list[Tensor], before: list[Tensor], out: Tensor, y: Tensor
+    ) -> list[Tensor]:
+        """The gradient of what each layer gives, before its function."""
+        g = self._slope(out, y)
+        slopes = [g]
+        for i in range(len(self._layers) - 1, 0, -1):
+            g = torch.mm(g, self._layers[i][1])
+            activation = self._layers[i - 1][0].activation
+            if activation is not None:
+                g = activation.backward(g, before[i - 1], given[i])
+            slopes.append(g)
+        return slopes[::-1]
+
+    def _differentiated(self, out: Tensor, y: Tensor) -> Tensor:
+        """The gradient of any loss in the outputs."""
+        out = out.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.total(self._outputs, out, y)
+        return torch.autograd.grad(loss, out)[0]
+
+
+def _softmax(out: Tensor, y: Tensor) -> Tensor:
+    """The gradient of cross-entropy, summed over rows, in the outputs."""
+    slope = torch.softmax(out, 1)
+    index = y[:, None]
+    return slope.scatter_add_(1, index, torch.full_like(index, -1, dtype=slope.dtype))
+
+
+def _views(bench: Bench, layer: Dense) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Weight and bias, and their parts of the flat gradient."""
+    shape = (layer.out, layer.inputs)
+    weight, slope = (flat[layer.weight].view(shape) for flat in (bench.flat, bench.gradient))
+    if layer.bias is None:
+        return weight, None, slope, None
+    return weight, bench.flat[layer.bias], slope, bench.gradient[layer.bias]
