@@ -68,7 +68,10 @@ def test_masked_sums_give_the_bits_of_plain_ones(tmp_path: Path) -> None:
         assert world.store.run(run).status == "completed", world.store.run(run).reason
         folder = tmp_path / kind / "runs" / run
         found[kind] = results(folder)
-        assert (found[kind]["rule"]["masked"], "masked" in (folder / "report.html").read_text()) == (
+        assert (
+            found[kind]["rule"]["masked"],
+            "masked" in (folder / "report.html").read_text(),
+        ) == (
             kind == "masked",
             kind == "masked",
         )

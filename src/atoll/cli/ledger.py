@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -189,12 +190,13 @@ def _balance(found: Balance) -> dict[str, Any]:
         "rounds": found.rounds,
         "open": found.open,
         "runs": found.runs,
+        "queries": found.queries,
         "researchers": list(found.researchers),
     }
 
 
 def _balances_table(found: list[Balance]) -> str:
-    header = ("dataset", "limit", "spent", "left", "rounds", "open", "runs", "researchers")
+    header = ("dataset", "limit", "spent", "left", "rounds", "open", "runs", "queries", "researchers")
     rows = [
         (
             b.dataset,
@@ -204,11 +206,18 @@ def _balances_table(found: list[Balance]) -> str:
             str(b.rounds),
             str(b.open),
             str(b.runs),
+            str(b.queries),
             ", ".join(b.researchers),
         )
         for b in found
     ]
     return table_of(header, rows)
+
+
+def _told(event: Mapping[str, Any]) -> str:
+    """An event for people: its kind, and of statistics what was asked."""
+    asked = ", ".join(map(str, event.get("analyses", ())))
+    return f"{event.get('kind', '')}: {asked}" if asked else str(event.get("kind", ""))
 
 
 def _up(value: float) -> str:
@@ -228,7 +237,7 @@ def _entries_table(found: list[Entry]) -> str:
             e.charge.run,
             e.charge.job[:12],
             e.charge.researcher,
-            ", ".join(str(event.get("kind", "")) for event in e.charge.events),
+            ", ".join(_told(event) for event in e.charge.events),
         )
         for e in found
     ]

@@ -56,9 +56,13 @@ class _Entry:
     members: Array
     table: str
     cuts: tuple[float, ...]
+    masked: bool = False
+    data: str = ""
 
     def same(self, other: _Entry) -> bool:
+        """Whether the other one tells all that this one would; a sum in the clear tells more."""
         alike = self.columns == other.columns and self.cuts == other.cuts
+        alike = alike and self.data == other.data and (self.masked or not other.masked)
         return alike and np.array_equal(self.members, other.members)
 
     def to_plain(self) -> dict[str, Any]:
@@ -69,13 +73,17 @@ class _Entry:
             "count": len(self.members),
             "table": self.table,
             "cuts": self.cuts,
+            "masked": self.masked,
+            "data": self.data,
         }
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> _Entry:
         bits = np.frombuffer(bytes.fromhex(plain["persons"]), np.uint8)
         members = np.unpackbits(bits, count=plain["count"]).astype(bool)
-        return cls(tuple(plain["columns"]), members, plain["table"], tuple(plain["cuts"]))
+        masked, data = bool(plain.get("masked", False)), str(plain.get("data", ""))
+        columns, cuts = tuple(plain["columns"]), tuple(plain["cuts"])
+        return cls(columns, members, plain["table"], cuts, masked, data)
 
 
 @dataclass
@@ -87,17 +95,22 @@ class QueryLog:
         path: file to keep it in, one line an answer; None for memory only.
         masked: the answers are only seen added to those of other sites, so a small set by itself tells
             nothing; a difference of two still does.
+        data: what names the site's rows, such as a digest of their file; answers from other rows under
+            the same log are not compared but refused.
+
+    Raises:
+        StorageError: the file cannot be read. A last line that a crash has torn was never answered.
     """
 
     minimum: int = 11
     path: Path | None = None
     masked: bool = False
+    data: str = ""
     _entries: list[_Entry] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.path is not None and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            self._entries = [_Entry.from_plain(json.loads(line)) for line in lines]
+            self._entries = _read(self.path)
 
     def __len__(self) -> int:
         """Number of different sets answered."""
@@ -130,7 +143,8 @@ class QueryLog:
             members = np.zeros(int(persons.max(initial=-1)) + 1, bool)
             members[persons[one.rows]] = True
             cuts = tuple(float(c) for c in one.cuts)
-            entry = _Entry(tuple(sorted(one.columns)), members, one.table, cuts)
+            columns = tuple(sorted(one.columns))
+            entry = _Entry(columns, members, one.table, cuts, self.masked, self.data)
             if any(entry.same(old) for old in entries):
                 continue
             for name in entry.columns:
@@ -146,7 +160,7 @@ class QueryLog:
             self._entries = entries
 
     def _look(self, name: str, new: _Entry, known: Sequence[_Entry], site: str) -> None:
-        if any(len(new.members) != len(old.members) for old in known):
+        if any(_other_rows(new, old) for old in known):
             raise Forbidden(
                 f"the site's rows have changed since column {name!r} was last asked about",
                 site=site,
@@ -161,8 +175,7 @@ class QueryLog:
         if new.table:
             wrong = any(_close(new, old, self.minimum) for old in known if old.table)
         else:
-            sets = [old.members for old in known if not old.table]
-            wrong = _isolates([*sets, new.members], self.minimum, self.masked)
+            wrong = _isolates([*(old for old in known if not old.table), new], self.minimum)
         if wrong:
             raise Forbidden(
                 f"together with earlier answers about column {name!r} this one would isolate "
@@ -206,15 +219,45 @@ class QueryLog:
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(entry.to_plain()) + "\n" for entry in fresh)
+            with self.path.open("ab") as file:
+                _cut_torn_line(self.path)
+                lines = [json.dumps(entry.to_plain()) + "\n" for entry in fresh]
+                file.write("".join(lines).encode())
                 file.flush()
                 os.fsync(file.fileno())
+            folder = os.open(self.path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         except OSError as error:
             raise StorageError(
                 f"the query log {self.path} cannot be written",
                 remedy="free space; nothing was sent",
             ) from error
+
+
+def _read(path: Path) -> list[_Entry]:
+    """The entries in a file; what follows the last line break was torn by a crash and never answered."""
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+        return [_Entry.from_plain(json.loads(line)) for line in lines]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(
+            f"the query log {path} cannot be read: {error}",
+            remedy="put the newest copy back; nothing is answered without it",
+        ) from error
+
+
+def _cut_torn_line(path: Path) -> None:
+    raw = path.read_bytes()
+    whole = raw.rfind(b"\n") + 1
+    if whole < len(raw):
+        os.truncate(path, whole)
+
+
+def _other_rows(new: _Entry, old: _Entry) -> bool:
+    return len(new.members) != len(old.members) or new.data != old.data
 
 
 def _close(new: _Entry, old: _Entry, minimum: int) -> bool:
@@ -227,19 +270,20 @@ def _close(new: _Entry, old: _Entry, minimum: int) -> bool:
     return (less == 0 and 0 < more < minimum) or (more == 0 and 0 < less < minimum)
 
 
-def _isolates(sets: Sequence[Array], minimum: int, masked: bool) -> bool:
+def _isolates(entries: Sequence[_Entry], minimum: int) -> bool:
     """Whether a combination of these sets is not zero for 1 to ``minimum - 1`` persons only.
 
     Persons that every set treats alike form an atom. A combination that vanishes outside some atoms
     exists exactly where the sets, cut down to the other atoms, have a lower rank.
     """
-    every = np.array(sets, bool)
+    every = np.array([entry.members for entry in entries], bool)
     packed = np.packbits(every, axis=0)  # one word a person sorts faster than a column of booleans
     keys = packed.T.copy().view([("", np.uint8)] * packed.shape[0])[:, 0]
     _, first, sizes = np.unique(keys, return_index=True, return_counts=True)
     patterns = every[:, first]
-    if masked:  # the persons of other sites, who are in every set
-        patterns = np.column_stack([patterns, np.ones(len(sets), bool)])
+    masked = np.array([entry.masked for entry in entries], bool)
+    if masked.any():  # the persons of other sites, who are in every masked sum
+        patterns = np.column_stack([patterns, masked])
         sizes = np.append(sizes, minimum)
     inside = patterns.any(axis=0)  # who was never asked about is in no combination
     vectors, sizes = patterns[:, inside].astype(np.float64), sizes[inside]

@@ -34,6 +34,7 @@ class Islands:
         cards: one data card per site.
         notes: what is allowed but worth knowing.
         black: value of a black pixel after scaling, for image augmentation.
+        agreed: what a job of statistics needs to know of the columns.
     """
 
     train: Mapping[ClientId, Any]
@@ -44,6 +45,7 @@ class Islands:
     cards: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     black: float = 0.0
+    agreed: Any = None
 
 
 def islands_of(

@@ -254,6 +254,26 @@ class PrivacySpec(Section):
     record: RowPrivacySpec | None = None
 
 
+class AnalysisSpec(BaseModel):
+    """One of ``[[statistics.analyses]]``: its kind, its name, and the kind's own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+
+    kind: str
+    name: str = Field("", pattern=r"^$|^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+
+
+class StatisticsSpec(Section):
+    """``[statistics]``: what is asked of tables, in place of a model."""
+
+    analyses: tuple[AnalysisSpec, ...]
+    complete: tuple[str, ...] = ()
+    where: dict[str, Any] = Field(default_factory=dict)
+    minimum: int = Field(11, ge=1)
+    person: str = ""
+    extremes: bool = False
+
+
 class JobSpec(Section):
     """A whole job file."""
 
@@ -271,15 +291,19 @@ class JobSpec(Section):
     stop: StopSpec = Field(default_factory=StopSpec)
     checkpoint: CheckpointSpec = Field(default_factory=CheckpointSpec)
     executor: ExecutorSpec = Field(default_factory=ExecutorSpec)
+    statistics: StatisticsSpec | None = None
 
     def definition(self) -> dict[str, Any]:
         """What the job *is*: everything that can change the result's bits.
 
-        A section on privacy that asks for nothing is left out: such jobs keep the hash they always had.
+        Sections on privacy and statistics that ask for nothing are left out: such jobs keep the hash they
+        always had.
         """
         away = {"executor", "checkpoint"}
         if self.privacy == PrivacySpec():
             away.add("privacy")
+        if self.statistics is None:
+            away.add("statistics")
         return self.model_dump(mode="json", exclude=away)
 
     def hash(self) -> str:

@@ -25,7 +25,7 @@ from atoll.job.islands import Islands, card, together
 from atoll.job.schema import DataSpec, JobSpec
 from atoll.job.survey import schema_of, tell
 
-__all__ = ["halves", "plan_of", "preprocessed", "tabular_islands"]
+__all__ = ["halves", "plan_of", "preprocessed", "site_tables", "tabular_islands"]
 
 Expect = Callable[[Collection[ClientId]], list[Fault]]
 """What the job asks of the federation and does not get, once its clients are known by name."""
@@ -44,7 +44,7 @@ def tabular_islands(spec: JobSpec, folder: Path, stream: Seed, expect: Expect) -
         DataError: with every fault of every site.
         JobError: a column or option that does not fit.
     """
-    raw = _sites(spec.data, folder, stream)
+    raw = site_tables(spec.data, folder, stream)
     schema, typed, notes = _checked(spec.data, raw, expect)
     cut = {site: halves(spec, schema, site, table, stream) for site, table in typed.items()}
     train = {site: own for site, (own, _) in cut.items()}
@@ -118,7 +118,18 @@ def _checked(
     return schema, typed, notes
 
 
-def _sites(data: DataSpec, folder: Path, stream: Seed) -> dict[ClientId, Table]:
+def site_tables(data: DataSpec, folder: Path, stream: Seed) -> dict[ClientId, Table]:
+    """The sites' tables as they were read: of one table with sites, one a site, or dealt out.
+
+    Args:
+        data: the job's ``[data]``.
+        folder: relative paths are relative to it.
+        stream: for partitions.
+
+    Raises:
+        DataError: a file or column is missing.
+        JobError: the partition is not for tables.
+    """
     path = folder / data.source
     if data.site_column:
         table = read_table(path)

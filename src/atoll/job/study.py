@@ -2,8 +2,8 @@
 
 A :class:`Study` is what the file says. Sites tell their columns (:meth:`Study.tell`), which gives an
 :class:`Agreed`; with that every inquiry becomes an analysis, and all of them together one
-:class:`~atoll.algorithms.statistics.running.Statistic`. A simulation calls these in one process; in a deployment
-:meth:`Study.tell` and :meth:`Study.holding` run at the sites and the rest at the server.
+:class:`~atoll.algorithms.statistics.running.Statistic`. A simulation calls these in one process; in a
+deployment :meth:`Study.tell` and :meth:`Study.holding` run at the sites and the rest at the server.
 
 What leaves a site before the first round: the names of its columns, the names of categories that the job does
 not declare, where as many persons as the minimum hold each, and which columns hold nothing but 0 and 1.

@@ -10,6 +10,9 @@
     age = "number"
     sex = "text"
 
+    [heart.statistics]
+    minimum = 20
+
 A job reads the dataset called like its ``data.source`` without the ending. The columns seen when it was
 registered are held against the file each time it is opened, so that an export that went wrong is found
 before it is trained on.
@@ -23,7 +26,7 @@ import re
 import time
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +38,13 @@ from atoll.core.layout import Array
 from atoll.data.readers import read_examples, read_table
 from atoll.data.table import Table, label
 from atoll.node.home import write_text
+from atoll.node.rules import Rule, rule_faults
 
 __all__ = ["Dataset", "Datasets", "digest_of", "open_examples", "open_table"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KINDS = ("number", "text", "array")
+_KEYS = ("path", "missing", "columns", "statistics")
 
 
 @dataclass(frozen=True)
@@ -51,12 +56,16 @@ class Dataset:
         path: where it lies.
         missing: values that mean "not known": ``CODE`` in any column, ``COLUMN=CODE`` in one.
         columns: kind of each column when it was registered: ``number``, ``text``, or ``array``.
+        rule: what statistics may tell of it.
+        queries: file of what statistics have been told of it.
     """
 
     name: str
     path: str
     missing: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
+    rule: Rule = field(default_factory=Rule)
+    queries: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """JSON-able."""
@@ -65,6 +74,8 @@ class Dataset:
             "path": self.path,
             "missing": list(self.missing),
             "columns": dict(self.columns),
+            "rule": self.rule.to_plain(),
+            "queries": self.queries,
         }
 
 
@@ -93,10 +104,56 @@ class Datasets:
         raise_faults(DataError, str(self.path), faults)
         return {
             name: Dataset(
-                name, table["path"], tuple(table.get("missing", ())), table.get("columns", {})
+                name,
+                table["path"],
+                tuple(table.get("missing", ())),
+                table.get("columns", {}),
+                Rule.from_plain(table.get("statistics", {})),
+                str(self.queries(name)),
             )
             for name, table in raw.items()
         }
+
+    def queries(self, name: str) -> Path:
+        """The file of what statistics have been told of the dataset ``name``."""
+        return self.path.parent / "queries" / f"{name}.jsonl"
+
+    def govern(self, name: str, rule: Rule) -> Dataset:
+        """Set what statistics may tell of a dataset; holds from the next task on.
+
+        Raises:
+            NotFound: none is registered under ``name``.
+            DataError: the dataset has no such column.
+        """
+        found = self.all()
+        known = self.get(name)
+        asked = [*rule.columns, *([rule.person] if rule.person else [])]
+        faults = [
+            Fault(f"column {column!r}", "is not in the dataset", suggest(column, known.columns))
+            for column in asked
+            if column not in known.columns
+        ]
+        raise_faults(DataError, f"the rule of {name!r}", faults)
+        made = replace(known, rule=rule)
+        self._write({**found, name: made})
+        return made
+
+    def review(self, name: str) -> Path | None:
+        """Begin a new query log for a dataset and keep the old one beside it; where that is now.
+
+        Raises:
+            NotFound: none is registered under ``name``.
+            StorageError: it cannot be put away.
+        """
+        path = Path(self.get(name).queries)
+        if not path.exists():
+            return None
+        kept = path.with_name(f"{path.stem}.{time.strftime('%Y%m%d-%H%M%S')}.reviewed")
+        try:
+            path.rename(kept)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be put away: {error.strerror}") from error
+        return kept
 
     def get(self, name: str) -> Dataset:
         """The dataset ``name``.
@@ -123,8 +180,11 @@ class Datasets:
                 f"{name!r} cannot be a dataset's name",
                 remedy="letters, digits and _ . - only, at most 64",
             )
+        found = self.all()
         made = _observed(name, path.expanduser().resolve(), tuple(missing))
-        self._write({**self.all(), name: made})
+        if name in found:
+            made = replace(made, rule=found[name].rule)
+        self._write({**found, name: made})
         return made
 
     def remove(self, name: str) -> None:
@@ -147,6 +207,12 @@ class Datasets:
             lines += [f"\n[{_quoted(name)}]", f"path = {_quoted(dataset.path)}"]
             lines += [f"missing = [{codes}]", f"\n[{_quoted(name)}.columns]"]
             lines += [f"{_quoted(c)} = {_quoted(kind)}" for c, kind in dataset.columns.items()]
+            if dataset.rule != Rule():
+                plain = dataset.rule.to_plain().items()
+                lines += [f"\n[{_quoted(name)}.statistics]"]
+                lines += [
+                    f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in plain
+                ]
         write_text(self.path, "\n".join(lines) + "\n")
 
 
@@ -282,8 +348,9 @@ def _faults(name: str, table: Any) -> Iterable[Fault]:
     if not isinstance(table, dict):
         yield Fault(name, "is no table", f"write [{name}] and path = … below it")
         return
-    for key in sorted(set(table) - {"path", "missing", "columns"}):
-        yield Fault(f"{name}.{key}", "unknown key", suggest(key, ("path", "missing", "columns")))
+    for key in sorted(set(table) - set(_KEYS)):
+        yield Fault(f"{name}.{key}", "unknown key", suggest(key, _KEYS))
+    yield from rule_faults(f"{name}.statistics", table.get("statistics", {}))
     if not isinstance(table.get("path"), str):
         yield Fault(f"{name}.path", "is required", "add path = …")
     codes, columns = table.get("missing", []), table.get("columns", {})

@@ -8,6 +8,7 @@
     peers.json        fingerprints of the other sites' keys that somebody has pinned
     node.toml         limits, policy and further settings; may be absent
     limits.toml       what each dataset may be asked for in all; may be absent
+    queries/          what statistics have been told of each dataset; never put an old copy back
     ledger/           what it has been asked for, and steps of masked rounds; never put an old copy back
     spool/            finished results until they are settled, and clients' memories
     cache/            downloaded models and plans; may be deleted while the node is stopped

@@ -28,6 +28,7 @@ from typing import Any, Literal, get_args
 from atoll.core.errors import AtollError, DataError, PolicyError
 
 __all__ = [
+    "QUERY",
     "UNITS",
     "Accounts",
     "Balance",
@@ -38,6 +39,9 @@ __all__ = [
     "State",
     "composed_epsilon",
 ]
+
+QUERY = "query"
+"""Kind of an event that is no noise: exact statistics, listed and counted, and outside every epsilon."""
 
 UNITS = ("record", "person", "site")
 """Whose presence may be hidden, the finer ones first."""
@@ -183,6 +187,7 @@ class Balance:
         open: those of them of which nothing has been released yet.
         runs: how many runs they come from.
         researchers: who submitted those runs.
+        queries: how many of the runs were statistics, outside epsilon.
     """
 
     dataset: str
@@ -192,6 +197,7 @@ class Balance:
     open: int
     runs: int
     researchers: tuple[str, ...]
+    queries: int = 0
 
     @property
     def left(self) -> float:
@@ -245,7 +251,7 @@ class Accounts:
             del self._open[entry.charge.run]
 
     def _count(self, charge: Charge, sign: int) -> None:
-        for event in charge.events:
+        for event in filter(_noisy, charge.events):
             one, times = _text({**event, "count": 1}), int(event.get("count", 1))
             if not _is_whole(event):
                 self._single[charge.dataset][charge.unit, one] += sign * times
@@ -264,7 +270,7 @@ class Accounts:
         """
         counts = Counter({k: n for k, n in self._single[limit.dataset].items() if n > 0})
         runs = {k for (name, k), tasks in self._whole.items() if name == limit.dataset and tasks}
-        for event in more.events if more else ():
+        for event in filter(_noisy, more.events if more else ()):
             if more and _is_whole(event):
                 runs.add(_of_run(more, event))
             elif more:
@@ -355,6 +361,7 @@ class Accounts:
             sum(e.state == "reserved" for e in held),
             len({e.charge.run for e in held}),
             tuple(sorted({e.charge.researcher for e in held} - {""})),
+            len({e.charge.run for e in held if not all(map(_noisy, e.charge.events))}),
         )
 
 
@@ -374,6 +381,10 @@ def _up(epsilon: float) -> str:
 def _covers(unit: str, asked: str) -> bool:
     """Whether hiding one ``unit`` hides one ``asked``."""
     return UNITS.index(unit) >= UNITS.index(asked)
+
+
+def _noisy(event: Plain) -> bool:
+    return event.get("kind") != QUERY
 
 
 def _is_whole(event: Plain) -> bool:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from atoll.core.errors import WireError
 from atoll.node.datasets import Dataset
+from atoll.node.rules import Rule
 from atoll.wire.frames import HEADER_LIMIT, Allowed, decode, encode, open_frame
 from atoll.wire.messages import BlobRef, Message, ResultBody, TaskBody, read_body
 
@@ -33,11 +34,14 @@ class DatasetBody(Message):
     path: str
     missing: list[str]
     columns: dict[str, str]
+    rule: dict[str, Any] = Field(default_factory=dict)
+    queries: str = ""
 
     @property
     def dataset(self) -> Dataset:
         """As the rest of the program knows it."""
-        return Dataset(self.name, self.path, tuple(self.missing), self.columns)
+        rule = Rule.from_plain(self.rule)
+        return Dataset(self.name, self.path, tuple(self.missing), self.columns, rule, self.queries)
 
 
 class Order(Message):

@@ -13,8 +13,9 @@ from typing import Any
 from atoll.job.declared import Privacy, RowPrivacy
 from atoll.job.privacy import client_event
 from atoll.job.record import record_event
-from atoll.job.schema import JobSpec
+from atoll.job.schema import JobSpec, StatisticsSpec
 from atoll.job.tables import local_work, privacy_of, schedule_of
+from atoll.node.ledger import QUERY
 from atoll.privacy.dp.events import to_plain
 
 __all__ = ["Cost", "Events", "Facts", "price"]
@@ -53,6 +54,11 @@ class Cost:
     events: Events | None
     at_server: bool = False
 
+    @property
+    def hides(self) -> bool:
+        """Whether it hides anything: exact statistics are counted, and do not."""
+        return self.events is None or any(event.get("kind") != QUERY for event in self.events)
+
 
 def price(spec: JobSpec, facts: Facts) -> Sequence[Cost]:
     """What a round costs, for each unit that the job hides; empty for a job without differential privacy.
@@ -65,6 +71,8 @@ def price(spec: JobSpec, facts: Facts) -> Sequence[Cost]:
         JobConflict: no noise keeps what the job promises.
         MissingExtra: dp-accounting is not installed.
     """
+    if spec.statistics is not None:
+        return [Cost("site", (_query(spec.statistics),))]
     privacy, found = privacy_of(spec), list[Cost]()
     if privacy.record is not None:
         found.append(Cost("record", _of_rows(spec, privacy.record, facts)))
@@ -88,3 +96,9 @@ def _of_site(spec: JobSpec, privacy: Privacy, facts: Facts) -> Events | None:
         return None
     event = client_event(privacy, schedule_of(spec), spec.rounds.count, facts.cohort, facts.values)
     return None if event is None else (to_plain(event),)
+
+
+def _query(asked: StatisticsSpec) -> Mapping[str, Any]:
+    """What statistics ask, for the ledger: exact sums, which no epsilon counts."""
+    what = [f"{one.name or one.kind} ({one.kind})" for one in asked.analyses]
+    return {"kind": QUERY, "analyses": what}

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from atoll.core.chain import COHORT, Chain
 from atoll.core.contracts import Task, Work
 from atoll.core.layout import Array, Entry, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
@@ -21,7 +22,7 @@ from atoll.core.seeds import Seed
 from atoll.core.values import Broadcast, Update
 from atoll.runtime.client import Parts, answer_task
 
-__all__ = ["Blank", "blank_of"]
+__all__ = ["Blank", "blank_of", "lanes_at"]
 
 _SMALL = 1000
 """A model of no more values is asked about itself."""
@@ -57,7 +58,10 @@ def blank_of(parts: Parts, task: Task, broadcast: Broadcast) -> Blank:
         name: np.zeros(_shared(layout), v.dtype) if v.shape == (_shared(whole),) else v
         for name, v in broadcast.vectors.items()
     }
-    still = replace(parts, trainer=_Unmoved(layout, np.zeros(layout.size, layout.dtype)))
+    # A statistic is asked what it sends of no row; there is no training that could be left out.
+    asked = getattr(parts.algorithm, "blank", parts.algorithm)
+    unmoved = _Unmoved(layout, np.zeros(layout.size, layout.dtype))
+    still = replace(parts, algorithm=asked, trainer=unmoved)
     with np.errstate(all="ignore"):
         update, _ = answer_task(still, task, Broadcast(broadcast.version, vectors), {})
     shapes = {
@@ -65,6 +69,21 @@ def blank_of(parts: Parts, task: Task, broadcast: Broadcast) -> Blank:
         for name, v in update.vectors.items()
     }
     return Blank(update, still.work(task), shapes)
+
+
+def lanes_at(parts: Parts, task: Task, broadcast: Broadcast) -> tuple[Any, ...]:
+    """The integers of one masked update in a round; of a statistic they change from round to round.
+
+    Args:
+        parts: the run's; its chain makes integers.
+        task: any task of the round.
+        broadcast: what it starts from.
+    """
+    quantise = parts.chain.find("quantise")
+    over = getattr(quantise, "over", None)
+    if over is not None:
+        quantise = over(blank_of(replace(parts, chain=Chain()), task, broadcast).shapes)
+    return tuple(quantise.integer_lanes(int(broadcast.vectors[COHORT][0])))
 
 
 @dataclass(frozen=True, eq=False)

@@ -47,6 +47,8 @@ def accepted(office: Office, by: str, body: SubmitBody, members: Collection[Clie
     sites = tuple(sorted(set(body.sites or members)))
     faults = [*deployable(spec), *_site_faults(sites, members), *_fit(spec, sites)]
     faults += _file_faults(office, body)
+    if spec.statistics is not None and (body.files or body.initial is not None):
+        faults.append(Fault("files", "statistics bring no code and no model", "leave them out"))
     raise_faults(JobError, f"job {spec.name!r} cannot be deployed", faults)
     files = {name: ref.model_dump() for name, ref in body.files.items()}
     if body.initial is not None:

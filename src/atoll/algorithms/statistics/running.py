@@ -109,6 +109,14 @@ class Statistic:
             vectors[_PERSONS] = encode(np.array([float(self.rule.count(data))]))
         return Update(vectors, 1.0, len(work.data)), memory
 
+    def told(self, update: Update) -> dict[str, Array]:
+        """The sums that an update in the clear holds."""
+        return {
+            name: decode(digits.reshape(COUNT, -1)).reshape(digits.shape[1:])
+            for name, digits in update.vectors.items()
+            if name != _PERSONS
+        }
+
     def _check(self, data: Table, site: ClientId) -> None:
         absent = [name for name in self.analysis.columns() if name not in data.columns]
         if absent:

@@ -15,7 +15,7 @@ from atoll.algorithms.statistics.columns import complete
 from atoll.core.layout import Array
 from atoll.data.query_log import Released
 
-__all__ = ["Derived", "Together", "released_by"]
+__all__ = ["Derived", "Together", "part_of", "released_by"]
 
 _MARK = "|"
 
@@ -91,7 +91,7 @@ class Together:
 
     def ask(self, state: Question) -> Question | None:
         """The questions of those that have one, each marked by its name."""
-        asked = {n: p.ask(_part(state, n)) for n, p in self.parts.items()}
+        asked = {n: p.ask(part_of(state, n)) for n, p in self.parts.items()}
         open_ones = {name: q for name, q in asked.items() if q is not None}
         if not open_ones:
             return None
@@ -102,7 +102,7 @@ class Together:
         """The sums of those that ask."""
         found = {}
         for name, part in self.parts.items():
-            own = _part(question, name)
+            own = part_of(question, name)
             if own:
                 asked = {n: v for n, v in own.items() if n != _ASKS}
                 found[name] = part.sums(asked, data, site=site, sites=sites)
@@ -112,9 +112,9 @@ class Together:
         """The next states; parts without totals stay as they are."""
         following = {}
         for name, part in self.parts.items():
-            own = _part(state, name)
+            own = part_of(state, name)
             answered = part.ask(own) is not None
-            following[name] = part.learn(own, _part(totals, name)) if answered else own
+            following[name] = part.learn(own, part_of(totals, name)) if answered else own
         return _joined(following)
 
     def result(self, state: Question) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Together:
     def results(self, state: Question) -> dict[str, Callable[[], Any]]:
         """What reads each part's result, by name: one that refuses does not keep the others back."""
         return {
-            name: partial(part.result, _part(state, name)) for name, part in self.parts.items()
+            name: partial(part.result, part_of(state, name)) for name, part in self.parts.items()
         }
 
     def released(self, data: Columns) -> Sequence[Released]:
@@ -140,6 +140,7 @@ def _joined(parts: Mapping[str, Question]) -> dict[str, Array]:
     return {f"{part}{_MARK}{n}": v for part, values in parts.items() for n, v in values.items()}
 
 
-def _part(whole: Question, part: str) -> dict[str, Array]:
+def part_of(whole: Question, part: str) -> dict[str, Array]:
+    """What belongs to one part of a state, a question or an answer of :class:`Together`."""
     start = part + _MARK
     return {n.removeprefix(start): v for n, v in whole.items() if n.startswith(start)}

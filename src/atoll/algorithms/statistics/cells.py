@@ -1,0 +1,77 @@
+"""Which counts of few persons a site's answer would show to whoever sees it by itself.
+
+A sum over all rows of a study stands on as many persons as take part. A count of a part of them (a cell, a bin,
+the deaths of one day) may stand on one. Where single sites' answers are seen, such counts are looked at before
+they leave; where they are masked, nobody sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from atoll.algorithms.statistics.analysis import Analysis, Question
+from atoll.algorithms.statistics.cluster import KMeans
+from atoll.algorithms.statistics.cox import Cox
+from atoll.algorithms.statistics.mixed import MixedModel
+from atoll.algorithms.statistics.moments import Moments
+from atoll.algorithms.statistics.quantiles import Quantiles
+from atoll.algorithms.statistics.ranks import MannWhitney
+from atoll.algorithms.statistics.survival import KaplanMeier
+from atoll.algorithms.statistics.survival_logrank import LogRank
+from atoll.algorithms.statistics.tables import CrossTable, HeavyHitters, Histogram
+from atoll.algorithms.statistics.together import Derived, Together, part_of
+
+__all__ = ["small_counts"]
+
+_COUNTED: Mapping[type, tuple[str, ...]] = {
+    CrossTable: ("persons",),
+    Histogram: ("persons",),
+    HeavyHitters: ("persons",),
+    Moments: ("persons", "absent"),
+}
+"""Analyses whose counts are told by name."""
+
+_BY_ONES: Mapping[type, str] = {
+    Quantiles: "counts between cut points that come ever closer",
+    MannWhitney: "counts of ranks",
+    KaplanMeier: "counts of the deaths of each day",
+    LogRank: "counts of the deaths of each day",
+    Cox: "sums over those at risk on each day",
+    KMeans: "sizes of clusters on the way",
+}
+"""Analyses that tell single persons apart by their nature."""
+
+
+def small_counts(analysis: Analysis, sums: Question, minimum: int) -> Sequence[str]:
+    """What an answer holds that stands on 1 to ``minimum - 1`` persons, in words; empty for nothing.
+
+    Args:
+        analysis: what is asked.
+        sums: a site's answer to one question of it.
+        minimum: least number of persons.
+    """
+    if minimum <= 1:
+        return []
+    if isinstance(analysis, Together):
+        parts = analysis.parts.items()
+        return [
+            f"{name}: {why}"
+            for name, part in parts
+            for why in small_counts(part, part_of(sums, name), minimum)
+        ]
+    if isinstance(analysis, Derived):
+        return small_counts(analysis.inner, sums, minimum)
+    if not sums:
+        return []
+    if type(analysis) in _BY_ONES:
+        return [_BY_ONES[type(analysis)]]
+    if isinstance(analysis, MixedModel) and analysis.group:
+        return ["sums of single groups"]
+    named = _COUNTED.get(type(analysis), ())
+    counts = [np.asarray(sums[name]) for name in named if name in sums]
+    small = sum(int(((c > 0) & (c < minimum)).sum()) for c in counts)
+    if not small:
+        return []
+    return [f"{small} count{'s' if small > 1 else ''} of fewer than {minimum} persons"]
