@@ -23,3 +23,18 @@ def image(dtype="float32"):
         nn.Linear(8, 3),
     )
     return net.to(getattr(torch, dtype))
+
+
+def wide(dtype="float32"):
+    """Large enough that a few clients share a sum."""
+    net = nn.Sequential(
+        nn.Unflatten(1, (1, 2, 3)),
+        nn.Conv2d(1, 32, 2, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(384, 150),
+        nn.ReLU(),
+        nn.Linear(150, 3),
+    )
+    return net.to(getattr(torch, dtype))

@@ -30,10 +30,12 @@ from atoll.runtime.serial import SerialExecutor
 
 sys.path.insert(0, str(Path(__file__).parent))  # workers inherit it
 
-from path_models import WIDTH, dense, image  # only where torch is installed
+from path_models import WIDTH, dense, image, wide  # only where torch is installed
 
 NEAR = {"float32": 1e-6, "float64": 1e-12}
 SIZES = {f"c{i}": n for i, n in enumerate([1, 2, 5, 8, 9, 13, 20, 3])}
+MANY = {f"d{i}": 1 + i % 7 for i in range(40)}
+"""So many that those of a large model share sums."""
 
 
 def rows(n, seed):
@@ -108,10 +110,15 @@ def algorithm(name, **options):
 @pytest.mark.parametrize("name", ALGORITHMS)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_every_path_ends_where_the_general_one_does(name, dtype):
-    for build, paths in ((dense, ("compiled", "algebra")), (image, ("auto",))):
-        wanted, told = end_of(parts_of(algorithm(name), "general", build, dtype=dtype))
+    for build, paths, sizes in (
+        (dense, ("compiled", "algebra"), SIZES),
+        (image, ("auto",), SIZES),
+        (wide, ("auto",), MANY),
+    ):
+        held = {c: rows(n, i) for i, (c, n) in enumerate(sizes.items())}
+        wanted, told = end_of(parts_of(algorithm(name), "general", build, held, dtype=dtype))
         for path in paths:
-            got, records = end_of(parts_of(algorithm(name), path, build, dtype=dtype))
+            got, records = end_of(parts_of(algorithm(name), path, build, held, dtype=dtype))
             assert distance(got, wanted) <= NEAR[dtype], (build.__name__, path)
             assert [r["missing"] for r in records] == [r["missing"] for r in told]
             assert losses(records) == pytest.approx(losses(told), rel=1e-5)
@@ -139,7 +146,9 @@ def test_local_optimisers_and_corrections_add_up_on_every_path(optimizer, name):
 
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold", "fedprox"])
-@pytest.mark.parametrize(("path", "build"), [("compiled", image), ("algebra", dense)])
+@pytest.mark.parametrize(
+    ("path", "build"), [("compiled", image), ("compiled", wide), ("algebra", dense)]
+)
 def test_a_path_gives_the_same_bits_on_any_number_of_workers(name, path, build):
     clients = {f"c{i}": rows(1 + i % 9, i) for i in range(60)}
     parts = parts_of(algorithm(name), path, build, clients)
@@ -152,13 +161,16 @@ def test_a_path_gives_the_same_bits_on_any_number_of_workers(name, path, build):
 
 
 @pytest.mark.parametrize("name", ["fedavg", "scaffold"])
-@pytest.mark.parametrize("path", ["general", "compiled", "algebra"])
-def test_only_the_client_whose_rows_are_not_finite_is_refused(name, path):
-    clients = {f"c{i}": rows(1 + i % 9, i) for i in range(12)}
+@pytest.mark.parametrize(
+    ("path", "build"),
+    [("general", dense), ("compiled", dense), ("algebra", dense), ("compiled", wide)],
+)
+def test_only_the_client_whose_rows_are_not_finite_is_refused(name, path, build):
+    clients = {f"c{i}": rows(1 + i % 9, i) for i in range(36 if build is wide else 12)}
     clients["c4"].features[0, 0] = np.nan
     clients["c7"] = Examples(clients["c7"].features, clients["c7"].targets + 3)
-    parts = parts_of(algorithm(name), path, clients=clients)
-    wanted, _ = end_of(parts_of(algorithm(name), "general", clients=clients))
+    parts = parts_of(algorithm(name), path, build, clients)
+    wanted, _ = end_of(parts_of(algorithm(name), "general", build, clients))
     got, records = end_of(parts)
     for record in records:
         assert record["missing"].keys() == {"c4", "c7"}

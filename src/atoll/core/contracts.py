@@ -148,8 +148,15 @@ class CohortTrainer(Protocol):
     How many it takes at once may depend on shapes only: never on time or on the number of workers.
     """
 
-    def together(self, work: LocalWork, rows: int) -> int:
-        """How many clients of up to ``rows`` rows to train in one go; 1 where that does not pay."""
+    def together(self, work: LocalWork, rows: int, *, clients: int | None = None) -> int:
+        """How many clients of up to ``rows`` rows to train in one go; 1 where that does not pay.
+
+        Args:
+            work: the local work.
+            rows: most rows of a client.
+            clients: in the round; None for very many. Where a group gains little it may be smaller in
+                a small round, so that every worker has something to do.
+        """
         ...
 
     def fit_together(self, parameters: Array, lanes: Sequence[Lane], *, round: int) -> Together:

@@ -171,7 +171,7 @@ class LinearTrainer:
         mean = sum(losses) / len(losses) if losses else math.nan
         return Fit(vector, len(losses), sum(rates), len(targets), mean)
 
-    def together(self, work: LocalWork, rows: int) -> int:
+    def together(self, work: LocalWork, rows: int, *, clients: int | None = None) -> int:
         """How many clients of up to ``rows`` rows are trained side by side; 1 where that does not pay.
 
         Only plain SGD by epochs is: momentum would have to be kept for clients whose pass is over.

@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial, wraps
+from functools import cached_property, wraps
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
@@ -31,7 +31,6 @@ from atoll.core.contracts import Controlled, Lane, Together
 from atoll.core.errors import (
     JobConflict,
     JobError,
-    LayoutError,
     MissingExtra,
     suggest,
 )
@@ -45,12 +44,11 @@ from atoll.models.scores import check_labels, classification_scores, regression_
 try:
     import torch
     from torch import Tensor, nn
-    from torch.nn import functional
 
     from atoll.models.torch_algebra import LOSSES as SUMMABLE
     from atoll.models.torch_algebra import dense, train_controlled, train_together
     from atoll.models.torch_chain import Chain, Scratch, Setting, chain_of, group_size, pays
-    from atoll.models.torch_fit import OPTIMIZERS, Batch, Steps, alone, generator, recurs
+    from atoll.models.torch_fit import OPTIMIZERS, Batch, Steps, Walk, alone, generator, recurs
     from atoll.models.torch_flat import (
         Bench,
         layout_of,
@@ -59,6 +57,8 @@ try:
         starts_with_group_norm,
         unpack_module,
     )
+    from atoll.models.torch_losses import LOSSES, Loss
+    from atoll.models.torch_sums import add_up, clients_to_a_sum
 except ImportError as missing:  # pragma: no cover - depends on the installation
     raise MissingExtra(
         "torch is not installed", remedy="pip install 'atoll[torch]', or use a linear model"
@@ -66,48 +66,12 @@ except ImportError as missing:  # pragma: no cover - depends on the installation
 
 __all__ = ["LOSSES", "OPTIMIZERS", "TorchTrainer"]
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(output, target) -> scalar mean loss of the batch."""
-
 Path = Literal["auto", "general", "compiled", "algebra"]
 PATHS = ("auto", "general", "compiled", "algebra")
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(features of a batch, random generator) -> features to train on."""
 
-
-def _aligned(output: Tensor, target: Tensor) -> Tensor:
-    """The output in the target's shape: ``(n, 1)`` and ``(n,)`` are the same thing."""
-    if output.numel() != target.numel():
-        raise LayoutError(
-            f"the model gives {tuple(output.shape)} for targets of {tuple(target.shape)}",
-            remedy="give it one output per target, or use loss cross_entropy",
-        )
-    return output.reshape(target.shape)
-
-
-def _bce(output: Tensor, target: Tensor) -> Tensor:
-    z = _aligned(output, target)
-    return functional.binary_cross_entropy_with_logits(z, target.to(z.dtype))
-
-
-def _mse(output: Tensor, target: Tensor) -> Tensor:
-    return functional.mse_loss(_aligned(output, target), target.to(output.dtype))
-
-
-def _l1(output: Tensor, target: Tensor) -> Tensor:
-    return functional.l1_loss(_aligned(output, target), target.to(output.dtype))
-
-
-LOSSES: dict[str, Loss] = {
-    "cross_entropy": functional.cross_entropy,
-    "nll_sum": partial(functional.cross_entropy, reduction="sum"),
-    "bce": _bce,
-    "mse": _mse,
-    "l1": _l1,
-}
-"""Losses by name. All take logits; ``nll_sum`` is summed over the batch instead of averaged (it takes
-log-probabilities as well, which the softmax leaves as they are), reported per row all the same."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -308,24 +272,33 @@ class TorchTrainer:
             JobError: an optimiser that is not offered.
         """
         self.layout.check(parameters, what="parameters")
-        size = plan(len(data), work).size
         with alone(seed), torch.no_grad():
             bench = self._bench
             bench.load(parameters)
-            bench.module.train()
-            batch = Batch(data, bench, self._target_dtype(data), size)
-            done = self._steps.walk(
-                batch, work, rule, seed, round=round, augment=self._augmented(seed)
-            )
+            done = self._walk(data, work, rule, seed, round)
             steps = len(done.rates)
             mean = done.losses / steps if steps else float("nan")
             return Fit(bench.vector(), steps, sum(done.rates), len(data), mean)
 
-    def together(self, work: LocalWork, rows: int) -> int:
+    def _walk(self, data: Any, work: LocalWork, rule: LocalRule, seed: Seed, round: int) -> Walk:
+        """Train what the bench holds."""
+        self._bench.train()
+        size = plan(len(data), work).size
+        batch = Batch(data, self._bench, self._target_dtype(data), size)
+        augment = self._augmented(seed)
+        return self._steps.walk(batch, work, rule, seed, round=round, augment=augment)
+
+    def together(self, work: LocalWork, rows: int, *, clients: int | None = None) -> int:
         """How many clients :meth:`fit_together` takes at once; 1 where that does not pay.
 
         Depends on shapes and options only, so that the same run does the same everywhere.
         """
+        if (size := self._at_once(work, rows)) > 1:
+            return size
+        return 1 if self.path == "general" else clients_to_a_sum(self.layout, work, rows, clients)
+
+    def _at_once(self, work: LocalWork, rows: int) -> int:
+        """How many clients become a few large products; 1 where that does not pay."""
         chain, o = self._chain, work.optimizer
         if chain is None or o.name != "sgd" or o.momentum or work.clip_norm or rows <= 0:
             return 1
@@ -334,12 +307,22 @@ class TorchTrainer:
         size = group_size(chain, rows, np.dtype(self.layout.dtype).itemsize)
         return max(size, 2) if self.path == "algebra" else size
 
+    @_in_either_order
     def fit_together(self, parameters: Array, lanes: Sequence[Lane], *, round: int) -> Together:
-        """Train every lane and add up the changes; see :mod:`atoll.models.torch_algebra`.
+        """Train every lane and add up the changes, in the way that :meth:`together` counts on.
+
+        See :mod:`atoll.models.torch_algebra` and :mod:`atoll.models.torch_sums`.
 
         Raises:
             JobConflict: this cannot be done for this group.
         """
+        self.layout.check(parameters, what="parameters")
+        if not self._algebraic(lanes):
+
+            def walk(lane: Lane) -> Walk:
+                return self._walk(lane.data, lane.work, lane.rule, lane.seed, round)
+
+            return add_up(self._bench, parameters, lanes, walk)
         setting = self._setting(parameters, lanes)
         with alone(Seed(0)):
             return train_together(setting, parameters, lanes, round)
@@ -352,6 +335,8 @@ class TorchTrainer:
         Raises:
             JobConflict: this cannot be done for this group.
         """
+        if not self._algebraic(lanes):
+            raise JobConflict("large products do not pay for these clients")
         setting = self._setting(parameters, lanes)
         with alone(Seed(0)):
             return train_controlled(setting, parameters, lanes, plus, round)
@@ -365,6 +350,9 @@ class TorchTrainer:
         if self._chain is None:
             raise JobConflict("this module is not a chain of dense layers")
         return dense(self._chain, self.layout, own, np.asarray(data.features))
+
+    def _algebraic(self, lanes: Sequence[Lane]) -> bool:
+        return self._at_once(lanes[0].work, max(len(lane.data) for lane in lanes)) > 1
 
     def _setting(self, parameters: Array, lanes: Sequence[Lane]) -> Setting:
         """What a group's training needs to know of this trainer."""
@@ -383,7 +371,7 @@ class TorchTrainer:
             data: one client's rows.
             sums: whether the algorithm wants no more than sums over a group.
         """
-        group = self.together(work, len(data)) if sums else 1
+        group = self._at_once(work, len(data)) if sums else 1
         if group > 1:
             return f"algebra, {group} clients at once"
         if self.path == "general":

@@ -18,7 +18,6 @@ matrix, and a memory is as small as the layer is narrow.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,7 +31,7 @@ from atoll.core.errors import JobConflict
 from atoll.core.layout import Array, Layout
 from atoll.models.batches import learning_rate, passes
 from atoll.models.torch_chain import Chain, Rooms, Setting
-from atoll.models.torch_flat import tensor_over
+from atoll.models.torch_flat import finite, tensor_over
 
 __all__ = ["LOSSES", "dense", "train_controlled", "train_together"]
 
@@ -167,7 +166,7 @@ def train_controlled(
         losses = group.walk(steps, 0.0, 0.0)
         together = _together(group, steps, losses)
         change, means = group.means(steps)
-    if not _finite(change):
+    if not finite(change):
         raise JobConflict("a mean gradient is not finite")
     return Controlled(together, np.asarray(change.numpy()), means)
 
@@ -196,7 +195,7 @@ def _later(chain: Chain) -> list[slice]:
 def _together(group: _Group, steps: _Steps, losses: Array) -> Together:
     change = group.change()
     counts = np.count_nonzero(steps.share[:, :, 0], axis=0).tolist()
-    if not np.isfinite(losses).all() or not _finite(change):
+    if not np.isfinite(losses).all() or not finite(change):
         raise JobConflict("a loss or a change is not finite")
     means = [s / n if n else float("nan") for s, n in zip(losses.tolist(), counts, strict=True)]
     return Together(np.asarray(change.numpy()), counts, means)
@@ -208,11 +207,6 @@ def _linear(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> None:
         torch.mm(x, w.t(), out=out)
     else:
         torch.addmm(b, x, w.t(), out=out)
-
-
-def _finite(vector: Tensor) -> bool:
-    """Whether all values are finite; the extremes tell, for a NaN is passed on by both."""
-    return all(math.isfinite(end.item()) for end in torch.aminmax(vector)) if len(vector) else True
 
 
 @dataclass(eq=False)

@@ -23,7 +23,7 @@ from atoll.core.errors import DataError, JobError, suggest
 from atoll.core.layout import Array
 from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
-from atoll.models.batches import batches, learning_rate
+from atoll.models.batches import learning_rate, passes
 from atoll.models.torch_flat import Bench, tensor_over
 from atoll.models.torch_record import Forward, Tape, Untraceable, record
 from atoll.models.torch_tape import Program
@@ -122,13 +122,11 @@ class Steps:
         settle = None if heavy or not fused else _settled(rule, o, bench)
         move = _optimizer(o, bench, heavy)
         total, rates = 0.0, list[float]()
-        known = dict[
-            int, _Step | None
-        ]()  # by rows: the shapes of a client's batches differ in nothing else
+        # By rows: the shapes of a client's batches differ in nothing else.
+        known = dict[int, _Step | None]()
         if not fused:
             bench.gradient.zero_()  # a replayed step does not write where there is no gradient
-        for epoch, index in batches(batch.rows, work, seed):
-            lr = learning_rate(work, round=round, epoch=epoch)
+        for lr, index in _batches(batch.rows, work, seed, round):
             share = 1.0 / len(index) if self.summed else 1.0
             given = None if augment is None else self._augmented(batch, index, augment)
             replay = not self._never and recurs(len(index), work)
@@ -168,13 +166,13 @@ class Steps:
         return loss.item()
 
     def _augmented(
-        self, batch: Batch, index: Array, augment: Callable[[Tensor], Tensor]
+        self, batch: Batch, index: Tensor, augment: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         x, y = batch.take(index)
         return augment(x), y
 
     def _step(
-        self, batch: Batch, index: Array, given: tuple[Tensor, Tensor] | None, fused: _Fused
+        self, batch: Batch, index: Tensor, given: tuple[Tensor, Tensor] | None, fused: _Fused
     ) -> _Step | None:
         """The compiled step for batches of this shape; None where it turned out not to exist.
 
@@ -199,7 +197,7 @@ class Steps:
                 return None
         return self._programs[key]
 
-    def _compile(self, batch: Batch, index: Array, plain: Tensor, fused: _Fused) -> _Step:
+    def _compile(self, batch: Batch, index: Tensor, plain: Tensor, fused: _Fused) -> _Step:
         """Record a step on a made-up batch and hold its first replay against autograd.
 
         Whether a step can be replayed must not depend on anybody's data or progress, so it starts from
@@ -278,12 +276,11 @@ class _Step:
     y: Tensor
     plain: Tensor | None
 
-    def load(self, batch: Batch, index: Array, given: tuple[Tensor, Tensor] | None) -> None:
+    def load(self, batch: Batch, index: Tensor, given: tuple[Tensor, Tensor] | None) -> None:
         """Put in the rows ``index``, or ``given`` in their place."""
-        rows = torch.from_numpy(index)
         if given is None and self.plain is not None:
-            torch.index_select(batch.y, 0, rows, out=self.y)
-            torch.index_select(batch.x, 0, rows, out=self.plain)
+            torch.index_select(batch.y, 0, index, out=self.y)
+            torch.index_select(batch.x, 0, index, out=self.plain)
             return
         x, y = given or batch.take(index)
         self.x.copy_(x)
@@ -318,18 +315,27 @@ class Batch:
         self.rows, self.shape = len(x), x.shape[1:]
         self._size, self._held = size, list[Tensor]()
 
-    def take(self, index: Array) -> tuple[Tensor, Tensor]:
+    def take(self, index: Array | Tensor) -> tuple[Tensor, Tensor]:
         """Features and targets of the rows ``index``, ``(<= size,)`` int64."""
         if not self._held:
             self._held += [
                 torch.empty((self._size, *t.shape[1:]), dtype=t.dtype) for t in (self.x, self.y)
             ]
-        n, rows = len(index), torch.from_numpy(index)
+        n, rows = len(index), torch.as_tensor(index)
         x, y = (
             torch.index_select(t, 0, rows, out=into[:n])
             for t, into in zip((self.x, self.y), self._held, strict=True)
         )
         return x, y
+
+
+def _batches(rows: int, work: LocalWork, seed: Seed, round: int) -> Iterator[tuple[float, Tensor]]:
+    """For each step its learning rate and the row numbers of its batch."""
+    for epoch, order, size in passes(rows, work, seed):
+        lr = learning_rate(work, round=round, epoch=epoch)
+        if len(order):
+            for index in torch.split(torch.from_numpy(order), size):
+                yield lr, index
 
 
 def generator(seed: Seed) -> torch.Generator:

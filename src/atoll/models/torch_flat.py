@@ -5,6 +5,7 @@ The workbench of :mod:`atoll.models.torch`, whose notes say what becomes of odd 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from atoll.core.layout import Array, Entry, Layout
 
 __all__ = [
     "Bench",
+    "finite",
     "layout_of",
     "on_cpu",
     "pack_module",
@@ -194,6 +196,7 @@ class Bench:
     def __init__(self, module: nn.Module, layout: Layout, channels_last: bool) -> None:
         dtype: torch.dtype = getattr(torch, layout.dtype)
         self.module = module
+        self._parts = tuple(module.modules())
         self.layout = layout
         self.channels_last = channels_last
         self.flat = torch.zeros(layout.size, dtype=dtype)
@@ -235,6 +238,11 @@ class Bench:
                 self.trained.append(value)
                 self.views.append(view)
                 self.slopes.append(slope)
+
+    def train(self) -> None:
+        """Put the module into training mode; a look at its parts costs less than setting them."""
+        if not all(part.training for part in self._parts):
+            self.module.train()
 
     @cached_property
     def velocity(self) -> tuple[Tensor, list[Tensor]]:
@@ -324,9 +332,10 @@ class Bench:
         """The gradient in the layout's order, ``(layout.size,)``, 0 where nothing is trained."""
         whole = torch.zeros_like(self.flat)
         whole[self.layout.trainable] = self.gradient
-        return self._laid_out(whole)
+        return self.laid_out(whole)
 
-    def _laid_out(self, flat: Tensor) -> Array:
+    def laid_out(self, flat: Tensor) -> Array:
+        """A vector like ``flat`` in the layout's order, a copy."""
         out = np.empty(len(flat), self.layout.dtype)
         copied = torch.from_numpy(out)
         copied.copy_(flat)
@@ -336,6 +345,11 @@ class Bench:
 
     def vector(self) -> Array:
         """A copy of the vector, with what the module itself changed (buffers, frozen entries)."""
+        self.collect()
+        return self.laid_out(self.flat)
+
+    def collect(self) -> None:
+        """Bring into ``flat`` what the module itself changed."""
         for value, view, slope in self.copied:
             if slope is None:
                 view.copy_(value.detach())
@@ -348,13 +362,17 @@ class Bench:
                     remedy="register it with persistent=False",
                 )
             view.copy_(now)
-        return self._laid_out(self.flat)
 
 
 def _turned(view: Tensor) -> Tensor:
     """A contiguous ``(n, c, h, w)`` block seen as NHWC memory."""
     _, c, h, w = view.shape
     return view.as_strided(view.shape, (c * h * w, 1, w * c, c))
+
+
+def finite(vector: Tensor) -> bool:
+    """Whether all values are finite; the extremes tell, for a NaN is passed on by both."""
+    return all(math.isfinite(end.item()) for end in torch.aminmax(vector)) if len(vector) else True
 
 
 class _Unlocked:

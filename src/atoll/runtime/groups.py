@@ -31,7 +31,7 @@ def groups(parts: Parts, tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
     """
     rows = {task.client: parts.rows(task.client) for task in tasks}
     ordered = sorted(tasks, key=lambda t: (-rows[t.client] * t.fraction, t.client))
-    size = _size(parts, max(rows.values())) if tasks else 1
+    size = _size(parts, max(rows.values()), len(tasks)) if tasks else 1
     if size == 1:
         return [(task,) for task in ordered]
     made = list[tuple[Task, ...]]()
@@ -41,9 +41,9 @@ def groups(parts: Parts, tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
     return made
 
 
-def _size(parts: Parts, rows: int) -> int:
+def _size(parts: Parts, rows: int, clients: int) -> int:
     if parts.cohort is not None:
-        size = parts.cohort[0].together(parts.local, rows)
+        size = parts.cohort[0].together(parts.local, rows, clients=clients)
         if size > 1:
             return size
     return 1 if parts.side_by_side is None else parts.side_by_side.lanes
