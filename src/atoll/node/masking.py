@@ -36,7 +36,7 @@ from atoll.node.site import Site
 from atoll.node.spool import Held
 from atoll.privacy.secagg import site as machine
 from atoll.privacy.secagg.codec import read, written
-from atoll.privacy.secagg.masks import MaskPlan, masked_integers, pieces, root_of
+from atoll.privacy.secagg.masks import MaskPlan, RootHash, masked_integers, pieces, workbench
 from atoll.privacy.secagg.messages import (
     Dealt,
     FromServer,
@@ -220,7 +220,7 @@ class Masked:
             found = self._trained.pop(old)
             for path in (found.result, found.memory):
                 if path is not None:
-                    path.unlink(missing_ok=True)
+                    self._site.spool.retire(self._run, path)
 
     # The machine --------------------------------------------------------------------------------
 
@@ -350,20 +350,22 @@ class Masked:
         }
         shapes[_SAID] = "uint8", (len(written(bare)),)
         done = ResultBody(task=body.id, status="done").model_dump()
+
+        def whole() -> Iterator[bytes | memoryview]:
+            yield head(done, shapes)
+            hashed = RootHash()
+            chunks = masked_integers(session.terms, plan, integers, workbench())
+            yield from _laid(session.terms, hashed.through(chunks))
+            message, _ = self._hear(body, machine.Masked(hashed.digest()))
+            if message is None:
+                raise StateError("the root was not signed")
+            yield written(message)
+
         try:
-            with path.open("wb") as file:
-                file.write(head(done, shapes))
-                chunks = masked_integers(session.terms, plan, integers)
-                root = root_of(_through(file, session.terms, chunks))
-                message, _ = self._hear(body, machine.Masked(root))
-                if message is None:
-                    raise StateError("the root was not signed")
-                file.write(written(message))
+            self._site.spool.write(self._run, path, whole())
         except UpdateRefused as error:
             self._cancel(error.message)
             raise
-        except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error.strerror}") from error
 
     def _cancel(self, reason: str) -> None:
         if self._machine is not None:
@@ -394,12 +396,13 @@ def _attempt(body: TaskBody) -> tuple[int, int]:
     return body.number, int(attempt)
 
 
-def _through(file: Any, terms: Terms, chunks: Iterable[memoryview]) -> Iterator[memoryview]:
-    """The chunks, each written as it passes; a lane begins at a multiple of 64 bytes."""
+def _laid(terms: Terms, chunks: Iterable[memoryview]) -> Iterator[bytes | memoryview]:
+    """The chunks as they lie in a frame: a lane begins at a multiple of 64 bytes."""
     end = 0
     for piece, chunk in zip(pieces(terms), chunks, strict=True):
         if piece.start == 0 and end % _ALIGN:
-            end += file.write(bytes(-end % _ALIGN))
-        end += file.write(chunk)
+            yield bytes(-end % _ALIGN)
+            end += -end % _ALIGN
         yield chunk
-    file.write(bytes(-end % _ALIGN))
+        end += len(chunk)
+    yield bytes(-end % _ALIGN)

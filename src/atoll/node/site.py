@@ -83,7 +83,7 @@ class Site:
 
     def leave(self, task: TaskBody, integers: Path) -> None:
         """What lies in a file is about to leave under masks: :meth:`Steward.leave`."""
-        if self.steward is not None:
+        if self.steward is not None and self.steward.charges(charged(task)):
             self.steward.leave(charged(task), digest_of(str(integers)))
 
     def leaving(self, held: Held) -> None:

@@ -26,7 +26,7 @@ import hashlib
 import itertools
 import json
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -204,6 +204,29 @@ class Spool:
             for path in (memory, result) if found.stateful else (result,):
                 self._disk.reuse(path, self._place(run) / _SPARES)
         return result, memory
+
+    def write(self, run: str, path: Path, pieces: Iterable[bytes | memoryview]) -> None:
+        """Write a file over one that an earlier task of the run left; :meth:`finish` takes it over.
+
+        Args:
+            run: id of the run; no other run's files are used.
+            path: on the same disk.
+            pieces: its bytes; each is written before the next is asked for.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self._disk.reuse(path, self._place(run) / _SPARES)
+        self._disk.write(path, pieces)
+
+    def retire(self, run: str, path: Path) -> None:
+        """Let go of a file beside the spool, so that the run's next one may be written over it."""
+        with self._lock:
+            known = run in self._runs
+        if known and path.exists():
+            self._disk.retire(path, self._place(run) / _SPARES)
+        else:
+            self._disk.remove(path)
 
     def finish(
         self,

@@ -207,6 +207,10 @@ class Steward:
             with self._lock:
                 self._keep({**self._facts, task.run: now})
 
+    def charges(self, task: str) -> bool:
+        """Whether the round of a task, as :func:`charged` names it, costs anything."""
+        return self._ledger.entry(task) is not None
+
     def leave(self, task: str, answer: str) -> None:
         """Count an answer that is about to leave, if its round costs anything.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,7 @@ __all__ = [
     "Place",
     "RingSum",
     "Rooms",
+    "RootHash",
     "chunks_of",
     "masked_chunks",
     "masked_integers",
@@ -44,6 +45,7 @@ _ZEROS = bytes(8 * CHUNK)
 _ROUNDING_BYTES = 4
 
 Words = np.ndarray[Any, Any]
+_Chunk = TypeVar("_Chunk", bytes, memoryview, bytes | memoryview)
 
 
 @dataclass(frozen=True)
@@ -101,16 +103,33 @@ def chunks_of(terms: Terms, words: Mapping[str, Array]) -> list[memoryview]:
     return found
 
 
+class RootHash:
+    """One hash for all chunks, SHA-256 over the SHA-256 of each; they are hashed as they pass."""
+
+    def __init__(self) -> None:
+        self._whole = hashlib.sha256(b"atoll secagg root 1")
+
+    def through(self, chunks: Iterable[_Chunk]) -> Iterator[_Chunk]:
+        """The same chunks."""
+        for chunk in chunks:
+            self._whole.update(hashlib.sha256(chunk).digest())
+            yield chunk
+
+    def digest(self) -> bytes:
+        """The hash of what has passed."""
+        return self._whole.digest()
+
+
 def root_of(chunks: Iterable[bytes | memoryview]) -> bytes:
-    """One hash for all chunks: SHA-256 over the SHA-256 of each.
+    """The :class:`RootHash` of chunks.
 
     >>> root_of([b"ab"]) == root_of([b"a", b"b"])
     False
     """
-    whole = hashlib.sha256(b"atoll secagg root 1")
-    for chunk in chunks:
-        whole.update(hashlib.sha256(chunk).digest())
-    return whole.digest()
+    root = RootHash()
+    for _ in root.through(chunks):
+        pass
+    return root.digest()
 
 
 class _Streams:
