@@ -81,6 +81,7 @@ class RunInfo:
         phase: how far it is.
         reason: what else is to be said, such as who is missing.
         rounds: rounds ended so far.
+        aggregation: whether updates are masked, and why.
     """
 
     id: str
@@ -93,6 +94,7 @@ class RunInfo:
     phase: str
     reason: str
     rounds: int
+    aggregation: str = ""
 
     @property
     def ended(self) -> bool:
@@ -206,7 +208,7 @@ class Connection:
             sites=sorted(set(sites)),
         )
         run = self._channel.json("POST", "/v1/jobs", body, JobReply).id
-        self._note(run, spec.rounds.count)
+        self._note(run, spec.rounds.count if spec.statistics is None else 0)
         return run
 
     def jobs(self) -> tuple[RunInfo, ...]:
@@ -361,6 +363,7 @@ def _info(reply: JobReply) -> RunInfo:
         phase=reply.phase,
         reason=reply.reason,
         rounds=reply.rounds,
+        aggregation=reply.aggregation,
     )
 
 

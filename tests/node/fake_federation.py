@@ -313,6 +313,7 @@ class Deployed:
     def task(
         self, kind: str, site: str, *, broadcast: bytes | None = None, **more: Any
     ) -> TaskBody:
+            "sites": sorted(self.servers),
         server = self.servers[site]
         return TaskBody(
             id=f"{self.run_id}.{kind}.{self.number}.{site}",

@@ -108,6 +108,7 @@ class Bench:
         body = {
             "run": "r1",
             "spec": spec_to_plain(self.spec),
+            "sites": ["east"],
             "schema": deployed.schema_to_plain(self.schema),
         }
         (folder / "plan").write_bytes(encode(body, self.sums))

@@ -15,14 +15,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from atoll.core.contracts import Task
 from atoll.core.errors import AtollError
 from atoll.core.values import Broadcast
+from atoll.job import deployed
+from atoll.job.summed import column_integers
 from atoll.node.home import Home
-from atoll.node.masking import Masked
+from atoll.node.masking import SUBJECTS, Masked
 from atoll.node.peers import Peers, Trust
 from atoll.node.pledges import Pledges
 from atoll.node.settings import Settings
 from atoll.node.site import Site as NodeSite
 from atoll.node.spool import Spool
-from atoll.runtime.client import answer_task
+from atoll.runtime.client import answer_task, evaluate_client
+from atoll.runtime.figures import integers_of, kinds_of
 from atoll.runtime.threads import Threads
 from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Blob, encode, open_frame, pieces
@@ -61,6 +64,7 @@ class MaskedSite(played.Site):
 
     Attributes:
         dies_at: the step at whose task it falls silent for good; empty for never.
+        dies_about: what is added up then.
         said: bodies and sizes of its answers in masked rounds.
     """
 
@@ -69,7 +73,7 @@ class MaskedSite(played.Site):
         self.home, self.now = Home(home), now
         self.home.make()
         self.key = Key(name)
-        self.dies_at = ""
+        self.dies_at, self.dies_about = "", "train"
         self.dead = False
         self.said: list[tuple[str, dict[str, Any], int]] = []
         self.begin()
@@ -93,13 +97,14 @@ class MaskedSite(played.Site):
     def turn(self, service: Any) -> int:
         if self.dead:
             return 0
-        if self.dies_at and any(t.kind == self.dies_at for t in service.poll(self.name, ()).tasks):
+        asked = service.poll(self.name, ()).tasks if self.dies_at else ()
+        if any((t.kind, t.about) == (self.dies_at, self.dies_about) for t in asked):
             self.dead = True
             return 0
         return super().turn(service)
 
     def _work(self, service: Any, task: TaskBody) -> bytes:
-        if task.kind not in STEPS or (task.kind == "train" and task.said is None):
+        if task.said is None:
             return super()._work(service, task)
         if task.run not in self.masked:
             self.masked[task.run] = Masked(task.run, self.node, self.now)
@@ -109,8 +114,8 @@ class MaskedSite(played.Site):
             return self._file(service, blob)
 
         try:
-            if task.kind == "train" and masked.trained(task) is None:
-                self._train(service, task, masked)
+            if task.kind in SUBJECTS and masked.trained(task) is None:
+                self._begin_work(service, task, masked)
             held = masked.held(task, find)
             frame = self.node.spool.read(held)
         except AtollError as error:
@@ -127,17 +132,13 @@ class MaskedSite(played.Site):
             path.write_bytes(found.read(0, found.size))
         return path
 
-    def _train(self, service: Any, task: TaskBody, masked: Masked) -> None:
+    def _begin_work(self, service: Any, task: TaskBody, masked: Masked) -> None:
         """What the worker process does."""
-        plan = self._plan(service, task)
-        parts, _ = self._parts(task, *plan)
-        model = Broadcast(task.version, self._fetch(service, task.broadcast)[1])
-        work = Task(self.name, task.version, task.scale, task.fraction, task.repeat)
         with Threads().one():
-            update, memory = answer_task(parts, work, model, self._memory(task))
+            vectors, memory = self._made(service, task)
         path = self.home.path / f"{hashlib.sha256(task.id.encode()).hexdigest()}.result"
         done = ResultBody(task=task.id, status="done").model_dump()
-        path.write_bytes(b"".join(pieces(done, update.vectors)))
+        path.write_bytes(b"".join(pieces(done, vectors)))
         keep = path.with_suffix(".memory")
         if memory:
             keep.write_bytes(b"".join(pieces({"task": task.id}, memory)))
@@ -148,6 +149,23 @@ class MaskedSite(played.Site):
             keep=str(keep),
         )
         masked.keep(order, SimpleNamespace(kept=bool(memory), digest=""))
+
+    def _made(self, service: Any, task: TaskBody) -> tuple[Any, Any]:
+        """Whole numbers, and the client's new memory."""
+        plan = self._plan(service, task)
+        if task.kind == "sums":
+            return column_integers(
+                deployed.column_sums_at(*plan[:2], self.name, self.table).vectors
+            ), {}
+        study = plan[0].statistics is not None
+        parts = self._study_parts(*plan[:2]) if study else self._parts(task, *plan)[0]
+        model = Broadcast(task.version, self._fetch(service, task.broadcast)[1])
+        if task.kind == "evaluate":
+            found = evaluate_client(parts, model.parameters, self.name, self._memory(task))
+            return integers_of(found, kinds_of(found)), {}
+        work = Task(self.name, task.version, task.scale, task.fraction, task.repeat)
+        update, memory = answer_task(parts, work, model, self._memory(task))
+        return update.vectors, memory
 
     def _memory(self, task: TaskBody) -> Any:
         """The client's own, as the node kept it with the last committed task."""

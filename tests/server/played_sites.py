@@ -16,10 +16,11 @@ from atoll.core.contracts import Task
 from atoll.core.errors import NotFound, StateError
 from atoll.core.values import Broadcast, Memory
 from atoll.data.readers import read_table, sites_from_column
-from atoll.job import deployed
+from atoll.job import deployed, study_deployed
 from atoll.job.load import read_spec
 from atoll.job.package import spec_from_plain, spec_to_plain
 from atoll.job.schema import JobSpec
+from atoll.job.study import Agreed
 from atoll.runtime.client import answer_task, evaluate_client
 from atoll.runtime.threads import Threads
 from atoll.server.blobs import FolderBlobs
@@ -81,6 +82,8 @@ class Site:
 
     def _do(self, service: Service, task: TaskBody, body: dict[str, Any]) -> dict[str, Any]:
         spec, schema, sums = self._plan(service, task)
+        if spec.statistics is not None:
+            return self._study(service, task, body, spec, schema)
         if task.kind == "survey":
             body["answer"] = deployed.survey(spec, self.name, self.table)
             return {}
@@ -108,6 +111,28 @@ class Site:
         }
         return dict(update.vectors)
 
+    def _study(
+        self, service: Service, task: TaskBody, body: dict[str, Any], spec: JobSpec, agreed: Any
+    ) -> dict[str, Any]:
+        """A site's half of statistics, without rules of its own."""
+        if task.kind == "survey":
+            sites = self._fetch(service, task.plan)[0]["sites"]
+            body["answer"] = study_deployed.told_at(spec, self.name, self.table, len(sites))
+            return {}
+        parts = self._study_parts(spec, agreed)
+        if task.kind == "ready":
+            body["answer"] = study_deployed.ready_at(parts)
+            return {}
+        question = Broadcast(task.version, self._fetch(service, task.broadcast)[1])
+        work = Task(self.name, task.version, task.scale, task.fraction, task.repeat)
+        update, _ = answer_task(parts, work, question, {})
+        body |= {"examples": update.examples, "weight": update.weight}
+        return dict(update.vectors)
+
+    def _study_parts(self, spec: JobSpec, agreed: Any) -> Any:
+        holding = study_deployed.held_at(spec, agreed, self.name, self.table)
+        return study_deployed.parts_at(spec, agreed, holding, self.name)
+
     def _fetch(self, service: Service, ref: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         found = service.blob(self.name, ref.sha256)
         raw = found.read(0, found.size)
@@ -117,6 +142,9 @@ class Site:
     def _plan(self, service: Service, task: TaskBody) -> tuple[JobSpec, Any, Mapping[str, Any]]:
         body, sums = self._fetch(service, task.plan)
         schema = body["schema"]
+        if body["spec"].get("statistics") is not None:
+            return spec_from_plain(body["spec"]), schema and Agreed.from_plain(schema), sums
+        self.count = len(body["sites"])
         made = None if schema is None else deployed.schema_from_plain(schema)
         return spec_from_plain(body["spec"]), made, sums
 
@@ -124,7 +152,7 @@ class Site:
         known = self._runs.get(task.run)
         if known is None or known[0] != task.plan.sha256:
             islands = deployed.islands_at(spec, schema, sums, self.name, self.table)
-            parts = deployed.parts_at(spec, islands, HEART.parent, self.name)
+            parts = deployed.parts_at(spec, islands, HEART.parent, self.name, self.count)
             known = self._runs[task.run] = (task.plan.sha256, parts, islands)
         return known[1], known[2]
 

@@ -169,5 +169,6 @@ def _text(info: RunInfo) -> str:
             f"sites      {', '.join(info.sites)}",
             f"status     {info.status}{phase}{remark}",
             f"rounds     {info.rounds}",
+            *([f"updates    {info.aggregation}"] if info.aggregation else []),
         ]
     )

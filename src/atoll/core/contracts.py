@@ -16,7 +16,7 @@ from atoll.core.layout import Array, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Metrics
 from atoll.core.seeds import Seed
-from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, State, Update
+from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Merged, State, Update
 
 __all__ = [
     "Algorithm",
@@ -460,8 +460,11 @@ class Executor(Protocol):
         parameters: Broadcast,
         clients: Sequence[ClientId],
         memories: Mapping[ClientId, Memory],
-    ) -> Mapping[ClientId, Metrics]:
-        """Metrics of the shared vector (with each client's personal part) on clients' held-out rows."""
+    ) -> Mapping[ClientId, Metrics] | Merged:
+        """Metrics of the shared vector (with each client's personal part) on clients' held-out rows.
+
+        Of all clients together, where updates are masked and so these are.
+        """
         ...
 
     def close(self) -> None:

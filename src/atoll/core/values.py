@@ -16,13 +16,36 @@ from atoll.core.errors import LayoutError
 from atoll.core.layout import Array, Layout
 from atoll.core.metrics import Metrics
 
-__all__ = ["Aggregate", "Broadcast", "ClientId", "Memory", "State", "Update", "freeze", "moved"]
+__all__ = [
+    "Aggregate",
+    "Broadcast",
+    "ClientId",
+    "Memory",
+    "Merged",
+    "State",
+    "Update",
+    "freeze",
+    "moved",
+]
 
 ClientId = str
 """Name of a client: a site, or a simulated client."""
 
 Memory = Mapping[str, Array]
 """A client's own state between rounds; empty before its first."""
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Metrics of several clients together, where nobody has seen those of a single one.
+
+    Args:
+        metrics: of all their rows.
+        clients: whose rows.
+    """
+
+    metrics: Metrics
+    clients: tuple[ClientId, ...]
 
 
 def freeze(array: Array) -> Array:

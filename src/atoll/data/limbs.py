@@ -15,7 +15,7 @@ import numpy as np
 from atoll.core.errors import DataError
 from atoll.core.layout import Array
 
-__all__ = ["COUNT", "decode", "encode", "exact_sum", "exact_sum_of_squares"]
+__all__ = ["COUNT", "LOW", "decode", "encode", "exact_sum", "exact_sum_of_squares"]
 
 LOW = -330
 """Binary exponent of the unit; what lies below is cut off each value."""

@@ -31,6 +31,7 @@ __all__ = [
     "NumberRule",
     "Plan",
     "Preprocessor",
+    "column_lengths",
     "column_sums",
     "finish",
 ]
@@ -275,6 +276,13 @@ def column_sums(table: Table, plan: Plan, schema: Schema) -> dict[str, Array]:
         "limbs": np.concatenate([np.zeros(0), *limbs]),
         "levels": np.array(levels, np.float64),
     }
+
+
+def column_lengths(plan: Plan, schema: Schema) -> dict[str, int]:
+    """How long each vector of :func:`column_sums` is; it follows from the declared columns alone."""
+    numbers = len(_numeric(plan, schema))
+    levels = sum(len(_levels(plan, column)) for column in schema.features)
+    return {"rows": 1, "present": numbers, "limbs": numbers * 2 * COUNT, "levels": levels}
 
 
 def finish(sums: Mapping[str, Array], plan: Plan, schema: Schema) -> Preprocessor:

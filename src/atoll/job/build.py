@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from atoll.algorithms import FedAvg
+from atoll.algorithms.statistics.running import NoModel, Statistic
+from atoll.algorithms.statistics.together import Together
 from atoll.core.contracts import Algorithm, Trainer, Weighting
 from atoll.core.errors import Fault
 from atoll.core.local import LocalWork
@@ -21,6 +23,9 @@ from atoll.job.islands import Islands
 from atoll.job.privacy import Privacy, declared_faults
 from atoll.job.registry import algorithm_named, trainer_for
 from atoll.job.schema import JobSpec, definition_hash
+from atoll.job.settling import Settled, applied, settle
+from atoll.job.study import Agreed, Study, study_of
+from atoll.job.study_sites import study_islands
 from atoll.job.tables import (
     clock_of,
     local_work,
@@ -58,6 +63,8 @@ class Job:
         definition: JSON-able canonical form; made from the other fields when empty.
         executor: preferred executor: name, workers and start method.
         cluster: for the executor ``ray``: the cluster's address, and GPUs of each worker.
+        aggregation: how its updates are added up and why so, once that is settled.
+        study: what is asked of tables, where it is statistics.
     """
 
     trainer: Trainer | Callable[[Islands], Trainer]
@@ -79,12 +86,15 @@ class Job:
     definition: Mapping[str, Any] = field(default_factory=dict)
     executor: tuple[str, int, str] = ("serial", 0, "auto")
     cluster: tuple[str, float] = ("", 0.0)
+    aggregation: str = ""
+    study: Study | None = None
 
     def describe(self) -> dict[str, Any]:
         """The canonical form: what can change the result's bits."""
         if self.definition:
             return dict(self.definition)
         leave_out = {"islands", "definition", "executor", "cluster", "checkpoint_every", "trainer"}
+        leave_out |= {"aggregation", "study"}
         if self.privacy == Privacy():
             leave_out.add("privacy")
         plain = {
@@ -103,6 +113,50 @@ class Job:
     def hash(self) -> str:
         """SHA-256 of the canonical form."""
         return definition_hash(self.describe())
+
+    def settled(self, sites: int, *, masks: bool = True) -> Job:
+        """The job as it runs between so many institutions: ``auto`` has become what it means there.
+
+        Args:
+            sites: how many are invited.
+            masks: whether it is deployed; see :func:`atoll.job.settling.applied`.
+        """
+        found = settle(self.privacy, self.schedule, self.algorithm, sites)
+        said, privacy = str(found), applied(self.privacy, found, masks=masks)
+        if privacy.aggregation != found.kind:
+            said = f"{privacy.aggregation}: as {found.kind} where it is deployed ({found.why})"
+        return replace(self, privacy=privacy, aggregation=said)
+
+    @property
+    def alone(self) -> Job:
+        """The job as it runs over clients that are no institutions: ``auto`` is plain there."""
+        privacy, said = self.privacy, f"{self.privacy.aggregation}: the job says so"
+        if privacy.aggregation == "auto":
+            said = "plain: clients of a simulation, none of them a site"
+            privacy = applied(privacy, Settled("plain", said))
+        return replace(self, privacy=privacy, aggregation=said)
+
+    def asking(self, agreed: Agreed | None, *, elsewhere: bool = False) -> Job:
+        """The job with the algorithm that its statistics come to; any other job as it is.
+
+        Args:
+            agreed: what the sites agree on.
+            elsewhere: whether the rows are, as at the coordinator of a deployment.
+
+        Raises:
+            DataError: with every analysis that does not fit the columns.
+        """
+        if self.study is None or agreed is None:
+            return self
+        schedule = self.schedule
+        if isinstance(schedule, Synchronous):  # totals of a part of the sites are another statistic
+            schedule = replace(schedule, quorum=len(agreed.sites))
+        return replace(
+            self,
+            schedule=schedule,
+            algorithm=self.study.algorithm(agreed, elsewhere=elsewhere),
+            study=replace(self.study, agreed=agreed),
+        )
 
     @property
     def privacy_faults(self) -> list[Fault]:
@@ -183,6 +237,8 @@ def job_from_spec(spec: JobSpec, folder: Path) -> Job:
     Raises:
         AtollError: what :func:`atoll.job.check.check_job` would have found.
     """
+    if spec.statistics is not None:
+        return _statistics(spec, folder)
     schedule, weighting, clock = schedule_of(spec), weighting_of(spec), clock_of(spec, folder)
     return Job(
         trainer=lambda islands: trainer_for(spec, islands, folder),
@@ -206,4 +262,30 @@ def job_from_spec(spec: JobSpec, folder: Path) -> Job:
         definition=spec.definition(),
         executor=(spec.executor.name, spec.executor.workers, spec.executor.method),
         cluster=(spec.executor.address, spec.executor.gpus),
+    )
+
+
+_MOST_ROUNDS = 10_000
+
+
+def _statistics(spec: JobSpec, folder: Path) -> Job:
+    """A job that trains nothing; its algorithm is known once the sites have told of their columns."""
+    return Job(
+        trainer=NoModel(),
+        algorithm=Statistic(Together({}), ()),
+        weighting=Weighting("uniform"),
+        schedule=schedule_of(spec),
+        privacy=privacy_of(spec),
+        stop=Stop(_MOST_ROUNDS, max_aborts=1),
+        evaluate_every=0,
+        central=False,
+        federated=False,
+        checkpoint_every=spec.checkpoint.every,
+        name=spec.name,
+        seed=spec.seed,
+        islands=lambda seed: study_islands(spec, folder),
+        definition=spec.definition(),
+        executor=(spec.executor.name, spec.executor.workers, spec.executor.method),
+        cluster=(spec.executor.address, spec.executor.gpus),
+        study=study_of(spec),
     )

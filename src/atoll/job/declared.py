@@ -73,7 +73,8 @@ class Privacy:
 
     Args:
         aggregation: ``plain``, ``quantised`` (as integers), ``masked`` (the same integers, added up
-            under masks) or ``encrypted`` (the same, added up as ciphertexts).
+            under masks) or ``encrypted`` (the same, added up as ciphertexts); ``auto`` until
+            :mod:`atoll.job.settling` has made one of them of it.
         bound: largest absolute value of a coordinate, where no clip says it.
         cap: largest number of examples that counts as weight; 0 for 1000.
         threshold: how many clients must stay in a masked round; 0 for two thirds and one.
@@ -86,7 +87,8 @@ class Privacy:
         max_norm: updates of a larger L2 norm are refused; 0 for no limit.
     """
 
-    aggregation: Literal["plain", "quantised", "masked", "encrypted"] = "plain"
+        bits: of the integers that a model's values become.
+    aggregation: Literal["auto", "plain", "quantised", "masked", "encrypted"] = "plain"
     bound: float = 1.0
     cap: int = 0
     threshold: int = 0
@@ -99,9 +101,10 @@ class Privacy:
     max_norm: float = 0.0
 
     @property
+    bits: Literal[32, 64] = 32
     def integers(self) -> bool:
         """Whether updates become integers."""
-        return self.aggregation != "plain"
+        return self.aggregation not in ("plain", "auto")
 
     def __bool__(self) -> bool:
         """Whether there is anything to pass."""
@@ -147,7 +150,7 @@ def _row_faults(privacy: Privacy, record: RowPrivacy, federated: bool) -> Iterat
 
 
 def _aggregation_faults(privacy: Privacy, schedule: Schedule) -> Iterator[Fault]:
-    if privacy.aggregation != "masked":
+    if privacy.aggregation not in ("masked", "auto"):
         for key in ("threshold", "degree"):
             if getattr(privacy, key):
                 yield Fault(

@@ -23,14 +23,12 @@ algebra (:class:`~atoll.runtime.threads.Threads`). It does *not* hold
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
 from atoll.algorithms.preprocessing import fitted_at, site_sums
 from atoll.core.contracts import Examples
@@ -56,11 +54,21 @@ from atoll.job.check import federation_faults
 from atoll.job.datasets import brings_sites, own_arrays
 from atoll.job.islands import Islands
 from atoll.job.privacy import with_chain
+from atoll.job.readiness import (
+    Answer,
+    figures_told,
+    initial_vector,
+    layout_from_plain,
+    layout_to_plain,
+    ready,
+)
 from atoll.job.record import record_faults, record_trainer
-from atoll.job.registry import LINEAR, trainer_for
-from atoll.job.schema import DataSpec, JobSpec, Section
+from atoll.job.registry import LINEAR, algorithm_named, trainer_for
+from atoll.job.schema import DataSpec, JobSpec
+from atoll.job.settling import Settled, settle
 from atoll.job.sites import halves, plan_of, preprocessed
 from atoll.job.standing import Rows, Standing
+from atoll.job.study import study_faults
 from atoll.job.survey import (
     body_of,
     schema_from_plain,
@@ -68,11 +76,10 @@ from atoll.job.survey import (
     table_survey,
     tables_agree,
 )
-from atoll.job.tables import schedule_of, weighting_of
+from atoll.job.tables import privacy_of, schedule_of, weighting_of
 from atoll.runtime.checkpoint import model_hash
 from atoll.runtime.client import Parts
 from atoll.runtime.clock import Clock
-from atoll.runtime.groups import way
 
 __all__ = [
     "agree",
@@ -81,6 +88,7 @@ __all__ = [
     "dataset_at",
     "dataset_name",
     "deployable",
+    "figures_told",
     "initial_vector",
     "islands_at",
     "layout_from_plain",
@@ -90,6 +98,7 @@ __all__ = [
     "ready",
     "schema_from_plain",
     "schema_to_plain",
+    "settled_of",
     "survey",
 ]
 
@@ -104,6 +113,9 @@ def deployable(spec: JobSpec) -> list[Fault]:
 
 def _impossible(spec: JobSpec) -> Iterator[Fault]:
     data, clock = spec.data, spec.clock
+    if spec.statistics is not None:
+        yield from study_faults(spec)
+        return
     if data.partition is not None:
         yield Fault("data.partition", "sites have rows of their own", "remove it")
     elif not brings_sites(data):
@@ -142,7 +154,9 @@ def _impossible(spec: JobSpec) -> Iterator[Fault]:
 
 def left_out(spec: JobSpec) -> tuple[str, ...]:
     """What a deployment of this job does without, for the run's notes."""
-    found = []
+    found: list[str] = []
+    if spec.statistics is not None:
+        return ()
     if spec.evaluation.compare:
         found.append(
             "not compared with sites alone and pooled rows: that takes all rows in one place"
@@ -257,7 +271,21 @@ def islands_at(
     return preprocessed(spec, schema, typed, cut, fitted, notes)
 
 
-def parts_at(spec: JobSpec, islands: Islands, folder: Path, site: ClientId) -> Parts:
+def settled_of(spec: JobSpec, sites: int) -> Settled:
+    """Whether updates of the job are masked between so many sites, and why.
+
+    Raises:
+        JobError: its algorithm is not known here.
+    """
+    said = spec.privacy.aggregation
+    if said != "auto":
+        return Settled(said, "the job says so")
+    return settle(privacy_of(spec), schedule_of(spec), algorithm_named(spec.algorithm), sites)
+
+
+def parts_at(
+    spec: JobSpec, islands: Islands, folder: Path, site: ClientId, sites: int = 1
+) -> Parts:
     """What is fixed for the run at this site; imports the job's own code.
 
     Args:
@@ -265,13 +293,14 @@ def parts_at(spec: JobSpec, islands: Islands, folder: Path, site: ClientId) -> P
         islands: see :func:`islands_at`.
         folder: where the job's code lies.
         site: this one.
+        sites: how many take part in the run.
 
     Raises:
         JobError: the model cannot be built.
         JobConflict: it does not go with the algorithm, or the site has no rows.
         MissingExtra: the model needs a library that is not installed here.
     """
-    job = job_from_spec(spec, folder)
+    job = job_from_spec(spec, folder).settled(sites)
     trainer = trainer_for(spec, islands, folder)
     raise_faults(JobConflict, "this job cannot run", job.faults(trainer), site=site)
     raise_faults(JobConflict, "this job cannot run", job.privacy_faults, site=site)
@@ -299,61 +328,6 @@ def parts_at(spec: JobSpec, islands: Islands, folder: Path, site: ClientId) -> P
     return made
 
 
-def initial_vector(parts: Parts) -> Array:
-    """Where the run starts: the whole vector, personal region included, ``(layout.size,)``."""
-    return parts.trainer.initial(parts.seed / "initial")
-
-
-class Answer(Section):
-    """What :func:`ready` gives."""
-
-    rows: Annotated[int, Field(ge=1)]
-    held_out: Annotated[int, Field(ge=0)]
-    layout: dict[str, Any]
-    card: dict[str, Any]
-    notes: Annotated[tuple[str, ...], Field(max_length=10_000)]
-    way: Annotated[str, Field(max_length=1000)]
-    initial: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    fingerprint: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
-
-
-def ready(parts: Parts, islands: Islands) -> dict[str, Any]:
-    """What a site answers once it could begin, ready for JSON: numbers of rows, card, layout.
-
-    With them the hash of its initial vector, which must be that of every site.
-    """
-    ((site, data),) = parts.clients.items()
-    card = next(iter(islands.cards), {})
-    return Answer(
-        rows=len(data),
-        held_out=len(parts.held_out.get(site, ())),
-        layout=layout_to_plain(parts.trainer.layout),
-        card=dict(card),
-        notes=tuple(islands.notes),
-        way=way(parts)[:1000],
-        initial=model_hash(initial_vector(parts)),
-        fingerprint=str(card.get("fingerprint", "")),
-    ).model_dump(mode="json")
-
-
-def layout_to_plain(layout: Layout) -> dict[str, Any]:
-    """The layout as JSON can hold it."""
-    plain: dict[str, Any] = json.loads(layout.to_json())
-    return plain
-
-
-def layout_from_plain(plain: Mapping[str, Any]) -> Layout:
-    """Read what :func:`layout_to_plain` gave.
-
-    Raises:
-        LayoutError: it is no layout.
-    """
-    try:
-        return Layout.from_json(json.dumps(plain))
-    except (TypeError, AttributeError) as error:
-        raise LayoutError(f"not a layout: {error}") from error
-
-
 def coordinator(
     spec: JobSpec, layout: Layout, initial: Array, answers: Mapping[ClientId, Mapping[str, Any]]
 ) -> tuple[Job, Parts]:
@@ -379,13 +353,15 @@ def coordinator(
     standing = Standing(layout, initial, next((a.way for a in told.values()), ""))
     raise_faults(DataError, "the sites' models", list(_unlike(layout, initial, told)))
     islands = Islands(
-        train={site: Rows(a.rows) for site, a in told.items()},
-        held_out={site: Rows(a.held_out) for site, a in told.items() if a.held_out},
+        train={site: Rows(a.rows or 1, told=a.rows > 0) for site, a in told.items()},
+        held_out={
+            site: Rows(a.held_out, told=a.rows > 0) for site, a in told.items() if a.held_out
+        },
         cards=[{**a.card, "site": site} for site, a in told.items() if a.card],
         notes=tuple(dict.fromkeys([*left_out(spec), *(n for a in told.values() for n in a.notes)])),
     )
     job = replace(
-        job_from_spec(spec, Path()),
+        job_from_spec(spec, Path()).settled(len(told)),
         trainer=standing,
         central=False,
         compare=False,
@@ -410,6 +386,12 @@ def coordinator(
     raise_faults(
         JobConflict, "this job cannot run on this federation", [*faults, *declared, *found]
     )
+    if parts.chain.find("mask") is not None:
+        return job, parts
+    untold = [
+        Fault(f"site {s!r}", "has no rows to train on") for s, a in told.items() if not a.rows
+    ]
+    raise_faults(DataError, "the sites' rows", untold)
     return job, parts
 
 

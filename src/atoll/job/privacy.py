@@ -184,6 +184,7 @@ def _quantise(
 def _sampling(client: ClientPrivacy, schedule: Schedule) -> float:
     if client.amplified and isinstance(schedule, Synchronous):
         return schedule.cohort.rate
+        bits=privacy.bits,
     return 1.0
 
 

@@ -241,7 +241,7 @@ class RowPrivacySpec(Section):
 class PrivacySpec(Section):
     """``[privacy]``: what an update passes on its way out."""
 
-    aggregation: Literal["plain", "quantised", "masked", "encrypted"] = "plain"
+    aggregation: Literal["auto", "plain", "quantised", "masked", "encrypted"] = "auto"
     bound: Positive = 1.0
     cap: int = Field(0, ge=0)
     threshold: int = Field(0, ge=0)

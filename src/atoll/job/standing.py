@@ -18,11 +18,16 @@ __all__ = ["Rows", "Standing"]
 class Rows:
     """So many rows of a site, which are there and not here.
 
+    Args:
+        count: how many; 1 where that is not known.
+        told: whether it is known here.
+
     >>> len(Rows(303))
     303
     """
 
     count: int
+    told: bool = True
 
     def __len__(self) -> int:
         """How many."""

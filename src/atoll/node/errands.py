@@ -25,7 +25,7 @@ from urllib.parse import quote
 from atoll.core.errors import AtollError, Equivocation, StorageError
 from atoll.node.datasets import Dataset
 from atoll.node.link import INLINE, passing
-from atoll.node.masking import Masked
+from atoll.node.masking import SUBJECTS, Masked
 from atoll.node.orders import DatasetBody, Order, Report, named, read_result
 from atoll.node.process import Ended, Log, Worker
 from atoll.node.redaction import MOST, without_paths
@@ -420,7 +420,7 @@ class Errands:
         result, memory = Path(order.result), Path(order.keep) if report.kept else None
         if self._masked.keep(order, report):
             for name, now in list(self._tasks.items()):  # of whatever attempt
-                if now.state == "working" and self._bodies[name].kind == "train":
+                if now.state == "working" and self._bodies[name].kind in SUBJECTS:
                     self._say(name)
             return
         try:

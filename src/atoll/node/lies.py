@@ -147,7 +147,8 @@ class _Stage:
         self.spec = spec_to_plain(parse_job(_JOB))
         self.rule = rule_text(self.spec["privacy"])
         self.job = f"{parse_job(_JOB).hash()}/{_RUN}"
-        self.plan = self._file({"run": _RUN, "spec": self.spec, "schema": None}, {})
+        run = {"run": _RUN, "spec": self.spec, "sites": list(_SITES), "schema": None}
+        self.plan = self._file(run, {})
         self._books: dict[str, Pledges] = {}
         self.sites = {name: self._site(name, key) for name, key in keys.items()}
 

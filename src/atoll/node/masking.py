@@ -5,7 +5,11 @@ by chunk, on their way from one file to another. What may not be done twice is w
 book before it leaves. A site that is stopped in the middle has lost its keys and drops out of the attempt;
 the next one has new keys.
 
-Training begins with the server's first message, so that the steps before the masks cost no time.
+The work begins with the server's first message, so that the steps before the masks cost no time.
+
+What is added up is an update, or what a site would else tell beside its updates: sums of its columns, and
+figures of its held-out rows (:mod:`atoll.job.summed`). None of them leaves this node in clear while the run
+is masked, whatever it is asked for; and a run that was masked once stays so.
 """
 
 from __future__ import annotations
@@ -28,10 +32,11 @@ from atoll.core.errors import (
     UpdateRefused,
     WireError,
 )
-from atoll.job.package import spec_from_plain
+from atoll.job.summed import SUBJECTS, job_name, model_mark, sums_digest
 from atoll.node.link import INLINE
 from atoll.node.orders import Order, Report
 from atoll.node.peers import Trust
+from atoll.node.plans import Plan, read_plan
 from atoll.node.site import Site
 from atoll.node.spool import Held
 from atoll.privacy.secagg import site as machine
@@ -52,7 +57,7 @@ from atoll.privacy.secagg.terms import Terms, model_digest, rule_text, usual_thr
 from atoll.wire.frames import Allowed, Blob, encode, head, open_frame
 from atoll.wire.messages import ResultBody, TaskBody, read_body
 
-__all__ = ["Masked", "Trained"]
+__all__ = ["SUBJECTS", "Masked", "Trained"]
 
 _SAID = "said"
 _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
@@ -60,7 +65,7 @@ _MESSAGE = Allowed(names=(_SAID,), dtypes=("uint8",), most_arrays=1, most_bytes=
 _HEARD: Mapping[str, type[Invitation | FromServer]] = {
     "commit": Invitation,
     "share": Roster,
-    "train": Dealt,
+    **dict.fromkeys(SUBJECTS, Dealt),
     "pledge": Survivors,
     "release": Opening,
 }
@@ -68,6 +73,9 @@ _ALIGN = 64
 
 Find = Callable[[Blob], Path]
 """Where a blob lies that has been fetched."""
+
+Attempt = tuple[str, int, int]
+"""What is added up, the number of the round, and which try of it this is."""
 
 
 @dataclass(frozen=True)
@@ -101,38 +109,42 @@ class Masked:
 
     def __init__(self, run: str, site: Site, now: Callable[[], float] = time.time) -> None:
         self._run, self._site, self._now = run, site, now
-        self._rules: dict[str, Mapping[str, Any] | None] = {}
-        self._machine: tuple[tuple[int, int], machine.Site] | None = None
-        self._trained: dict[int, Trained] = {}
-        self._begun = -1
+        self._plans: dict[str, Plan] = {}
+        self._once = False
+        self._machine: tuple[Attempt, machine.Site] | None = None
+        self._trained: dict[tuple[str, int], Trained] = {}
+        self._begun = ("", -1)
         self._said: dict[str, bytes | Path] = {}
 
     # What it is about ---------------------------------------------------------------------------
 
     def concerns(self, body: TaskBody, find: Find) -> bool:
-        """Whether the task belongs to a masked round; training does where the job says so."""
-        if body.kind != "train":
+        """Whether the task belongs to a masked round; what has a subject does where the run is masked."""
+        if body.kind not in SUBJECTS:
             return body.kind in _HEARD
-        return self._job(find(body.plan.blob)) is not None
+        return self._due(find(body.plan.blob))
 
     def first(self, body: TaskBody) -> TaskBody | None:
-        """The training to begin with after ``body`` was looked at; None when there is none to begin."""
-        if body.kind == "train":
+        """The work to begin with after ``body`` was looked at; None when there is none to begin."""
+        if body.kind in SUBJECTS:
             return None if self.trained(body) else body
-        if body.kind != "commit" or body.number in (self._begun, *self._trained):
+        subject = body.about, body.number
+        if body.kind != "commit" or subject in (self._begun, *self._trained):
             return None
-        self._begun = body.number
-        name = body.id.replace(f"{self._run}.commit.", f"{self._run}.train.", 1)
-        return body.model_copy(update={"id": name, "kind": "train", "said": None})
+        self._begun = subject
+        step = body.id.split(".", 2)[1]
+        name = body.id.replace(f"{self._run}.{step}.", f"{self._run}.{body.about}.", 1)
+        return body.model_copy(update={"id": name, "kind": body.about, "said": None})
 
     def keep(self, order: Order, report: Report) -> bool:
         """Remember what the worker made, if it belongs to a masked round; whether it does."""
-        if order.task.kind != "train" or self._job(Path(order.plan)) is None:
+        if order.task.kind not in SUBJECTS or not self._due(Path(order.plan)):
             return False
         if report.digest:
             self._site.spool.begin(self._run, report.digest)
         memory = Path(order.keep) if report.kept else None
-        self._trained[order.task.number] = Trained(order.task.id, Path(order.result), memory)
+        subject = order.task.kind, order.task.number
+        self._trained[subject] = Trained(order.task.id, Path(order.result), memory)
         return True
 
     def trained(self, body: TaskBody) -> Trained | None:
@@ -142,7 +154,7 @@ class Masked:
             StateError: this node does not take part in the attempt (any more).
         """
         self._at(body)
-        found = self._trained.get(body.number)
+        found = self._trained.get((body.about, body.number))
         if found is not None and not found.result.exists():
             found = None  # it was lost with the worker's folder
         return found
@@ -155,7 +167,7 @@ class Masked:
             AtollError: see :meth:`answer`.
         """
         found = None
-        if body.kind == "train" and (found := self.trained(body)) is None:
+        if body.kind in SUBJECTS and (found := self.trained(body)) is None:
             return None
         frame = self.answer(body, find)
         before = body.kept if found is None or found.memory is not None else found.task
@@ -165,12 +177,12 @@ class Masked:
             frame,
             memory=found.memory if found else None,
             before=before,
-            trained=found is not None,
+            trained=body.kind == "train",
             # Words without the keys that a failing machine loses with them are of no use to anybody.
             wait=isinstance(frame, Path) and frame.stat().st_size <= INLINE,
         )
         if found is not None:  # another attempt finds the memory under this task
-            self._trained[body.number] = Trained(body.id, found.result, None)
+            self._trained[body.about, body.number] = Trained(body.id, found.result, None)
         return held
 
     # Answers ------------------------------------------------------------------------------------
@@ -189,7 +201,7 @@ class Masked:
             heard = read(_HEARD[body.kind], raw)
             if isinstance(heard, Invitation):
                 self._said = {}
-                self._forget(body.number)
+                self._forget((body.about, body.number))
             self._said[body.id] = self._answered(body, heard, find)
         return self._said[body.id]
 
@@ -205,18 +217,19 @@ class Masked:
                 raise StateError("the masks were asked for in the wrong place")
             said = np.frombuffer(written(message), np.uint8)
             return encode(ResultBody(task=body.id, status="done").model_dump(), {_SAID: said})
-        trained = self._trained[body.number]
+        trained = self._trained[body.about, body.number]
         done, integers = trained.read()
         if done.status != "done":
             raise StateError(done.reason)
-        self._site.leave(body, trained.result)
+        if body.about == "train":
+            self._site.leave(body, trained.result)
         path = trained.result.with_suffix(".masked")
         self._masked_file(body, event, integers, path)
         return path
 
-    def _forget(self, number: int) -> None:
+    def _forget(self, subject: tuple[str, int]) -> None:
         """Nothing of earlier rounds is kept."""
-        for old in [n for n in self._trained if n != number]:
+        for old in [known for known in self._trained if known != subject]:
             found = self._trained.pop(old)
             for path in (found.result, found.memory):
                 if path is not None:
@@ -237,7 +250,7 @@ class Masked:
         key = _attempt(body)
         if self._machine is None or self._machine[0] != key or self._machine[1].ended:
             raise StateError(
-                f"this site takes no part in attempt {key[1]} of round {key[0]}",
+                f"this site takes no part in attempt {key[2]} of round {key[1]}",
                 remedy="it was started anew in the middle, and its keys are gone; the next has new ones",
             )
         return self._machine[1]
@@ -245,7 +258,8 @@ class Masked:
     def _begin(self, body: TaskBody, invitation: Invitation, find: Find) -> machine.Invite:
         """A new machine, and what this site itself knows of the round."""
         terms, trust, name = invitation.terms, self._trust, self._site.name
-        policy = trust.policy(name, terms.cohort, self._site.settings.masking)
+        plan = self._plan(find(body.plan.blob))
+        policy = trust.policy(name, terms.cohort, self._site.settings.masking, auto=plan.auto)
         approved = self._approved(body, terms, find)
         unknown = [m.name for m in terms.cohort if m.name not in policy.pinned]
         if unknown:
@@ -258,10 +272,15 @@ class Masked:
 
     def _approved(self, body: TaskBody, terms: Terms, find: Find) -> Approved:
         """What the job and the model say of the round; the server's terms must say the same."""
-        job = self._job(find(body.plan.blob))
-        if job is None or body.broadcast is None:
-            raise AuthError("a masked round of a job that is not masked")
-        privacy = job["privacy"]
+        path = find(body.plan.blob)
+        plan = self._plan(path)
+        if not plan.settled.masked:
+            raise AuthError(f"a masked round of a job that is not masked: {plan.settled}")
+        if strangers := {m.name for m in terms.cohort} - {*plan.sites}:
+            raise AuthError(
+                f"{min(strangers)!r:.80} is in the round, and not among the run's sites"
+            )
+        privacy = plan.privacy
         threshold = privacy.get("threshold") or usual_threshold(terms.sites)
         degree = privacy.get("degree", 0)
         if (terms.threshold, terms.degree) != (threshold, degree):
@@ -270,26 +289,44 @@ class Masked:
                 f"and {degree}"
             )
         at = terms.occasion
-        if (at.round, at.attempt) != _attempt(body):
+        if (body.about, at.round, at.attempt) != _attempt(body):
             raise AuthError(f"task {body.id} comes with the terms of round {at.round}")
         other = [lane.name for lane in terms.lanes if (lane.step, lane.excess) != (1.0, "refuse")]
         if other:
             raise AuthError(f"lane {other[0]!r} is not one of whole numbers")
-        arrays = open_frame(find(body.broadcast.blob), _ANY)[1]
-        _enough_noise(privacy, arrays, terms)
-        model = model_digest(arrays)
-        return Approved(f"{job['hash']}/{self._run}", model, terms.lanes, rule_text(privacy))
+        name = job_name(plan.spec.hash(), self._run, body.about)
+        return Approved(name, self._start(body, path, terms, find), terms.lanes, rule_text(privacy))
 
-    def _job(self, plan: Path) -> Mapping[str, Any] | None:
-        """The job's hash and privacy section, where it is masked; read once for each plan."""
-        name = str(plan)
-        if name not in self._rules:
-            raw = open_frame(plan, _ANY)[0].get("spec") or {}
-            privacy = raw.get("privacy") or {}
-            masked = privacy.get("aggregation") == "masked"
-            job = {"hash": spec_from_plain(raw).hash(), "privacy": privacy} if masked else None
-            self._rules = {name: job}
-        return self._rules[name]
+    def _start(self, body: TaskBody, path: Path, terms: Terms, find: Find) -> str:
+        """What the round starts from, in the form in which sums are compared."""
+        if body.about == "sums":
+            raw = open_frame(path, _ANY)[0]
+            digest = sums_digest(raw.get("spec") or {}, raw.get("schema") or {})
+            return model_mark(body.about, digest)
+        if body.broadcast is None:
+            raise AuthError("a masked round came without a model")
+        arrays = open_frame(find(body.broadcast.blob), _ANY)[1]
+        if body.about == "train":
+            _enough_noise(self._plan(path).privacy, arrays, terms)
+        return model_mark(body.about, model_digest(arrays))
+
+    def _plan(self, path: Path) -> Plan:
+        """Of the run; read once for each file."""
+        name = str(path)
+        if name not in self._plans:
+            self._plans = {name: read_plan(path)}
+        return self._plans[name]
+
+    def _due(self, path: Path) -> bool:
+        """Whether the run is masked; one that ever was does not cease to be, whatever its plan says now."""
+        if not self._once:
+            plan, trust = self._plan(path), self._site.trust
+            self._once = plan.settled.masked
+            if not self._once and trust is not None:
+                job = plan.spec.hash()
+                names = (job_name(job, self._run, about) for about in SUBJECTS)
+                self._once = any(trust.book.knows(name) for name in names)
+        return self._once
 
     def _hear(
         self, body: TaskBody, event: machine.Event
@@ -388,12 +425,13 @@ def _enough_noise(privacy: Mapping[str, Any], arrays: Mapping[str, Any], terms: 
         )
 
 
-def _attempt(body: TaskBody) -> tuple[int, int]:
-    """Round and attempt in a task's id."""
-    number, _, attempt = body.id.split(".", 3)[2].partition("-")
-    if number != str(body.number) or not (attempt.isascii() and attempt.isdigit()):
+def _attempt(body: TaskBody) -> Attempt:
+    """Subject, round and attempt of a task."""
+    number, attempt, *_ = [*body.id.split(".", 3)[2].split("-"), ""]
+    other = body.kind in SUBJECTS and body.kind != body.about
+    if other or number != str(body.number) or not (attempt.isascii() and attempt.isdigit()):
         raise WireError(f"{body.id!r:.120} is no task of a masked round")
-    return body.number, int(attempt)
+    return body.about, body.number, int(attempt)
 
 
 def _laid(terms: Terms, chunks: Iterable[memoryview]) -> Iterator[bytes | memoryview]:

@@ -7,6 +7,10 @@ put a key of its own in a site's place nor add sites that nobody has agreed to. 
 shows, unseen, protects against a server that begins to lie later, and not against one that lied then.
 
 The pins lie in ``peers.json``: fingerprints, SHA-256 of the raw public keys, by name.
+
+Jobs that leave masks to the default come to sites whose stewards have pinned nobody. For those jobs alone a
+key counts that was the first to be seen under a name; it is noted in ``peers_seen.json``, and another one
+under that name is refused. That is better than no masks, and less than a telephone call.
 """
 
 from __future__ import annotations
@@ -34,6 +38,10 @@ class Book(Protocol):
 
     def keep(self, record: Record, apart: int = 0) -> None:
         """Write a step down before it is taken, or refuse it."""
+
+    def knows(self, job: str) -> bool:
+        """Whether a round of this job was ever joined."""
+        ...
 
 
 class Peers:
@@ -87,6 +95,19 @@ class Peers:
             write_text(self._path, json.dumps({**known, **shown}, indent=2, sort_keys=True) + "\n")
         return sorted(new)
 
+    def meet(self, members: Iterable[Member]) -> dict[str, bytes]:
+        """The keys among those of ``members`` that are pinned, or the first seen of a site that is not.
+
+        Raises:
+            StorageError: a file is damaged or cannot be written.
+        """
+        pinned, first = self.all(), Peers(self._path.with_name("peers_seen.json"))
+        shown = {m.name: hashlib.sha256(m.key).hexdigest() for m in members}
+        known = {**first.all(), **pinned}
+        first.pin({name: f for name, f in shown.items() if name not in known})
+        known = {**shown, **known}
+        return {m.name: m.key for m in members if known[m.name] == shown[m.name]}
+
     def keys(self, members: Iterable[Member]) -> dict[str, bytes]:
         """The keys among those of ``members`` that have the pinned fingerprints."""
         known = self.all()
@@ -113,9 +134,20 @@ class Trust:
     book: Book
     peers: Peers
 
-    def policy(self, name: str, cohort: Iterable[Member], rules: Masking) -> Policy:
-        """This site's rules for a round of ``cohort``; its own key needs no pin."""
-        pinned = self.peers.keys(cohort) | {name: self.signer.public_bytes}
+    def policy(
+        self, name: str, cohort: Iterable[Member], rules: Masking, *, auto: bool = False
+    ) -> Policy:
+        """This site's rules for a round of ``cohort``; its own key needs no pin.
+
+        Args:
+            name: of this site.
+            cohort: who is invited.
+            rules: of this site.
+            auto: whether the job leaves it open whether it is masked; then keys seen first may do.
+        """
+        others = [member for member in cohort if member.name != name]
+        found = self.peers.meet if auto and rules.first_use else self.peers.keys
+        pinned = found(others) | {name: self.signer.public_bytes}
         return Policy(
             self.federation,
             self.server,

@@ -47,6 +47,7 @@ class Pledges:
         self._path = path
         self._journal = Journal(path, signer, disk)
         self._lock = threading.RLock()
+        self._jobs: set[str] = set()
         self._rounds: defaultdict[tuple[str, str, int], list[Record]] = defaultdict(list)
         self._sums: defaultdict[str, list[Record]] = defaultdict(list)
         for number, body in enumerate(self._journal.lines, 1):
@@ -62,6 +63,10 @@ class Pledges:
     def records(self) -> tuple[Record, ...]:
         """All steps, oldest first."""
         return tuple(_record(body) for body in self._journal.lines)
+
+    def knows(self, job: str) -> bool:
+        """Whether a round of this job was ever joined."""
+        return job in self._jobs
 
     @property
     def head(self) -> Head:
@@ -93,6 +98,7 @@ class Pledges:
             self._index(record)
 
     def _index(self, record: Record) -> None:
+        self._jobs.add(record.occasion.job)
         self._rounds[record.occasion.name].append(record)
         if record.kind == "release":
             self._sums[record.occasion.model].append(record)

@@ -29,6 +29,7 @@ from atoll.job import deployed
 from atoll.job.datasets import own_arrays
 from atoll.job.package import Package, spec_to_plain
 from atoll.job.schema import DataSpec, JobSpec
+from atoll.job.summed import column_totals
 from atoll.node.datasets import Dataset, open_examples, open_table
 from atoll.node.orders import DatasetBody, Order, Report
 from atoll.node.process import Ended, Log, Worker
@@ -230,6 +231,8 @@ def _prepared(stage: _Stage, settings: Settings) -> Generator[Finding, None, int
     if spec.preprocessing.mode == "federated":
         body, vectors = _asked(stage, "sums", schema, {})
         fold = Fold(1)
+        if deployed.settled_of(spec, 1).masked:  # in the form in which masks are put on
+            vectors = column_totals(spec, schema, vectors)
         fold.add(Update(vectors, 1.0, body.examples))
         sums = fold.aggregate().sums
     body, _ = _asked(stage, "ready", schema, sums)
@@ -237,11 +240,11 @@ def _prepared(stage: _Stage, settings: Settings) -> Generator[Finding, None, int
     peak = _peak(stage.worker.pid)
     layout = deployed.layout_from_plain(answer["layout"])
     took = time.monotonic() - began
+    rows = f"{answer['rows']} rows to train on, {answer['held_out']} held out, "
     yield ok(
         "rehearsal",
-        f"a worker prepared the job in {took:.1f} s: {answer['rows']} rows to train on, "
-        f"{answer['held_out']} held out, a model of {layout.size:,} numbers "
-        f"({size_text(_bytes(layout))})",
+        f"a worker prepared the job in {took:.1f} s: {rows if answer['rows'] else ''}a model of "
+        f"{layout.size:,} numbers ({size_text(_bytes(layout))})",
     )
     yield from _fits(settings, peak, _bytes(layout))
     return _bytes(layout)
@@ -277,7 +280,7 @@ def _asked(
     """
     plain = None if schema is None else deployed.schema_to_plain(schema)
     spec = spec_to_plain(stage.package.spec)
-    raw = encode({"run": _RUN, "spec": spec, "schema": plain}, sums)
+    raw = encode({"run": _RUN, "spec": spec, "sites": [stage.site], "schema": plain}, sums)
     plan = _kept(stage.scratch, raw)
     code = {n: _kept(stage.scratch, content) for n, content in stage.package.files.items()}
     task = TaskBody(

@@ -77,12 +77,15 @@ class Masking(_Table):
         share: more than this part of a round's sites are needed to open its sum.
         apart: sums on one model whose sites differ in fewer than these are refused.
         neighbours: fewest neighbours that share a site's masks, in rounds with a sparse graph.
+        first_use: whether jobs that leave masks to the default may do with keys that nobody has pinned,
+            the first that were seen.
     """
 
     smallest: Annotated[int, Field(ge=3)] = 5
     share: Annotated[float, Field(ge=0.5, lt=1)] = 0.5
     apart: Annotated[int, Field(ge=1)] = 3
     neighbours: Annotated[int, Field(ge=1)] = 20
+    first_use: bool = True
 
 
 class Settings(_Table):

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from atoll.core.chain import COHORT
 from atoll.job.deployed import dataset_name
-from atoll.job.package import spec_from_plain
+from atoll.job.settling import FEWEST
 from atoll.node.cache import Cache
 from atoll.node.datasets import Dataset, Datasets, digest_of
 from atoll.node.home import Home
 from atoll.node.link import Link
 from atoll.node.orders import Report
 from atoll.node.peers import Trust
+from atoll.node.plans import read_plan
 from atoll.node.settings import Settings
 from atoll.node.spool import Held, Spool
 from atoll.node.steward import Asked, Steward, charged
@@ -61,10 +62,9 @@ class Site:
             NotFound: no such dataset is registered.
             AtollError: the plan cannot be read.
         """
-        body, _ = open_frame(plan, _ANY)
-        spec = spec_from_plain(body.get("spec", {}))
-        dataset = Datasets(self.home.datasets).get(dataset_name(spec.data))
-        return dataset, Asked(spec, dataset.name, str(body.get("by", ""))[:200])
+        run = read_plan(plan)
+        dataset = Datasets(self.home.datasets).get(dataset_name(run.spec.data))
+        return dataset, Asked(run.spec, dataset.name, run.by, len(run.sites) or FEWEST)
 
     def admit(self, task: TaskBody, asked: Asked) -> None:
         """Let a worker have ``task``, or say which rule forbids it: :meth:`Steward.admit`."""

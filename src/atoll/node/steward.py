@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from atoll.core.errors import Fault, PolicyError, StorageError, raise_faults
+from atoll.job.deployed import settled_of
 from atoll.job.schema import JobSpec
 from atoll.node.budgets import Budgets
 from atoll.node.home import Home, write_text
@@ -55,11 +56,13 @@ class Asked:
         spec: the job.
         dataset: name of the dataset it reads.
         researcher: who submitted it, as the server says.
+        sites: how many sites take part, as the server says.
     """
 
     spec: JobSpec
     dataset: str
     researcher: str = ""
+    sites: int = 1
 
     @property
     def shared_noise(self) -> bool:
@@ -279,17 +282,20 @@ def _faults(
     policy: Policy, task: TaskBody, asked: Asked, limits: Sequence[Limit], costs: Sequence[Cost]
 ) -> Iterable[Fault]:
     """Which rules the job, or this task of it, breaks."""
-    if not policy.unmasked and asked.spec.privacy.aggregation != "masked":
+    if getattr(asked.spec, "statistics", None) is not None and task.code:
+        yield Fault("statistics", "comes with code, which statistics do not bring", "leave it out")
+    settled = settled_of(asked.spec, asked.sites)
+    if not policy.unmasked and not settled.masked:
         yield Fault(
             "policy.unmasked",
-            "single updates of this job reach the server in clear",
+            f"single updates of this job reach the server in clear ({settled})",
             'set privacy.aggregation = "masked" in the job',
         )
     limited = policy.private == "limited" and limits
     if not limited and policy.private != "all":
         return
     what = f"dataset {asked.dataset!r}" + (f" ({limits[0]})" if limits else "")
-    if not costs:
+    if not any(cost.hides for cost in costs):
         yield Fault(
             "policy.private",
             f"{what} is for jobs with differential privacy only, and this one has none",

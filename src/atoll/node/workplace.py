@@ -18,19 +18,34 @@ from typing import Any
 import numpy as np
 
 from atoll.core.contracts import Task
-from atoll.core.errors import JobConflict, JobError, StateError, UpdateRefused, WireError
+from atoll.core.errors import (
+    Forbidden,
+    JobConflict,
+    JobError,
+    PolicyError,
+    StateError,
+    UpdateRefused,
+    WireError,
+)
 from atoll.core.layout import Array
 from atoll.core.metrics import Metrics, RankedScores
 from atoll.core.values import Broadcast, Memory
+from atoll.data.table import Table
 from atoll.job import deployed
 from atoll.job.datasets import own_arrays
 from atoll.job.islands import Islands
 from atoll.job.package import Package, spec_from_plain, unpack
 from atoll.job.schema import JobSpec
+from atoll.job.settling import FEWEST
+from atoll.job.study import Agreed
+from atoll.job.summed import column_integers
 from atoll.node.datasets import digest_of, open_examples, open_table
 from atoll.node.orders import Order, Report
+from atoll.node.plans import sites_in
+from atoll.node.queries import Answering
 from atoll.node.redaction import told
 from atoll.runtime.client import Parts, answer_task, evaluate_client
+from atoll.runtime.figures import integers_of, kinds_of
 from atoll.runtime.threads import Threads
 from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Allowed, check_finite, open_frame, pieces
@@ -63,13 +78,14 @@ class _Run:
     """A run as far as it has been opened."""
 
     plan: str
-    plain: tuple[Any, Any]
+    plain: tuple[Any, Any, Any]
     spec: JobSpec
     schema: Any
     sums: Mapping[str, Array]
+    sites: int
     parts: tuple[Parts, Islands] | None = None
 
-    def same(self, plain: tuple[Any, Any], sums: Mapping[str, Array]) -> bool:
+    def same(self, plain: tuple[Any, Any, Any], sums: Mapping[str, Array]) -> bool:
         """Whether another plan says the same of everything that matters here."""
         alike = self.plain == plain and list(self.sums) == list(sums)
         return alike and all(np.array_equal(self.sums[name], sums[name]) for name in sums)
@@ -90,6 +106,7 @@ class Workplace:
         self._rows: tuple[str, Any, str] | None = None  # dataset's path, rows, digest
         self._code: Mapping[str, str] | None = None
         self._threads: Threads | None = None
+        self._answering: Answering | None = None
 
     def carry_out(self, order: Order) -> Report:
         """Do what ``order`` says; whatever is raised becomes the task's failure.
@@ -110,7 +127,8 @@ class Workplace:
             kept = bool(done.memory)
         except BaseException as error:  # job code may raise anything, SystemExit too
             traceback.print_exc(file=sys.stderr)
-            status = "refused" if isinstance(error, UpdateRefused) else "failed"
+            forbidden = isinstance(error, UpdateRefused | PolicyError | Forbidden)
+            status = "refused" if forbidden else "failed"
             reason = told(error, self._folder, self._memory)
             seconds = time.perf_counter() - began
             body = written(order.task.id, status, reason=reason, seconds=seconds)
@@ -127,6 +145,8 @@ class Workplace:
     def _answer(self, order: Order) -> _Done:
         run = self._opened(order)
         rows = self._data(order, run.spec)
+        if run.spec.statistics is not None:
+            return self._asked(order, run, rows)
         return _VERBS[order.task.kind](self, order, run, rows)
 
     # Opening ------------------------------------------------------------------------------------
@@ -137,14 +157,18 @@ class Workplace:
             return self._run
         body, sums = open_frame(Path(order.plan), _VECTORS)
         check_finite(sums)
-        plain = body.get("spec"), body.get("schema")
+        sites = len(sites_in(body)) or FEWEST
+        plain = body.get("spec"), body.get("schema"), sites
         if self._run is not None and self._run.same(plain, sums):
             self._run.plan = order.plan
             return self._run
         if plain[0] is None:
             raise WireError("the run's plan holds no job")
         spec = spec_from_plain(plain[0])
-        schema = deployed.schema_from_plain(plain[1]) if plain[1] else None
+        schema: Any = None
+        if plain[1]:
+            known = Agreed if spec.statistics is not None else None
+            schema = known.from_plain(plain[1]) if known else deployed.schema_from_plain(plain[1])
         if self._code != order.code:
             if self._code is not None:
                 raise JobError("the code of a run has changed while it ran")
@@ -153,7 +177,7 @@ class Workplace:
                 self._folder,
             )
             self._code = order.code
-        self._run = _Run(order.plan, plain, spec, schema, sums)
+        self._run = _Run(order.plan, plain, spec, schema, sums, sites)
         return self._run
 
     def _data(self, order: Order, spec: JobSpec) -> Any:
@@ -174,12 +198,35 @@ class Workplace:
         if run.parts is None:
             site = order.task.client
             islands = deployed.islands_at(run.spec, run.schema, run.sums, site, rows)
-            run.parts = deployed.parts_at(run.spec, islands, self._folder, site), islands
+            parts = deployed.parts_at(run.spec, islands, self._folder, site, run.sites)
+            run.parts = parts, islands
             self._threads = Threads()  # now that every library is loaded
         return run.parts
 
     def _one(self) -> AbstractContextManager[None]:
         return self._threads.one() if self._threads else nullcontext()
+
+    def _asked(self, order: Order, run: _Run, rows: Table) -> _Done:
+        """A task of statistics: no code of the job's runs here."""
+        if order.code:
+            raise JobError("statistics bring no code", remedy="submit the job without it")
+        t, digest = order.task, self._rows[2] if self._rows else ""
+        if self._answering is None:
+            dataset = order.dataset.dataset
+            self._answering = Answering(run.spec, t.client, run.sites, dataset)
+        at, agreed = self._answering, run.schema
+        with self._one():
+            if t.kind == "survey":
+                return _Done(fields={"answer": at.survey(rows)})
+            if t.kind == "ready":
+                return _Done(fields={"answer": at.ready(agreed, rows, digest)})
+            if t.kind != "train":
+                raise StateError(f"statistics have no {t.kind!r}")
+            task = Task(t.client, t.version, t.scale, t.fraction, t.repeat)
+            asked = Broadcast(t.version, _vectors(order.broadcast))
+            update = at.answer(agreed, rows, digest, task, asked)
+        fields = {"weight": float(update.weight), "examples": int(update.examples)}
+        return _Done(update.vectors, fields)
 
     # What a task can be -------------------------------------------------------------------------
 
@@ -188,8 +235,10 @@ class Workplace:
         return _Done(fields={"answer": deployed.survey(run.spec, order.task.client, rows)})
 
     def sums(self, order: Order, run: _Run, rows: Any) -> _Done:
-        """Exact sums of the training rows' columns."""
+        """Exact sums of the training rows' columns; whole numbers and nothing else in a masked run."""
         update = deployed.column_sums_at(run.spec, run.schema, order.task.client, rows)
+        if deployed.settled_of(run.spec, run.sites).masked:
+            return _Done(column_integers(update.vectors))
         fields = {"weight": float(update.weight), "examples": int(update.examples)}
         return _Done(update.vectors, fields)
 
@@ -197,7 +246,7 @@ class Workplace:
         """Rows, card and layout; with them the initial vector where it is asked for."""
         parts, islands = self._parts(order, run, rows)
         with self._one():
-            answer = deployed.ready(parts, islands)
+            answer = deployed.ready(parts, islands, rows=run.spec.privacy.record is not None)
             first = deployed.initial_vector(parts) if order.task.initial else None
         return _Done({} if first is None else {"initial": first}, {"answer": answer})
 
@@ -229,6 +278,8 @@ class Workplace:
         parameters = Broadcast(order.task.version, _vectors(order.broadcast)).parameters
         with self._one():
             found = evaluate_client(parts, parameters, client, _memory(order))
+        if parts.chain.find("mask") is not None:
+            return _Done(integers_of(found, kinds_of(found)))
         fields = {"metrics": _leaving(found), "examples": len(parts.held_out[client])}
         return _Done(fields=fields)
 

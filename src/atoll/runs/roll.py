@@ -17,7 +17,7 @@ from atoll.data.card import fingerprint
 from atoll.data.population import MOST_LISTED, LazyClients, ids_of, known_rows, rows_of
 from atoll.data.table import Table
 
-__all__ = ["clients_roll", "data_prints", "evaluation_faults", "population_entry"]
+__all__ = ["clients_roll", "data_prints", "evaluation_faults", "population_entry", "told_rows"]
 
 _MOST_PRINTS = 200
 """So many participants of a large population are fingerprinted one by one, as cards are."""
@@ -41,6 +41,11 @@ def data_prints(cards: Iterable[Mapping[str, Any]], clients: Clients) -> dict[st
     return {"": sha.hexdigest()}
 
 
+def told_rows(clients: Clients, client: ClientId) -> int | None:
+    """Rows of a client; None where a site under masks has not told them."""
+    return rows_of(clients, client) if getattr(clients[client], "told", True) else None
+
+
 def clients_roll(clients: Clients, prints: Mapping[str, str], rounds: Records) -> dict[str, Any]:
     """The manifest's ``data``: rows and fingerprint by client.
 
@@ -52,7 +57,7 @@ def clients_roll(clients: Clients, prints: Mapping[str, str], rounds: Records) -
     lazy = isinstance(clients, LazyClients)
     if not lazy and len(clients) <= MOST_LISTED:
         return {
-            c: {"rows": rows_of(clients, c), "fingerprint": prints.get(c, "")}
+            c: {"rows": told_rows(clients, c), "fingerprint": prints.get(c, "")}
             for c in ids_of(clients)
         }
     rows = {c: n for record in rounds for c, n in record["contributed"].items()}

@@ -20,13 +20,14 @@ import numpy as np
 
 from atoll.core.errors import AtollError, CheckpointError, StorageError
 from atoll.core.values import ClientId
-from atoll.data.population import MOST_LISTED, rows_of
+from atoll.data.population import MOST_LISTED
 from atoll.job.build import Job
 from atoll.job.datasets import Islands
 from atoll.report.folder import RunFolder, plain
 from atoll.report.html import write_report
+from atoll.runs.findings import write_findings
 from atoll.runs.result import Run, write_results
-from atoll.runs.roll import clients_roll, data_prints, population_entry
+from atoll.runs.roll import clients_roll, data_prints, population_entry, told_rows
 from atoll.runs.statement import statement_of
 from atoll.runs.status import participation_status
 from atoll.runtime import checkpoint
@@ -167,7 +168,9 @@ class Session:
         )
         if self.folder is not None:
             write_results(self.folder, run)
-            write_report(self.folder)
+            if self.job.study is None:
+                write_report(self.folder)
+            write_findings(self.folder, self.job, progress.state, run.manifest)
         return run
 
     def _manifest_of_failure(self, error: AtollError) -> dict[str, Any]:
@@ -210,6 +213,7 @@ class Session:
             if best is None
             else {"round": best.round, "metric": self.job.stop.metric, "value": best.value},
             "comparison": comparison,
+            "aggregation": self.job.aggregation,
             "privacy": self._privacy(progress),
             "notes": [*self.islands.notes, *_unjudged(self.parts)],
             **self.facts,
@@ -232,7 +236,8 @@ def _unjudged(parts: Parts) -> list[str]:
         few = f"rows to test on at {judged:,} of {everybody:,} clients only"
         return [few] if judged < everybody else []
     bare = [c for c in parts.clients if c not in parts.held_out]
-    counts = {c: rows_of(parts.clients, c) for c in bare[:5]}
-    named = ", ".join(f"{c} ({n} row{'s' if n > 1 else ''})" for c, n in counts.items())
+    counts = {c: told_rows(parts.clients, c) for c in bare[:5]}
+    shown = {c: "" if n is None else f" ({n} row{'s' if n > 1 else ''})" for c, n in counts.items()}
+    named = ", ".join(f"{c}{rows}" for c, rows in shown.items())
     more = f" and {len(bare) - 5} more" if len(bare) > 5 else ""
     return [f"trained on, but without rows to test on: {named}{more}"] if bare else []

@@ -26,7 +26,7 @@ from atoll.core.contracts import Executor, Finishing, Observer, Outcome, Task
 from atoll.core.errors import ClientError, JobError, QuorumError
 from atoll.core.layout import Array
 from atoll.core.metrics import Confusion, Metrics, merge_all, values
-from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
+from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Merged
 from atoll.data.population import ids_of, rows_of
 from atoll.runtime.checkpoint import Best, Progress, model_hash
 from atoll.runtime.client import Parts
@@ -170,7 +170,8 @@ class Train:
 class Evaluate:
     """Evaluate this model on clients' held-out rows. Answered by metrics by client.
 
-    A client that does not answer is left out of the answer, and of the round's figures.
+    A client that does not answer is left out of the answer, and of the round's figures. Where only the sum
+    of all is known, the answer is that (:class:`~atoll.core.values.Merged`).
 
     Args:
         number: rounds ended so far, the present one among them.
@@ -412,6 +413,9 @@ class Loop:
             # The next cohort's broadcast, to the byte: sites fetch it once.
             model = self.parts.broadcast(state)
             sites = yield Evaluate(number, model, names, progress.memories)
+            if isinstance(sites, Merged):
+                shown["federated"] = _shown(sites.metrics) or None
+                return shown
             heard = [sites[c] for c in names if c in sites]
             shown["federated"] = _shown(merge_all(heard)) or None
             shown["sites"] = {c: _shown(sites.get(c, _NONE)) for c in names}

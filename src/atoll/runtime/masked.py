@@ -13,12 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from atoll.core.chain import COHORT, Entropy, random_bytes
+from atoll.core.chain import Entropy, random_bytes
 from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import JobError, UpdateRefused
 from atoll.core.layout import Array
-from atoll.core.metrics import Metrics
-from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Update
+from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Merged, Update
 from atoll.privacy.secagg.inprocess import Guest, Identity, Round, play
 from atoll.privacy.secagg.masks import Rooms
 from atoll.privacy.secagg.messages import Dealt
@@ -27,7 +26,9 @@ from atoll.privacy.secagg.site import Site
 from atoll.privacy.secagg.terms import Lane, Member, Occasion, Terms
 from atoll.runtime.checkpoint import model_hash
 from atoll.runtime.client import Parts, evaluate_client
+from atoll.runtime.figures import integers_of, kinds_of, lanes_of, metrics_of
 from atoll.runtime.groups import fold_group, groups
+from atoll.runtime.pattern import lanes_at
 from atoll.runtime.threads import Threads
 
 __all__ = ["MaskedExecutor"]
@@ -107,10 +108,12 @@ class MaskedExecutor:
         if why := self._mask.short(len(inputs), len(tasks)):
             return Aggregate({}, 0.0, 0.0, len(inputs), 0), (), why
         newest = max(task.version for task in tasks)
-        terms = self._terms(sorted(task.client for task in tasks), broadcasts[newest])
-        guests = {name: self._guest(terms, name, inputs.get(name)) for name in _names(terms)}
-        relay = _Absent(frozenset(inputs))
-        played = self.last = play(terms, self._server.sign, guests, relay, workers=_WORKERS)
+        broadcast = broadcasts[newest]
+        named = sorted(tasks, key=lambda task: task.client)
+        terms = self._terms(
+            [task.client for task in named], lanes_at(self._parts, named[0], broadcast), broadcast
+        )
+        played = self.last = self._play(terms, {c: u.vectors for c, u in inputs.items()})
         if played.total is None:
             return Aggregate({}, 0.0, 0.0, 0, 0), (), f"masked aggregation: {played.failure}"
         shapes = {n: v.shape for n, v in next(iter(inputs.values())).vectors.items()}
@@ -122,26 +125,29 @@ class MaskedExecutor:
         total = Aggregate(sums, float(count), float(count), count, 0)
         return total, played.members, "dropped out of the protocol"
 
-    def _terms(self, names: Sequence[ClientId], broadcast: Broadcast) -> Terms:
+    def _play(self, terms: Terms, inputs: Mapping[ClientId, Mapping[str, Array]]) -> Round:
+        guests = {name: self._guest(terms, name, inputs.get(name, {})) for name in _names(terms)}
+        relay = _Absent(frozenset(inputs))
+        return play(terms, self._server.sign, guests, relay, workers=_WORKERS)
+
+    def _terms(
+        self, names: Sequence[ClientId], lanes: tuple[Lane, ...], broadcast: Broadcast
+    ) -> Terms:
         cohort = tuple(Member(name, self._signer(name).public_bytes) for name in names)
-        lanes: tuple[Lane, ...] = self._quantise.integer_lanes(int(broadcast.vectors[COHORT][0]))
         occasion = Occasion(_FEDERATION, "", broadcast.version, 0, model_hash(broadcast.parameters))
         least = self._mask.least(len(names))
         return Terms(occasion, cohort, least, lanes, expiry=1.0, degree=self._mask.degree)
 
-    def _guest(self, terms: Terms, name: ClientId, update: Update | None) -> Guest:
+    def _guest(self, terms: Terms, name: ClientId, vectors: Mapping[str, Array]) -> Guest:
         pinned = {member.name: member.key for member in terms.cohort}
         policy = Policy(
             _FEDERATION, self._server.public_bytes, pinned, smallest=3, neighbours=terms.degree
         )
         at = terms.occasion
-        values: dict[str, Array] = {}
-        if update is not None:
-            values = {lane: v.reshape(-1) for lane, v in update.vectors.items()}
         return Guest(
             Site(name, self._signer(name), policy),
             Approved(at.job, at.model, terms.lanes),
-            values,
+            {lane: v.reshape(-1) for lane, v in vectors.items()},
             self._entropy(32),
             rounded=True,
             rooms=self._rooms,
@@ -157,13 +163,21 @@ class MaskedExecutor:
         parameters: Broadcast,
         clients: Sequence[ClientId],
         memories: Mapping[ClientId, Memory],
-    ) -> Mapping[ClientId, Metrics]:
-        """See :class:`~atoll.core.contracts.Executor`."""
+    ) -> Merged:
+        """Of all clients together, as integers under masks: nobody's own figures are seen."""
         with self._threads.one():
-            return {
+            found = {
                 c: evaluate_client(self._parts, parameters.parameters, c, memories.get(c, {}))
                 for c in clients
             }
+        kinds = kinds_of(next(iter(found.values()), {}))
+        if self._mask.short(len(found), len(found)) or not kinds:
+            return Merged({}, ())
+        inputs = {c: integers_of(metrics, kinds, self._entropy) for c, metrics in found.items()}
+        played = self._play(self._terms(sorted(inputs), lanes_of(kinds), parameters), inputs)
+        if played.total is None:
+            return Merged({}, ())
+        return Merged(metrics_of(kinds, played.total.integers()), tuple(played.members))
 
     def close(self) -> None:
         """Nothing to release."""

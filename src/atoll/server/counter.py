@@ -52,14 +52,19 @@ def _place(task: str) -> tuple[int, int, int, int]:
 
     >>> calls = ["r.survey.0.a", "r.ready.0.a", "r.train.0.a", "r.evaluate.1-ab.a", "r.train.1.a"]
     >>> calls += ["r.commit.2-0.a", "r.pledge.2-0.a", "r.commit.2-1.a", "r.evaluate.3-ab.a"]
+    >>> calls += ["r.train.3.a", "r.commit-evaluate.4-0-ab.a", "r.evaluate.4-0-ab.a"]
+    >>> calls += ["r.pledge-evaluate.4-0-ab.a", "r.commit.4-0.a"]
     >>> sorted(calls, key=_place) == calls
     True
     """
-    _, kind, number, *_ = [*task.split(".", 3), "", "", ""]
-    number, _, attempt = number.partition("-")
-    before = _PREPARATION.index(kind) if kind in _PREPARATION else len(_PREPARATION)
-    step = _STEPS.index(kind) if kind in _STEPS else -1
-    return before, 2 * _whole(number) + (step >= 0), _whole(attempt) if step >= 0 else 0, step
+    _, name, place, *_ = [*task.split(".", 3), "", "", ""]
+    kind, _, about = name.partition("-")
+    number, *more = place.split("-")
+    subject = about or ("train" if kind in _STEPS else kind)
+    before = _PREPARATION.index(subject) if subject in _PREPARATION else len(_PREPARATION)
+    step = _STEPS.index(kind) if kind in _STEPS else _STEPS.index("train")
+    tried = more[:1] if subject == "train" or len(more) > 1 else []
+    return before, 2 * _whole(number) + (subject == "train"), _whole("".join(tried)), step
 
 
 def _whole(text: str) -> int:
@@ -93,6 +98,7 @@ class Counter:
         self._arriving = 0
         self._postponed: list[Event] = []
         self._unsettled: set[str] = set()
+        self._used: frozenset[str] = frozenset()
 
     # Sites --------------------------------------------------------------------------------------
 
@@ -320,6 +326,16 @@ class Counter:
         """What was acknowledged has been used: nodes may forget it, but for the tasks still at work."""
         with self.lock:
             self._unsettled &= set(flying)
+
+    def commit(self, flying: Collection[str]) -> None:
+        """The same, once a round is committed, which only the server that has the store can do."""
+        with self.lock:
+            self._used = frozenset(self._unsettled - set(flying))
+            self.settle(flying)
+
+    def used(self, task: str) -> bool:
+        """Whether the round that was committed last here was the answer's to ``task``: so it stays."""
+        return task in self._used
 
     def close(self) -> None:
         """No call is open any more."""

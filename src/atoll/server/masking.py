@@ -15,6 +15,9 @@ pledge     whose integers are in the sum       its signature on that
 release    the pledges                         for each other site one share, of one kind
 ========== =================================== ====================================================
 
+The third step is ``train`` where updates are added up. What sites would else tell beside their updates is
+added up in the same way: sums of columns (``sums``) and figures of held-out rows (``evaluate``).
+
 *Who took part in a step is written down before the next step is told to anybody.* A server that was
 killed reads that, takes the same answers from disk, comes to the same machine (all that is random
 happens at sites), and goes on. Where bytes are lost, or too few answer, the round is tried again with
@@ -34,6 +37,7 @@ from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import JobError, NotFound, StorageError, UpdateRefused, WireError
 from atoll.core.layout import Array
 from atoll.core.values import Aggregate, ClientId
+from atoll.job.summed import Subject, job_name, model_mark
 from atoll.privacy.secagg import server as machine
 from atoll.privacy.secagg.codec import MOST, read, written
 from atoll.privacy.secagg.fixed import check_reach
@@ -105,6 +109,8 @@ def masking_of(row: RunRow, parts: Parts) -> Masking | None:
     return Masking(lanes, mask.threshold, mask.degree, rule)
 
 
+_INPUT = STEPS[2]
+
 Make = Callable[[str, Task, str, Blob], TaskBody]
 """Makes the task of a kind for a client under an id, with the blob of what is said."""
 
@@ -140,6 +146,7 @@ class MaskedRound:
         make: makes tasks.
         seconds: the round's own time; steps beside the training get a quarter of it each.
         begun: whether a server before this one may have begun the round.
+        about: what is added up.
     """
 
     def __init__(
@@ -153,8 +160,10 @@ class MaskedRound:
         seconds: float,
         *,
         begun: bool = True,
+        about: Subject = "train",
     ) -> None:
-        self._begun = begun
+        self._begun, self.about = begun, about
+        self._own = {"round": number, "about": about, "model": model}  # in all its notes alone
         self.office, self.row, self.masking = office, row, masking
         self.number, self.model, self.make, self.seconds = number, model, make, seconds
         self.answers: dict[str, str] = {}
@@ -187,7 +196,7 @@ class MaskedRound:
             if event.kind != _NOTE:
                 continue
             note = json.loads(event.text)
-            if note["round"] == self.number:  # the first one counts
+            if self._own.items() <= note.items():  # the first one counts
                 self._notes.setdefault((note["attempt"], note["step"]), note)
 
     def note(self, attempt: int, step: str, **what: Any) -> Mapping[str, Any]:
@@ -196,7 +205,7 @@ class MaskedRound:
         if key not in self._notes:
             office = self.office
             fence(office.epoch, office.store.lease().epoch)
-            note = {"round": self.number, "attempt": attempt, "step": step, **what}
+            note = {**self._own, "attempt": attempt, "step": step, **what}
             office.event(_NOTE, json.dumps(note), self.row.id)
             self._notes[key] = note
         return self._notes[key]
@@ -298,9 +307,10 @@ class _Attempt:
         at, masking = self._round, self._round.masking
         keys = {member.name: member.key for member in at.office.store.members()}
         cohort = tuple(Member(name, keys[name]) for name in sorted(t.client for t in self._tasks))
-        job = f"{at.row.job_hash}/{at.row.id}"
+        job = job_name(at.row.job_hash, at.row.id, at.about)
+        model = model_mark(at.about, at.model)
         return Terms(
-            Occasion(at.office.federation, job, at.number, self._number, at.model),
+            Occasion(at.office.federation, job, at.number, self._number, model),
             cohort,
             self.threshold,
             masking.lanes,
@@ -351,7 +361,7 @@ class _Attempt:
         terms, expected = self._at.terms, self._expected(step)
         wanted = {terms.cohort[i - 1].name for i in members}
         silent = self._said.keys() - self._gone - wanted
-        prefix = self._id(step.kind, "")
+        prefix = self._id(step, "")
         rows = {row.client: row for row in office.store.contributions(run, prefix)}
         self._round.answers |= {row.task: row.sha256 for row in rows.values()}
         for site in [task.client for task in self._tasks if task.client in wanted]:
@@ -407,13 +417,19 @@ class _Attempt:
             }
         return Expected(slots, most=MOST)
 
-    def _id(self, kind: str, site: ClientId) -> str:
-        return f"{self._round.row.id}.{kind}.{self._round.number}-{self._number}.{site}"
+    def _id(self, step: _Step, site: ClientId) -> str:
+        at, name = self._round, step.kind
+        number = f"{at.number}-{self._number}"
+        if at.about != "train":  # a round that a stop has cut off may end in another model
+            name = at.about if step.kind == "train" else f"{step.kind}-{at.about}"
+            number += f"-{at.model[:8]}"
+        return f"{at.row.id}.{name}.{number}.{site}"
 
     def _body(self, step: _Step, task: Task) -> TaskBody:
         raw = np.frombuffer(written(self._said[task.client]), np.uint8)
         blob = self._round.office.show(self._round.row.id, {"kind": step.kind}, {SAID: raw})
-        return self._round.make(step.kind, task, self._id(step.kind, task.client), blob)
+        kind = self._round.about if step.kind == "train" else step.kind
+        return self._round.make(kind, task, self._id(step, task.client), blob)
 
     # The machine --------------------------------------------------------------------------------
 
@@ -477,5 +493,5 @@ class _Attempt:
         return Summed(
             Aggregate(sums, float(count), float(count), count, 0),
             tuple(outcomes),
-            {site: self._id("train", site) for site in members},
+            {site: self._id(_INPUT, site) for site in members},
         )

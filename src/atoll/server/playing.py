@@ -16,16 +16,19 @@ from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import AtollError, CheckpointError, JobError
 from atoll.core.layout import Array
 from atoll.core.metrics import Metric, Metrics, merge_metrics, values
-from atoll.core.values import Broadcast, ClientId
+from atoll.core.values import Broadcast, ClientId, Merged
 from atoll.job.islands import Islands
 from atoll.job.standing import Standing
+from atoll.privacy.links.mask import FEWEST
 from atoll.privacy.secagg.terms import model_digest
 from atoll.report.folder import RunFolder, plain
 from atoll.runs.session import Session
 from atoll.runtime import checkpoint
 from atoll.runtime.checkpoint import Progress
+from atoll.runtime.figures import lanes_of, metrics_of
 from atoll.runtime.live import Live
 from atoll.runtime.loop import Evaluate, Evaluation, Finished, Loop, Next, Train
+from atoll.runtime.pattern import lanes_at
 from atoll.runtime.schedule import Asynchronous, Pace, Plan
 from atoll.server.answers import Expected
 from atoll.server.desk import Call, Desk, Take
@@ -70,6 +73,7 @@ class Playing:
         self._office = office
         self._row = row
         self._plan = prepared.plan
+        self._figures = prepared.figures
         parts = prepared.parts
         self._parts = replace(parts, algorithm=BySlabs(parts.algorithm))
         self._job = job = prepared.job
@@ -158,6 +162,10 @@ class Playing:
     def _train(self, call: Train) -> Generator[Call, Sequence[Outcome], Any]:
         masking = masking_of(self._row, self._parts)
         if masking is not None:
+            if self._job.study is not None:  # whose questions have another shape in each round
+                task = call.tasks[0]
+                lanes = lanes_at(self._parts, task, call.broadcasts[task.version])
+                masking = replace(masking, lanes=lanes)
             return (yield from self._masked(call, masking))
         if self._fold is not None and self._live is not None:  # folded as they came
             fold, self._fold = self._fold, None
@@ -199,7 +207,7 @@ class Playing:
     def _folding(
         self, tasks: Sequence[Task], models: Mapping[int, Broadcast], updates: int
     ) -> TrainFold:
-        if self._pattern is None and tasks:
+        if tasks and (self._pattern is None or self._job.study is not None):
             self._pattern = pattern_of(self._parts, tasks[0], models[tasks[0].version])
         pattern = self._pattern or Pattern(Expected(), {}, False, False)
         return TrainFold(self._parts, pattern, updates, self._frame)
@@ -229,11 +237,14 @@ class Playing:
 
     def _evaluate(
         self, call: Evaluate
-    ) -> Generator[Call, Sequence[Outcome], Mapping[ClientId, Metrics]]:
+    ) -> Generator[Call, Sequence[Outcome], Mapping[ClientId, Metrics] | Merged]:
         # What a site learned in this round is its memory, if the round is going to be committed.
         kept = self._kept
         if call.broadcast.version > self._version:
             kept = {**kept, **self._trained}
+        masking = masking_of(self._row, self._parts)
+        if masking is not None:
+            return (yield from self._figures_masked(call, masking, kept))
         tasks = [
             self._body("evaluate", call.number, c, call.broadcast, kept=kept.get(c, ""))
             for c in call.clients
@@ -245,6 +256,37 @@ class Playing:
 
         yield self._call(tasks, Expected(), take, 1)
         return alike(found, call.clients)
+
+    def _figures_masked(
+        self, call: Evaluate, masking: Masking, kept: Mapping[ClientId, str]
+    ) -> Generator[Call, Sequence[Outcome], Merged]:
+        """Figures of held-out rows, of which the sum alone is seen here."""
+        kinds = self._figures
+        if len(call.clients) < FEWEST or not kinds:
+            return Merged({}, ())
+
+        def make(kind: str, task: Task, name: str, said: Blob) -> TaskBody:
+            site = task.client
+            more: dict[str, Any] = {"said": BlobRef.of(said), "about": "evaluate"}
+            more["kept"] = kept.get(site, "")
+            return self._body(kind, call.number, site, call.broadcast, name, **more)
+
+        masked = MaskedRound(
+            self._office,
+            self._row,
+            replace(masking, lanes=lanes_of(kinds)),
+            call.number,
+            model_digest(call.broadcast.vectors),
+            make,
+            self._deadline,
+            begun=not self.unheard,
+            about="evaluate",
+        )
+        version = call.broadcast.version
+        summed = yield from masked.play([Task(site, version) for site in call.clients])
+        self._answers |= masked.answers
+        members = tuple(o.client for o in summed.outcomes if o.status == "contributed")
+        return Merged(metrics_of(kinds, summed.aggregate.sums) if members else {}, members)
 
     def _call(
         self,

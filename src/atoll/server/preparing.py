@@ -12,8 +12,8 @@ ready      rows, card, layout, hash of the initial vector;  the run's parts
            the first site the vector itself
 =========  ===============================================  ======================================
 
-The *plan* is what sites need to work on the run: a frame ``{"run", "spec", "schema"}`` whose arrays are
-the sums. It grows with the calls, and each task names the newest.
+The *plan* is what sites need to work on the run: a frame ``{"run", "spec", "sites", "schema"}`` whose
+arrays are the sums. It grows with the calls, and each task names the newest.
 """
 
 from __future__ import annotations
@@ -21,20 +21,24 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from atoll.aggregation.exact import Fold
-from atoll.core.contracts import Outcome
+from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import DataError, Fault
 from atoll.core.layout import Array
 from atoll.core.values import ClientId, Update
 from atoll.data.schema import Schema
-from atoll.job import deployed
+from atoll.job import deployed, study_deployed
 from atoll.job.build import Job
+from atoll.job.datasets import own_arrays
 from atoll.job.package import spec_from_plain
+from atoll.job.study import Agreed
 from atoll.runtime.client import Parts
+from atoll.runtime.figures import Kinds
 from atoll.server.answers import Expected
+from atoll.server.columns import masked_sums
 from atoll.server.desk import Call, Take
 from atoll.server.office import Office
 from atoll.server.store.contract import RunRow
@@ -60,11 +64,13 @@ class Prepared:
         job: the job as objects.
         parts: of the run; its trainer has a layout and an initial vector and nothing else.
         plan: the newest plan.
+        figures: in a masked run, the metrics of held-out rows that sites will add up.
     """
 
     job: Job
     parts: Parts
     plan: Blob
+    figures: Kinds = field(default_factory=dict)
 
 
 def body_of(
@@ -98,9 +104,11 @@ class Preparing:
         self._spec = spec_from_plain(json.loads(row.spec))
         self._plan = Blob("", 0)
         self._schema: Schema | None = None
+        self._agreed: Agreed | None = None
         self._sums: Mapping[str, Array] = {}
         self._answers: dict[ClientId, Mapping[str, Any]] = {}
         self._initial: Array | None = None
+        self._masked = deployed.settled_of(self._spec, len(row.sites)).masked
 
     def calls(self) -> Generator[Call, Sequence[Outcome], Prepared]:
         """The calls, one after another, and what comes of them.
@@ -109,27 +117,33 @@ class Preparing:
             DataError: the sites' data do not fit the job or one another; every fault of every site.
         """
         yield from self._call("survey", Expected(), self._note)
+        if self._spec.statistics is not None:
+            return (yield from self._asking())
         self._schema = deployed.agree(self._spec, self._by_site())
         if self._spec.preprocessing.mode == "federated":
-            yield from self._add_up()
+            yield from self._under_masks() if self._masked else self._add_up()
         self._answers, self._initial = {}, self._given()
         yield from self._call("ready", Expected(), self._note)
         return self._finish()
 
+    def _asking(self) -> Generator[Call, Sequence[Outcome], Prepared]:
+        """Of statistics: what the sites agree on, and whether each of them is going to answer."""
+        self._agreed = agreed = study_deployed.agreed_by(self._spec, self._by_site())
+        self._answers = {}
+        yield from self._call("ready", Expected(), self._note)
+        job, parts = study_deployed.coordinated(self._spec, agreed, self._by_site())
+        return Prepared(job, parts, self._plan)
+
+    def _schema_plain(self) -> dict[str, Any] | None:
+        if self._agreed is not None:
+            return self._agreed.to_plain()
+        return None if self._schema is None else deployed.schema_to_plain(self._schema)
+
     def _call(self, kind: str, expected: Expected, take: Take) -> Asking:
         """Ask every site; all must have done it."""
         row, settings = self._row, self._office.settings
-        body = {
-            "run": row.id,
-            "by": row.by,
-            "spec": json.loads(row.spec),
-            "schema": None if self._schema is None else deployed.schema_to_plain(self._schema),
-        }
-        before, self._plan = self._plan, self._office.keep(body, self._sums)
-        self._office.store.set_run(self._office.epoch, row.id, plan=self._plan.sha256, phase=kind)
-        if before.sha256:
-            self._office.blobs.delete(before.sha256)
-        wanted = kind == "ready" and self._initial is None
+        self._show(kind)
+        wanted = kind == "ready" and self._initial is None and self._agreed is None
         tasks = [
             body_of(row, self._plan, kind, 0, site, initial=wanted and site == row.sites[0])
             for site in row.sites
@@ -155,6 +169,21 @@ class Preparing:
                 remedy="mend it there, or submit the job for the other sites",
             )
 
+    def _show(self, phase: str) -> None:
+        """Make the newest plan, and say how far the run is."""
+        office, row = self._office, self._row
+        body = {
+            "run": row.id,
+            "by": row.by,
+            "spec": json.loads(row.spec),
+            "sites": list(row.sites),
+            "schema": self._schema_plain(),
+        }
+        before, self._plan = self._plan, office.keep(body, self._sums)
+        office.store.set_run(office.epoch, row.id, plan=self._plan.sha256, phase=phase)
+        if before.sha256:
+            office.blobs.delete(before.sha256)
+
     def _note(self, task: TaskBody, body: ResultBody, arrays: Mapping[str, Array]) -> None:
         """An answer in words, and the initial vector where it was asked for."""
         check_finite(arrays)
@@ -173,6 +202,20 @@ class Preparing:
         yield from self._call("sums", expected, take)
         self._sums = fold.aggregate().sums
 
+    def _under_masks(self) -> Asking:
+        """The same in a masked run: only the sum is seen here."""
+        row, schema = self._row, self._schema
+        if schema is None or own_arrays(self._spec.data):  # of which no column has a sum
+            return
+        self._show("sums")
+        plan = self._plan
+
+        def make(kind: str, task: Task, name: str, said: Blob) -> TaskBody:
+            more: dict[str, Any] = {"said": BlobRef.of(said), "about": "sums"}
+            return body_of(row, plan, kind, 0, task.client, name, **more)
+
+        self._sums = yield from masked_sums(self._office, row, self._spec, schema, make)
+
     def _given(self) -> Array | None:
         """The initial vector that came with the job."""
         ref = self._row.files.get(INITIAL)
@@ -190,7 +233,8 @@ class Preparing:
         if self._initial is None:
             raise DataError("no site sent the initial vector", site=self._row.sites[0])
         job, parts = deployed.coordinator(self._spec, layout, self._initial, answers)
-        return Prepared(job, parts, self._plan)
+        figures = deployed.figures_told(answers) if self._masked else {}
+        return Prepared(job, parts, self._plan, figures)
 
     def _by_site(self) -> dict[ClientId, Mapping[str, Any]]:
         """The answers in the order of the sites, not of their arrival."""

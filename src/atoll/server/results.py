@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from atoll.core.errors import NotFound, suggest
+from atoll.core.errors import AtollError, NotFound, suggest
+from atoll.job.deployed import settled_of
+from atoll.job.package import spec_from_plain
 from atoll.report.folder import RunFolder
 from atoll.server.office import LEDGERS, Office
 from atoll.server.store.contract import RunRow, Store
@@ -84,8 +86,8 @@ class Readable:
     read: Callable[[int, int], bytes | memoryview]
 
 
-def reply_of(store: Store, row: RunRow) -> JobReply:
-    """What a researcher is told of a run."""
+def reply_of(store: Store, row: RunRow, *, whole: bool = False) -> JobReply:
+    """What a researcher is told of a run; the ``whole`` of it where one run alone is asked for."""
     last = store.last_round(row.id)
     return JobReply(
         id=row.id,
@@ -98,7 +100,15 @@ def reply_of(store: Store, row: RunRow) -> JobReply:
         phase=row.phase,
         reason=row.reason,
         rounds=last.number if last else 0,
+        aggregation=_aggregation(row) if whole else "",
     )
+
+
+def _aggregation(row: RunRow) -> str:
+    try:
+        return str(settled_of(spec_from_plain(json.loads(row.spec)), len(row.sites)))
+    except AtollError:  # a job of another version, long over
+        return ""
 
 
 def rounds_of(store: Store, run: str, after: int) -> RoundsReply:

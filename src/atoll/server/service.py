@@ -425,7 +425,7 @@ class Service:
         Raises:
             NotFound: there is none with this id.
         """
-        return reply_of(self._office.store, self._office.store.run(run))
+        return reply_of(self._office.store, self._office.store.run(run), whole=True)
 
     def rounds(self, run: str, after: int = 0) -> RoundsReply:
         """Records of the rounds after number ``after``, at most so many that one answer holds them."""

@@ -27,6 +27,7 @@ from atoll.core.values import ClientId
 from atoll.data.population import ids_of, rows_of
 from atoll.job.build import Job
 from atoll.job.datasets import BUILT_IN, Islands, islands_of
+from atoll.job.digits import with_digits
 from atoll.job.privacy import with_chain
 from atoll.job.record import record_faults, record_trainer
 from atoll.report.folder import RunFolder
@@ -96,8 +97,12 @@ def simulate(
     watch = profile if isinstance(profile, Stopwatch) else Stopwatch() if profile else None
     with timed(watch, "data"):
         islands = _islands(job, clients, held_out, central)
+    apart = clients is None and _has_sites(job)
+    # Which sites there are is known now: a deployment settles the same of the same job.
+    job = job.settled(len(islands.train), masks=False) if apart else job.alone
+    job = job.asking(islands.agreed)
     with timed(watch, "model"):
-        parts = _parts(job, islands, apart=clients is None and _has_sites(job))
+        parts = _parts(job, islands, apart=apart)
     with _locked(out):
         folder = None if out is None else _folder(Path(out), resume, overwrite)
         session = Session(job, parts, islands, folder, began, _comparison(job, parts))
@@ -178,7 +183,7 @@ def _folder(path: Path, resume: bool, overwrite: bool) -> RunFolder:
                 f"{path} holds an earlier run",
                 remedy="continue it with --resume, replace it with --overwrite, or name another folder",
             )
-        for old in (folder.checkpoint, path / "tensorboard"):
+        for old in (folder.checkpoint, path / "tensorboard", folder.tables):
             shutil.rmtree(old, ignore_errors=True)
         for file in (
             folder.manifest,
@@ -186,6 +191,7 @@ def _folder(path: Path, resume: bool, overwrite: bool) -> RunFolder:
             folder.report,
             folder.profile,
             folder.audit,
+            folder.results,
             *path.glob("*.safetensors"),
         ):
             file.unlink(missing_ok=True)
@@ -245,9 +251,12 @@ def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
     faults = [*job.faults(parts.trainer, parts.clients, parts.held_out), *job.privacy_faults]
     if len(parts.clients) and not job.schedule.faults(len(parts.clients)):
         rounds = job.stop.rounds
-        parts, found = with_chain(
-            job.privacy, parts, job.schedule, rounds, job.privacy_faults, job.outside
-        )
+        if job.study is not None:
+            parts, found = with_digits(job.privacy, parts, len(parts.clients))
+        else:
+            parts, found = with_chain(
+                job.privacy, parts, job.schedule, rounds, job.privacy_faults, job.outside
+            )
         faults += found
     if job.privacy.record is not None and len(parts.clients):
         faults += record_faults(parts.trainer, parts.clients[next(iter(parts.clients))])

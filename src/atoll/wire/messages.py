@@ -129,8 +129,9 @@ class TaskBody(Message):
     :class:`~atoll.core.contracts.Task`; ``kept`` is the site's last committed training task of this
     run (its memory belongs to it), empty for none; ``initial`` asks for the initial vector with
     ``ready``; ``deadline`` is in seconds from now. ``said`` is a message of a masked round, whose bytes
-    only :mod:`atoll.privacy.secagg` can read: the steps ``commit``, ``share``, ``train``, ``pledge`` and
-    ``release`` have one.
+    only :mod:`atoll.privacy.secagg` can read: the steps ``commit``, ``share``, ``pledge`` and ``release`` have
+    one, and in a masked run ``train``, ``sums`` and ``evaluate``; ``about`` says which of the three the
+    steps belong to.
     """
 
     id: TaskId
@@ -148,6 +149,7 @@ class TaskBody(Message):
     broadcast: BlobRef | None = None
     said: BlobRef | None = None
     plan: BlobRef
+    about: Literal["train", "sums", "evaluate"] = "train"
     code: Annotated[dict[FilePath, BlobRef], Field(max_length=1000)] = Field(default_factory=dict)
     initial: bool = False
     deadline: NotNegative | None = None
@@ -250,7 +252,10 @@ class SubmitBody(Message):
 
 
 class JobReply(Message):
-    """One run: who submitted what and when, where it stands, and what is to be said of it."""
+    """One run: who submitted what and when, where it stands, and what is to be said of it.
+
+    ``aggregation`` says whether its updates are masked, and why.
+    """
 
     id: Name
     name: Text
@@ -270,6 +275,7 @@ class JobsReply(Message):
     jobs: list[JobReply]
 
 
+    aggregation: Text = ""
 class RoundsReply(Message):
     """Records of rounds after the one asked for; ``ended``: no more will come."""
 

@@ -1,0 +1,54 @@
+"""Sums of columns before the first round of a masked run: the server sees those of all sites together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+
+from atoll.core.contracts import Outcome, Task
+from atoll.core.errors import DataError, Fault
+from atoll.core.layout import Array
+from atoll.data.schema import Schema
+from atoll.job.schema import JobSpec
+from atoll.job.summed import column_lanes, column_totals, sums_digest
+from atoll.job.survey import schema_to_plain
+from atoll.privacy.secagg.terms import rule_text
+from atoll.server.desk import Call
+from atoll.server.masking import Make, MaskedRound, Masking
+from atoll.server.office import Office
+from atoll.server.store.contract import RunRow
+
+__all__ = ["masked_sums"]
+
+
+def masked_sums(
+    office: Office, row: RunRow, spec: JobSpec, schema: Schema, make: Make
+) -> Generator[Call, Sequence[Outcome], Mapping[str, Array]]:
+    """The calls of one masked round about columns; returns the sums over all sites.
+
+    Args:
+        office: of the server.
+        row: the run.
+        spec: its job.
+        schema: what the sites agreed on.
+        make: makes tasks.
+
+    Raises:
+        DataError: a site is not in the sum; all such sites are named.
+    """
+    plain, privacy = json.loads(row.spec), spec.privacy
+    masking = Masking(
+        column_lanes(spec, schema), privacy.threshold, privacy.degree, rule_text(plain["privacy"])
+    )
+    digest, seconds = sums_digest(plain, schema_to_plain(schema)), office.settings.round
+    masked = MaskedRound(office, row, masking, 0, digest, make, seconds, about="sums")
+    summed = yield from masked.play([Task(site, 0) for site in row.sites])
+    lost = [o for o in summed.outcomes if o.status != "contributed"]
+    if lost:
+        raise DataError(
+            f"sums: {len(lost)} of {len(row.sites)} sites cannot take part",
+            site=lost[0].client,
+            faults=[Fault(o.client, o.reason or o.status) for o in lost],
+            remedy="mend it there, or submit the job for the other sites",
+        )
+    return column_totals(spec, schema, summed.aggregate.sums)
