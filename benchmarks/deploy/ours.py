@@ -125,11 +125,7 @@ def job(folder: Path, given: Given) -> Path:
     (folder / "noop.py").write_text(CODE.format(each=given.values // 10))
     (folder / "rows.csv").write_text(ROWS)
     path = folder / "job.toml"
-    privacy = (
-        ""
-        if given.aggregation == "plain"
-        else f'\n[privacy]\naggregation = "{given.aggregation}"\n'
-    )
+    privacy = f'\n[privacy]\naggregation = "{given.aggregation}"\n'
     path.write_text(JOB.format(rounds=given.rounds) + privacy)
     return path
 

@@ -192,6 +192,9 @@ evaluate = "{code}.py:evaluate"
 [rounds]
 count = {rounds}
 
+[privacy]
+aggregation = "plain"
+
 [evaluation]
 every = 0
 federated = false
