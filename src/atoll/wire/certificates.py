@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from atoll.core.errors import AuthError, StorageError
 from atoll.wire.frames import sync_folder
 from atoll.wire.identity import needs_cryptography, spoken, write_secret
+from atoll.wire.sealed import Sealed, SealedSocket
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -30,6 +31,9 @@ __all__ = [
     "secure",
     "server_context",
 ]
+
+_GREETING = 60.0
+"""Seconds without a byte that a handshake may take where the socket has no limit of its own."""
 
 
 def create_certificate(
@@ -147,7 +151,7 @@ def client_context() -> ssl.SSLContext:
 
 def secure(
     plain: socket.socket, host: str, certificate: bytes, context: ssl.SSLContext
-) -> ssl.SSLSocket:
+) -> SealedSocket:
     """Speak TLS on ``plain`` with the holder of one certificate; nothing is sent to any other.
 
     Args:
@@ -160,10 +164,12 @@ def secure(
         AuthError: another certificate.
         OSError: no handshake (:class:`ssl.SSLError`), or the connection broke.
     """
-    wrapped: ssl.SSLSocket | None = None
+    seconds = plain.gettimeout() or _GREETING
     try:
-        wrapped = context.wrap_socket(plain, server_hostname=host)
-        found = hashlib.sha256(wrapped.getpeercert(binary_form=True) or b"").digest()
+        sealed = Sealed(plain, context, host)
+        sealed.greet(seconds)
+        line = SealedSocket(sealed, seconds)
+        found = hashlib.sha256(line.certificate()).digest()
         if found != certificate:
             raise AuthError(
                 f"{host} showed another certificate: {spoken(found.hex())}",
@@ -171,6 +177,6 @@ def secure(
                 "ask whoever runs the server before you join again",
             )
     except BaseException:
-        (wrapped or plain).close()
+        plain.close()
         raise
-    return wrapped
+    return line

@@ -10,22 +10,22 @@ from __future__ import annotations
 import base64
 import http.client
 import re
-import select
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
 from atoll.core.errors import Unreachable, WireError
 from atoll.wire.certificates import secure
 from atoll.wire.codes import split_address
+from atoll.wire.sealed import SealedSocket
 
 __all__ = ["Line", "Pin", "Proxy", "dial", "find_proxy"]
 
-_PIECE = 1 << 17
 _MOST_ANSWER = 16 << 10
 
 
@@ -179,13 +179,6 @@ def dial(
         raise
 
 
-def _in_pieces(body: bytes | memoryview) -> Iterator[memoryview]:
-    """A timeout holds for each piece and not for the whole, which may be long and the line slow."""
-    view = memoryview(body)
-    for start in range(0, len(view), _PIECE):
-        yield view[start : start + _PIECE]
-
-
 class Line(http.client.HTTPConnection):
     """HTTP/1.1 on a connection that stands; it never connects anew by itself, least of all in clear.
 
@@ -197,15 +190,15 @@ class Line(http.client.HTTPConnection):
 
     auto_open = 0
 
-    def __init__(self, host: str, port: int, connected: ssl.SSLSocket) -> None:
+    def __init__(self, host: str, port: int, connected: SealedSocket) -> None:
         super().__init__(host, port)
-        self.sock: ssl.SSLSocket = connected
+        self.sock: Any = connected  # http.client expects a socket, and is given what it uses of one
 
     @property
     def quiet(self) -> bool:
         """Whether an idle connection is still open: a closed one has something to read, its end."""
         try:
-            return not self.sock.pending() and not select.select([self.sock], [], [], 0)[0]
+            return self.sock is not None and bool(self.sock.quiet)
         except (OSError, ValueError):
             return False
 
@@ -226,7 +219,9 @@ class Line(http.client.HTTPConnection):
         self.sock.settimeout(timeout)
         sized = {**headers, "content-length": str(len(body))} if body else headers
         try:
-            self.request(method, target, _in_pieces(body) if body else None, dict(sized))
+            # A timeout holds for each piece and not for the whole, which may be long and the line slow.
+            self.request(method, target, body or None, dict(sized))
+            self.sock.push()
         except (BrokenPipeError, ConnectionResetError, ssl.SSLError) as broken:
             # Who refuses a body may answer and hang up before all of it was sent.
             try:

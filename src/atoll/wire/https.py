@@ -33,6 +33,7 @@ from atoll.wire.dialing import Line, Pin, dial, find_proxy
 from atoll.wire.frames import Blob
 from atoll.wire.identity import Identity
 from atoll.wire.messages import ProblemBody, UploadReply, read_json
+from atoll.wire.sealed import room
 from atoll.wire.signatures import digest_of, read_request, sign_request, verify_response
 from atoll.wire.status import EPOCH
 from atoll.wire.transfers import Write, download, upload
@@ -40,6 +41,7 @@ from atoll.wire.transfers import Write, download, upload
 __all__ = ["Channel", "Pin", "Reply"]
 
 _PIECE = 1 << 18
+_POURED = 1 << 20
 _IDLE = 8
 _TRIES = 6
 _LEAP = 100
@@ -102,6 +104,16 @@ class _Answer:
             yield piece
         if declared is not None and size != declared:
             raise ConnectionResetError(f"the answer broke off after {size} of {declared} bytes")
+
+    def pour(self, size: int, write: Write) -> None:
+        """Hand over the body, of ``size`` bytes as was declared, as it comes."""
+        space, got = room("answer", _POURED), 0
+        while got < size:
+            more = self.response.readinto(space[: min(len(space), size - got)])
+            if not more:
+                raise ConnectionResetError(f"the answer broke off after {got} of {size} bytes")
+            write(space[:more])
+            got += more
 
 
 class Channel:
@@ -281,8 +293,7 @@ class Channel:
                     self._checked(answer)
                     raise WireError(f"{self.address} answered {answer.status} to a range")
                 coming = _span(answer, at, size)
-                for piece in answer.pieces(coming):
-                    write(piece)
+                answer.pour(coming, write)
                 return coming
 
         return self._numbered(once)

@@ -165,7 +165,7 @@ def _no_line(error: AtollError, address: str, *, tunnel: bool) -> Iterator[Findi
 
 
 def _certificate(line: Line, now: float) -> Finding:
-    return certificate_life("certificate", line.sock.getpeercert(binary_form=True) or b"", now)
+    return certificate_life("certificate", line.sock.certificate(), now)
 
 
 def certificate_life(check: str, der: bytes, now: float) -> Finding:

@@ -8,6 +8,8 @@ thread that waits itself (:meth:`Sealed.receive`, :meth:`Sealed.send`), in turns
 
 from __future__ import annotations
 
+import contextlib
+import io
 import select
 import socket
 import ssl
@@ -15,13 +17,16 @@ import threading
 
 from atoll.core.errors import StateError
 
-__all__ = ["Sealed", "room"]
+__all__ = ["Sealed", "SealedSocket", "room"]
 
 _ROOM = 1 << 18
 """Bytes asked of a socket at once; what they are opened into then still lies in the processor's cache."""
 
 _SEALED = 1 << 18
 """Bytes sealed at once."""
+
+_SHORT = 1 << 14
+"""Fewer bytes than this may wait for those that follow."""
 
 _own = threading.local()
 
@@ -229,3 +234,100 @@ class Sealed:
         poll.register(self.sock, event)
         if not poll.poll(max(0, seconds) * 1000):
             raise TimeoutError("timed out")
+
+
+class SealedSocket:
+    """The client's end, with those methods of a socket that :mod:`http.client` needs; they wait.
+
+    Args:
+        sealed: after its handshake.
+        seconds: without a byte, after which the other side counts as gone.
+    """
+
+    def __init__(self, sealed: Sealed, seconds: float) -> None:
+        self._sealed, self._seconds = sealed, seconds
+        self._files, self._over = 0, False
+
+    def __enter__(self) -> SealedSocket:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing has come that was not read, not even an end."""
+        sealed = self._sealed
+        return not sealed.unread and not select.select([sealed.sock], [], [], 0)[0]
+
+    def version(self) -> str | None:
+        """Of TLS."""
+        return self._sealed.tls.version()
+
+    def certificate(self) -> bytes:
+        """The other side's, in DER form."""
+        return self._sealed.tls.getpeercert(binary_form=True) or b""
+
+    def settimeout(self, seconds: float) -> None:
+        """Wait so long for a byte from now on."""
+        self._seconds = seconds
+
+    def sendall(self, data: bytes | memoryview) -> None:
+        """Send; short words wait for the next, or for :meth:`push`, to go out with it."""
+        if len(data) < _SHORT and self._sealed.unsent < _SHORT:
+            self._sealed.write(data)
+        else:
+            self._sealed.send(data, self._seconds)
+
+    def push(self) -> None:
+        """Send what waits."""
+        self._sealed.drain(self._seconds)
+
+    def recv_into(self, into: memoryview) -> int:
+        """Bytes as they come; 0 at the end."""
+        self.push()
+        return self._sealed.receive(into, self._seconds)
+
+    def recv(self, size: int) -> bytes:
+        """The same as bytes of their own."""
+        into = bytearray(size)
+        return bytes(into[: self.recv_into(memoryview(into))])
+
+    def makefile(self, mode: str = "rb") -> io.BufferedReader:
+        """Something to read from, which outlives :meth:`close`, as it does at a socket."""
+        self._files += 1
+        return io.BufferedReader(_Reading(self))
+
+    def close(self) -> None:
+        """Say goodbye and close, once nothing reads from here any more."""
+        self._over = True
+        if self._files or self._sealed.sock.fileno() < 0:
+            return
+        with contextlib.suppress(OSError):
+            self._sealed.finish()
+            self._sealed.flush()
+        self._sealed.close()
+
+    def let_go(self) -> None:
+        """A file was closed."""
+        self._files -= 1
+        if self._over:
+            self.close()
+
+
+class _Reading(io.RawIOBase):
+    """What comes, as a file."""
+
+    def __init__(self, line: SealedSocket) -> None:
+        self._line = line
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._line.let_go()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: memoryview) -> int:  # type: ignore[override]  # any buffer
+        return self._line.recv_into(memoryview(into))

@@ -26,8 +26,8 @@ CHUNK = 4 << 20
 
 _PIECE = 1 << 18
 
-Write = Callable[[bytes], None]
-"""Takes the next bytes."""
+Write = Callable[[bytes | memoryview], None]
+"""Takes the next bytes, which need not outlive the call."""
 
 Fetch = Callable[[int, Write], int]
 """Hand over bytes from an offset on; returns how many, at least one."""
@@ -65,7 +65,7 @@ def download(blob: Blob, path: Path, fetch: Fetch, *, durable: bool = True) -> N
             reused = marked(file.fileno()) is not None
             sha, at = _begun(file, blob.size)
 
-            def write(piece: bytes) -> None:
+            def write(piece: bytes | memoryview) -> None:
                 with _writing(path):  # at once: around it, this would pass for the network's error
                     _write(file, piece)
                     if reused:
@@ -128,7 +128,7 @@ def _begun(file: FileIO, size: int) -> tuple[hashlib._Hash, int]:
     return sha, at
 
 
-def _write(file: FileIO, piece: bytes) -> None:
+def _write(file: FileIO, piece: bytes | memoryview) -> None:
     """Write all of ``piece`` to a file without a buffer."""
     left = memoryview(piece)
     while left:
