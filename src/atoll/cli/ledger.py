@@ -196,7 +196,17 @@ def _balance(found: Balance) -> dict[str, Any]:
 
 
 def _balances_table(found: list[Balance]) -> str:
-    header = ("dataset", "limit", "spent", "left", "rounds", "open", "runs", "queries", "researchers")
+    header = (
+        "dataset",
+        "limit",
+        "spent",
+        "left",
+        "rounds",
+        "open",
+        "runs",
+        "queries",
+        "researchers",
+    )
     rows = [
         (
             b.dataset,

@@ -196,6 +196,82 @@ def remove(
     talk(f"{name} is not registered any more")
 
 
+@data.command("rule")
+def rule(
+    name: Annotated[str, typer.Argument(help="Of the dataset.")],
+    minimum: Annotated[
+        int | None, typer.Option(min=1, help="Least number of persons behind anything told.")
+    ] = None,
+    person: Annotated[
+        str | None, typer.Option(help="Column that names the person; empty: each row is one.")
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="A column that statistics may read; repeatable. '*': all of them."),
+    ] = None,
+    extremes: Annotated[
+        bool | None, typer.Option(help="Whether smallest and largest values may be told.")
+    ] = None,
+    differences: Annotated[
+        bool | None, typer.Option(help="Whether differences of answers are refused.")
+    ] = None,
+    small: Annotated[
+        str | None,
+        typer.Option(help="Counts of fewer persons: 'masked' leaves under masks only; 'clear'."),
+    ] = None,
+    home: _Folder = None,
+    as_json: _Json = False,
+) -> None:
+    """Show or set what statistics may tell of a dataset; no job can weaken it."""
+    from dataclasses import replace
+
+    from atoll.core.errors import DataError, raise_faults
+    from atoll.node.rules import Rule, rule_faults
+
+    register = _register(_home(home))
+    known = register.get(name)
+    columns = None if column is None else [] if "*" in column else list(column)
+    given = {
+        "minimum": minimum,
+        "person": person,
+        "columns": columns,
+        "extremes": extremes,
+        "differences": differences,
+        "small": small,
+    }
+    said = {key: value for key, value in given.items() if value is not None}
+    if said:
+        raise_faults(DataError, f"the rule of {name!r}", list(rule_faults(name, said)))
+        plain = {**known.rule.to_plain(), **said}
+        known = register.govern(name, replace(known.rule, **vars(Rule.from_plain(plain))))
+    told = known.rule.to_plain()
+    if as_json:
+        data_line(json.dumps(told, indent=2))
+        return
+    rows = [(key, _rule_text(key, value)) for key, value in told.items()]
+    data_line(table_of(("rule", name), rows))
+
+
+def _rule_text(key: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if key == "columns":
+        return ", ".join(value) or "all"
+    return str(value) or "each row is one"
+
+
+@data.command("review")
+def review(
+    name: Annotated[str, typer.Argument(help="Of the dataset.")], home: _Folder = None
+) -> None:
+    """Begin a new log of queries after the file has changed; the old one is kept."""
+    kept = _register(_home(home)).review(name)
+    if kept is None:
+        talk(f"statistics have asked nothing of {name} yet")
+        return
+    talk(f"what was told until now is in {kept}; answers before and after are not compared")
+
+
 _SITE = ("site", "active")
 
 

@@ -102,7 +102,7 @@ def _simulated(
 
     with ExitStack() as watching:
         observers: list[Any] = []
-        if not quiet:
+        if not quiet and job.study is None:  # how many rounds statistics take is known afterwards
             observers.append(watching.enter_context(progress(job.stop.rounds, title=job.name)))
         if tensorboard:
             observers.append(_Events(folder / "tensorboard", resume, watching))
@@ -198,9 +198,16 @@ def _as_text(
             lines.append(f"{kind:<10} {text}")
     lines += [
         f"status     {manifest['status']}, {manifest['rounds']} rounds",
-        f"model      sha256 {manifest['model_hash']}",
+        *_what(manifest, folder),
         f"report     {folder / 'report.html'}",
     ]
     if profile is not None:
         lines += ["", profile_text(profile)]
     return "\n".join(lines)
+
+
+def _what(manifest: Mapping[str, Any], folder: Path) -> list[str]:
+    """What a run leaves: a model, or tables."""
+    if manifest["job"].get("statistics"):
+        return [f"results    {folder / 'results.json'}", f"tables     {folder / 'tables'}"]
+    return [f"model      sha256 {manifest['model_hash']}"]

@@ -60,9 +60,9 @@ class _Entry:
     data: str = ""
 
     def same(self, other: _Entry) -> bool:
-        """Whether the other one tells all that this one would; a sum in the clear tells more."""
+        """Whether the other one tells the same; a sum with those of other sites in it tells another thing."""
         alike = self.columns == other.columns and self.cuts == other.cuts
-        alike = alike and self.data == other.data and (self.masked or not other.masked)
+        alike = alike and self.data == other.data and self.masked == other.masked
         return alike and np.array_equal(self.members, other.members)
 
     def to_plain(self) -> dict[str, Any]:

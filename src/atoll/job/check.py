@@ -20,6 +20,7 @@ from atoll.job.faults import Gathering
 from atoll.job.privacy import declared_faults
 from atoll.job.registry import algorithm_named, model_faults
 from atoll.job.schema import JobSpec
+from atoll.job.study import study_faults
 from atoll.job.tables import clock_of, local_work, privacy_of, schedule_of, weighting_of
 from atoll.runtime.clock import Clock
 from atoll.runtime.schedule import Schedule, Synchronous
@@ -38,6 +39,12 @@ def check_job(spec: JobSpec, folder: Path, found: Gathering, broken: Collection[
         found: where faults go.
         broken: tables with faults of their own; checks that read them are left out.
     """
+    if spec.statistics is not None or "statistics" in broken:
+        with found.attempt("statistics"):
+            raise_faults(JobError, "statistics", study_faults(spec))
+        with found.attempt("executor"):
+            _executor(spec, folder)
+        return
     for check in _CHECKS:
         if not set(check.reads) & set(broken):
             with found.attempt(check.reads[0]):

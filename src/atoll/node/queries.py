@@ -6,7 +6,8 @@ gives none to such a worker. So the checks are product code from end to end, lik
 - the rule is that of the dataset's registration; what the server says that all sites agreed on may only be
   stricter;
 - the query log lies in the node's folder, one file a dataset, for all jobs and researchers. A question is in
-  it, on the disk, before the first sum is formed: a process that is killed has never sent what is not noted;
+  it, on the disk, before the first sum of it is written: a process that is killed has never sent what is not
+  noted;
 - counts of few persons leave under masks only, unless the rule says otherwise.
 """
 
@@ -93,7 +94,6 @@ class Answering:
             StorageError: the question could not be noted.
         """
         holding, parts = self._opened(agreed, rows)
-        self._ask_log(agreed, holding, parts, digest, dry=False)
         update, _ = answer_task(parts, task, asked, {})
         algorithm = parts.algorithm
         if self.dataset.rule.small == "masked" and not self.masked:
@@ -108,6 +108,7 @@ class Answering:
                     site=self.site,
                     remedy="set privacy.aggregation = 'masked' in the job, or leave the analysis out",
                 )
+        self._ask_log(agreed, holding, parts, digest, dry=False)
         return update
 
     @property

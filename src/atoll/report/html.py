@@ -55,6 +55,8 @@ def write_report(folder: RunFolder | str | os.PathLike[str]) -> Path:
         StorageError: there is no run in it, it is damaged, or the report cannot be written.
     """
     run = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
+    if run.results.is_file() and run.report.is_file():
+        return run.report  # statistics have a page of their own, written with their results
     page = render(run.read_manifest(), run.read_rounds(), run.read_audit())
     return write_atomic(run.report, page.encode("utf-8", "replace"))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from atoll.core.contracts import Trainer
-from atoll.core.errors import MissingExtra
+from atoll.core.errors import Forbidden, MissingExtra
 from atoll.core.layout import Array
 from atoll.core.seeds import Seed
 from atoll.job.build import Job
@@ -72,6 +72,23 @@ class Run:
         return self.trainer.layout.unpack(self._whole(best.parameters if best else self.vector))
 
     @property
+    def findings(self) -> Mapping[str, Any]:
+        """What a job of statistics found, by analysis; see :class:`~atoll.job.inquiries.book.Finding`.
+
+        Raises:
+            StateError: the job is none of statistics.
+            Forbidden: disclosure control refuses to show an analysis; names it.
+        """
+        from atoll.runs.findings import answers_of
+
+        found = {}
+        for answer in answers_of(self.job, self.progress.state):
+            if answer.finding is None:
+                raise Forbidden(f"analysis {answer.name!r} is not shown: {answer.refused}")
+            found[answer.name] = answer.finding
+        return found
+
+    @property
     def model(self) -> Any:
         """The final model in its own framework; named arrays where there is none."""
         make = getattr(self.trainer, "module_with", None)
@@ -127,7 +144,8 @@ class Run:
 def write_results(folder: RunFolder, run: Run) -> None:
     """Write the model, the best model when one was watched, and the manifest."""
     meta = {"job": str(run.manifest["job_hash"]), "layout": run.trainer.layout.to_json()}
-    write_model(folder.model, run.parameters, meta)
+    if run.job.study is None:  # which trains nothing
+        write_model(folder.model, run.parameters, meta)
     if run.progress.best is not None:
         write_model(folder.path / "best.safetensors", run.best_parameters, meta)
     folder.write_manifest(run.manifest)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         PoissonRegression,
     )
     from atoll.stats.pages import write_page
+    from atoll.stats.remote import connect, read_results
     from atoll.stats.survival import KaplanMeier, log_rank
     from atoll.stats.testing import anova, chi_squared, fisher, mann_whitney, t_test
     from atoll.stats.unsupervised import GaussianMixture, KMeans, combat, standardise
@@ -60,6 +61,7 @@ _HOMES = {
     "anova": "atoll.stats.testing",
     "chi_squared": "atoll.stats.testing",
     "combat": "atoll.stats.unsupervised",
+    "connect": "atoll.stats.remote",
     "correlation": "atoll.stats.describing",
     "cross_table": "atoll.stats.describing",
     "describe": "atoll.stats.describing",
@@ -69,6 +71,7 @@ _HOMES = {
     "log_rank": "atoll.stats.survival",
     "mann_whitney": "atoll.stats.testing",
     "principal_components": "atoll.stats.describing",
+    "read_results": "atoll.stats.remote",
     "standardise": "atoll.stats.unsupervised",
     "t_test": "atoll.stats.testing",
     "table_one": "atoll.stats.describing",
@@ -94,6 +97,7 @@ __all__ = [
     "anova",
     "chi_squared",
     "combat",
+    "connect",
     "correlation",
     "cross_table",
     "describe",
@@ -103,6 +107,7 @@ __all__ = [
     "log_rank",
     "mann_whitney",
     "principal_components",
+    "read_results",
     "standardise",
     "t_test",
     "table_one",

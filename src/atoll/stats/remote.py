@@ -1,0 +1,192 @@
+"""Sites that are institutions, asked like a :class:`~atoll.stats.federation.Federation` of tables.
+
+::
+
+    federation = stats.connect("me", source="heart.csv", complete=["age", "sex", "disease"])
+    stats.describe(federation, ["age"])
+    stats.LogisticRegression("disease", ["age", "sex"]).fit(federation).table
+
+Each question is a job of its own: submitted, waited for, fetched. Several analyses that belong together are
+one job, whose rounds serve all of them: write a job file for that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from atoll.connection import Connection
+from atoll.connection import connect as joined
+from atoll.core.errors import Forbidden, JobError, StateError
+from atoll.job.inquiries.frames import frame
+from atoll.job.inquiries.registry import KINDS
+
+__all__ = ["Deployed", "Told", "connect", "read_results"]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What came back from the sites.
+
+    Args:
+        name: of the analysis.
+        lines: one record a line; a suppressed number is None.
+        figures: numbers of the whole.
+        notes: what a reader has to know.
+        folder: where the run's files lie.
+    """
+
+    name: str
+    lines: Sequence[Mapping[str, Any]]
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    @property
+    def result(self) -> Told:
+        """Itself: the analysis' own result stays with the run."""
+        return self
+
+    @property
+    def index(self) -> str:
+        """The column that names lines: the first one, where it holds text."""
+        heads = list(self.lines[0]) if self.lines else []
+        named = heads and all(isinstance(line.get(heads[0]), str) for line in self.lines)
+        return heads[0] if named else ""
+
+    @property
+    def table(self) -> Any:
+        """The lines as a pandas frame.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return frame(self.records(), self.index)
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines."""
+        return [dict(line) for line in self.lines]
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers of the whole, by name."""
+        return dict(self.figures)
+
+
+def read_results(folder: str | Path) -> dict[str, Told]:
+    """What a run of statistics found, by analysis, from its folder.
+
+    Args:
+        folder: of ``atoll run``, or as :meth:`~atoll.connection.Connection.result` has fetched it.
+
+    Raises:
+        StateError: there are no results of statistics in it.
+        Forbidden: disclosure control refused an analysis; names it.
+    """
+    path = Path(folder) / "results.json"
+    if not path.is_file():
+        raise StateError(f"{folder} holds no results of statistics", remedy="see its manifest.json")
+    found = {}
+    for one in json.loads(path.read_text(encoding="utf-8"))["analyses"]:
+        if "refused" in one:
+            raise Forbidden(f"analysis {one['name']!r} is not shown: {one['refused']}")
+        found[one["name"]] = Told(
+            one["name"], one["table"], one["facts"], tuple(one["notes"]), Path(folder)
+        )
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Deployed:
+    """Institutions that answer analyses; made by :func:`connect`.
+
+    Args:
+        connection: to their server.
+        job: tables of a job file that every question shares: ``data``, ``statistics``, ``privacy``.
+        sites: which sites are asked; empty for all.
+        folder: where results are put; None for a folder that is thrown away.
+    """
+
+    connection: Connection
+    job: Mapping[str, Any]
+    sites: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    def ask(self, inquiry: Any, **run: Any) -> Told:
+        """Submit a question as a job, wait for the sites, and fetch the result.
+
+        Args:
+            inquiry: what is asked.
+            run: nothing; options of a simulation have no meaning here.
+
+        Raises:
+            JobError: with every fault that can be found without the rows, or an option of a simulation.
+            StateError: the run did not complete; with its reason.
+        """
+        from atoll.job.load import parse_job
+
+        if run:
+            raise JobError(f"{sorted(run)[0]!r} is for simulations", remedy="leave it out")
+        kind = next((name for name, made in KINDS.items() if type(inquiry) is made), "")
+        asked = {"kind": kind, **_plain(inquiry)}
+        raw = {**self.job, "name": f"statistics-{kind.replace('_', '-')}"}
+        raw["statistics"] = {**self.job.get("statistics", {}), "analyses": [asked]}
+        at = self.connection
+        name = at.submit(parse_job(raw, source="the question", folder=Path()), sites=self.sites)
+        info = at.wait(name)
+        if info.status != "completed":
+            raise StateError(f"run {name} {info.status}: {info.reason}")
+        if self.folder is not None:
+            return read_results(at.result(name, self.folder / name))[kind]
+        with tempfile.TemporaryDirectory() as scratch:
+            found = read_results(at.result(name, scratch))[kind]
+        return dataclasses.replace(found, folder=None)
+
+
+def _plain(inquiry: Any) -> dict[str, Any]:
+    """Options that differ from their defaults, as a job file has them."""
+    found = {}
+    for option in dataclasses.fields(inquiry):
+        value = getattr(inquiry, option.name)
+        if value != option.default:
+            found[option.name] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def connect(
+    home: str | Path | Connection | None = None,
+    *,
+    source: str,
+    columns: Mapping[str, Mapping[str, Any]] | None = None,
+    complete: Iterable[str] = (),
+    where: Mapping[str, Any] | None = None,
+    aggregation: str = "auto",
+    sites: Iterable[str] = (),
+    folder: str | Path | None = None,
+    **statistics: Any,
+) -> Deployed:
+    """The institutions of a federation, to be asked like a federation of tables.
+
+    Args:
+        home: folder of the researcher's key, as in :func:`atoll.connect`; or a connection.
+        source: name of the dataset as the sites have registered it, with an ending: ``"heart.csv"``.
+        columns: ``[data.columns]`` of the job: categories, codes for missing values.
+        complete: columns in which every row of the study has a value.
+        where: values or ranges that rows of the study have.
+        aggregation: ``plain``, ``masked``, or ``auto``.
+        sites: which sites are asked; empty for all.
+        folder: where results are put; None keeps no files.
+        statistics: ``minimum``, ``person``, ``extremes``.
+    """
+    connection = home if isinstance(home, Connection) else joined(home)
+    shared = {**statistics, "complete": list(complete), "where": dict(where or {})}
+    job = {
+        "data": {"source": source, "columns": dict(columns or {})},
+        "privacy": {"aggregation": aggregation},
+        "statistics": shared,
+    }
+    return Deployed(connection, job, tuple(sites), None if folder is None else Path(folder))

@@ -1,0 +1,79 @@
+"""The query log on disk: what a crash leaves, changed rows, and answers that others are mixed into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atoll.core.errors import Forbidden, StorageError
+from atoll.data.query_log import QueryLog, Released
+
+PERSONS = np.arange(60)
+
+
+def of(count: int, start: int = 0) -> Released:
+    rows = (start <= PERSONS) & (count > PERSONS)
+    return Released(("age",), rows)
+
+
+def ask(log: QueryLog, one: Released) -> None:
+    log.admit([one], PERSONS, site="east")
+
+
+def test_a_torn_line_was_never_answered_and_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "queries" / "heart.jsonl"
+    ask(QueryLog(11, path), of(60))
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:40])
+    again = QueryLog(11, path)
+    assert len(again) == 1
+    ask(again, of(40))
+    assert path.read_bytes().startswith(whole)
+    assert path.read_bytes().count(b"\n") == 2
+    with pytest.raises(Forbidden, match="isolate"):
+        ask(QueryLog(11, path), of(58))
+
+
+def test_a_line_that_was_changed_stops_everything(tmp_path: Path) -> None:
+    path = tmp_path / "heart.jsonl"
+    ask(QueryLog(11, path), of(60))
+    path.write_bytes(b"{}\n" + path.read_bytes())
+    with pytest.raises(StorageError, match="cannot be read"):
+        QueryLog(11, path)
+
+
+def test_other_rows_under_the_same_log_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "heart.jsonl"
+    ask(QueryLog(11, path, data="monday"), of(60))
+    ask(QueryLog(11, path, data="monday"), of(60))
+    with pytest.raises(Forbidden, match="have changed since column 'age'"):
+        ask(QueryLog(11, path, data="tuesday"), of(60))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_difference_of_two_masked_sums_is_one_whatever_was_told_in_the_clear(
+    tmp_path: Path, first: bool
+) -> None:
+    path = tmp_path / "heart.jsonl"
+    for masked in (first, not first):
+        ask(QueryLog(11, path, masked), of(60))
+    with pytest.raises(Forbidden, match="isolate"):
+        ask(QueryLog(11, path, True), of(55))
+    with pytest.raises(Forbidden, match="isolate"):
+        ask(QueryLog(11, path, False), of(55))
+
+
+def test_a_small_set_inside_a_masked_sum_tells_nothing_by_itself(tmp_path: Path) -> None:
+    ask(QueryLog(11, tmp_path / "masked.jsonl", True), of(5))
+    with pytest.raises(Forbidden, match="isolate"):
+        ask(QueryLog(11, tmp_path / "clear.jsonl"), of(5))
+
+
+def test_a_masked_sum_beside_one_in_the_clear_gives_away_nobody(tmp_path: Path) -> None:
+    path = tmp_path / "heart.jsonl"
+    ask(QueryLog(11, path, False), of(60))
+    ask(QueryLog(11, path, True), of(55))  # the sum of the others is not known
+    with pytest.raises(Forbidden, match="isolate"):
+        ask(QueryLog(11, path, True), of(60))  # now it would be
