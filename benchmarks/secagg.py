@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from atoll.privacy.secagg.inprocess import Guest, Round, play
+from atoll.privacy.secagg.inprocess import Guest, Relay, Round, play
 from atoll.privacy.secagg.masks import MaskPlan, RingSum, Rooms, masked_chunks, place_in, root_of
 from atoll.privacy.secagg.messages import Vector
 from atoll.privacy.secagg.policy import Approved, Policy
@@ -65,6 +65,7 @@ class Cohort:
         self.rooms = Rooms()  # as a simulation has them: they stay from round to round
         vector = np.random.default_rng(0).normal(0, 0.1, size).astype(np.float32)
         self.values = {"parameters": vector, "weight": np.ones(1)}
+        self.own: dict[str, dict[str, Any]] = {}  # values of sites that have others
 
     def guests(self) -> dict[str, Guest]:
         """Fresh machines with fresh secrets."""
@@ -73,7 +74,7 @@ class Cohort:
             name: Guest(
                 Site(name, key, self.policy),
                 approved,
-                self.values,
+                self.own.get(name, self.values),
                 os.urandom(32),
                 os.urandom(32),
                 rooms=self.rooms,
@@ -81,13 +82,20 @@ class Cohort:
             for name, key in self.keys.items()
         }
 
-    def round(self, gone: frozenset[str] = frozenset(), workers: int = 1) -> Round:
+    def round(
+        self,
+        gone: frozenset[str] = frozenset(),
+        workers: int = 1,
+        relay: Relay | None = None,
+    ) -> Round:
         """One attempt, in which the sites in ``gone`` say nothing after sharing their secrets."""
 
-        def relay(name: str, message: Any) -> Any:
+        def passed(name: str, message: Any) -> Any:
+            if relay is not None:
+                message = relay(name, message)
             return None if name in gone and isinstance(message, Vector) else message
 
-        result = play(self.terms, self.server.sign, self.guests(), relay, workers=workers)
+        result = play(self.terms, self.server.sign, self.guests(), passed, workers=workers)
         if result.total is None:
             raise SystemExit(f"the round failed: {result.failure}")
         result.total.totals()

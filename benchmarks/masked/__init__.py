@@ -1,0 +1,1 @@
+"""What it costs that a server sees sums only: masked and encrypted rounds, and Flower's SecAgg+."""
