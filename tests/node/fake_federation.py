@@ -58,6 +58,7 @@ class FakeServer:
     ledgers: list[str] = field(default_factory=list)
     waiting: int = 0
     inline: bool = True
+    together: bool = True
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     # What a test does ---------------------------------------------------------------------------
@@ -121,14 +122,20 @@ class FakeServer:
         timeout: float = 60.0,
     ) -> SimpleNamespace:
         self._reachable()
+        kept = "application/octet-stream"
         if path == "/v1/poll":
-            raw = self._poll(query)
+            raw = encode(*self._poll(query))
         elif path.startswith("/v1/results/"):
             self.ledgers += [head for head in parse_qs(query).get("ledger", ()) if head]
-            raw = self._take(unquote(path.removeprefix("/v1/results/")), body, kind)
+            receipt = self._take(unquote(path.removeprefix("/v1/results/")), body, kind)
+            raw, kept = receipt.model_dump_json().encode(), "application/json"
+            if self.together and "wait=" in query:
+                news, small = self._poll(query)
+                told = {"receipt": receipt.model_dump(), "news": news}
+                raw, kept = encode(told, small), "application/octet-stream"
         else:
             raise NotFound(f"{method} {path}")
-        return SimpleNamespace(status=200, headers={}, body=raw)
+        return SimpleNamespace(status=200, headers={"content-type": kept}, body=raw)
 
     def download(self, blob: Blob, path: Path) -> None:
         self._reachable()
@@ -147,7 +154,7 @@ class FakeServer:
         if self.down:
             raise Unreachable("the server does not answer")
 
-    def _poll(self, query: str) -> bytes:
+    def _poll(self, query: str) -> tuple[dict[str, Any], dict[str, Any]]:
         values = parse_qs(query, keep_blank_values=True)
         have = {t for t in values["have"][0].split(",") if t}
         self.polls.append(tuple(sorted(have)))
@@ -174,14 +181,14 @@ class FakeServer:
                 for r in named
                 if r.size <= 1 << 20 and r.sha256 in self.blobs
             }
-        return encode(reply.model_dump(), small)
+        return reply.model_dump(), small
 
     def _gone(self, name: str) -> bool:
         if "." not in name:
             return name in self.over
         return name not in self.tasks and name not in self.unsettled
 
-    def _take(self, task: str, body: bytes, kind: str) -> bytes:
+    def _take(self, task: str, body: bytes, kind: str) -> ReceiptBody:
         if kind == "application/json":
             body = self.blobs[json.loads(body)["blob"]["sha256"]]
         sha256 = hashlib.sha256(body).hexdigest()
@@ -200,7 +207,7 @@ class FakeServer:
                 self.tasks.pop(task)
                 self.unsettled.add(task)
             self.changed.notify_all()
-        return ReceiptBody(task=task, sha256=sha256, again=again).model_dump_json().encode()
+        return ReceiptBody(task=task, sha256=sha256, again=again)
 
 
 # Sites ------------------------------------------------------------------------------------------
@@ -306,6 +313,7 @@ class Deployed:
             "run": self.run_id,
             "by": self.by,
             "spec": spec_to_plain(self.spec),
+            "sites": sorted(self.servers),
             "schema": schema,
         }
         return encode(body, self.sums)
@@ -313,7 +321,6 @@ class Deployed:
     def task(
         self, kind: str, site: str, *, broadcast: bytes | None = None, **more: Any
     ) -> TaskBody:
-            "sites": sorted(self.servers),
         server = self.servers[site]
         return TaskBody(
             id=f"{self.run_id}.{kind}.{self.number}.{site}",

@@ -410,6 +410,28 @@ def test_the_check_for_listening_sockets_sees_one() -> None:
         assert len(listening(os.getpid())) == 1
 
 
+def test_a_receipt_comes_with_the_next_task_and_no_question_is_asked_between(
+    tmp_path: Path, server: ff.FakeServer, solo: ff.Solo
+) -> None:
+    with east(tmp_path, server):
+        server.result(solo.train().id)
+        ff.eventually(lambda: server.waiting == 1)
+        server.result(solo.train().id)
+        for _ in range(3):
+            asked = len(server.polls)
+            server.result(solo.train().id)
+            assert len(server.polls) == asked + 1  # with the result, or in its place
+
+
+def test_a_server_that_gives_receipts_alone_is_asked_as_before(
+    tmp_path: Path, server: ff.FakeServer, solo: ff.Solo
+) -> None:
+    server.together = False
+    with east(tmp_path, server):
+        for _ in range(3):
+            assert server.result(solo.train().id)[0].status == "done"
+
+
 def test_nothing_listens(tmp_path: Path, server: ff.FakeServer, solo: ff.Solo) -> None:
     before = listening(os.getpid())
     with east(tmp_path, server) as agent:

@@ -154,15 +154,26 @@ def polled(heard):
     return decode(heard.body, BLOBS)
 
 
-def test_a_poll_answers_at_once_when_there_are_tasks(bench, ulm):
-    bench.service.poll = lambda site, have: Poll([task()], [])
+@pytest.fixture(params=["at once", "in a thread"])
+def telling(request, bench):
+    """Has the service tell news: on the event loop, or where it may wait for a lock or the disk."""
+
+    def tell(poll):
+        bench.service.poll = poll
+        bench.service.glance = poll if request.param == "at once" else lambda site, have: None
+
+    return tell
+
+
+def test_a_poll_answers_at_once_when_there_are_tasks(bench, ulm, telling):
+    telling(lambda site, have: Poll([task()], []))
     body, _ = polled(bench.ask(ulm, "GET", "/v1/poll", "have=&wait=25"))
     assert ([t["id"] for t in body["tasks"]], body["epoch"]) == (["r-1.train.1.ulm"], bench.epoch)
 
 
-def test_a_poll_names_what_the_site_has_however_it_is_called(bench, ulm):
+def test_a_poll_names_what_the_site_has_however_it_is_called(bench, ulm, telling):
     seen = []
-    bench.service.poll = lambda site, have: seen.append((site, set(have))) or Poll([], [*have])
+    telling(lambda site, have: seen.append((site, set(have))) or Poll([], [*have]))
     names = ["r-1.train.1.a, b", "r-1.train.1.zürich & co=1"]
     query = "have=" + ",".join(quote(name, safe="") for name in names) + "&wait=0.5"
     body, _ = polled(bench.ask(ulm, "GET", "/v1/poll", query))
@@ -170,9 +181,9 @@ def test_a_poll_names_what_the_site_has_however_it_is_called(bench, ulm):
     assert set(body["gone"]) == set(names)
 
 
-def test_a_poll_without_news_waits_for_the_bell_and_not_a_moment_longer(bench, ulm):
+def test_a_poll_without_news_waits_for_the_bell_and_not_a_moment_longer(bench, ulm, telling):
     found = []
-    bench.service.poll = lambda site, have: Poll(list(found), [])
+    telling(lambda site, have: Poll(list(found), []))
 
     async def scenario():
         headers = bench.signed(ulm, "GET", "/v1/poll", "wait=20")
@@ -241,12 +252,12 @@ def test_a_key_that_is_revoked_while_it_waits_is_told_nothing(bench, ulm):
     assert (heard.status, heard.code) == (403, "auth.forbidden")
 
 
-def test_small_blobs_come_with_the_tasks_that_name_them(bench, ulm):
+def test_small_blobs_come_with_the_tasks_that_name_them(bench, ulm, telling):
     small, large = b"plan" * 10, bytes(INLINE + 1)
     raws = {hashlib.sha256(raw).hexdigest(): raw for raw in (small, large)}
     refs = [BlobRef(sha256=sha, size=len(raw)) for sha, raw in raws.items()]
     asked = task().model_copy(update={"plan": refs[0], "broadcast": refs[1]})
-    bench.service.poll = lambda site, have: Poll([asked, asked], [])
+    telling(lambda site, have: Poll([asked, asked], []))
     bench.service.blob = lambda site, sha: Readable(
         len(raws[sha]), lambda start, stop: raws[sha][start:stop]
     )
@@ -328,6 +339,31 @@ def test_a_result_is_acknowledged_once_more_in_the_same_bytes_and_another_is_an_
     other = encode({"task": mine["id"], "status": "failed", "reason": "no, it is not"})
     heard = bench.ask(ulm, "POST", path, body=other)
     assert (heard.status, heard.code) == (409, "wire.equivocation")
+
+
+def test_a_result_that_asks_for_news_is_told_them_with_its_receipt(bench, ulm, run):
+    [mine] = polled(bench.ask(ulm, "GET", "/v1/poll"))[0]["tasks"]
+    path = f"/v1/results/{quote(mine['id'], safe='')}"
+    frame = encode({"task": mine["id"], "status": "failed", "reason": "the disk is full"})
+    stranger = "other.survey.0.ulm"
+    began = time.monotonic()
+    heard = bench.ask(ulm, "POST", path, f"have={mine['id']},{stranger}&wait=5", frame)
+    assert time.monotonic() - began < 4  # what it does not know it can tell at once
+    body, _ = polled(heard)
+    sha256 = Blob.of(frame).sha256
+    assert body["receipt"] == {"task": mine["id"], "sha256": sha256, "again": False}
+    assert (body["news"]["gone"], body["news"]["epoch"]) == ([stranger], bench.epoch)
+
+
+def test_a_receipt_waits_for_news_no_longer_than_was_asked(bench, ulm, run):
+    [mine] = polled(bench.ask(ulm, "GET", "/v1/poll"))[0]["tasks"]
+    path = f"/v1/results/{quote(mine['id'], safe='')}"
+    frame = encode({"task": mine["id"], "status": "failed", "reason": "the disk is full"})
+    heard = bench.ask(ulm, "POST", path, f"have={mine['id']}&wait=0.1", frame)
+    body, _ = polled(heard)
+    assert (body["news"]["tasks"], body["news"]["gone"]) == ([], [])
+    rows = bench.store.contributions(run)
+    assert [row.task for row in rows] == [mine["id"]]
 
 
 def test_a_long_result_is_uploaded_and_then_named(bench, ulm, run):

@@ -19,6 +19,7 @@ from typing import Any
 
 from atoll.core.errors import AtollError, FenceError, Forbidden, StorageError
 from atoll.core.layout import Array
+from atoll.node.asking import LINGER, Turns
 from atoll.node.cache import Cache
 from atoll.node.errands import Errands
 from atoll.node.home import Home
@@ -26,7 +27,7 @@ from atoll.node.link import Channel, Link
 from atoll.node.peers import Trust
 from atoll.node.settings import GIB, Settings
 from atoll.node.site import Site
-from atoll.node.spool import Spool
+from atoll.node.spool import Held, Spool
 from atoll.node.steward import Steward
 from atoll.runtime.fulfilling import backoff
 from atoll.wire.disk import Disk, RealDisk
@@ -81,8 +82,12 @@ class Agent:
         if steward is not None:
             steward.begin({held.task for held in spool.results})
         link = Link(channel, None if steward is None else steward.tell)
-        self._site = Site(home, name, settings, link, spool, cache, jitter, trust, steward)
+        self._site = Site(
+            home, name, settings, link, spool, cache, jitter, trust, steward, self._hand_in
+        )
         self._runs: dict[str, Errands] = {}
+        self._turns = Turns()
+        self._taking = threading.Lock()
         self._strangers: set[str] = set()
         self._over: set[str] = set()
         self._stop = threading.Event()
@@ -131,11 +136,13 @@ class Agent:
     def _ask_forever(self) -> None:
         tries = 0
         while not self._stop.is_set():
-            began, have = time.monotonic(), self._have()
+            self._turns.wait()
+            began, have, work = time.monotonic(), self._have(), False
             try:
                 # Asked at first without waiting, so that it is known at once whether all is well.
                 wait = _WAIT if self._state == "connected" else 0
                 reply, blobs = self._site.link.poll(have, wait)
+                work = any(body.id not in have for body in reply.tasks)
                 self._take(reply, blobs)
             except Forbidden as error:
                 self._ended = error
@@ -155,10 +162,32 @@ class Agent:
                 if tries:
                     log.warning("the server answers again")
                 tries, self._trouble = 0, ""
-                news = reply.gone or any(body.id not in have for body in reply.tasks)
-                if wait and not news and time.monotonic() - began < _BREATH:
+                if wait and not (reply.gone or work) and time.monotonic() - began < _BREATH:
                     self._stop.wait(_BREATH)
                 self._state = "connected"
+            finally:
+                self._turns.polled(work)
+
+    def _hand_in(self, held: Held, raw: bytes) -> None:
+        """Hand in a short result; if no question is open, this one goes with it."""
+        if not self._turns.bring():
+            self._site.link.deliver(held, raw)
+            return
+        have, work = self._have(), False
+        try:
+            found = self._site.link.deliver_and_ask(held, raw, have, LINGER)
+            if found is not None:
+                work = any(body.id not in have for body in found[0].tasks)
+                self._take_from_result(*found)
+        finally:
+            self._turns.brought(work)
+
+    def _take_from_result(self, reply: PollReply, blobs: Mapping[str, Array]) -> None:
+        """The result was taken, whatever becomes of the news that came with its receipt."""
+        try:
+            self._take(reply, blobs)
+        except Exception:  # they are told again
+            log.exception("news could not be taken in")
 
     def _have(self) -> set[str]:
         runs = dict(self._runs)
@@ -166,6 +195,10 @@ class Agent:
         return self._strangers.union(runs, self._site.spool.runs, *tasks) - self._over
 
     def _take(self, reply: PollReply, blobs: Mapping[str, Array]) -> None:
+        with self._taking:
+            self._take_in(reply, blobs)
+
+    def _take_in(self, reply: PollReply, blobs: Mapping[str, Array]) -> None:
         self._follow(reply.epoch)
         if self._site.steward is not None:
             self._site.steward.see(reply.ledger)

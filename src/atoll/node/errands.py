@@ -485,7 +485,7 @@ class Errands:
         try:
             self._site.leaving(held)
             if held.blob.size <= INLINE:
-                self._site.link.deliver(held, spool.read(held))
+                (self._site.hand_in or self._site.link.deliver)(held, spool.read(held))
             else:
                 self._site.link.deliver_long(held, partial(spool.write_through, held))
         except AtollError as error:

@@ -15,6 +15,7 @@ from atoll.wire.frames import Allowed, Blob, decode
 from atoll.wire.messages import (
     BlobRef,
     MembersReply,
+    NewsReply,
     PollReply,
     ReceiptBody,
     ReferenceBody,
@@ -98,6 +99,33 @@ class Link:
         body, blobs = decode(reply.body, _BLOBS)
         return read_body(PollReply, body), blobs
 
+    def deliver_and_ask(
+        self, held: Held, raw: bytes, have: Collection[str], wait: float
+    ) -> tuple[PollReply, Mapping[str, Array]] | None:
+        """Hand in a short result and ask for news at once.
+
+        Args:
+            held: the result.
+            raw: its bytes.
+            have: as in :meth:`poll`.
+            wait: seconds that the receipt, which comes with the news, may wait for some.
+
+        Returns:
+            what :meth:`poll` returns; None from a server that does not answer both at once.
+
+        Raises:
+            AtollError: as :meth:`deliver`.
+        """
+        asked = f"have={_listed(have)}&wait={wait:g}"
+        reply = self._hand_in(held, raw, "application/octet-stream", asked, wait + _ANSWER)
+        if reply.headers.get("content-type") != "application/octet-stream":
+            _check(held, read_json(ReceiptBody, reply.body))
+            return None
+        body, blobs = decode(reply.body, _BLOBS)
+        told = read_body(NewsReply, body)
+        _check(held, told.receipt)
+        return told.news, blobs
+
     def deliver_long(self, held: Held, write_through: Callable[[], None]) -> ReceiptBody:
         """Hand in a result of any length, which is brought to the server while it is written to the disk.
 
@@ -141,13 +169,14 @@ class Link:
         if body is None:
             body = ReferenceBody(blob=BlobRef.of(held.blob)).model_dump_json().encode()
             kind = "application/json"
+        reply = self._hand_in(held, body, kind, "", _ANSWER)
+        return _check(held, read_json(ReceiptBody, reply.body))
+
+    def _hand_in(self, held: Held, body: bytes, kind: str, asked: str, timeout: float) -> Any:
         path = f"/v1/results/{quote(held.task, safe='')}"
-        query = f"ledger={self._head()}" if self._head is not None else ""
-        reply = self._channel.call("POST", path, query=query, body=body, kind=kind, timeout=_ANSWER)
-        receipt = read_json(ReceiptBody, reply.body)
-        if receipt.task != held.task or receipt.sha256 != held.blob.sha256:
-            raise WireError(f"the receipt for {held.task!r} is for something else")
-        return receipt
+        ledger = f"ledger={self._head()}" if self._head is not None else ""
+        query = "&".join(filter(None, (ledger, asked)))
+        return self._channel.call("POST", path, query=query, body=body, kind=kind, timeout=timeout)
 
     def download(self, blob: Blob, path: Path) -> None:
         """Bring a blob to ``path``, its digest checked."""
@@ -161,6 +190,17 @@ class Link:
     def leave(self) -> None:
         """Leave the federation."""
         self._channel.call("POST", "/v1/leave", timeout=_ANSWER)
+
+
+def _check(held: Held, receipt: ReceiptBody) -> ReceiptBody:
+    """A receipt, which is the one for this result.
+
+    Raises:
+        WireError: it is another's.
+    """
+    if receipt.task != held.task or receipt.sha256 != held.blob.sha256:
+        raise WireError(f"the receipt for {held.task!r} is for something else")
+    return receipt
 
 
 def _listed(names: Collection[str]) -> str:

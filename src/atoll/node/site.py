@@ -41,6 +41,7 @@ class Site:
         jitter: numbers in [0, 1) that spread the tries of many nodes.
         trust: what masked rounds need; None where the node takes part in none.
         steward: the site's rules and ledger; None where it has neither, as in simulations.
+        hand_in: hands in a short result; None for :meth:`Link.deliver`.
     """
 
     home: Home
@@ -52,6 +53,7 @@ class Site:
     jitter: Callable[[], float]
     trust: Trust | None = None
     steward: Steward | None = None
+    hand_in: Callable[[Held, bytes], object] | None = None
     pins: dict[str, frozenset[str]] = field(default_factory=dict)
     """Digests that each run needs now."""
 

@@ -8,29 +8,26 @@ nobody asks again and again.
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
-import numpy as np
 from pydantic import BaseModel
 
-from atoll.core.errors import AtollError, AuthError, NotFound, Unreachable, WireError
+from atoll.core.errors import AuthError, NotFound, WireError
 from atoll.server.bell import Bell
 from atoll.server.bodies import Coming
 from atoll.server.gate import Gate, Roster
 from atoll.server.limits import KIB, MIB, Limits
 from atoll.server.metrics_page import Gauge, Meters, page
+from atoll.server.news import INLINE, News
 from atoll.server.routes import Answer, Asked, Route, Span
-from atoll.server.service import Poll, Readable, Service
+from atoll.server.service import Readable, Service
 from atoll.server.store.contract import Member
 from atoll.wire.disk import Piece
-from atoll.wire.frames import Blob, encode
+from atoll.wire.frames import Blob
 from atoll.wire.identity import fingerprint_of
 from atoll.wire.messages import (
     LEDGER_HEAD,
@@ -41,10 +38,9 @@ from atoll.wire.messages import (
     JoinReply,
     MemberBody,
     MembersReply,
-    PollReply,
+    ReceiptBody,
     ReferenceBody,
     SubmitBody,
-    TaskBody,
     UploadReply,
     read_json,
 )
@@ -61,14 +57,10 @@ UPLOAD = 1 << 40
 FRAME = MIB + 64 * KIB
 """Most bytes of a result that is sent as it is; a longer one is uploaded first."""
 
-INLINE = MIB
-"""Most bytes of a blob that is sent along with the task that names it."""
-
-_ALONG = 4 * MIB
-_MOST_TOLD = 1000
 _RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _HEAD = re.compile(LEDGER_HEAD)
+_STREAM = "application/octet-stream"
 
 _T = TypeVar("_T")
 
@@ -126,7 +118,9 @@ class Api:
         meters: counts.
         gauges: further values for the page of metrics.
         ready: why the server is not ready; empty when it is.
-        told: digests of what each site was sent along with a task; it keeps that, or asks for it.
+
+    Attributes:
+        news: what sites are told.
     """
 
     service: Service
@@ -140,7 +134,18 @@ class Api:
     meters: Meters
     gauges: Callable[[], tuple[Gauge, ...]] = tuple
     ready: Callable[[], str] = str
-    told: dict[str, set[str]] = field(default_factory=dict)
+    news: News = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.news = News(
+            self.service,
+            self.gate,
+            self.bell,
+            self.roster,
+            self.threads,
+            self.limits,
+            self.meters,
+        )
 
     async def _call(self, function: Callable[..., _T], *arguments: Any) -> _T:
         loop = asyncio.get_running_loop()
@@ -241,60 +246,31 @@ class Api:
 
     async def poll(self, asked: Asked) -> Answer:
         """Open tasks, as soon as there are any, with the small blobs that they name."""
-        have = frozenset(_listed(asked.heading.query, "have"))
-        raw = await self._news(
-            asked,
-            asked.name,
-            lambda: self._call(self._polled, asked.name, have),
-            bool,
-        )
-        return Answer(raw or self._frame(asked.name, Poll([], [])), "application/octet-stream")
-
-    def _polled(self, site: str, have: frozenset[str]) -> bytes:
-        """The news; empty where there are none."""
-        found = self.service.poll(site, have)
-        return self._frame(site, found) if found.tasks or found.gone else b""
-
-    def _frame(self, site: str, found: Poll) -> bytes:
-        reply = PollReply(
-            tasks=list(found.tasks),
-            gone=list(found.gone),
-            epoch=self.gate.epoch,
-            ledger=self.service.ledger(site),
-        )
-        arrays, total = {}, 0
-        told = self.told.setdefault(site, set())
-        for ref in _named(reply.tasks):
-            known = ref.sha256 in arrays or ref.sha256 in told
-            if known or ref.size > INLINE or total + ref.size > _ALONG:
-                continue
-            readable = self.service.blob(site, ref.sha256)
-            arrays[ref.sha256] = np.frombuffer(readable.read(0, readable.size), np.uint8)
-            total += ref.size
-        if len(told) > _MOST_TOLD:
-            told.clear()
-        told.update(arrays)
-        return encode(reply.model_dump(), arrays)
+        return Answer(await self.news.frame(asked), _STREAM)
 
     async def deliver(self, asked: Asked) -> Answer:
         """A result: the frame itself, or the name of the blob that it was uploaded as.
 
-        With it, in the query, how far the site's privacy ledger has come.
+        With it, in the query, how far the site's privacy ledger has come. Who says how long it would
+        ``wait`` asks for news at once (:meth:`poll`), and is told them with the receipt.
         """
-        task, head = asked.values["task"], asked.query.get("ledger", "")
-        if not _HEAD.fullmatch(head):
+        if not _HEAD.fullmatch(asked.query.get("ledger", "")):
             raise WireError("ledger: this is no head of a ledger")
-        await self._call(self.service.ledger, asked.name, head)
-        kind = asked.heading.headers.get("content-type", "")
-        if kind.startswith("application/json"):
+        receipt = await self._long(self._delivered, asked)
+        if "wait" not in asked.query:
+            return _json(receipt)
+        return Answer(await self.news.frame(asked, receipt), _STREAM)
+
+    def _delivered(self, asked: Asked) -> ReceiptBody:
+        task, service = asked.values["task"], self.service
+        service.ledger(asked.name, asked.query.get("ledger", ""))
+        if asked.heading.headers.get("content-type", "").startswith("application/json"):
             blob = read_json(ReferenceBody, asked.raw).blob.blob
-            receipt = await self._long(self.service.deliver_uploaded, asked.name, task, blob)
-        else:
-            raw = asked.raw
-            # The body's digest is known: it is what was signed.
-            named = None if asked.claim is None else Blob(asked.claim.digest.hex(), len(raw))
-            receipt = await self._long(self.service.deliver, asked.name, task, raw, named)
-        return _json(receipt)
+            return service.deliver_uploaded(asked.name, task, blob)
+        raw = asked.raw
+        # The body's digest is known: it is what was signed.
+        named = None if asked.claim is None else Blob(asked.claim.digest.hex(), len(raw))
+        return service.deliver(asked.name, task, raw, named)
 
     async def blob(self, asked: Asked) -> Answer:
         """A blob that one of the site's tasks names, or a part of it."""
@@ -326,7 +302,7 @@ class Api:
     async def rounds(self, asked: Asked) -> Answer:
         """Records of rounds, as soon as there are new ones or the run has ended."""
         run, after = asked.values["id"], asked.number("after", 0)
-        reply = await self._news(
+        reply = await self.news.until(
             asked,
             f"run {run}",
             lambda: self._call(self.service.rounds, run, after),
@@ -351,54 +327,6 @@ class Api:
         readable = await self._call(self.service.file, values["id"], values["name"])
         return _span(asked, readable)
 
-    # Waiting ------------------------------------------------------------------------------------
-
-    async def _news(
-        self,
-        asked: Asked,
-        place: str,
-        look: Callable[[], Any],
-        enough: Callable[[Any], bool],
-    ) -> Any:
-        """Look, and look again when the bell rings, until there is enough or the time is over."""
-        loop = asyncio.get_running_loop()
-        until = loop.time() + _seconds(asked.query.get("wait", "0"), self.limits.wait)
-        self.meters.waiting += 1
-        try:
-            with self.bell.place(place) as event:
-                while True:
-                    event.clear()
-                    found = await look()
-                    left = until - loop.time()
-                    if enough(found) or left <= 0 or self.bell.closed:
-                        return found
-                    if not await _rings(event, asked, left):
-                        raise Unreachable(f"{asked.name} does not wait any longer")
-                    await self._still(asked)
-        finally:
-            self.meters.waiting -= 1
-
-    async def _still(self, asked: Asked) -> None:
-        """Whoever has waited is told nothing if the key was revoked meanwhile."""
-        if self.roster.stale:
-            await self._call(self.roster.refresh)
-        if asked.sender is not None:
-            self.gate.still(asked.sender)
-
-
-async def _rings(event: asyncio.Event, asked: Asked, seconds: float) -> bool:
-    """Wait for the event or so long; false when the other end has gone meanwhile."""
-    ring = asyncio.ensure_future(event.wait())
-    gone = asyncio.ensure_future(asked.gone())
-    try:
-        await asyncio.wait({ring, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        return ring.done() or not gone.done()
-    finally:
-        for future in (ring, gone):
-            future.cancel()
-            with suppress(asyncio.CancelledError, AtollError):
-                await future
-
 
 def _json(message: BaseModel) -> Answer:
     return Answer(message.model_dump_json().encode())
@@ -408,31 +336,6 @@ def _digest(asked: Asked) -> str:
     if not _HASH.fullmatch(asked.values["sha256"]):
         raise NotFound("a blob's name is the SHA-256 of its bytes, in hex")
     return asked.values["sha256"]
-
-
-def _listed(query: str, name: str) -> list[str]:
-    """A list in the query: each member percent-encoded, commas between them."""
-    for pair in query.split("&"):
-        key, _, value = pair.partition("=")
-        if key == name and value:
-            return [unquote(item) for item in value.split(",")]
-    return []
-
-
-def _seconds(raw: str, most: float) -> float:
-    try:
-        value = float(raw)
-    except ValueError:
-        value = math.nan
-    if not value >= 0:
-        raise WireError(f"wait must be a number of seconds, not {raw!r:.40}")
-    return min(value, most)
-
-
-def _named(tasks: list[TaskBody]) -> list[BlobRef]:
-    """The blobs that tasks name, plans and broadcasts first."""
-    first = [ref for t in tasks for ref in (t.plan, t.said, t.broadcast) if ref]
-    return first + [ref for t in tasks for ref in t.code.values()]
 
 
 def _span(asked: Asked, readable: Readable) -> Answer:

@@ -134,7 +134,7 @@ class Engine:
         preparing = Preparing(self._office, self._row)
         prepared = yield from preparing.calls()
         self.counter.settle()
-        self._playing = Playing(self._office, self._row, prepared, self.counter.settle)
+        self._playing = Playing(self._office, self._row, prepared, self.counter.commit)
         return (yield from self._playing.calls())
 
     def _open(self, outcomes: Sequence[Outcome] | None) -> None:

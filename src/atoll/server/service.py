@@ -22,7 +22,6 @@ import hashlib
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,6 +37,7 @@ from atoll.core.errors import (
 )
 from atoll.core.values import ClientId
 from atoll.server.blobs import Blobs
+from atoll.server.board import Board, Poll
 from atoll.server.counter import site_of
 from atoll.server.engine import ENDED, Engine
 from atoll.server.garbage import collect
@@ -49,24 +49,11 @@ from atoll.server.store.rules import fence
 from atoll.server.submission import accepted
 from atoll.wire.disk import Piece
 from atoll.wire.frames import Blob
-from atoll.wire.messages import BlobRef, JobReply, ReceiptBody, RoundsReply, SubmitBody, TaskBody
+from atoll.wire.messages import BlobRef, JobReply, ReceiptBody, RoundsReply, SubmitBody
 
 __all__ = ["Poll", "Readable", "Service", "Settings"]
 
 _LEFT = {"revoked": "its key was revoked", "left": "it has left the federation"}
-
-
-@dataclass(frozen=True)
-class Poll:
-    """What a site is told.
-
-    Args:
-        tasks: open tasks that it does not have.
-        gone: those of the ones it has that nobody waits for.
-    """
-
-    tasks: list[TaskBody]
-    gone: list[str]
 
 
 class Service:
@@ -103,11 +90,11 @@ class Service:
             self._office.federation, self._office.sign = seal
         self._office.tell = lambda names: self.on_change(names)
         self._office.wake = lambda: self.on_work()
-        self._engines: dict[str, Engine] = {}
+        self._board = Board()
+        self._engines, self._lock = self._board.engines, self._board.lock
         self._members: dict[str, Member] = {}
         self._uploaded: set[tuple[str, str]] = set()
         self._files = Files(self._office)
-        self._lock = threading.RLock()
         self._stepping = threading.Lock()
         self._looked = float("-inf")
 
@@ -159,11 +146,19 @@ class Service:
                 keeps anything; of these, those that have ended are gone.
         """
         self.touch(site)
-        tasks = [task for engine in self._of(site) for task in engine.counter.tasks(site, have)]
-        gone = [task for task in have if self._gone(task)]
-        if gone:
+        found = self._board.told(site, have)
+        if not self._board.certain(found):
             self._be_sure()
-        return Poll(tasks, gone)
+        return found
+
+    def glance(self, site: ClientId, have: Collection[str]) -> Poll | None:
+        """What :meth:`poll` says, where that takes neither the store nor a lock that is held; else None."""
+        with self._board.unless_held(site) as free:
+            if not free:
+                return None
+            self.touch(site)
+            found = self._board.told(site, have)
+        return found if self._board.certain(found) else None
 
     def ledger(self, site: ClientId, head: str = "") -> str:
         """The newest head of a site's privacy ledger, after being told of ``head``."""
@@ -269,15 +264,7 @@ class Service:
         raise NotFound(f"{site} has no task {task!r:.120}", remedy="ask for tasks")
 
     def _of(self, site: ClientId) -> list[Engine]:
-        with self._lock:
-            engines = list(self._engines.values())
-        return [engine for engine in engines if site in engine.sites]
-
-    def _gone(self, task: str) -> bool:
-        run, dot, _ = task.partition(".")
-        engine = self._engines.get(run)
-        # Sites are told of the end before the engine is put away, and look at once.
-        return engine is None or engine.ended or (bool(dot) and engine.counter.settled(task))
+        return self._board.of(site)
 
     # Members ------------------------------------------------------------------------------------
 
@@ -341,6 +328,11 @@ class Service:
         if size is None:
             raise NotFound(f"blob {sha256[:12]} is not here")
         return Readable(size, lambda start, stop: blobs.read(sha256, start, stop))
+
+    def shown(self, sha256: str) -> Readable | None:
+        """Bytes in memory that a run shows to its sites; whoever asks sees to it that a task names them."""
+        found = self._office.seen(sha256)
+        return None if found is None else Readable(found.blob.size, found.read)
 
     def upload_received(self, name: str, sha256: str) -> int:
         """How many bytes of a member's own upload are here."""

@@ -26,6 +26,7 @@ __all__ = [
     "MemberBody",
     "MembersReply",
     "Message",
+    "NewsReply",
     "PollReply",
     "ProblemBody",
     "ReceiptBody",
@@ -197,6 +198,13 @@ class ReceiptBody(Message):
     task: TaskId
     sha256: Hash
     again: bool
+
+
+class NewsReply(Message):
+    """The answer to a result that asked for news as well: its receipt, and what a poll would have said."""
+
+    receipt: ReceiptBody
+    news: PollReply
 
 
 class UploadReply(Message):

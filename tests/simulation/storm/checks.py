@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
+from storm.front import receipt_in
 from storm.oracle import Oracle
 from storm.servers import BLOBS
 from storm.work import ENDED, site_of
@@ -255,7 +256,7 @@ class Checks:
             )
         if raw is None:
             return
-        receipt = ReceiptBody.model_validate_json(raw)
+        receipt, _ = receipt_in(raw)
         self.ensure(
             before in ("", receipt.sha256), "G8", f"another answer to {receipt.task} is accepted"
         )

@@ -17,10 +17,20 @@ from storm.network import Request
 from atoll.core.errors import Forbidden, NotFound
 from atoll.server.gate import Roster
 from atoll.server.service import Poll, Service
-from atoll.wire.frames import encode
-from atoll.wire.messages import PollReply, ReferenceBody, UploadReply, read_json
+from atoll.wire.frames import Allowed, decode, encode
+from atoll.wire.messages import (
+    NewsReply,
+    PollReply,
+    ReceiptBody,
+    ReferenceBody,
+    UploadReply,
+    read_body,
+    read_json,
+)
 
-__all__ = ["Front"]
+__all__ = ["Front", "receipt_in"]
+
+ANY = Allowed(most_arrays=1000, most_bytes=1 << 30)
 
 
 class Front:
@@ -54,7 +64,7 @@ class Front:
         query = {k: v[0] for k, v in parse_qs(request.query, keep_blank_values=True).items()}
         where = request.method, request.path.removeprefix("/v1/").partition("/")[0]
         if where == ("GET", "poll"):
-            return self._poll(site, query)
+            return encode(*self._poll(site, query))
         if where == ("POST", "results"):
             return self._deliver(site, name, request)
         if where == ("GET", "blobs"):
@@ -79,7 +89,7 @@ class Front:
         if not any(m.name == site and m.status == "active" for m in members):
             raise Forbidden(f"{site} is no member")
 
-    def _poll(self, site: str, query: dict[str, str]) -> bytes:
+    def _poll(self, site: str, query: dict[str, str]) -> tuple[dict[str, Any], dict[str, Any]]:
         have = frozenset(unquote(name) for name in query["have"].split(",") if name)
         found = self._news(site, lambda: self._service.poll(site, have), float(query["wait"]))
         epoch = self._service.epoch
@@ -90,7 +100,7 @@ class Front:
                 if ref is not None and ref.size <= self._inline and ref.sha256 not in small:
                     blob = self._service.blob(site, ref.sha256)
                     small[ref.sha256] = np.frombuffer(blob.read(0, blob.size), np.uint8)
-        return encode(reply.model_dump(), small)
+        return reply.model_dump(), small
 
     def _news(self, site: str, look: Callable[[], Poll], wait: float) -> Poll:
         """Look, and look again when the bell rings, until there is something or the time is over."""
@@ -115,4 +125,15 @@ class Front:
             receipt = self._service.deliver_uploaded(site, task, blob)
         else:
             receipt = self._service.deliver(site, task, request.body)
-        return receipt.model_dump_json().encode()
+        query = {k: v[0] for k, v in parse_qs(request.query, keep_blank_values=True).items()}
+        if "wait" not in query:
+            return receipt.model_dump_json().encode()
+        news, small = self._poll(site, query)
+        return encode({"receipt": receipt.model_dump(), "news": news}, small)
+
+
+def receipt_in(raw: bytes) -> tuple[ReceiptBody, bool]:
+    """The receipt in an answer to a result, and whether it came alone."""
+    if raw.startswith(b"{"):
+        return read_json(ReceiptBody, raw), True
+    return read_body(NewsReply, decode(raw, ANY)[0]).receipt, False

@@ -13,13 +13,14 @@ from urllib.parse import quote
 
 from storm import kernel as k
 from storm import work
+from storm.front import receipt_in
 
 from atoll.core.errors import AtollError, Unreachable
 from atoll.node.orders import Order, Report
 from atoll.node.process import Ended
 from atoll.wire import transfers
 from atoll.wire.frames import Allowed, Blob, decode, encode
-from atoll.wire.messages import ReceiptBody, UploadReply, read_json
+from atoll.wire.messages import UploadReply, read_json
 
 if TYPE_CHECKING:
     from storm.nodes import Node
@@ -70,9 +71,14 @@ class Channel:
             if result:
                 world.checks.told(node, path, error)
             raise
+        kind = "application/json"
         if result:
-            world.checks.acknowledged(node, read_json(ReceiptBody, raw))
-        return SimpleNamespace(status=200, headers={}, body=raw)
+            receipt, alone = receipt_in(raw)
+            world.checks.acknowledged(node, receipt)
+            if not alone:
+                kind = "application/octet-stream"
+                world.count("news with a receipt")
+        return SimpleNamespace(status=200, headers={"content-type": kind}, body=raw)
 
     def download(self, blob: Blob, path: Path) -> None:
         """With the real transfer: cut anywhere, it goes on from there."""
