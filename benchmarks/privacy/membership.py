@@ -14,8 +14,17 @@ from atoll.job.islands import Islands
 from atoll.models.linear import LinearTrainer
 from atoll.models.linear_private import PrivateLinearTrainer
 from atoll.models.private import RecordPrivacy
-from atoll.privacy.audit.membership import Risk, confidence, lira_risk, loss_risk
+from atoll.privacy.audit.membership import (
+    Risk,
+    confidence,
+    lira,
+    lira_risk,
+    loss_risk,
+    risk_of,
+)
+from atoll.privacy.audit.permitted import permitted
 from atoll.privacy.dp.accounting import calibrate
+from atoll.privacy.dp.events import Gaussian
 from atoll.privacy.dp.noise import Draws
 from atoll.runtime.loop import Stop
 from atoll.simulation.audit import audit_job
@@ -25,15 +34,27 @@ from benchmarks.privacy.one_run import noise_for
 from benchmarks.privacy.training import DELTA, Setting, probabilities, trained
 
 
-def risks(setting: Setting, models: int, rows: int = 300) -> tuple[Risk, Risk]:
-    """Risk by LiRA and by a threshold on the loss, over ``models`` models on random halves."""
+def risks(setting: Setting, models: int, rows: int = 300) -> tuple[Risk, Risk, float]:
+    """Risk by LiRA and by a threshold on the loss, and LiRA's standard error; models on random halves."""
     x, y = digits()
     taken = np.random.default_rng(10).choice(len(x), rows, replace=False)
     x, y = x[taken], y[taken]
     included = np.random.default_rng(11).random((models, rows)) < 0.5
     losses = np.stack([_losses(x, y, inside, setting) for inside in included])
     threshold = loss_risk(losses[included], losses[~included])
-    return lira_risk(confidence(losses), included), threshold
+    phi = confidence(losses)
+    return lira_risk(phi, included), threshold, _error(phi, included)
+
+
+def _error(phi: Array, included: Array) -> float:
+    """Standard error of LiRA's figure: that of many draws of as many models, with replacement."""
+    scores = np.stack([lira(phi, included, target) for target in range(len(phi))])
+    rng, found = np.random.default_rng(12), []
+    for _ in range(200):
+        own = rng.integers(0, len(phi), len(phi))
+        again, inside = scores[own], included[own]
+        found.append(risk_of(again[inside], again[~inside]).tpr)
+    return float(np.std(found))
 
 
 def _losses(x: Array, y: Array, inside: Array, setting: Setting) -> Array:
@@ -44,14 +65,15 @@ def _losses(x: Array, y: Array, inside: Array, setting: Setting) -> Array:
 
 def alone(quick: bool = False) -> Sequence[Figure]:
     """Row 10, the hardest case: 150 of 300 digits in one place, trained until the model fits them."""
-    models, figures = (16 if quick else 32), []
-    off, by_loss = risks(Setting(0.0, steps=300, clip=1e9, lr=1.0), models)
-    figures.append(_figure("300 digits in one place, no DP", "", off, by_loss))
-    for target in (8.0, 1.0):
+    models, figures = (16 if quick else 128), []
+    off, by_loss, error = risks(Setting(0.0, steps=300, clip=1e9, lr=1.0), models)
+    figures.append(_figure("300 digits in one place, no DP", "", off, by_loss, error=error))
+    for target in (8.0, 3.0, 1.0):
         setting = Setting(noise_for(target), lr=1.0)
-        found, by_loss = risks(setting, models)
+        found, by_loss, error = risks(setting, models)
+        most = permitted([Gaussian(setting.noise_multiplier, setting.rate, setting.steps)])
         name = f"300 digits in one place, epsilon {target:g}"
-        figures.append(_figure(name, "TPR <= 3 %", found, by_loss))
+        figures.append(_figure(name, "TPR <= 3 %", found, by_loss, most, error))
     return figures
 
 
@@ -66,7 +88,7 @@ def federated(quick: bool = False) -> Sequence[Figure]:
     linear = LinearTrainer("multinomial", 64, 10)
     z = calibrate(8.0, DELTA, rounds * 7, batch / 90)
     private = PrivateLinearTrainer(linear, RecordPrivacy(1.0, z), Draws)
-    figures = []
+    figures, most = [], permitted([Gaussian(z, batch / 90, rounds * 7)])
     for name, trainer, goal in (("no DP", linear, ""), ("epsilon 8", private, "TPR <= 3 %")):
         job = Job(
             trainer,
@@ -76,11 +98,18 @@ def federated(quick: bool = False) -> Sequence[Figure]:
         )
         found = audit_job(job, models=models, rows=1000)["membership"]
         risk, by_loss = Risk(**found["lira"]), Risk(**found["loss"])
-        figures.append(_figure(f"five sites of 200 digits, {name}", goal, risk, by_loss))
+        what = f"five sites of 200 digits, {name}"
+        figures.append(_figure(what, goal, risk, by_loss, most if goal else 1.0))
     return figures
 
 
-def _figure(what: str, goal: str, found: Risk, by_loss: Risk) -> Figure:
-    text = f"LiRA {100 * found.tpr:.1f} % (AUC {found.auc:.3f}), loss {100 * by_loss.tpr:.1f} %"
+def _figure(
+    what: str, goal: str, found: Risk, by_loss: Risk, most: float = 1.0, error: float = 0.0
+) -> Figure:
+    """One line; ``most`` is what the account permits any attack, ``error`` the figure's."""
+    width = f" ± {100 * error:.1f}" if error else ""
+    text = f"LiRA {100 * found.tpr:.1f}{width} % (AUC {found.auc:.3f})"
+    text += f", loss {100 * by_loss.tpr:.1f} %"
+    text += f"; the account permits {100 * most:.1f} %" if most < 1 else ""
     holds = not goal or found.tpr <= 0.03
     return Figure(10, f"TPR at 1 % FPR, {what}", goal, text, holds)

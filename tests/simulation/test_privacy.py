@@ -23,6 +23,8 @@ from atoll.job.build import Job
 from atoll.job.privacy import ClientPrivacy, Privacy, RowPrivacy, lanes_of, with_chain
 from atoll.models.linear import LinearTrainer
 from atoll.privacy.dp import noise
+from atoll.privacy.dp.accounting import epsilon
+from atoll.privacy.dp.events import Gaussian
 from atoll.runs.result import Run
 from atoll.runtime.client import Parts
 from atoll.runtime.clock import Clock, Delay
@@ -263,8 +265,10 @@ def test_an_aborted_round_costs_nothing() -> None:
             clip=0.5,
             client=ClientPrivacy(1e-3, where="sites", mechanism="discrete_gaussian"),
         ),
+        Privacy(clip=0.5, client=ClientPrivacy(1e-6, where="client")),
+        Privacy("masked", clip=0.5, client=ClientPrivacy(1e-6, where="client")),
     ],
-    ids=["central", "integers", "tree", "banded", "skellam", "discrete"],
+    ids=["central", "integers", "tree", "banded", "skellam", "discrete", "local", "masked local"],
 )
 def test_with_hardly_any_noise_a_private_run_is_the_clipped_one(privacy: Privacy) -> None:
     uniform = Weighting("uniform")
@@ -376,11 +380,51 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {**private(noise_multiplier=1.0), "algorithm": FedNova()},
         ["algorithm"],
     ),
+    "sampling that hides nobody": (
+        private(noise_multiplier=1.0, where="client", amplified=True),
+        ["privacy.client.amplified"],
+    ),
+    "noise of a client that is none": (
+        private(noise_multiplier=1.0, where="client", mechanism="banded"),
+        ["privacy.client.mechanism"],
+    ),
     "figures outside epsilon": (
         {**private(noise_multiplier=1.0), "federated": True},
         ["evaluation.federated"],
     ),
 }
+
+
+def test_local_noise_costs_what_an_exchanged_update_does_and_aborted_rounds_too() -> None:
+    trainer, clients = moody(b=rc.RAISES, d=rc.RAISES)
+    settings = private(noise_multiplier=20.0, where="client")
+    quorum = Synchronous(quorum=4)
+    made = simulate(job(trainer=trainer, schedule=quorum, stop=Stop(3), **settings), clients)
+    assert [r["committed"] for r in made.rounds] == [True, False, False]
+    last = made.rounds[-1]["privacy"]
+    assert last["epsilon"] == pytest.approx(
+        epsilon([Gaussian(20.0, count=3)], last["delta"], "replace")
+    )
+    assert last["epsilon"] > epsilon([Gaussian(20.0, count=3)], last["delta"])
+    assert (last["unit"], last["neighbouring"]) == ("site", "replace")
+
+
+@pytest.mark.parametrize("aggregation", ["plain", "masked"])
+def test_local_noise_is_calibrated_to_the_planned_rounds(aggregation: Any) -> None:
+    hidden = ClientPrivacy(epsilon=5.0, where="client")
+    section = Privacy(aggregation, clip=0.5, client=hidden)
+    made = run(weighting=Weighting("uniform"), privacy=section)
+    assert made.status == "completed"
+    assert 4.9 < made.ledger[-1]["epsilon"] <= 5.0
+
+
+def test_every_client_has_its_own_noise_and_the_sum_carries_all_of_it() -> None:
+    section = Privacy(clip=0.5, client=ClientPrivacy(400.0, where="client"))
+    settings: dict[str, Any] = {"weighting": Weighting("uniform"), "stop": Stop(1)}
+    made = [run(privacy=section, **settings).vector for _ in range(30)]
+    sd = 400.0 * 0.5 / np.sqrt(len(CLIENTS))
+    draws = np.concatenate(made)
+    assert abs(draws.std() - sd) < 5 * sd / np.sqrt(2 * draws.size)
 
 
 @pytest.mark.parametrize(("settings", "places"), WRONG.values(), ids=list(WRONG))

@@ -14,6 +14,7 @@ __all__ = ["ClientPrivacy", "Privacy", "RowPrivacy", "declared_faults"]
 
 _CENTRAL = ("auto", "gaussian", "tree", "banded")
 _SHARED = ("auto", "skellam", "discrete_gaussian")
+_OWN = ("auto", "gaussian")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class ClientPrivacy:
         noise_multiplier: z; 0 where it follows from epsilon and the planned rounds.
         epsilon: never passed; 0 for no limit.
         delta: at which epsilon is stated.
-        where: who adds the noise, the ``server`` or the ``sites`` inside the mask.
+        where: who adds the noise: the ``server``, the ``sites`` (a share each, inside the mask) or each
+            ``client`` (all of it, which hides its update from everybody: local privacy).
         mechanism: ``gaussian``, ``tree`` or ``banded`` at the server, ``skellam`` or
             ``discrete_gaussian`` at the sites; ``auto`` for the first of each.
         amplified: whether secret Poisson sampling is counted.
@@ -36,7 +38,7 @@ class ClientPrivacy:
     noise_multiplier: float = 0.0
     epsilon: float = 0.0
     delta: float = 1e-5
-    where: Literal["server", "sites"] = "server"
+    where: Literal["server", "sites", "client"] = "server"
     mechanism: Literal["auto", "gaussian", "tree", "banded", "skellam", "discrete_gaussian"] = (
         "auto"
     )
@@ -85,9 +87,9 @@ class Privacy:
         client: client-level differential privacy; None for none.
         record: record-level differential privacy; None for none.
         max_norm: updates of a larger L2 norm are refused; 0 for no limit.
+        bits: of the integers that a model's values become.
     """
 
-        bits: of the integers that a model's values become.
     aggregation: Literal["auto", "plain", "quantised", "masked", "encrypted"] = "plain"
     bound: float = 1.0
     cap: int = 0
@@ -99,9 +101,9 @@ class Privacy:
     client: ClientPrivacy | None = None
     record: RowPrivacy | None = None
     max_norm: float = 0.0
+    bits: Literal[32, 64] = 32
 
     @property
-    bits: Literal[32, 64] = 32
     def integers(self) -> bool:
         """Whether updates become integers."""
         return self.aggregation not in ("plain", "auto")
@@ -209,11 +211,13 @@ def _client_faults(
             "releases figures of clients' rows without noise, outside epsilon",
             "set evaluation.federated = false, or privacy.client.open_metrics = true to say so",
         )
-    yield from _mechanism_faults(privacy, client)
+    yield from _mechanism_faults(privacy, client, schedule)
 
 
-def _mechanism_faults(privacy: Privacy, client: ClientPrivacy) -> Iterator[Fault]:
-    known = _CENTRAL if client.where == "server" else _SHARED
+def _mechanism_faults(
+    privacy: Privacy, client: ClientPrivacy, schedule: Schedule
+) -> Iterator[Fault]:
+    known = {"server": _CENTRAL, "sites": _SHARED, "client": _OWN}[client.where]
     if client.mechanism not in known:
         yield Fault(
             "privacy.client.mechanism",
@@ -226,6 +230,8 @@ def _mechanism_faults(privacy: Privacy, client: ClientPrivacy) -> Iterator[Fault
             "a site's share of the noise protects a sum, and the server sees each update",
             "set privacy.aggregation = 'masked', or where = 'server'",
         )
+    if client.where == "client":
+        yield from _local_faults(privacy, client, schedule)
     correlated = client.mechanism in ("tree", "banded")
     if correlated and privacy.clip_by == "adaptive":
         yield Fault(
@@ -238,4 +244,25 @@ def _mechanism_faults(privacy: Privacy, client: ClientPrivacy) -> Iterator[Fault
             "privacy.client.amplified",
             f"{client.mechanism!r} is for jobs without sampling",
             "set mechanism = 'gaussian', or amplified = false",
+        )
+
+
+def _local_faults(privacy: Privacy, client: ClientPrivacy, schedule: Schedule) -> Iterator[Fault]:
+    if privacy.clip_by == "adaptive":
+        yield Fault(
+            "privacy.clip_by",
+            "'adaptive' has each client say whether it was below the bound, without noise of its own",
+            "set clip_by = 'l2', or where = 'server'",
+        )
+    if client.amplified:
+        yield Fault(
+            "privacy.client.amplified",
+            "who receives an update knows whose it is, so sampling hides nobody",
+            "set amplified = false, or where = 'server'",
+        )
+    if isinstance(schedule, Asynchronous):
+        yield Fault(
+            "rounds.mode",
+            "a fast client sends more than once in a step, and each of its updates costs",
+            "set rounds.mode = 'sync', or where = 'server'",
         )

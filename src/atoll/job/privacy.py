@@ -23,12 +23,12 @@ from atoll.job.declared import ClientPrivacy, Privacy, RowPrivacy, declared_faul
 from atoll.job.record import record_account
 from atoll.privacy.dp.accounting import calibrate
 from atoll.privacy.dp.clipping import noise_for_vectors
-from atoll.privacy.dp.events import Event, Gaussian, MatrixGaussian
+from atoll.privacy.dp.events import Event, Gaussian, MatrixGaussian, Neighbouring
 from atoll.privacy.links.account import RunAccount
 from atoll.privacy.links.clip import BELOW, Clip
 from atoll.privacy.links.encrypt import Encrypt
 from atoll.privacy.links.mask import Mask
-from atoll.privacy.links.noise import CentralNoise, CorrelatedNoise, NoiseShares
+from atoll.privacy.links.noise import CentralNoise, CorrelatedNoise, LocalNoise, NoiseShares
 from atoll.privacy.links.quantise import Quantise
 from atoll.privacy.links.share import Share
 from atoll.privacy.links.shares import Shares, Target
@@ -102,15 +102,21 @@ def chain_of(
         vectors[BELOW] = 1
     links = list(_bounding(privacy, parts, schedule, model))
     client, account = privacy.client, None
-    shares = None
+    shares, reach = None, privacy.clip
     if client is not None and client.where == "server" and not site:
         released = sum(length for length in vectors.values() if length == model)
         noise, account = _central(privacy, client, schedule, rounds, released, cohort, outside)
         links.append(noise)
     elif client is not None and client.where == "sites":
         shares = _shares(privacy, client, schedule, rounds)
+    elif client is not None and client.where == "client":
+        own = LocalNoise(_multiplier(client, rounds), privacy.clip)
+        links.append(own)
+        reach = own.range
+        if not site:
+            account = _account(client, own.events()[0], rounds, outside)
     if privacy.integers:
-        quantise = _quantise(privacy, parts, sent, vectors, model, shares)
+        quantise = _quantise(privacy, parts, sent, vectors, reach, shares)
         links.append(quantise)
         if client is not None and shares is not None:
             added = NoiseShares(shares, quantise.bound, quantise.values, model, cohort)
@@ -159,17 +165,17 @@ def _quantise(
     parts: Parts,
     sent: _Sent,
     vectors: Mapping[str, int],
-    model: int,
+    reach: float,
     shares: Shares | None,
 ) -> Quantise:
-    bound = privacy.clip or privacy.bound
+    bound = reach or privacy.bound
     if privacy.clip_by == "adaptive" and privacy.clip:
         bound = _most(privacy)
     open_figures = privacy.client is None
     declared: Mapping[str, Range] = getattr(parts.algorithm, "ranges", {})
     return Quantise(
         bound=bound,
-        model=model,
+        model=int(parts.trainer.layout.shared.stop),
         vectors=vectors,
         cap=_cap(privacy, parts.weighting) if open_figures else 1.0,
         caps=parts.weighting.kind == "examples" or not open_figures,
@@ -178,13 +184,13 @@ def _quantise(
         ranges={BELOW: Range(1.0), **declared},
         figures=open_figures,
         shares=shares,
+        bits=privacy.bits,
     )
 
 
 def _sampling(client: ClientPrivacy, schedule: Schedule) -> float:
     if client.amplified and isinstance(schedule, Synchronous):
         return schedule.cohort.rate
-        bits=privacy.bits,
     return 1.0
 
 
@@ -236,6 +242,10 @@ def _correlated(client: ClientPrivacy, rounds: int, z: float) -> MatrixGaussian:
     return MatrixGaussian(mechanism, z, rounds, bands, participations=rounds)
 
 
+def _multiplier(client: ClientPrivacy, rounds: int) -> float:
+    return client.noise_multiplier or _calibrated(client, rounds, 1.0)
+
+
 @lru_cache(maxsize=32)
 def _calibrated(client: ClientPrivacy, rounds: int, q: float) -> float:
     if client.mechanism in ("tree", "banded"):
@@ -245,7 +255,12 @@ def _calibrated(client: ClientPrivacy, rounds: int, q: float) -> float:
             rounds,
             shape=lambda z: _correlated(client, rounds, z),
         )
-    return calibrate(client.epsilon, client.delta, rounds, q)
+    return calibrate(client.epsilon, client.delta, rounds, q, neighbouring=_relation(client))
+
+
+def _relation(client: ClientPrivacy) -> Neighbouring:
+    """Who sees a single update knows whose it is: there another one would stand, not none."""
+    return "replace" if client.where == "client" else "add_or_remove"
 
 
 def _account(
@@ -254,7 +269,14 @@ def _account(
     more = ["federated evaluation"] if client.open_metrics else []
     planned = 0 if client.noise_multiplier else rounds
     return RunAccount(
-        event, client.delta, "site", "add_or_remove", client.epsilon, planned, (*outside, *more)
+        event,
+        client.delta,
+        "site",
+        _relation(client),
+        client.epsilon,
+        planned,
+        (*outside, *more),
+        attempts=client.where == "client",  # an aborted round has seen the updates
     )
 
 
@@ -281,9 +303,10 @@ def client_event(
         shares = _shares(privacy, client, schedule, rounds)
         lattice = shares.lattice(cohort, privacy.clip or privacy.bound, values)
         return lattice.event(shares.sampling)
+    if client.where == "client":
+        return Gaussian(_multiplier(client, rounds))
     if client.mechanism in ("tree", "banded"):
-        z = client.noise_multiplier or _calibrated(client, rounds, 1.0)
-        return _correlated(client, rounds, z)
+        return _correlated(client, rounds, _multiplier(client, rounds))
     q = _sampling(client, schedule)
     return Gaussian(client.noise_multiplier or _calibrated(client, rounds, q), q)
 

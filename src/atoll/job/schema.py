@@ -217,7 +217,7 @@ class ClientPrivacySpec(Section):
     noise_multiplier: NotNegative = 0.0
     epsilon: NotNegative = 0.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
-    where: Literal["server", "sites"] = "server"
+    where: Literal["server", "sites", "client"] = "server"
     mechanism: Literal["auto", "gaussian", "tree", "banded", "skellam", "discrete_gaussian"] = (
         "auto"
     )

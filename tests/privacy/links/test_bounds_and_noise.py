@@ -16,9 +16,10 @@ from atoll.core.layout import Array, Entry, Layout
 from atoll.core.seeds import Seed
 from atoll.core.values import Aggregate, Broadcast, Update
 from atoll.privacy.dp.events import Gaussian, MatrixGaussian
+from atoll.privacy.dp.noise import grid_of
 from atoll.privacy.links.account import RunAccount
 from atoll.privacy.links.clip import BELOW, BOUND, Clip
-from atoll.privacy.links.noise import CentralNoise, CorrelatedNoise, NoiseShares
+from atoll.privacy.links.noise import CentralNoise, CorrelatedNoise, LocalNoise, NoiseShares
 from atoll.privacy.links.quantise import Quantise
 from atoll.privacy.links.share import Share
 from atoll.privacy.links.shares import Shares, Target
@@ -99,6 +100,19 @@ def test_central_noise_has_the_deviation_of_its_event() -> None:
     assert link.events() == (Gaussian(3.0),)
 
 
+def test_a_clients_own_noise_hides_its_update_before_it_leaves() -> None:
+    vectors = {name: np.zeros(SIZE, np.float32) for name in ("delta", "control")}
+    link = LocalNoise(3.0, bound=0.5)
+    sent = link.client(Update(vectors, 1.0, 0), passage(0.5)).vectors
+    assert {v.dtype for v in sent.values()} == {np.dtype(np.float32)}
+    both = np.concatenate([sent["delta"], sent["control"]])
+    assert abs(deviation(both) - 1.5) < 5 * 1.5 / math.sqrt(2 * both.size)
+    assert abs(np.corrcoef(sent["delta"], sent["control"])[0, 1]) < 0.1
+    assert link.events() == (Gaussian(3.0),)
+    again = link.client(Update(vectors, 1.0, 0), passage(0.5)).vectors
+    assert not np.array_equal(again["delta"], sent["delta"])
+
+
 def test_noise_on_a_quantised_sum_covers_what_rounding_adds() -> None:
     coarse = {COHORT: np.array([2.0**30]), BOUND: np.array([2.0])}  # a grid of one step
     link = CentralNoise(1.0, Gaussian(1.0), grid=2.0)
@@ -115,6 +129,10 @@ def test_correlated_noise_goes_on_from_its_slots_and_ends_with_the_plan(mechanis
     assert link.tell(slots) == {}  # who knows the noise can take it away
     for number in range(4):
         noisy, changed = link.server(zeros(), slots, number)
+        cells = noisy.sums["delta"] / grid_of(spec.deviation * 2.0)
+        assert np.array_equal(
+            cells, np.rint(cells)
+        )  # low bits would tell of the sum before the noise
         slots |= changed
         total += noisy.sums["delta"]
     # The sum of four rounds carries less noise than four independent draws of deviation 2.

@@ -90,11 +90,12 @@ def coefficients(spec: MatrixGaussian) -> Array:
 
 def _banded(spec: MatrixGaussian, state: Correlated, fresh: Array) -> tuple[Array, Correlated]:
     """Forward substitution in C y = w: y_t = w_t - c_1 y_(t-1) - ... ; the latest noise is row 0."""
-    c = coefficients(spec)
-    made = fresh
-    for j in range(1, min(spec.bands - 1, state.round) + 1):
-        made = made - c[j] * state.kept[j - 1]
-    kept = np.concatenate([made[None], state.kept[:-1]]) if len(state.kept) else state.kept
+    if not len(state.kept):
+        return fresh, Correlated(state.round + 1, state.kept)
+    held = min(spec.bands - 1, state.round)
+    made = fresh - coefficients(spec)[1 : held + 1] @ state.kept[:held]
+    kept = np.empty_like(state.kept)
+    kept[0], kept[1:] = made, state.kept[:-1]
     return made, Correlated(state.round + 1, kept)
 
 

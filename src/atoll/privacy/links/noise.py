@@ -1,8 +1,9 @@
-"""Noise that makes what is released differentially private: at the server, or in shares at the clients.
+"""Noise that makes what is released differentially private: at the server, or at the clients.
 
 At the server it is added to sums of numbers: independent in every round, or correlated over rounds for jobs
 that cannot sample (:mod:`atoll.privacy.dp.matrix`). In shares each client adds a part to its integers
-before they are masked, so that nobody ever sees a sum without noise. All of it is drawn from the operating
+before they are masked, so that nobody ever sees a sum without noise. Or each client adds all that hides its own
+update, whoever sees it (local privacy). All of it is drawn from the operating
 system's generator: a run with noise is not repeatable, and must not be.
 """
 
@@ -21,12 +22,12 @@ from atoll.core.layout import Array, Layout
 from atoll.core.values import Aggregate, Update
 from atoll.privacy.dp import matrix
 from atoll.privacy.dp.clipping import noise_for_vectors
-from atoll.privacy.dp.events import Event, MatrixGaussian
+from atoll.privacy.dp.events import Event, Gaussian, MatrixGaussian
 from atoll.privacy.dp.noise import Source, SystemSource, gaussian, grid_of, noised
 from atoll.privacy.links.clip import BELOW, BOUND
 from atoll.privacy.links.shares import Shares
 
-__all__ = ["CentralNoise", "CorrelatedNoise", "NoiseShares"]
+__all__ = ["CentralNoise", "CorrelatedNoise", "LocalNoise", "NoiseShares"]
 
 _KEPT, _ROUND = "noise.kept", "noise.round"
 
@@ -158,13 +159,60 @@ class CorrelatedNoise(Passive):
         bound += grid * math.sqrt(whole.size)  # the values are rounded to the noise's grid
         state = matrix.Correlated(int(slots[_ROUND][0]), slots[_KEPT])
         noise, after = matrix.step(self.source, self.spec, state, bound)
-        whole = np.rint(whole / grid) * grid + noise
+        # The noise goes to the grid as well: the sum is exact, and so the ideal one, rounded.
+        whole = (np.rint(whole / grid) + np.rint(noise / grid)) * grid
         kept = {_KEPT: after.kept, _ROUND: np.array([float(after.round)])}
         return replace(aggregate, sums=_put(aggregate, names, whole)), kept
 
     def events(self) -> Sequence[Any]:
         """The whole run is one event; it is paid for with the first round."""
         return (self.spec,)
+
+
+@dataclass(frozen=True, eq=False)
+class LocalNoise(Passive):
+    """Each client hides its own update before anybody sees it: Gaussian noise for the whole clip.
+
+    That a client takes part is no secret here, so datasets are compared by exchanging the update for
+    another: the account counts 2 C (``replace``).
+
+    Args:
+        noise_multiplier: z, standard deviation over the clip.
+        bound: C.
+        source: of random bits.
+    """
+
+    noise_multiplier: float
+    bound: float
+    source: Source = field(default_factory=SystemSource, repr=False)
+    name: str = "noise"
+    needs: frozenset[str] = frozenset({"bounded norm", "bounded weight"})
+    gives: frozenset[str] = frozenset({"noise"})
+
+    @property
+    def range(self) -> float:
+        """What a coordinate hardly ever passes (once in 10^9 draws): for who makes integers of it."""
+        return self.bound * (1.0 + 6.0 * self.noise_multiplier)
+
+    def faults(self, setting: Setting) -> Sequence[Fault]:
+        """Vectors that no clip bounds."""
+        return _unclear(setting)
+
+    def client(self, update: Update, passage: Passage) -> Update:
+        """The vectors with noise, all of them in one release."""
+        names = sorted(update.vectors)
+        whole = np.concatenate([update.vectors[name].reshape(-1) for name in names])
+        noisy = noised(self.source, whole, self.bound, self.noise_multiplier)
+        sent, start = {}, 0
+        for name in names:
+            like = update.vectors[name]
+            sent[name] = noisy[start : start + like.size].reshape(like.shape).astype(like.dtype)
+            start += like.size
+        return replace(update, vectors=sent)
+
+    def events(self) -> Sequence[Any]:
+        """One Gaussian release of each client that took part."""
+        return (Gaussian(self.noise_multiplier),)
 
 
 @dataclass(frozen=True, eq=False)
