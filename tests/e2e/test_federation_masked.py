@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from federation_jobs import Task, arrays_task, table_task
 from federation_processes import Federation, until
 
+import atoll
 from atoll.cli.main import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -84,6 +86,34 @@ def test_masked_heart_federation_has_the_bits_of_the_quantised_simulation(tmp_pa
     for record in records:
         assert sorted(record["contributed"]) == sorted(task.sites)
         assert set(record["contributed"].values()) == {0}  # rows are told in total only
+
+
+def test_a_job_that_says_nothing_of_masks_is_masked_at_six_sites_and_ends_in_its_simulation_s_bits(
+    tmp_path: Path,
+) -> None:
+    """Nobody has pinned a key: those seen first do, and are noted."""
+    task = heart_task(tmp_path / "job", rounds=4)
+    with Federation(tmp_path) as federation:
+        federation.admit(task.sites)
+        run = federation.submit(task.job, task.settings)
+        info = federation.wait(run)
+        assert (info.status, info.reason) == ("completed", "completed")
+        assert info.aggregation == "masked: 6 sites, and nothing in the job is against it"
+        manifest, records = federation.result(run), federation.records(run)
+        seen = {
+            site: len(json.loads((home.path / "peers_seen.json").read_text(encoding="utf-8")))
+            for site, home in federation.homes.items()
+        }
+    assert seen == dict.fromkeys(task.sites, 5)
+    assert manifest["model_hash"] == task.simulated()
+    assert manifest["aggregation"] == info.aggregation
+    assert {entry["rows"] for entry in manifest["data"].values()} == {None}
+    simulated = atoll.simulate(atoll.load_job(task.job, task.settings), executor="serial")
+    assert simulated.manifest["aggregation"].startswith("quantised: as masked")
+    for mine, theirs in zip(records, simulated.rounds, strict=True):
+        assert mine["federated"] == theirs["federated"]
+        assert mine["sites"] is None
+        assert set(mine["contributed"].values()) == {0}
 
 
 def test_a_server_that_is_killed_in_masked_rounds_comes_to_the_same_bits(tmp_path: Path) -> None:

@@ -106,6 +106,12 @@ Data = Table | Examples
 """A site's rows: a table, or arrays where the job's source is ``.npz`` without a target."""
 
 
+_UNTOLD = (
+    "updates, sums of columns and figures of held-out rows were added up under masks: numbers of rows, "
+    "data cards and figures of single sites were not told"
+)
+
+
 def deployable(spec: JobSpec) -> list[Fault]:
     """What in this job cannot be had where the sites are apart; see also :func:`left_out`."""
     return list(_impossible(spec))
@@ -352,16 +358,18 @@ def coordinator(
     raise_faults(JobConflict, "this job cannot be deployed", deployable(spec))
     standing = Standing(layout, initial, next((a.way for a in told.values()), ""))
     raise_faults(DataError, "the sites' models", list(_unlike(layout, initial, told)))
+    settled = job_from_spec(spec, Path()).settled(len(told))
+    notes = [*left_out(spec), *([_UNTOLD] if settled.privacy.aggregation == "masked" else [])]
     islands = Islands(
         train={site: Rows(a.rows or 1, told=a.rows > 0) for site, a in told.items()},
         held_out={
             site: Rows(a.held_out, told=a.rows > 0) for site, a in told.items() if a.held_out
         },
         cards=[{**a.card, "site": site} for site, a in told.items() if a.card],
-        notes=tuple(dict.fromkeys([*left_out(spec), *(n for a in told.values() for n in a.notes)])),
+        notes=tuple(dict.fromkeys([*notes, *(n for a in told.values() for n in a.notes)])),
     )
     job = replace(
-        job_from_spec(spec, Path()).settled(len(told)),
+        settled,
         trainer=standing,
         central=False,
         compare=False,
