@@ -235,6 +235,22 @@ def test_chains_of_dense_layers_need_no_autograd_to_the_same_sums(activation, bi
     assert_sums(trainer, got, row_by_row(trainer, data))
 
 
+def test_what_a_gradient_held_is_written_over():
+    trainer, data = private(chain), some((2, 3))
+    way = trainer._way(data)
+    x, y = torch.from_numpy(data.features), torch.from_numpy(data.targets)
+    with torch.no_grad():
+        way.bench.gradient.zero_()
+        way.rows.add(x, y, CLIP)
+        added = way.bench.gradient.clone()
+        way.bench.gradient.fill_(float("nan"))
+        way.rows.add(x, y, CLIP, fresh=True)
+        assert torch.equal(way.bench.gradient, added)
+        x[:] = float("inf")
+        way.rows.add(x, y, CLIP, fresh=True)
+        assert not way.bench.gradient.any()
+
+
 def test_a_row_that_is_not_finite_counts_as_absent_in_a_chain():
     trainer, data = private(chain), some((2, 3))
     data.features[4, 0, 1] = np.inf

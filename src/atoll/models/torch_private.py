@@ -165,10 +165,11 @@ class PrivateTorchTrainer:
             divisor = cut.size if whole else 1
             for lr in steps(len(data), work, round):
                 chosen = self._draws.chosen(len(data), cut.size / len(data))
-                bench.gradient.zero_()
-                for own in pieces(chosen, taken):
+                if not len(chosen):
+                    bench.gradient.zero_()
+                for i, own in enumerate(pieces(chosen, taken)):
                     x, y = batch.take(own)
-                    way.rows.add(augment(x), y, self.privacy.clip)
+                    way.rows.add(augment(x), y, self.privacy.clip, fresh=not i)
                 self._noise(bench, cut.size // divisor)
                 correct()
                 move(lr / divisor)

@@ -54,8 +54,8 @@ class Chained:
         """Rows of a micro-batch where its size is not given: nothing is held by row."""
         return _ROWS
 
-    def add(self, x: Tensor, y: Tensor, clip: float) -> Tensor:
-        """Add the rows' clipped gradients; returns their norms before clipping, ``(n,)``."""
+    def add(self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False) -> Tensor:
+        """Add the rows' clipped gradients, or write them; returns their norms before clipping, ``(n,)``."""
         given, before, out = self._forward(x.flatten(1))
         slopes = self._backward(given, before, out, y)
         squares = torch.zeros(len(x), dtype=out.dtype)
@@ -68,13 +68,17 @@ class Chained:
         scale = torch.from_numpy(factors(norms.numpy(), clip))
         if not bool((scale > 0).all()):  # 0 times infinity would not be 0
             kept = scale > 0
+            if fresh:
+                self.bench.gradient.zero_()
             if bool(kept.any()):
                 self.add(x[kept], y[kept], clip)
             return norms
         for (_, _, _, weight, bias), a, g in zip(self._layers, given, slopes, strict=True):
             g *= scale[:, None]
-            weight.addmm_(g.t(), a)
-            if bias is not None:
+            weight.addmm_(g.t(), a, beta=0.0 if fresh else 1.0)
+            if bias is not None and fresh:
+                torch.sum(g, 0, out=bias)
+            elif bias is not None:
                 bias += g.sum(0)
         return norms
 

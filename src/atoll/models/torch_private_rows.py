@@ -52,8 +52,11 @@ class Rows(Protocol):
         """Rows of a micro-batch where its size is not given."""
         ...
 
-    def add(self, x: Tensor, y: Tensor, clip: float) -> Tensor:
-        """Add the rows' clipped gradients; returns their norms before clipping, ``(n,)``."""
+    def add(self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False) -> Tensor:
+        """Add the rows' clipped gradients; returns their norms before clipping, ``(n,)``.
+
+        With ``fresh`` they are written over what the gradient holds.
+        """
         ...
 
 
@@ -110,8 +113,10 @@ class Layers:
         # The edge, not the tensor: what follows may change the tensor in place.
         self._seen.append((part, given[0].detach(), get_gradient_edge(out)))
 
-    def add(self, x: Tensor, y: Tensor, clip: float) -> Tensor:
+    def add(self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False) -> Tensor:
         """Add the rows' clipped gradients; returns their norms."""
+        if fresh:
+            self.bench.gradient.zero_()
         self._seen = []
         try:
             with torch.enable_grad():
@@ -340,8 +345,10 @@ class Mapped:
         held = sum(s.numel() for s in self._slopes.values())
         return max(1, min(4096, _HELD // max(held, 1)))
 
-    def add(self, x: Tensor, y: Tensor, clip: float) -> Tensor:
+    def add(self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False) -> Tensor:
         """Add the rows' clipped gradients; returns their norms."""
+        if fresh:
+            self.bench.gradient.zero_()
         rows = self.gradients(x, y)
         squares = torch.zeros(len(x), dtype=self.bench.dtype)
         for value in rows.values():
