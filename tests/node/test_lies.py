@@ -9,6 +9,7 @@ import pytest
 
 from atoll.cli.main import main
 from atoll.node.lies import LIES, told
+from atoll.node.masking import Masked
 from atoll.node.settings import Masking, Settings
 from atoll.privacy.secagg import session as sessions
 
@@ -20,8 +21,8 @@ def test_every_site_gives_up_and_releases_nothing(lie: str, tmp_path: Path) -> N
     assert found.withstood, found.refused
 
 
-def test_there_are_twelve_lies() -> None:
-    assert len(LIES) == 12
+def test_there_are_fourteen_lies() -> None:
+    assert len(LIES) == 14
 
 
 @pytest.mark.parametrize(
@@ -41,10 +42,23 @@ def test_a_site_that_asks_for_seven_sites_refuses_six(tmp_path: Path) -> None:
     assert all("6 sites" in reason for reason in found.refused.values())
 
 
-def test_the_command_shows_the_twelve_and_ends_well(
+@pytest.mark.parametrize("lie", ["in clear", "fewer sites"])
+def test_a_node_that_believes_the_plan_alone_is_noticed(
+    lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if it asked of each task anew whether it has to be masked, and never remembered."""
+
+    def due(self: Masked, path: Path) -> bool:
+        return lie == "fewer sites" and self._plan(path).settled.masked
+
+    monkeypatch.setattr(Masked, "_due", due)
+    assert not told(lie, tmp_path).withstood
+
+
+def test_the_command_shows_all_of_them_and_ends_well(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["audit", "server", "--home", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["lies"]
-    assert [line["released"] for line in found] == [[]] * 12
+    assert [line["released"] for line in found] == [[]] * 14
     assert {line["gave_up"] for line in found} == {6}

@@ -1,8 +1,9 @@
-"""A server that lies to this node's code: twelve lies, and what comes of each.
+"""A server that lies to this node's code: fourteen lies, and what comes of each.
 
 Six sites are made in a folder, with keys of their own and the rules of this site's ``node.toml``. Each is the
 code that a node runs: tasks and answers are frames, the book of rounds is on the disk. The server holds the
-key that all sites believe and shows each of them what it likes. No site may release a share, or two sums.
+key that all sites believe and shows each of them what it likes. No site may release a share, or two sums, or
+answer in clear what it adds up under masks only.
 
 :data:`LIES` names them; :func:`told` tells one.
 """
@@ -10,7 +11,7 @@ key that all sites believe and shows each of them what it likes. No site may rel
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ import numpy as np
 from atoll.core.errors import AtollError
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
+from atoll.job.summed import SUBJECTS, Subject
 from atoll.node.home import Home
 from atoll.node.link import Link
 from atoll.node.masking import Masked
@@ -101,7 +103,7 @@ class Told:
 
     Args:
         lie: its name.
-        released: sites that released shares when they should not have.
+        released: sites that released shares when they should not have, or would answer in clear.
         refused: what each site said to it, by name.
     """
 
@@ -234,6 +236,33 @@ class _Stage:
         )
         report = SimpleNamespace(kept=False, digest="")
         site.keep(cast(Order, order), cast(Report, report))
+
+    def ask(self, name: str, kind: Subject, sites: Sequence[str] = _SITES) -> None:
+        """Ask a site for something in clear, in a run of a job that leaves masks to the default.
+
+        Args:
+            name: of the site.
+            kind: what it is asked for.
+            sites: whom the plan names.
+        """
+        spec = {**self.spec, "privacy": {**self.spec["privacy"], "aggregation": "auto"}}
+        plan = {"run": _RUN, "spec": spec, "sites": list(sites), "schema": None}
+        body = TaskBody(
+            id=f"{_RUN}.{kind}.0.{name}",
+            run=_RUN,
+            kind=kind,
+            number=0,
+            client=name,
+            plan=self._file(plan, {}),
+            about=kind,
+        )
+        site = self.sites[name]
+        try:
+            if site.concerns(body, self._find):
+                site.answer(body, self._find)
+            self.released.append(name)
+        except AtollError as error:
+            self.refused[name] = error.message
 
     def play(self, lie: Lie = _honest, number: int = 0, terms: Terms | None = None) -> Server:
         """Play a round in which every message to a site passes through ``lie``."""
@@ -381,6 +410,23 @@ def _second_unmask(stage: _Stage) -> None:
     _invited(stage, stage.terms(attempt=1))
 
 
+def _in_clear(stage: _Stage) -> None:
+    """The protocol is left out: sites are asked for their updates and figures as they are."""
+    for name in _SITES:
+        for kind in SUBJECTS:
+            stage.ask(name, kind)
+
+
+def _fewer_sites(stage: _Stage) -> None:
+    """A run that was masked goes on as one of four sites, which masks would hide little in."""
+    for name in _SITES:
+        stage.ask(name, "train")
+    stage.refused.clear()
+    for name in _SITES:
+        for kind in SUBJECTS:
+            stage.ask(name, kind, _SITES[:4])
+
+
 LIES: Mapping[str, Callable[[_Stage], None]] = {
     "both lists": _both_lists,
     "split survivors": _split_survivors,
@@ -394,6 +440,8 @@ LIES: Mapping[str, Callable[[_Stage], None]] = {
     "cohort of two": _cohort_of_two,
     "changed bound": _changed_bound,
     "second unmask": _second_unmask,
+    "in clear": _in_clear,
+    "fewer sites": _fewer_sites,
 }
 """What a server may try."""
 

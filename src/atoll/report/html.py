@@ -341,12 +341,13 @@ def _other_metrics(rows: Sequence[ComparisonRow], metric: str) -> Safe:
 
 
 def _privacy(manifest: Mapping[str, Any]) -> list[str]:
-    said = manifest.get("privacy")
+    said, how = manifest.get("privacy"), str(manifest.get("aggregation") or "")
+    added = [f"aggregation: {how}"] if how else []
     if not said:
         local = manifest.get("executor") not in (None, "remote")
-        return [_NO_PRIVACY, *([_SIMULATED] if local else [])]
+        return [_NO_PRIVACY, *added, *([_SIMULATED] if local else [])]
     if isinstance(said, Mapping):
-        return [f"{key}: {value}" for key, value in said.items()]
+        return [*added, *(f"{key}: {value}" for key, value in said.items())]
     return [said] if isinstance(said, str) else [str(line) for line in said]
 
 
