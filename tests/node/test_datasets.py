@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from atoll.core.errors import DataError, NotFound
 from atoll.node.datasets import Dataset, Datasets, digest_of, open_examples, open_table
+from atoll.node.rules import Rule
 
 TABLE = "age,sex,chol\n63,f,0\n?,m,250\n41,f,204\n"
 
@@ -114,7 +115,8 @@ def test_any_column_name_survives_the_file(
     tmp_path_factory: pytest.TempPathFactory, columns: dict[str, str]
 ) -> None:
     register = Datasets(tmp_path_factory.mktemp("node") / "datasets.toml")
-    made = Dataset("heart", '/srv/"odd"\\name.csv', ("?", 'a="b"'), columns)
+    log = str(register.queries("heart"))
+    made = Dataset("heart", '/srv/"odd"\\name.csv', ("?", 'a="b"'), columns, queries=log)
     register._write({"heart": made})
     assert register.all() == {"heart": made}
 
@@ -125,3 +127,25 @@ def test_a_digest_is_that_of_the_file(csv: Path) -> None:
     assert digest_of(str(csv)) != before
     with pytest.raises(DataError, match="cannot be read"):
         digest_of(str(csv.parent / "none.csv"))
+
+
+def test_a_rule_stays_with_its_dataset_and_is_checked(tmp_path: Path) -> None:
+    file = tmp_path / "heart.csv"
+    file.write_text("age,patient\n60,1\n61,2\n")
+    register = Datasets(tmp_path / "datasets.toml")
+    register.add("heart", file)
+    rule = Rule(minimum=20, person="patient", columns=("age",), small="clear")
+    register.govern("heart", rule)
+    assert Datasets(tmp_path / "datasets.toml").get("heart").rule == rule
+    assert register.add("heart", file).rule == rule  # registered anew
+    with pytest.raises(DataError, match="column 'agee'"):
+        register.govern("heart", Rule(columns=("agee",)))
+    text = (tmp_path / "datasets.toml").read_text()
+    broken = text.replace("minimum = 20", 'minimum = "20"').replace('"clear"', '"open"')
+    (tmp_path / "datasets.toml").write_text(broken)
+    with pytest.raises(DataError) as caught:
+        register.all()
+    assert [fault.place for fault in caught.value.faults] == [
+        "heart.statistics.minimum",
+        "heart.statistics.small",
+    ]

@@ -13,6 +13,7 @@ from ruled_sites import RuledWorld
 
 from atoll.data.table import Table
 from atoll.job.load import parse_job
+from atoll.node.examining import would_answer
 
 SITES = ("east", "north", "south")
 
@@ -180,3 +181,14 @@ def test_names_of_rare_categories_do_not_leave(tmp_path: Path) -> None:
     row = world.asked(job(asked))
     assert "a category of column 'sex' has fewer than 11 persons here" in row.reason
     assert "unlisted" not in row.reason
+
+
+def test_the_doctor_tells_a_site_whether_it_would_answer(world: RuledWorld) -> None:
+    site = world.sites["east"]
+    told = list(would_answer(job(), "east", site.register.get("rows")))
+    assert [finding.state for finding in told] == ["ok", "ok"]
+    assert not site.log.exists()
+    site.govern(columns=("age",))
+    (refused,) = would_answer(job(), "east", site.register.get("rows"))
+    assert refused.state == "fault"
+    assert "column 'dose'" in refused.text

@@ -182,8 +182,8 @@ class Datasets:
             )
         found = self.all()
         made = _observed(name, path.expanduser().resolve(), tuple(missing))
-        if name in found:
-            made = replace(made, rule=found[name].rule)
+        rule = found[name].rule if name in found else Rule()
+        made = replace(made, rule=rule, queries=str(self.queries(name)))
         self._write({**found, name: made})
         return made
 

@@ -24,6 +24,7 @@ from atoll.job.package import pack
 from atoll.job.schema import JobSpec
 from atoll.node.budgets import Budgets
 from atoll.node.datasets import Dataset, Datasets
+from atoll.node.examining import would_answer
 from atoll.node.home import Federation, Home
 from atoll.node.journal import read_journal
 from atoll.node.rehearsal import COPIES, contract, rehearse
@@ -354,6 +355,9 @@ def _job(
         also = suggest(name, datasets.all) if datasets.all else ""
         remedy = f"atoll node data add {name} PATH{f' ({also})' if also else ''}"
         yield fault("data", f"no dataset {name!r} is registered here", remedy, NotFound)
+        return 0
+    if spec.statistics is not None:
+        yield from would_answer(spec, known.site if known is not None else "this-site", dataset)
         return 0
     broken = False
     for finding in contract(spec, dataset):

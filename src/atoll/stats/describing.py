@@ -7,7 +7,7 @@ from typing import Any
 
 from atoll.job.inquiries import tables
 from atoll.job.inquiries.frames import frame
-from atoll.stats.federation import Federation
+from atoll.stats.federation import Answers
 
 __all__ = [
     "correlation",
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def describe(
-    federation: Federation,
+    federation: Answers,
     columns: Sequence[str] | None = None,
     *,
     quantiles: Sequence[float] = (0.25, 0.5, 0.75),
@@ -39,7 +39,7 @@ def describe(
     return _frame(federation, asked)
 
 
-def table_one(federation: Federation, by: str = "", columns: Sequence[str] | None = None) -> Any:
+def table_one(federation: Answers, by: str = "", columns: Sequence[str] | None = None) -> Any:
     """The first table of a paper: every variable by group, in text.
 
     Numbers as mean (sd), categories as count (percent of the group). What is suppressed says so.
@@ -52,33 +52,33 @@ def table_one(federation: Federation, by: str = "", columns: Sequence[str] | Non
     return _frame(federation, tables.TableOne(by, tuple(columns or ())))
 
 
-def histogram(federation: Federation, column: str, edges: Sequence[float]) -> Any:
+def histogram(federation: Answers, column: str, edges: Sequence[float]) -> Any:
     """Counts between cut points, one line a bin; a bin holds its lower edge."""
     return _frame(federation, tables.Bins(column, tuple(float(e) for e in edges)))
 
 
-def cross_table(federation: Federation, row: str, column: str) -> Any:
+def cross_table(federation: Answers, row: str, column: str) -> Any:
     """Counts by two categories with margins."""
     return _frame(federation, tables.Crossed(row, column))
 
 
-def correlation(federation: Federation, columns: Sequence[str] | None = None) -> Any:
+def correlation(federation: Answers, columns: Sequence[str] | None = None) -> Any:
     """Correlations over the rows complete in all columns."""
     return _frame(federation, tables.Correlation(tuple(columns or ())))
 
 
 def principal_components(
-    federation: Federation, columns: Sequence[str] | None = None, *, standardise: bool = True
+    federation: Answers, columns: Sequence[str] | None = None, *, standardise: bool = True
 ) -> Any:
     """Variances and loadings of principal components, one line a component."""
     return _frame(federation, tables.PrincipalComponents(tuple(columns or ()), standardise))
 
 
-def frequent(federation: Federation, column: str, least: int = 11, *, bits: int = 32) -> Any:
+def frequent(federation: Answers, column: str, least: int = 11, *, bits: int = 32) -> Any:
     """The whole numbers that at least so many persons have, the most frequent first."""
     return _frame(federation, tables.Frequent(column, least, bits))
 
 
-def _frame(federation: Federation, asked: Any) -> Any:
+def _frame(federation: Answers, asked: Any) -> Any:
     found = federation.ask(asked)
     return frame(found.records(), found.index)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,9 +29,17 @@ from atoll.runtime.loop import Evaluation, Loop, Stop
 from atoll.runtime.schedule import Synchronous
 from atoll.runtime.serial import SerialExecutor
 
-__all__ = ["Federation"]
+__all__ = ["Answers", "Federation"]
 
 _MOST_ROUNDS = 10_000
+
+
+class Answers(Protocol):
+    """Whoever can be asked: a :class:`Federation`, or institutions (:class:`~atoll.stats.remote.Deployed`)."""
+
+    def ask(self, inquiry: Inquiry, **run: Any) -> Any:
+        """A :class:`~atoll.job.inquiries.book.Finding`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from atoll.algorithms.statistics.survival_axis import Axis
 from atoll.job.inquiries import models, survival
 from atoll.job.inquiries.book import Inquiry
 from atoll.job.inquiries.models import Fitted
-from atoll.stats.federation import Federation
+from atoll.stats.federation import Answers
 
 __all__ = [
     "CoxRegression",
@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-def _fit(federation: Federation, asked: Inquiry, run: Any) -> Fitted:
+def _fit(federation: Answers, asked: Inquiry, run: Any) -> Fitted:
     found: Any = federation.ask(asked, **run)
     fitted: Fitted = found
     return fitted
@@ -56,7 +56,7 @@ class _Regression:
 
     kind: ClassVar[type[models.Regression]] = models.Linear
 
-    def fit(self, federation: Federation, **run: Any) -> Fitted:
+    def fit(self, federation: Answers, **run: Any) -> Fitted:
         """Fit to all sites' rows.
 
         Args:
@@ -126,7 +126,7 @@ class NegativeBinomialRegression:
     offset: str = ""
     level: float = 0.95
 
-    def fit(self, federation: Federation, **run: Any) -> Fitted:
+    def fit(self, federation: Answers, **run: Any) -> Fitted:
         """As that of the other regressions."""
         asked = models.NegativeBinomial(
             self.outcome, tuple(self.features), self.intercept, self.offset, self.level
@@ -148,7 +148,7 @@ class MultinomialRegression:
     features: Sequence[str]
     level: float = 0.95
 
-    def fit(self, federation: Federation, **run: Any) -> Fitted:
+    def fit(self, federation: Answers, **run: Any) -> Fitted:
         """As that of the other regressions."""
         asked = models.Multinomial(self.outcome, tuple(self.features), self.level)
         return _fit(federation, asked, run)
@@ -172,7 +172,7 @@ class MixedModel:
     reml: bool = True
     level: float = 0.95
 
-    def fit(self, federation: Federation, **run: Any) -> Fitted:
+    def fit(self, federation: Answers, **run: Any) -> Fitted:
         """As that of the other regressions."""
         asked = models.Mixed(self.outcome, tuple(self.features), self.group, self.reml, self.level)
         return _fit(federation, asked, run)
@@ -200,7 +200,7 @@ class CoxRegression:
     strata: str = "none"
     level: float = 0.95
 
-    def fit(self, federation: Federation, **run: Any) -> Fitted:
+    def fit(self, federation: Answers, **run: Any) -> Fitted:
         """As that of the other regressions."""
         asked = survival.Cox(
             self.time,

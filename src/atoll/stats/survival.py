@@ -13,7 +13,7 @@ from atoll.algorithms.statistics.survival_axis import Axis
 from atoll.algorithms.statistics.survival_logrank import LogRankResult
 from atoll.job.inquiries import survival
 from atoll.job.inquiries.survival import FittedCurves
-from atoll.stats.federation import Federation
+from atoll.stats.federation import Answers
 
 __all__ = ["FittedCurves", "KaplanMeier", "log_rank"]
 
@@ -36,7 +36,7 @@ class KaplanMeier:
     by: str = ""
     level: float = 0.95
 
-    def fit(self, federation: Federation, **run: Any) -> FittedCurves:
+    def fit(self, federation: Answers, **run: Any) -> FittedCurves:
         """Ask all sites.
 
         Raises:
@@ -58,7 +58,7 @@ class KaplanMeier:
 
 
 def log_rank(
-    federation: Federation, time: str, event: str, by: str, axis: Axis, *, strata: str = "none"
+    federation: Answers, time: str, event: str, by: str, axis: Axis, *, strata: str = "none"
 ) -> LogRankResult:
     """Do groups differ in survival?
 

@@ -5,42 +5,42 @@ from __future__ import annotations
 from atoll.algorithms.statistics.comparisons import TestResult
 from atoll.job.inquiries import tests
 from atoll.job.inquiries.book import Inquiry
-from atoll.stats.federation import Federation
+from atoll.stats.federation import Answers
 
 __all__ = ["anova", "chi_squared", "fisher", "mann_whitney", "t_test"]
 
 
 def t_test(
-    federation: Federation, column: str, by: str, *, equal_variances: bool = False
+    federation: Answers, column: str, by: str, *, equal_variances: bool = False
 ) -> TestResult:
     """Do two groups have the same mean? Welch's test, or Student's."""
     return _tested(federation, tests.TTest(column, by, equal_variances))
 
 
-def anova(federation: Federation, column: str, by: str) -> TestResult:
+def anova(federation: Answers, column: str, by: str) -> TestResult:
     """Do several groups have the same mean?"""
     return _tested(federation, tests.Anova(column, by))
 
 
 def chi_squared(
-    federation: Federation, row: str, column: str, *, correction: bool = True
+    federation: Answers, row: str, column: str, *, correction: bool = True
 ) -> TestResult:
     """Are two categories independent?"""
     return _tested(federation, tests.ChiSquared(row, column, correction))
 
 
-def fisher(federation: Federation, row: str, column: str) -> TestResult:
+def fisher(federation: Answers, row: str, column: str) -> TestResult:
     """Are two categories of two levels independent? Exact; refused where a cell is small."""
     return _tested(federation, tests.Fisher(row, column))
 
 
 def mann_whitney(
-    federation: Federation, column: str, by: str, *, bins: int = 4096, whole: bool = False
+    federation: Answers, column: str, by: str, *, bins: int = 4096, whole: bool = False
 ) -> TestResult:
     """Does one group tend to larger values? From binned ranks; its p-value comes with a range."""
     return _tested(federation, tests.RankTest(column, by, bins, whole))
 
 
-def _tested(federation: Federation, asked: Inquiry) -> TestResult:
+def _tested(federation: Answers, asked: Inquiry) -> TestResult:
     found: TestResult = federation.ask(asked).result
     return found

@@ -1,0 +1,85 @@
+"""Institutions asked like a federation of tables: each question a job, each answer what the simulation has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+import atoll
+from atoll import stats
+from atoll.connection import Connection
+from atoll.core.errors import JobError, StateError
+from atoll.job.build import job_from_spec
+
+
+class Here(Connection):
+    """A connection whose jobs are simulated on the spot."""
+
+    def __init__(self, folder: Path, status: str = "completed") -> None:
+        self.folder, self.status, self.specs = folder, status, []
+
+    def submit(self, job, *, settings=(), sites=(), folder=None):
+        data = job.data.model_copy(update={"site_column": "site"})
+        spec = job.model_copy(update={"data": data})
+        self.specs.append((spec, tuple(sites)))
+        run = f"run-{len(self.specs)}"
+        atoll.simulate(job_from_spec(spec, self.folder), out=self.folder / run)
+        return run
+
+    def wait(self, run, *, patience=600.0):
+        return SimpleNamespace(status=self.status, reason="east does not answer")
+
+    def result(self, run, folder):
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (self.folder / run).glob("*.json"):
+            (target / file.name).write_bytes(file.read_bytes())
+        return target
+
+
+@pytest.fixture
+def rows(tmp_path):
+    frame = pd.DataFrame(
+        {
+            "site": ["east", "west"] * 60,
+            "age": [40 + i * i % 31 for i in range(120)],
+            "sex": ["f" if i % 5 < 2 else "m" for i in range(120)],
+        }
+    )
+    frame["sick"] = (frame["age"] + [i * 7 % 19 for i in range(120)] > 62).astype(int)
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    return frame
+
+
+def test_answers_are_those_of_a_federation_of_tables(tmp_path, rows):
+    here = Here(tmp_path)
+    deployed = stats.connect(here, source="rows.csv", complete=["age"], sites=["east", "west"])
+    federation = stats.Federation.of(rows, site="site")
+    pd.testing.assert_frame_equal(
+        stats.describe(deployed, ["age"]), stats.describe(federation, ["age"]), check_dtype=False
+    )
+    model = stats.LogisticRegression("sick", ["age", "sex"], intercept="site")
+    pd.testing.assert_frame_equal(model.fit(deployed).table, model.fit(federation).table)
+    assert stats.t_test(deployed, "age", "sex").table["p"].iloc[0] == (
+        stats.t_test(federation, "age", "sex").p
+    )
+    assert [(spec.name, sites) for spec, sites in here.specs] == [
+        (f"statistics-{kind}", ("east", "west")) for kind in ("describe", "logistic", "t-test")
+    ]
+
+
+def test_a_run_that_did_not_complete_says_why(tmp_path, rows):
+    deployed = stats.connect(Here(tmp_path, "failed"), source="rows.csv")
+    with pytest.raises(StateError, match="run-1 failed: east does not answer"):
+        stats.describe(deployed, ["age"])
+
+
+def test_what_is_for_simulations_or_no_option_is_refused(tmp_path, rows):
+    deployed = stats.connect(Here(tmp_path), source="rows.csv")
+    with pytest.raises(JobError, match="'executor' is for simulations"):
+        stats.LogisticRegression("sick", ["age"]).fit(deployed, executor="processes")
+    with pytest.raises(JobError, match="1 fault"):
+        stats.describe(stats.connect(Here(tmp_path), source="rows.csv", minimum=0), ["age"])
