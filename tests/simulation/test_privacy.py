@@ -482,6 +482,24 @@ def test_record_level_noise_is_calibrated_at_every_site_and_stops_the_run() -> N
     assert early.ledger[-1]["epsilon"] <= 4.0
 
 
+@pytest.mark.parametrize("unit", ["record", "client"])
+def test_figures_that_are_allowed_outside_epsilon_stand_in_every_statement(unit: str) -> None:
+    settings = private(noise_multiplier=5.0, open_metrics=True)
+    said = "federated evaluation"
+    if unit == "record":
+        settings = by_row(noise_multiplier=2.0, open_metrics=True)
+        said = "figures of held-out rows"
+    made = run(**settings, federated=True)
+    assert all(entry["outside"] == [said] for entry in made.ledger)
+    assert len(made.ledger) == 4
+
+
+def test_no_model_is_chosen_by_figures_of_private_rows() -> None:
+    with pytest.raises(JobConflict) as caught:
+        run(**by_row(noise_multiplier=2.0), federated=True, stop=Stop(4, metric="federated.loss"))
+    assert "evaluation.federated" in {fault.place for fault in caught.value.faults}
+
+
 def test_aborted_rounds_of_record_level_training_cost_as_well() -> None:
     trainer, clients = moody(b=rc.RAISES, d=rc.RAISES)
     quorum = Synchronous(quorum=4)
