@@ -211,10 +211,10 @@ class Workplace:
         if order.code:
             raise JobError("statistics bring no code", remedy="submit the job without it")
         t, digest = order.task, self._rows[2] if self._rows else ""
-        if self._answering is None:
-            dataset = order.dataset.dataset
-            self._answering = Answering(run.spec, t.client, run.sites, dataset)
-        at, agreed = self._answering, run.schema
+        dataset, at, agreed = order.dataset.dataset, self._answering, run.schema
+        if at is None or (at.dataset, at.sites) != (dataset, run.sites):
+            at = self._answering = Answering(run.spec, t.client, run.sites, dataset)
+        self._threads = self._threads or Threads()
         with self._one():
             if t.kind == "survey":
                 return _Done(fields={"answer": at.survey(rows)})
