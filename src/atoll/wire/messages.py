@@ -149,8 +149,8 @@ class TaskBody(Message):
     kept: Annotated[str, Field(max_length=500)] = ""
     broadcast: BlobRef | None = None
     said: BlobRef | None = None
-    plan: BlobRef
     about: Literal["train", "sums", "evaluate"] = "train"
+    plan: BlobRef
     code: Annotated[dict[FilePath, BlobRef], Field(max_length=1000)] = Field(default_factory=dict)
     initial: bool = False
     deadline: NotNegative | None = None
@@ -275,6 +275,7 @@ class JobReply(Message):
     phase: Annotated[str, Field(max_length=40)] = ""
     reason: Text = ""
     rounds: Whole = 0
+    aggregation: Text = ""
 
 
 class JobsReply(Message):
@@ -283,7 +284,6 @@ class JobsReply(Message):
     jobs: list[JobReply]
 
 
-    aggregation: Text = ""
 class RoundsReply(Message):
     """Records of rounds after the one asked for; ``ended``: no more will come."""
 
