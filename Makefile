@@ -30,7 +30,7 @@ MAX_LINES := 500
 
 SEEDS ?= 10000
 
-.PHONY: help setup demo stats-demo federation simulate test lint format bench bench-peers bench-deploy reliability targets docs clean
+.PHONY: help setup demo stats-demo federation simulate test lint format bench bench-peers bench-deploy bench-masked reliability targets docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -88,6 +88,9 @@ reliability: $(SETUP) ## kill, cut and starve real federations, write docs/relia
 
 bench-deploy: $(SETUP) ## measure a deployment beside Flower's and plain sockets (BENCH_ARGS=--quick for a look)
 	TORCH='$(TORCH)' $(PY) -m benchmarks.deploy.run $(BENCH_ARGS)
+
+bench-masked: $(SETUP) ## measure masked and encrypted rounds beside Flower's SecAgg+ (BENCH_ARGS=--quick for a look)
+	TORCH='$(TORCH)' $(PY) -m benchmarks.masked $(BENCH_ARGS)
 
 targets: $(SETUP) ## re-run the published results we compare with, write docs/results.md (long)
 	$(PY) -m benchmarks.targets.run
