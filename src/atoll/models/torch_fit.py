@@ -26,6 +26,7 @@ from atoll.core.seeds import Seed
 from atoll.models.batches import learning_rate, passes
 from atoll.models.torch_flat import Bench, tensor_over
 from atoll.models.torch_record import Forward, Tape, Untraceable, record
+from atoll.models.torch_rewrite import rewritten
 from atoll.models.torch_tape import Program
 
 __all__ = ["OPTIMIZERS", "Batch", "Steps", "Walk", "alone", "generator", "recurs"]
@@ -215,7 +216,7 @@ class Steps:
             tape = record(self.forward, bench.module, self.loss, bench.trained, (x, y))
             try:
                 moved = bench.velocity if fused == "velocity" else (bench.weights, bench.views)
-                program = Program(tape, moved[1], bench.slopes, fused=bool(fused))
+                program = Program(rewritten(tape), moved[1], bench.slopes, fused=bool(fused))
                 _hold(program, tape, *(moved if fused else (None, bench.slopes)))
             except RuntimeError as error:  # an operation that works otherwise without autograd
                 raise Untraceable(f"a replayed step fails: {error}") from error

@@ -1,0 +1,120 @@
+"""Recorded steps in another order: fewer values to go through, the same bits."""
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+import torch
+from torch import nn
+
+from atoll.core.contracts import Examples
+from atoll.core.local import LocalRule, LocalWork, Optimizer
+from atoll.core.seeds import Seed
+from atoll.models import torch_fit
+from atoll.models.torch import TorchTrainer
+from atoll.models.torch_record import record
+from atoll.models.torch_rewrite import rewritten
+
+WORK = LocalWork(2, batch_size=4, optimizer=Optimizer(lr=0.1))
+RELU = torch.ops.aten.relu.default
+
+
+def pooled(**pool):
+    return nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2, **pool),
+        nn.Conv2d(3, 4, 2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    )
+
+
+class Twice(nn.Module):
+    """What is rectified is pooled, and read once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(3 * 3 * 3 + 3, 3)
+
+    def forward(self, x):
+        h = torch.relu(self.first(x))
+        rest = nn.functional.max_pool2d(h, 2).flatten(1)
+        return self.last(torch.cat([rest, h.sum((2, 3))], 1))
+
+
+def tape_of(module):
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 2, 6, 6, generator=draw)
+    y = torch.tensor([0, 2, 1, 1])
+
+    def forward(module, loss, x, y):
+        return loss(module(x), y)
+
+    return record(forward, module, nn.functional.cross_entropy, list(module.parameters()), (x, y))
+
+
+def rectified(tape):
+    return [call.args[0].numel() for call in tape.calls if call.func is RELU]
+
+
+def test_a_rectifier_goes_behind_the_pooling():
+    tape = tape_of(pooled())
+    assert rectified(tape) == [4 * 3 * 36, 4 * 4 * 4]
+    assert rectified(rewritten(tape)) == [4 * 3 * 9, 4 * 4 * 1]
+
+
+def test_it_stays_where_something_else_reads_it_or_nothing_gets_smaller():
+    for module in (Twice(), pooled(stride=1, padding=1)[:3] + nn.Sequential(nn.Flatten())):
+        tape = tape_of(module if isinstance(module, Twice) else module.append(nn.Linear(147, 3)))
+        assert rectified(rewritten(tape)) == rectified(tape)
+
+
+@pytest.mark.parametrize("pool", [{}, {"padding": 1}, {"ceil_mode": True}, {"stride": 3}])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_client_ends_at_the_same_bits(pool, precision, monkeypatch):
+    rng = np.random.default_rng(1)
+    # Rounded, so that largest values are tied, and shifted, so that many pools have nothing positive.
+    x = (rng.normal(size=(9, 2, 6, 6)).round(1) - 0.3).astype(np.float32)
+    data = Examples(x, rng.integers(3, size=9))
+
+    def ends():
+        module = nn.Sequential(
+            nn.Conv2d(2, 3, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2, **pool),
+            nn.Flatten(),
+            nn.LazyLinear(3),
+        )
+        torch.manual_seed(0)
+        module(torch.zeros(1, 2, 6, 6))
+        trainer = TorchTrainer(module, path="compiled", precision=precision)
+        start = np.random.default_rng(2).normal(size=trainer.layout.size).astype(np.float32)
+        done = trainer.fit(start, data, work=WORK, rule=LocalRule(), seed=Seed(1), round=0)
+        assert trainer.explain(WORK, data) == "compiled"
+        return done.parameters.tobytes(), done.loss
+
+    moved = ends()
+    monkeypatch.setattr(torch_fit, "rewritten", lambda tape: tape)
+    assert ends() == moved
+
+
+def test_a_value_that_is_no_number_is_passed_on_all_the_same():
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(4, 2, 6, 6)).astype(np.float32)
+    x[1, 0, 2, 2] = np.nan
+    trainer = TorchTrainer(pooled(), path="compiled")
+    start = trainer.initial(Seed(0))
+    done = trainer.fit(
+        start,
+        Examples(x, np.array([0, 1, 2, 0])),
+        work=WORK,
+        rule=LocalRule(),
+        seed=Seed(1),
+        round=0,
+    )
+    assert np.isnan(done.loss)
+    assert np.isnan(done.parameters).any()
