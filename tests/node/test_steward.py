@@ -220,6 +220,7 @@ def test_a_round_whose_cost_cannot_be_told_does_not_begin(tmp_path: Path) -> Non
     [
         ({"noise_multiplier": 2.0}, Facts(), "site", "gaussian", True),
         ({"noise_multiplier": 2.0, "mechanism": "tree"}, Facts(), "site", "matrix_gaussian", True),
+        ({"noise_multiplier": 2.0, "where": "client"}, Facts(), "site", "gaussian", False),
         ({"noise_multiplier": 2.0, "where": "sites"}, Facts(), "site", None, False),
         (
             {"noise_multiplier": 2.0, "where": "sites"},
