@@ -180,7 +180,11 @@ def test_a_site_that_has_not_pinned_the_others_takes_no_part_and_says_what_to_do
         for site, home in federation.homes.items():
             if site != stranger:
                 assert main(["node", "peers", "--pin", "--home", str(home.path)]) == 0
-        run = masked(federation, task)
+        info = federation.wait(masked(federation, task))  # all must be in the sums of columns
+        assert info.status == "failed"
+        assert stranger in info.reason
+        assert "atoll node peers --pin" in info.reason
+        run = masked(federation, task, "preprocessing.mode='site'")
         until(lambda: federation.committed(run) >= 1, 60, "no round", check=federation.check)
         info = federation.wait(run)
         assert info.status == "completed"
