@@ -244,7 +244,7 @@ def test_a_key_that_is_revoked_while_it_waits_is_told_nothing(bench, ulm):
         await asyncio.sleep(0.05)
         bench.store.set_member("ulm", "revoked")
         bench.later(2.0)
-        bench.service.poll = lambda site, have: Poll([task()], [])
+        bench.service.poll = bench.service.glance = lambda site, have: Poll([task()], [])
         bench.service.on_change(["ulm"])
         return await asyncio.wait_for(poll, 5)
 

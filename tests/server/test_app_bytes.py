@@ -314,7 +314,7 @@ def test_an_error_of_the_server_itself_is_told_without_its_details(bench, ulm, c
     def broken(site, have):
         raise RuntimeError("password=hunter2")
 
-    bench.service.poll = broken
+    bench.service.glance = broken
     heard = bench.ask(ulm, "GET", "/v1/poll")
     assert (heard.status, heard.code) == (500, "error")
     assert b"hunter2" not in heard.body
@@ -325,7 +325,7 @@ def test_errors_have_one_form_with_remedy_site_and_faults(bench, ulm):
     def full(site, have):
         raise StorageError("no space left", remedy="free some", site="ulm")
 
-    bench.service.poll = full
+    bench.service.glance = full
     heard = bench.ask(ulm, "GET", "/v1/poll")
     assert heard.status == 507
     assert heard.headers["content-type"] == "application/problem+json"
