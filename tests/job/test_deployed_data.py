@@ -106,7 +106,7 @@ def jobs(*, sound=False):
 
 def together(spec, tables, monkeypatch):
     """What a simulation makes of the same tables."""
-    monkeypatch.setattr(sites, "_sites", lambda data, folder, stream: dict(tables))
+    monkeypatch.setattr(sites, "site_tables", lambda data, folder, stream: dict(tables))
     return sites.tabular_islands(spec, None, Seed(spec.seed) / "data", lambda names: [])
 
 

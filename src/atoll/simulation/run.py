@@ -98,9 +98,7 @@ def simulate(
     with timed(watch, "data"):
         islands = _islands(job, clients, held_out, central)
     apart = clients is None and _has_sites(job)
-    # Which sites there are is known now: a deployment settles the same of the same job.
-    job = job.settled(len(islands.train), masks=False) if apart else job.alone
-    job = job.asking(islands.agreed)
+    job = _settled(job, islands, apart)
     with timed(watch, "model"):
         parts = _parts(job, islands, apart=apart)
     with _locked(out):
@@ -133,6 +131,12 @@ def simulate(
         with timed(watch, "finish"):
             run = session.finish(finished)
         return run if watch is None else _profiled(run, watch, folder)
+
+
+def _settled(job: Job, islands: Islands, apart: bool) -> Job:
+    """The job now that its sites are known: a deployment settles the same of the same job."""
+    settled = job.settled(len(islands.train), masks=False) if apart else job.alone
+    return settled.asking(islands.agreed)
 
 
 def _profiled(run: Run, watch: Stopwatch, folder: RunFolder | None) -> Run:
