@@ -68,3 +68,34 @@ def test_memory_is_bounded_and_the_store_still_has_the_rest(
         blobs.delete(name)
     assert (blobs._lately_bytes, len(blobs._lately)) == (0, 0)
     store.close()
+
+
+def test_who_says_that_a_small_blob_is_a_large_one_does_not_hide_it(tmp_path: Path) -> None:
+    blobs = NearBlobs(MemoryStore(), FolderBlobs(tmp_path), small=len(RAW))
+    claimed = Blob(Blob.of(RAW).sha256, len(RAW) + 1)
+    before = NearBlobs(blobs._store, FolderBlobs(tmp_path), small=len(RAW))
+    before.append(claimed, 0, b"x", "liar")
+    before.put(RAW)
+    before.append(claimed, 1, b"x", "liar")
+    before._lately.clear()
+    assert before.read(claimed.sha256) == RAW
+    blobs.append(claimed, 0, b"x", "another")
+    blobs._lately.clear()
+    assert blobs.read(claimed.sha256) == RAW
+
+
+def test_a_large_upload_asks_the_store_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, asked = MemoryStore(), []
+    held = store.held
+    monkeypatch.setattr(store, "held", lambda sha: asked.append(sha) or held(sha))
+    blobs = NearBlobs(store, FolderBlobs(tmp_path), small=10)
+    blob = Blob.of(RAW)
+    for start in range(0, len(RAW), 500):
+        blobs.append(blob, start, RAW[start : start + 500])
+        blobs.has(blob.sha256)
+    assert len(asked) == 1
+    assert blobs.read(blob.sha256) == RAW
+    blobs.delete(blob.sha256)
+    assert not blobs.has(blob.sha256)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import atoll
 from atoll.core.errors import FenceError, JobError, NotFound, StateError, Unreachable
 from atoll.job.package import spec_to_plain
 from atoll.report.folder import read_model
+from atoll.server import playing
 from atoll.server.service import Service
 from atoll.server.store.memory import MemoryStore
 from atoll.wire.frames import Blob
@@ -57,6 +59,28 @@ def test_a_deployed_run_ends_in_the_bits_and_records_of_the_simulation(
     assert world.hash(run) == twin.model_hash
     mine = [bare(record) for record in world.service.rounds(run).rounds]
     assert mine == [bare(record) for record in twin.rounds]
+
+
+@pytest.mark.parametrize("first", [("rounds.count=4",), SCAFFOLD])
+def test_a_model_that_is_shown_by_a_thread_of_its_own_has_the_same_bits(
+    world: World, first: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overrides = (*first, "evaluation.every=3")  # in such a round it is shown before
+    threads = []
+    show = playing.Playing._show
+
+    def noted(self: playing.Playing, broadcast: Any) -> Any:
+        threads.append((broadcast.version, threading.current_thread().name.partition("_")[0]))
+        return show(self, broadcast)
+
+    monkeypatch.setattr(playing, "_LARGE", 0)
+    monkeypatch.setattr(playing.Playing, "_show", noted)
+    run = world.submit(played.heart_spec(*overrides))
+    world.run()
+    assert world.hash(run) == simulated(*overrides).model_hash
+    # Each version is made once, those of rounds without an evaluation beside their checkpoint.
+    assert [version for version, _ in threads] == list(range(len(threads)))
+    assert [version for version, name in threads if name == "atoll-show"] == [1, 2]
 
 
 def test_the_folder_is_that_of_a_simulation(world: World, tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ class NearBlobs:
         self._lately_bytes = 0
         # Small blobs that came in chunks or as a file, and lie with the large ones.
         self._elsewhere: set[str] = set()
+        # Large ones that are being uploaded, or were: the store is not asked about them chunk by chunk.
+        self._large: set[str] = set()
 
     def put(self, raw: Piece, named: Blob | None = None) -> Blob:
         """Keep ``raw``."""
@@ -56,6 +58,8 @@ class NearBlobs:
     def _hold(self, raw: bytes, named: Blob | None = None) -> Blob:
         blob = named or Blob.of(raw)
         self._store.hold(blob.sha256, raw)
+        with self._lock:
+            self._large.discard(blob.sha256)
         self._remember(blob.sha256, raw)
         return blob
 
@@ -106,6 +110,7 @@ class NearBlobs:
             self._lately_bytes -= len(self._lately.pop(sha256, b""))
             elsewhere = sha256 in self._elsewhere
             self._elsewhere.discard(sha256)
+            self._large.discard(sha256)
         if near is not None or elsewhere:
             self._store.drop(sha256)
         # Asking an object store about each of the others would take longer than all the rest.
@@ -130,12 +135,17 @@ class NearBlobs:
         return held
 
     def _note(self, blob: Blob) -> None:
-        if blob.size <= self._small:
+        """Where a blob of that size lies; whoever only says so hides no small one by that."""
+        with self._lock:
+            known = blob.sha256 in self._elsewhere or blob.sha256 in self._large
+        if not known and self._near(blob.sha256) is None:
             with self._lock:
-                self._elsewhere.add(blob.sha256)
+                (self._elsewhere if blob.size <= self._small else self._large).add(blob.sha256)
 
     def abandon(self, sha256: str, owner: str = "") -> None:
         """Forget an upload that will not be finished."""
+        with self._lock:
+            self._large.discard(sha256)
         self._far.abandon(sha256, owner)
 
     def sweep(self) -> None:
@@ -149,7 +159,7 @@ class NearBlobs:
             if raw is not None:
                 self._lately.move_to_end(sha256)
                 return raw
-            if sha256 in self._elsewhere:
+            if sha256 in self._elsewhere or sha256 in self._large:
                 return None  # asking the store each time would cost more than the rest
         raw = self._store.held(sha256)
         if raw is not None:

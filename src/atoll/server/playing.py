@@ -7,7 +7,9 @@ checkpoint's bytes are durable first, then one transaction names them. Only then
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -45,6 +47,9 @@ from atoll.wire.metrics import metrics_from_plain
 __all__ = ["Playing"]
 
 _NOTHING: Any = None
+_LARGE = 8 << 20
+"""Bytes of a model whose hash is worth a thread."""
+
 _KEPT = 2
 """So many checkpoints are kept."""
 
@@ -310,8 +315,7 @@ class Playing:
     ) -> TaskBody:
         version = broadcast.version
         if version not in self._models:
-            body = {"run": self._row.id, "version": version}
-            self._models[version] = self._office.show(self._row.id, body, broadcast.vectors)
+            self._models[version] = self._show(broadcast)
         model = BlobRef.of(self._models[version])
         # A round that a stop has cut off may be made anew of other answers: what was said of the model
         # that it had then must not pass for an answer about the new one.
@@ -367,7 +371,8 @@ class Playing:
         """Commit a round."""
         office, run, record = self._office, self._row.id, self._record
         notes = {**self._session.notes, "run": run}
-        blob = office.blobs.put_pieces(checkpoint.pieces(progress, self._job.hash(), notes))
+        with self._showing(progress) as shown:
+            blob = office.blobs.put_pieces(checkpoint.pieces(progress, self._job.hash(), notes))
         trained = self._trained if record["committed"] else {}
         row = RoundRow(
             run=run,
@@ -380,11 +385,33 @@ class Playing:
         office.store.commit_round(office.epoch, row)
         self._kept |= trained
         self._version = progress.state.round
+        self._models |= shown
         flying = {f"{run}.train.{event[1]}.{event[2]}" for event in progress.pace.events}
         self._committed(flying)
         self.unheard = not isinstance(self._job.schedule, Asynchronous)
         self._clean(progress, blob.sha256, flying)
         office.tell({f"run {run}"})
+
+    @contextlib.contextmanager
+    def _showing(self, progress: Progress) -> Iterator[dict[int, Blob]]:
+        """While a large checkpoint is written, another core makes what the next round's tasks name.
+
+        Yields:
+            its digest by version, once the context has ended.
+        """
+        state, shown = progress.state, dict[int, Blob]()
+        over = progress.rounds >= self._job.stop.rounds
+        if state.parameters.nbytes < _LARGE or state.round in self._models or over:
+            yield shown
+            return
+        with ThreadPoolExecutor(1, "atoll-show") as other:
+            made = other.submit(self._show, self._parts.broadcast(state))
+            yield shown
+        shown[state.round] = made.result()
+
+    def _show(self, broadcast: Broadcast) -> Blob:
+        body = {"run": self._row.id, "version": broadcast.version}
+        return self._office.show(self._row.id, body, broadcast.vectors)
 
     def _clean(self, progress: Progress, newest: str, flying: Collection[str]) -> None:
         """Delete what the committed round has made useless."""
