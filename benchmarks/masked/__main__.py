@@ -38,7 +38,8 @@ FIELD = {
     ("flower", "masked"): "Flower, SecAgg+",
 }
 """Who takes part."""
-ROUNDS = {"encrypted": 3}
+ROUNDS = {"encrypted": 2}
+"""Rounds of who takes long for each."""
 NEAR = {("flower", "plain"): 1e-6, ("flower", "masked"): 16 / 2**22 + 1e-6}
 """How far a mean may be off after one round: ours to 2e-8, SecAgg+ to a step of its grid (+- 8 in 2^22)."""
 

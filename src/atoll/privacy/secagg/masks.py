@@ -43,6 +43,7 @@ CHUNK = 65_536
 
 _ZEROS = bytes(8 * CHUNK)
 _ROUNDING_BYTES = 4
+_MOST_ROOMS = 16
 
 Words = np.ndarray[Any, Any]
 _Chunk = TypeVar("_Chunk", bytes, memoryview, bytes | memoryview)
@@ -187,7 +188,8 @@ class Rooms:
 
     def give(self, terms: Terms, room: Mapping[str, Words]) -> None:
         """Take back what :meth:`take` gave; nobody may look at it any more."""
-        self._free.append((terms.lanes, room))
+        if len(self._free) < _MOST_ROOMS:
+            self._free.append((terms.lanes, room))
 
 
 def place_in(room: Mapping[str, Words]) -> Place:
