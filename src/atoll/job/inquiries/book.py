@@ -45,11 +45,7 @@ class Book(Protocol):
 
 
 class Finding(Protocol):
-    """What came of an inquiry, as it is shown.
-
-    Attributes:
-        result: the analysis' own result, with all its numbers.
-    """
+    """What came of an inquiry, as it is shown."""
 
     @property
     def result(self) -> Any:
