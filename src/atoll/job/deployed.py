@@ -359,6 +359,11 @@ def coordinator(
     standing = Standing(layout, initial, next((a.way for a in told.values()), ""))
     raise_faults(DataError, "the sites' models", list(_unlike(layout, initial, told)))
     settled = job_from_spec(spec, Path()).settled(len(told))
+    for site, answer in told.items():
+        if not answer.rows and settled.privacy.aggregation != "masked":
+            raise WireError(
+                "what it sent is no Answer (rows: 0, which masks alone allow)", site=site
+            )
     notes = [*left_out(spec), *([_UNTOLD] if settled.privacy.aggregation == "masked" else [])]
     islands = Islands(
         train={site: Rows(a.rows or 1, told=a.rows > 0) for site, a in told.items()},
@@ -394,12 +399,6 @@ def coordinator(
     raise_faults(
         JobConflict, "this job cannot run on this federation", [*faults, *declared, *found]
     )
-    if parts.chain.find("mask") is not None:
-        return job, parts
-    untold = [
-        Fault(f"site {s!r}", "has no rows to train on") for s, a in told.items() if not a.rows
-    ]
-    raise_faults(DataError, "the sites' rows", untold)
     return job, parts
 
 
