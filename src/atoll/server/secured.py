@@ -62,7 +62,8 @@ class Secured(asyncio.Transport):
         self._seconds = seconds
         self._protocol: asyncio.Protocol | None = None
         self._stage = _Stage.GREETING
-        self._paused = self._lent = self._full = self._pushing = self._reads = False
+        self._paused = self._lent = self._full = self._pushing = False
+        self._reads = self._writes = False
         self._ignored = 0
         self._error: Exception | None = None
         self._opened = memoryview(b"")
@@ -82,8 +83,9 @@ class Secured(asyncio.Transport):
 
     def pause_reading(self) -> None:
         """Give the protocol nothing for the time being."""
-        self._paused = True
-        self._watch()
+        self._paused = (
+            True  # the loop is told when something comes: often it is wanted again before
+        )
 
     def resume_reading(self) -> None:
         """Give it what has come, and what will."""
@@ -135,6 +137,7 @@ class Secured(asyncio.Transport):
         self._lent = True
         self._watch()
         self._loop.remove_writer(self._sealed.sock)
+        self._writes = False
         return self._sealed
 
     def give_back(self) -> None:
@@ -162,6 +165,9 @@ class Secured(asyncio.Transport):
         self._reads = wanted
 
     def _readable(self) -> None:
+        if self._paused and self._stage is _Stage.OPEN:
+            self._watch()
+            return
         try:
             if self._stage is _Stage.LINGERING:
                 self._ignore()
@@ -221,8 +227,9 @@ class Secured(asyncio.Transport):
             return
         if not done:
             self._loop.add_writer(self._sealed.sock, self._push)
-        else:
+        elif self._writes:
             self._loop.remove_writer(self._sealed.sock)
+        self._writes = not done
         full = self._sealed.unsent > (0 if self._full else _HIGH)
         if full != self._full and self._protocol is not None:
             self._full = full
