@@ -72,7 +72,7 @@ class Channel:
         reply = self.server.call(method, path, **more)
         if method == "POST":
             self.here("delivered", path)
-        elif b'"kind":"train"' in reply.body:
+        if b'"kind":"train"' in reply.body:
             self.here("offered", path)
         return reply
 
