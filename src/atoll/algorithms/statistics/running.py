@@ -179,7 +179,6 @@ class Statistic:
             )
         return self.analysis.result(_own(state))
 
-
     def parts_of(self, state: State) -> Mapping[str, Callable[[], Any]]:
         """What was found by each part of analyses that share rounds; each is read when it is called.
 
