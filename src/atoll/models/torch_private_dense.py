@@ -51,7 +51,7 @@ class Chained:
 
     @property
     def largest(self) -> int:
-        """Rows of a micro-batch where its size is not given: nothing is held by row."""
+        """Rows of a micro-batch where its size is not given; nothing is held by row."""
         return _ROWS
 
     def add(self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False) -> Tensor:

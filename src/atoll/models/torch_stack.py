@@ -76,7 +76,7 @@ ROW_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "mse": _mse,
     "l1": _l1,
 }
-"""The losses of :data:`atoll.models.torch.LOSSES` before they are averaged (summed for ``nll_sum``)."""
+"""The losses of :data:`atoll.models.torch_losses.LOSSES` before they are averaged (summed for ``nll_sum``)."""
 
 
 @dataclass(frozen=True)

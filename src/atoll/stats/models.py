@@ -202,7 +202,7 @@ class CoxRegression:
 
     def fit(self, federation: Answers, **run: Any) -> Fitted:
         """As that of the other regressions."""
-        asked = survival.Cox(
+        asked = survival.ProportionalHazards(
             self.time,
             self.event,
             tuple(self.features),

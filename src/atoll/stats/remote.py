@@ -172,7 +172,7 @@ def connect(
     """The institutions of a federation, to be asked like a federation of tables.
 
     Args:
-        home: folder of the researcher's key, as in :func:`atoll.connect`; or a connection.
+        home: folder of the researcher's key, as in :func:`atoll.connection.connect`; or a connection.
         source: name of the dataset as the sites have registered it, with an ending: ``"heart.csv"``.
         columns: ``[data.columns]`` of the job: categories, codes for missing values.
         complete: columns in which every row of the study has a value.

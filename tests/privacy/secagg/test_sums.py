@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from atoll.core.errors import UpdateRefused
 from atoll.core.seeds import Seed
 from atoll.privacy.secagg import fixed
-from atoll.privacy.secagg.fixed import Grid, quantised, signed_values
+from atoll.privacy.secagg.fixed import Rounding, quantised, signed_values
 from atoll.privacy.secagg.masks import (
     CHUNK,
     MaskPlan,
@@ -48,7 +48,7 @@ def test_blocks_round_as_one_go_does(seed, size, factor, block):
     found = np.empty(size, np.int32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fixed, "BLOCK", block)
-        Grid().put(lane, 7, x, draws, found, factor)
+        Rounding().put(lane, 7, x, draws, found, factor)
     assert found.tolist() == wanted.astype(np.int64).tolist()
 
 

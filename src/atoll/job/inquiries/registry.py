@@ -36,7 +36,7 @@ KINDS: Mapping[str, Any] = {
     "mixed": models.Mixed,
     "kaplan_meier": survival.SurvivalCurves,
     "log_rank": survival.LogRank,
-    "cox": survival.Cox,
+    "cox": survival.ProportionalHazards,
     "k_means": clusters.Clusters,
     "gaussian_mixture": clusters.Mixture,
 }

@@ -14,7 +14,7 @@ import numpy as np
 
 from atoll.algorithms.statistics import survival as curves
 from atoll.algorithms.statistics.analysis import Analysis
-from atoll.algorithms.statistics.cox import Cox as CoxAnalysis
+from atoll.algorithms.statistics.cox import Cox
 from atoll.algorithms.statistics.survival_axis import Axis
 from atoll.algorithms.statistics.survival_logrank import LogRank as LogRankAnalysis
 from atoll.core.errors import Forbidden
@@ -23,7 +23,7 @@ from atoll.job.inquiries.book import Book, categories
 from atoll.job.inquiries.models import Fitted, fitted
 from atoll.job.inquiries.tables import Sheet
 
-__all__ = ["Cox", "FittedCurves", "LogRank", "SurvivalCurves"]
+__all__ = ["FittedCurves", "LogRank", "ProportionalHazards", "SurvivalCurves"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +238,7 @@ def _column(strata: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Cox:
+class ProportionalHazards:
     """Cox's proportional hazards model.
 
     Args:
@@ -273,7 +273,7 @@ class Cox:
     def analysis(self, book: Book) -> Analysis:
         """The model."""
         book.check(*self.named())
-        return CoxAnalysis(
+        return Cox(
             self.time,
             self.event,
             self.features,

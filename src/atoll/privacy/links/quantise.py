@@ -22,7 +22,7 @@ from atoll.core.metrics import Metric, Metrics
 from atoll.core.values import Aggregate, Update
 from atoll.privacy.links.figures import additive, joined, split
 from atoll.privacy.links.shares import Shares
-from atoll.privacy.secagg.fixed import WEIGHT, Grid
+from atoll.privacy.secagg.fixed import WEIGHT, Rounding
 from atoll.privacy.secagg.sums import LaneSums
 from atoll.privacy.secagg.terms import Lane
 
@@ -151,7 +151,7 @@ class Quantise(Passive):
         given = {name: v.size for name, v in update.vectors.items()}
         if given != dict(self.vectors):
             raise UpdateRefused(f"vectors {given} where {dict(self.vectors)} are declared")
-        values, grid, sent = self._values(update, passage.scale), Grid(), dict[str, Array]()
+        values, grid, sent = self._values(update, passage.scale), Rounding(), dict[str, Array]()
         factor = self._share(update) * passage.scale
         for lane in self.lanes(passage.cohort):
             into = np.empty(lane.length, np.int32 if lane.bits == 32 else np.int64)

@@ -24,7 +24,7 @@ from atoll.privacy.secagg.terms import Lane
 __all__ = [
     "BLOCK",
     "WEIGHT",
-    "Grid",
+    "Rounding",
     "averages",
     "check_reach",
     "quantised",
@@ -39,7 +39,7 @@ WEIGHT = "weight"
 """Name of the lane that carries the weight."""
 
 
-class Grid:
+class Rounding:
     """Rounds values to integers a block at a time, in memory of its own that stays in a core's cache.
 
     Memory that is new costs more than all of the arithmetic, so nothing as long as the input is made. An
@@ -126,13 +126,13 @@ def _ends(lane: Lane, values: Array) -> tuple[float, float]:
 
 
 def quantised(lane: Lane, sites: int, values: Array, draws: np.ndarray[Any, Any] | None) -> Array:
-    """``values`` of one lane as signed integers of its ring; see :meth:`Grid.put`.
+    """``values`` of one lane as signed integers of its ring; see :meth:`Rounding.put`.
 
     Raises:
         UpdateRefused: a value is not finite, or beyond a bound that refuses.
     """
     integers = np.empty(values.shape, np.int32 if lane.bits == 32 else np.int64)
-    Grid().put(lane, sites, values.reshape(-1), draws, integers.reshape(-1))
+    Rounding().put(lane, sites, values.reshape(-1), draws, integers.reshape(-1))
     return integers
 
 

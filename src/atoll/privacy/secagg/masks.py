@@ -18,7 +18,7 @@ import numpy as np
 
 from atoll.core.errors import UpdateRefused
 from atoll.core.layout import Array
-from atoll.privacy.secagg.fixed import Grid, signed_values
+from atoll.privacy.secagg.fixed import Rounding, signed_values
 from atoll.privacy.secagg.terms import Lane, Terms
 
 __all__ = [
@@ -217,7 +217,7 @@ def masked_chunks(
         UpdateRefused: a lane is missing, unknown, of another length, or holds what it may not.
     """
     _check_lanes(terms, values)
-    streams, grid = _Streams(plan), Grid()
+    streams, grid = _Streams(plan), Rounding()
     draws = None if rounding is None else _encryptor(rounding)
     buffer = bytearray(_ROUNDING_BYTES * CHUNK)
     for piece in pieces(terms):
