@@ -81,17 +81,21 @@ def main() -> None:
     from atoll.cli.main import main as atoll
     from atoll.node.link import Link
 
-    honest = Link.deliver
+    def lying(honest: Callable[..., Any]) -> Callable[..., Any]:
+        """A way to hand in results that tells a lie in place of each answer."""
 
-    def deliver(link: Link, held: Any, raw: bytes) -> Any:
-        _, kind, number, _ = held.task.split(".", 3)
-        if kind != "train":
-            return honest(link, held, raw)
-        lie = list(LIES.values())[int(number) % len(LIES)]
-        told = lie(*decode(raw, ANY))
-        return honest(link, replace(held, blob=Blob.of(told)), told)
+        def deliver(link: Link, held: Any, raw: bytes, *more: Any) -> Any:
+            _, kind, number, _ = held.task.split(".", 3)
+            if kind != "train":
+                return honest(link, held, raw, *more)
+            lie = list(LIES.values())[int(number) % len(LIES)]
+            told = lie(*decode(raw, ANY))
+            return honest(link, replace(held, blob=Blob.of(told)), told, *more)
 
-    Link.deliver = deliver  # type: ignore[method-assign]
+        return deliver
+
+    Link.deliver = lying(Link.deliver)  # type: ignore[method-assign]
+    Link.deliver_and_ask = lying(Link.deliver_and_ask)  # type: ignore[method-assign]
     sys.exit(atoll(sys.argv[1:]))
 
 

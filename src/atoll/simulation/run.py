@@ -90,8 +90,7 @@ def simulate(
     """
     began = datetime.now(UTC)
     if seed is not None:
-        changed = {**job.definition, "seed": seed} if job.definition else {}
-        job = replace(job, seed=seed, definition=changed)
+        job = _seeded(job, seed)
     if isinstance(executor, str):
         job = replace(job, executor=(executor, *job.executor[1:]))
     watch = profile if isinstance(profile, Stopwatch) else Stopwatch() if profile else None
@@ -131,6 +130,11 @@ def simulate(
         with timed(watch, "finish"):
             run = session.finish(finished)
         return run if watch is None else _profiled(run, watch, folder)
+
+
+def _seeded(job: Job, seed: int) -> Job:
+    changed = {**job.definition, "seed": seed} if job.definition else {}
+    return replace(job, seed=seed, definition=changed)
 
 
 def _settled(job: Job, islands: Islands, apart: bool) -> Job:
