@@ -24,7 +24,10 @@ from atoll.wire.sealed import Sealed, room
 __all__ = ["LONG", "Lane", "Lanes", "Lender", "Take", "pour", "send"]
 
 LONG = 1 << 20
-"""Bytes taken at once; a shorter rest is not worth a thread."""
+"""A shorter rest is not worth a thread."""
+
+_TAKEN = 1 << 18
+"""Bytes taken at once; every thread keeps memory for so many."""
 
 _SENT = 1 << 18
 """Bytes sent at once."""
@@ -178,7 +181,7 @@ class _Pace:
 
 
 def pour(sealed: Sealed, first: bytes, rest: int, take: Take, until: float) -> tuple[int, bytes]:
-    """Receive bytes of a body as long as they flow, and hand them over in pieces of :data:`LONG`.
+    """Receive bytes of a body as long as they flow, and hand them over in larger pieces.
 
     Args:
         sealed: the connection.
@@ -195,7 +198,7 @@ def pour(sealed: Sealed, first: bytes, rest: int, take: Take, until: float) -> t
         OSError: the connection broke.
         AtollError: what ``take`` raises.
     """
-    space = room("poured", LONG)
+    space = room("poured", _TAKEN)
     if len(first) >= len(space):
         take(memoryview(first))
         first = b""
