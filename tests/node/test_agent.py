@@ -17,7 +17,7 @@ from atoll.job.build import job_from_spec
 from atoll.job.load import parse_job
 from atoll.node import errands
 from atoll.runtime.checkpoint import model_hash
-from atoll.wire.messages import BlobRef
+from atoll.wire.messages import BlobRef, PollReply
 
 SITES = ("east", "west")
 
@@ -156,6 +156,21 @@ def test_a_server_that_was_replaced_is_not_worked_for(
         server.epoch = 2
         server.result(stale.id)
         ff.eventually(lambda: agent._state == "connected")
+
+
+def test_news_that_others_have_overtaken_are_not_taken_in(
+    tmp_path: Path, server: ff.FakeServer, solo: ff.Solo
+) -> None:
+    with east(tmp_path, server) as agent:
+        overdue = agent._takes
+        first = solo.train()
+        server.result(first.id)
+        server.result(solo.train().id)
+        ff.eventually(lambda: first.id not in agent._have())
+        agent._take(overdue, PollReply(tasks=[first], gone=[], epoch=1), {})
+        assert first.id not in agent._have()
+        server.result(solo.train().id)
+    assert [task for task, _ in server.deliveries].count(first.id) == 1
 
 
 def test_a_restarted_node_sends_the_same_bytes_and_does_not_work_again(

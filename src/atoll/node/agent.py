@@ -87,7 +87,7 @@ class Agent:
         )
         self._runs: dict[str, Errands] = {}
         self._turns = Turns()
-        self._taking = threading.Lock()
+        self._taking, self._takes = threading.Lock(), 0
         self._strangers: set[str] = set()
         self._over: set[str] = set()
         self._stop = threading.Event()
@@ -137,13 +137,14 @@ class Agent:
         tries = 0
         while not self._stop.is_set():
             self._turns.wait()
-            began, have, work = time.monotonic(), self._have(), False
+            began, asked, work = time.monotonic(), self._takes, False
+            have = self._have()
             try:
                 # Asked at first without waiting, so that it is known at once whether all is well.
                 wait = _WAIT if self._state == "connected" else 0
                 reply, blobs = self._site.link.poll(have, wait)
                 work = any(body.id not in have for body in reply.tasks)
-                self._take(reply, blobs)
+                self._take(asked, reply, blobs)
             except Forbidden as error:
                 self._ended = error
                 self._stop.set()
@@ -173,19 +174,20 @@ class Agent:
         if not self._turns.bring():
             self._site.link.deliver(held, raw)
             return
-        have, work = self._have(), False
+        asked, work = self._takes, False
+        have = self._have()
         try:
             found = self._site.link.deliver_and_ask(held, raw, have, LINGER)
             if found is not None:
                 work = any(body.id not in have for body in found[0].tasks)
-                self._take_from_result(*found)
+                self._take_from_result(asked, *found)
         finally:
             self._turns.brought(work)
 
-    def _take_from_result(self, reply: PollReply, blobs: Mapping[str, Array]) -> None:
+    def _take_from_result(self, asked: int, reply: PollReply, blobs: Mapping[str, Array]) -> None:
         """The result was taken, whatever becomes of the news that came with its receipt."""
         try:
-            self._take(reply, blobs)
+            self._take(asked, reply, blobs)
         except Exception:  # they are told again
             log.exception("news could not be taken in")
 
@@ -194,19 +196,26 @@ class Agent:
         tasks = [errands.held for errands in runs.values()]
         return self._strangers.union(runs, self._site.spool.runs, *tasks) - self._over
 
-    def _take(self, reply: PollReply, blobs: Mapping[str, Array]) -> None:
-        with self._taking:
-            self._take_in(reply, blobs)
+    def _take(self, asked: int, reply: PollReply, blobs: Mapping[str, Array]) -> None:
+        """Take news in, unless others were since the question: they are older then, or told again.
 
-    def _take_in(self, reply: PollReply, blobs: Mapping[str, Array]) -> None:
-        self._follow(reply.epoch)
-        if self._site.steward is not None:
-            self._site.steward.see(reply.ledger)
+        A question that is overdue stays open beside the next one. Its answer may ask for what the other has
+        told to be over.
+        """
         for sha256, raw in blobs.items():
             try:
                 self._site.cache.put(sha256, raw.data)
             except StorageError as error:  # it can still be downloaded, when there is room again
                 log.warning("%s", error)
+        with self._taking:
+            if asked == self._takes:
+                self._takes += 1
+                self._take_in(reply)
+
+    def _take_in(self, reply: PollReply) -> None:
+        self._follow(reply.epoch)
+        if self._site.steward is not None:
+            self._site.steward.see(reply.ledger)
         for name in reply.gone:
             self._strangers.discard(name)
             if name in self._runs:
