@@ -24,8 +24,9 @@ from typing import Literal
 
 from federation_processes import Federation, Process, until
 
-CREATED, CHANGED, NAMED, GONE, CLOSED = 0x100, 0x2, 0x80, 0x200, 0x8
-_FOLDER, _ALL = 0x40000000, 0x100 | 0x2 | 0x80 | 0x200 | 0x8
+CREATED, CHANGED, NAMED, GONE, CLOSED = 0x100, 0x2, 0x80, 0x200 | 0x40, 0x8
+"""Of inotify; a file is gone when it was removed or moved elsewhere, to be written over later."""
+_FOLDER, _ALL = 0x40000000, CREATED | CHANGED | NAMED | GONE | CLOSED
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ POINTS = (
     Point("bytes are written, not named", "server", CLOSED, _TEMP, large=True),
     Point("bytes are named, not in the store", "server", NAMED, _BLOB, large=True),
     Point("a useless blob is dropped, others are not", "server", GONE, _BLOB, large=True),
-    Point("an upload has begun", "server", CREATED, r"blobs/uploads/.*", large=True),
+    Point("an upload has begun", "server", CREATED | NAMED, r"blobs/uploads/.*", large=True),
     Point("the model is written, the run not ended", "server", NAMED, _MODEL, when="end"),
     Point("the manifest is written, the run not ended", "server", NAMED, _MANIFEST, when="end"),
     Point("a model is being downloaded", "node", CREATED, r"cache/.*\.partial", large=True),
