@@ -14,7 +14,7 @@ from test_serving import QUICK, Live
 
 from atoll.core.errors import Unreachable
 from atoll.server import lanes, serving
-from atoll.server.lanes import LONG, Lanes, pour
+from atoll.server.lanes import LONG, PIECE, Lanes, pour
 from atoll.server.results import Readable
 from atoll.server.service import Service
 from atoll.wire.frames import Blob
@@ -303,10 +303,10 @@ class Piecemeal:
 
 def test_a_thread_hands_over_whole_pieces_and_gives_back_the_rest():
     taken = []
-    line = Piecemeal(b"b" * (LONG - 3), b"c" * 5, None)
-    got, rest = pour(line, b"aaa", LONG * 2, lambda p: taken.append(bytes(p)), 1e18)
-    assert (got, rest) == (LONG + 2, b"ccccc")
-    assert taken == [b"aaa" + b"b" * (LONG - 3)]
+    line = Piecemeal(b"b" * (PIECE - 3), b"c" * 5, None)
+    got, rest = pour(line, b"aaa", PIECE * 2, lambda p: taken.append(bytes(p)), 1e18)
+    assert (got, rest) == (PIECE + 2, b"ccccc")
+    assert taken == [b"aaa" + b"b" * (PIECE - 3)]
 
 
 def test_a_sender_that_leaves_is_told_from_one_that_rests():

@@ -21,12 +21,12 @@ from typing import Protocol, TypeVar
 from atoll.core.errors import Unreachable
 from atoll.wire.sealed import Sealed, room
 
-__all__ = ["LONG", "Lane", "Lanes", "Lender", "Take", "pour", "send"]
+__all__ = ["LONG", "PIECE", "Lane", "Lanes", "Lender", "Take", "pour", "send"]
 
 LONG = 1 << 20
 """A shorter rest is not worth a thread."""
 
-_TAKEN = 1 << 18
+PIECE = 1 << 18
 """Bytes taken at once; every thread keeps memory for so many."""
 
 _SENT = 1 << 18
@@ -198,7 +198,7 @@ def pour(sealed: Sealed, first: bytes, rest: int, take: Take, until: float) -> t
         OSError: the connection broke.
         AtollError: what ``take`` raises.
     """
-    space = room("poured", _TAKEN)
+    space = room("poured", PIECE)
     if len(first) >= len(space):
         take(memoryview(first))
         first = b""
