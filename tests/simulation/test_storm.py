@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +69,54 @@ def test_a_failing_seed_tells_how_to_run_it_again() -> None:
     assert last.startswith("replay: PYTHONHASHSEED=0 PYTHONPATH=tests/simulation python")
     assert "-m storm.run --seed " in last
     assert last.endswith('--trace --bug "missing fence"')
+
+
+def test_seeds_spread_over_processes_are_all_told_of() -> None:
+    alone, spread = storm("--seeds", "0:7"), storm("--seeds", "0:7", "--jobs", "2")
+    assert sum(spread["states"].values()) == 7
+    assert {**spread, "digest": ""} == {**alone, "digest": ""}
+
+
+@pytest.mark.skipif(not os.access("/dev/shm", os.W_OK), reason="looks at /proc and /dev/shm")
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_the_processes_of_a_simulation_end_with_it(how: signal.Signals) -> None:
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE)}
+    command = [sys.executable, "-m", "storm.run", "--seeds", "0:1000000", "--jobs", "2"]
+    parent = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        children = eventually(lambda: both(folders_of(children_of(parent.pid))))
+    finally:
+        parent.send_signal(how)
+        parent.wait()
+    eventually(lambda: not any(map(lives, children)))
+    assert not folders_of(children)
+
+
+def children_of(pid: int) -> list[int]:
+    told = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in told.split()]
+
+
+def folders_of(pids: list[int]) -> list[int]:
+    """Those of them whose scratch folder is there."""
+    return [pid for pid in pids for _ in Path("/dev/shm").glob(f"storm-{pid}-*")]
+
+
+def both(pids: list[int]) -> list[int]:
+    return pids if len(pids) == 2 else []
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is more than an entry that nobody has looked at since its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def eventually(look: Callable[[], Any], seconds: float = 60.0) -> Any:
+    until = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return found
