@@ -4,7 +4,8 @@
 
 A row is a number of the table; without any, all are measured, which takes about an hour. Each federation is
 a server and nodes as processes of their own, on this machine, with TLS and SQLite. Raw results go to
-``.bench/reliability.jsonl``. ``--quick`` makes everything small and leaves the page alone.
+``.bench/reliability.jsonl``. ``--quick`` makes everything small and leaves the page alone. Where a row misses
+its goal, that is said at the end, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -57,12 +58,24 @@ class Found:
         tested: how it was tried.
         goal: what it had to come to.
         found: what it came to.
+        wrong: where it misses the goal.
     """
 
     promise: str
     tested: str
     goal: str
     found: str
+    wrong: tuple[str, ...] = ()
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """As the table shows it."""
+        return self.promise, self.tested, self.goal, self.found
+
+
+def missed(**faults: bool) -> tuple[str, ...]:
+    """The names of what is true, as words."""
+    return tuple(name.replace("_", " ") for name, is_so in faults.items() if is_so)
 
 
 def note(kind: str, **values: Any) -> None:
@@ -85,19 +98,26 @@ def scratch() -> Iterator[Path]:
 
 
 def kills(given: argparse.Namespace) -> tuple[Found, Lines]:
-    """Runs whose processes are killed, until there were enough."""
+    """Runs whose processes are killed: enough of them, and then until every point was reached.
+
+    Points that do not come by in twice as many kills are wrong, but in a quick look, which has time for few.
+    """
     rng, runs = random.Random(given.seed), list[measures.Killed]()
     with scratch() as folder:
         for large in (False, True):
             (folder / str(large)).mkdir()
-            wanted = given.kills // 2 if not large else given.kills
+            mine, wanted = list[measures.Killed](), given.kills // 2
             for run in measures.killed_runs(folder / str(large), large, rng):
-                runs.append(run)
+                mine.append(run)
                 note("killed", large=large, **asdict(run))
-                if sum(len(r.kills) for r in runs) >= wanted:
+                done = [kill for each in mine for kill in each.kills]
+                all_there = given.quick or not unreached(done, large)
+                if len(done) >= (wanted if all_there else 2 * wanted):
                     break
+            runs += mine
     every = [kill for run in runs for kill in run.kills]
     wrong = [text for run in runs for text in run.wrong]
+    never = [] if given.quick else unreached(every, large=True)
     back = sorted(kill.seconds for kill in every if not math.isnan(kill.seconds))
     servers = sum(kill.victim == "the server" for kill in every)
     same = f"the same model in {sum(not r.wrong for r in runs)} of {len(runs)} runs"
@@ -108,7 +128,18 @@ def kills(given: argparse.Namespace) -> tuple[Found, Lines]:
         "the same model each time; back at work in 10 s",
         f"{same}{'; ' + '; '.join(wrong[:3]) if wrong else ''}; back at work in {median(back):.1f} s "
         f"(median), {back[int(0.95 * (len(back) - 1))]:.1f} s (95 %), {back[-1]:.1f} s (longest)",
+        (
+            *wrong,
+            *(f"no kill when {name}: not reached in {len(every)} kills" for name in never),
+            *missed(back_at_work_after_more_than_10_s=back[-1] > 10),
+        ),
     ), points(every)
+
+
+def unreached(every: list[Kill], large: bool) -> Lines:
+    """Points at which nobody was killed; of a small model only those that come by."""
+    names = {kill.point for kill in every}
+    return [p.name for p in POINTS if (large or not p.large) and p.name not in names]
 
 
 def points(every: list[Kill]) -> Lines:
@@ -127,7 +158,8 @@ def points(every: list[Kill]) -> Lines:
         mine = [kill for kill in every if kill.point == names.get(name, name)]
         seconds = [kill.seconds for kill in mine if not math.isnan(kill.seconds)]
         times = f"{median(seconds):.1f} s | {max(seconds):.1f} s" if seconds else "- | -"
-        lines.append(f"| {name} | {who} | {len(mine)} | {times} |")
+        number = len(mine) or ("0" if name in names else "NOT REACHED")
+        lines.append(f"| {name} | {who} | {number} | {times} |")
     return lines
 
 
@@ -152,6 +184,10 @@ def fencing(given: argparse.Namespace) -> Found:
         "a second server is started on the store of one at work, again and again",
         "100 % refused",
         "; ".join(told),
+        missed(
+            a_second_server_was_let_in=any(refused < tries for refused, _ in results.values()),
+            the_run_was_disturbed=not all(same for _, same in results.values()),
+        ),
     )
 
 
@@ -174,6 +210,10 @@ def stragglers(given: argparse.Namespace) -> Found:
         f"3 of 10 sites are 100 times slower, or stopped for {away:g} s; deadline {deadline:g} s, quorum 7",
         "deadline + 2 s; the missing are named",
         "; ".join(told),
+        missed(
+            rounds_ended_too_late=max(slow.beyond, gone.beyond) > 2,
+            missing_sites_not_always_named=not (slow.named and gone.named),
+        ),
     )
 
 
@@ -183,12 +223,18 @@ def transfer(given: argparse.Namespace) -> Found:
     with scratch() as folder:
         found = measures.cut_upload(folder, size, cuts, random.Random(given.seed))
     note("transfer", size=size, **asdict(found))
+    again = found.sent_again / MIB / max(1, found.cuts)
     return Found(
         "a long transfer goes on where it was cut",
         f"an upload of {size // MIB} MiB over a line that is cut at random offsets",
         "at most a chunk (4 MiB) sent again for each cut; digest right",
-        f"{found.cuts} cuts, {found.sent_again / MIB / max(1, found.cuts):.2f} MiB sent again for each; digest "
+        f"{found.cuts} cuts, {again:.2f} MiB sent again for each; digest "
         f"{'right' if found.whole else 'WRONG'}; {found.seconds:.1f} s",
+        missed(
+            more_than_a_chunk_sent_again=again > 4,
+            the_digest_is_wrong=not found.whole,
+            fewer_cuts_than_asked_for=found.cuts < cuts,
+        ),
     )
 
 
@@ -205,6 +251,7 @@ def memory(given: argparse.Namespace) -> Found:
         "2.5 models",
         f"{found['anonymous']:.2f} models of its own memory, {found['share']:.2f} with its share of mapped "
         "files",
+        missed(grown_too_far=found["anonymous"] > 2.5 and not given.quick),
     )
 
 
@@ -243,7 +290,8 @@ class Checked:
         words = " ".join(f"'{place}'" if " " in place else place for place in self.places)
         holds = self.holds or f"{passed} checks hold"
         found = f"{failed} OF {passed + failed} FAIL" if failed else holds
-        return Found(self.promise, f"`pytest {words}`", self.goal, found)
+        wrong = missed(tests_fail=failed > 0)
+        return Found(self.promise, f"`pytest {words}`", self.goal, found, wrong)
 
 
 def storms(given: argparse.Namespace) -> Found:
@@ -265,6 +313,7 @@ def storms(given: argparse.Namespace) -> Found:
         "all guarantees checked after every step, and the history at the end",
         "0 violations",
         f"{len(found['failed'])} violations in {seeds} storms with {crashes} crashes",
+        tuple(found["failed"]),
     )
 
 
@@ -289,6 +338,7 @@ def flood(given: argparse.Namespace) -> Found:
         "growth < 64 MB; members served",
         f"growth {max(sizes) - sizes[0]} MB; of bombs at most {max(map(float, bombs))} MB are taken; a "
         f"member's round trip {times[0]:.1f} ms before, {times[-1]:.1f} ms while the connections are held",
+        missed(the_server_grew_by_64_MB_or_more=max(sizes) - sizes[0] >= 64),
     )
 
 
@@ -306,6 +356,7 @@ def contracts(given: argparse.Namespace) -> Found:
         "`lint-imports`, over all modules; a pickle in place of an answer is row 14",
         "0 code paths",
         f"{kept} contracts kept, {broken} broken",
+        missed(contracts_are_broken=broken != "0"),
     )
 
 
@@ -376,10 +427,7 @@ def update(found: Mapping[str, Found]) -> None:
     for number, row in found.items():
         cells = (
             number,
-            row.promise,
-            row.tested,
-            row.goal,
-            row.found,
+            *row.cells,
             f"{datetime.now(UTC):%Y-%m-%d}",
         )
         rows[number] = f"| {' | '.join(cells)} |"
@@ -387,8 +435,8 @@ def update(found: Mapping[str, Found]) -> None:
     write("table", head + [rows[number] for number in sorted(rows, key=int)], PAGE)
 
 
-def main() -> None:
-    """Entry point."""
+def main() -> int:
+    """Entry point; the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -403,12 +451,14 @@ def main() -> None:
     if unknown := [row for row in given.rows if row not in ROWS]:
         parser.error(f"unknown row {unknown[0]}; known: {', '.join(ROWS)}")
     page = not (given.quick or given.no_page)
+    wrong: Lines = []
     print(describe())
     for number in given.rows or ROWS:
         others, began = Background(), time.monotonic()
         found = ROWS[number](given)
         row, extra = found if isinstance(found, tuple) else (found, [])
-        print("\n".join([f"| {number} | {' | '.join(asdict(row).values())} |", *extra]))
+        print("\n".join([f"| {number} | {' | '.join(row.cells)} |", *extra]))
+        wrong += [f"row {number}: {text}" for text in row.wrong]
         share = others.share()
         remark = f"{describe()}. Other processes used {share:.0%} of the machine meanwhile."
         print(f"{remark} ({time.monotonic() - began:.0f} s)\n", flush=True)
@@ -416,7 +466,9 @@ def main() -> None:
             update({number: row})
             if extra:
                 write("points", [*extra, "", f"{datetime.now(UTC):%Y-%m-%d}, {remark}"], PAGE)
+    print("\n".join(wrong), file=sys.stderr)
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
