@@ -28,6 +28,7 @@ BUGS = {
     "missing fence": {"G5"},
     "acknowledged first": {"G1", "G2"},
     "double fold": {"G6"},
+    "forgotten epoch": {"G5"},
 }
 """Bugs that are planted, and the guarantees that each breaks; the first is found, whichever it is."""
 

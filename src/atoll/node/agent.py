@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from atoll.core.errors import AtollError, FenceError, Forbidden, StorageError
+from atoll.core.errors import AtollError, Forbidden, StorageError
 from atoll.core.layout import Array
 from atoll.node.asking import LINGER, Turns
 from atoll.node.cache import Cache
 from atoll.node.errands import Errands
+from atoll.node.fence import Fence
 from atoll.node.home import Home
 from atoll.node.link import Channel, Link
 from atoll.node.peers import Trust
@@ -55,13 +56,13 @@ class Agent:
         name: of the site in its federation.
         channel: to the server.
         settings: limits of this site.
-        disk: where the spool lies.
+        disk: where the spool and the server's epoch lie.
         jitter: numbers in [0, 1).
         trust: keys and peers, for masked rounds.
         steward: the site's rules and its ledger.
 
     Raises:
-        StorageError: the spool is damaged, or cannot be read.
+        StorageError: the spool or the record of the server's epoch is damaged, or cannot be read.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class Agent:
         steward: Steward | None = None,
     ) -> None:
         shutil.rmtree(home.work, ignore_errors=True)
-        spool = Spool(home.spool, disk or RealDisk(), round(settings.spool * GIB))
+        disk = disk or RealDisk()
+        spool = Spool(home.spool, disk, round(settings.spool * GIB))
+        self._fence = Fence(home.epoch, disk)
         cache = Cache(home.cache, round(settings.cache * GIB))
         if steward is not None:
             steward.begin({held.task for held in spool.results})
@@ -92,7 +95,6 @@ class Agent:
         self._over: set[str] = set()
         self._stop = threading.Event()
         self._ended: AtollError | None = None
-        self._epoch = 0
         self._told: Mapping[str, Any] = {}
         self._state, self._trouble = "starting", ""
 
@@ -213,7 +215,7 @@ class Agent:
                 self._take_in(reply)
 
     def _take_in(self, reply: PollReply) -> None:
-        self._follow(reply.epoch)
+        self._fence.follow(reply.epoch)
         if self._site.steward is not None:
             self._site.steward.see(reply.ledger)
         for name in reply.gone:
@@ -235,20 +237,10 @@ class Agent:
             if not errands.offer(body):
                 self._start(body.run, again=False).offer(body)
 
-    def _follow(self, epoch: int) -> None:
-        """Take no word of a server that another has replaced: it asks for what the other has long had."""
-        if epoch < self._epoch:
-            raise FenceError(
-                f"a server in epoch {epoch} answers, though epoch {self._epoch} was seen: it was replaced",
-                remedy="stop the old server; if the store was put back from a backup, restart this node",
-            )
-        if epoch > self._epoch:
-            log.info("the server is in its epoch %d", epoch)
-            self._epoch = epoch
-
     def _tell(self) -> None:
         runs = {run: errands.state() for run, errands in list(self._runs.items())}
-        told = {"state": self._state, "trouble": self._trouble, "epoch": self._epoch, "runs": runs}
+        epoch = self._fence.epoch
+        told = {"state": self._state, "trouble": self._trouble, "epoch": epoch, "runs": runs}
         if told != self._told:
             self._told = told
             when = datetime.now(UTC).isoformat(timespec="seconds")

@@ -10,6 +10,7 @@
     limits.toml       what each dataset may be asked for in all; may be absent
     queries/          what statistics have been told of each dataset; never put an old copy back
     ledger/           what it has been asked for, and steps of masked rounds; never put an old copy back
+    epoch.json        the newest epoch of the server that was seen: an older one is not obeyed
     spool/            finished results until they are settled, and clients' memories
     cache/            downloaded models and plans; may be deleted while the node is stopped
     work/             scratch folders of worker processes; emptied at each start
@@ -107,6 +108,11 @@ class Home:
         return self.path / "ledger" / "pledges.jsonl"
 
     @property
+    def epoch(self) -> Path:
+        """Which epoch of the server was seen."""
+        return self.path / "epoch.json"
+
+    @property
     def spool(self) -> Path:
         """What must not be lost."""
         return self.path / "spool"
@@ -166,8 +172,16 @@ class Home:
         return Federation(**raw)
 
     def join(self, federation: Federation) -> None:
-        """Write the record of joining, durably."""
+        """Write the record of joining, durably; the server's epochs count from the beginning.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
         self.make()
+        try:
+            self.epoch.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{self.epoch} cannot be removed: {error.strerror}") from error
         write_text(self.federation, json.dumps(asdict(federation), indent=2) + "\n")
 
     def read(self, path: Path) -> dict[str, Any]:

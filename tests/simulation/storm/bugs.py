@@ -14,6 +14,7 @@ from storm import kernel as k
 from storm.world import World
 
 from atoll.core.errors import AtollError
+from atoll.node import fence
 from atoll.server import service
 from atoll.server.counter import Counter
 from atoll.server.folding import TrainFold
@@ -103,6 +104,11 @@ def double_fold(world: World) -> AbstractContextManager[Any]:
     return mock.patch.object(TrainFold, "take", taken)
 
 
+def forgotten_epoch(world: World) -> AbstractContextManager[Any]:
+    """Nodes know the server's newest epoch in memory only."""
+    return mock.patch.object(fence, "keep")
+
+
 BUGS: dict[str, Bug] = {
     "dropped fsync": dropped_fsync,
     "dropped fsync at the node": dropped_fsync_at_the_node,
@@ -110,4 +116,5 @@ BUGS: dict[str, Bug] = {
     "missing fence": missing_fence,
     "acknowledged first": acknowledged_first,
     "double fold": double_fold,
+    "forgotten epoch": forgotten_epoch,
 }

@@ -80,6 +80,7 @@ class Checks:
         self._promised: dict[str, str] = {}
         self._used: set[str] = set()
         self._epochs: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
         self._rounds: dict[str, list[Any]] = {}
         self._oracles: dict[str, Oracle] = {}
         self._counted: dict[str, int] = {}
@@ -292,6 +293,11 @@ class Checks:
             self._dirty = False
             self._database()
         self._deadlines()
+        for node in self.world.nodes.values():
+            if node.agent is not None:
+                seen, before = node.agent._fence.epoch, self._seen.get(node.name, 0)
+                self.ensure(seen >= before, "G5", f"{node.name} has forgotten epoch {before}")
+                self._seen[node.name] = seen
 
     def _database(self) -> None:
         database = self.world.database

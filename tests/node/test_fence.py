@@ -1,0 +1,84 @@
+"""A node's memory of the server's newest epoch: it outlives the process, and the machine's power."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import fake_federation as ff
+import pytest
+
+from atoll.core.errors import FenceError, StorageError
+from atoll.node.fence import Fence
+from atoll.node.home import Federation, Home
+from atoll.wire.disk import RealDisk
+from atoll.wire.lossy_disk import LossyDisk
+
+PATH = Path("/home/epoch.json")
+
+
+def lossy() -> LossyDisk:
+    disk = LossyDisk()
+    disk.make_folder(PATH.parent)
+    return disk
+
+
+def test_a_node_that_was_started_again_refuses_a_replaced_server(tmp_path: Path) -> None:
+    server = ff.FakeServer(epoch=2)
+    solo = ff.Solo(server, tmp_path)
+    with ff.Running(ff.node_at(tmp_path, "east", server, ff.table_text(1))):
+        server.result(solo.train().id)
+    server.epoch = 1
+    with ff.Running(ff.node_at(tmp_path, "east", server)) as again:
+        stale = solo.train()
+        ff.eventually(lambda: "it was replaced" in again._trouble)
+        assert stale.id not in again._have()
+        server.epoch = 2
+        assert server.result(stale.id)[0].status == "done"
+
+
+def test_an_epoch_is_durable_before_it_is_followed() -> None:
+    disk = lossy()
+    fence = Fence(PATH, disk)
+    fence.follow(3)
+    disk.crash(Random(0))
+    again = Fence(PATH, disk)
+    assert again.epoch == 3
+    with pytest.raises(FenceError, match="epoch 2 answers, though epoch 3"):
+        again.follow(2)
+    again.follow(3)
+    again.follow(4)
+    assert Fence(PATH, disk).epoch == 4
+
+
+def test_an_epoch_that_cannot_be_written_down_is_not_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = lossy()
+    fence = Fence(PATH, disk)
+    fence.follow(1)
+
+    def full(*given: object) -> None:
+        raise StorageError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "write", full)
+        with pytest.raises(StorageError, match="no space"):
+            fence.follow(2)
+        fence.follow(1)
+    assert (fence.epoch, Fence(PATH, disk).epoch) == (1, 1)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"epoch": "2"}', '{"epoch": -1}', "2"])
+def test_a_damaged_record_is_told_not_taken_for_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "epoch.json"
+    path.write_text(text)
+    with pytest.raises(StorageError, match="is damaged"):
+        Fence(path, RealDisk())
+
+
+def test_joining_begins_with_no_epoch(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    Fence(home.epoch, RealDisk()).follow(9)
+    home.join(Federation("f", "east", "localhost:1", "ab", "cd", 0.0))
+    assert Fence(home.epoch, RealDisk()).epoch == 0
