@@ -1,9 +1,13 @@
-"""Data cards: what a site holds, as sums and shares only, for the report."""
+"""Data cards: what a site holds, as sums and shares only, for the report.
+
+A number that few persons are behind is :data:`~atoll.data.telling.SUPPRESSED`, where the site's rule says so.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +17,18 @@ from atoll.core.layout import Array
 from atoll.data.columns import is_missing
 from atoll.data.schema import Schema
 from atoll.data.table import Table, label
+from atoll.data.telling import EXACT, SUPPRESSED, Telling
 
 __all__ = ["data_card", "examples_card", "fingerprint"]
 
 
-def data_card(table: Table, schema: Schema) -> dict[str, Any]:
+def data_card(table: Table, schema: Schema, telling: Telling = EXACT) -> dict[str, Any]:
     """The card of one site's typed table, ready for JSON.
+
+    Args:
+        table: its rows.
+        schema: the declared columns.
+        telling: how its counts may be told.
 
     Returns:
         ``rows``; ``columns``: per feature ``type``, ``unit``, ``missing``, and mean and sd (divisor
@@ -26,38 +36,41 @@ def data_card(table: Table, schema: Schema) -> dict[str, Any]:
         categories; ``classes`` (counts by name) or ``target`` (mean and sd); ``fingerprint``.
     """
     columns = {
-        c.name: {"type": c.type, "unit": c.unit, **_summary(table[c.name])} for c in schema.features
+        c.name: {"type": c.type, "unit": c.unit, **_summary(table[c.name], telling)}
+        for c in schema.features
     }
     goal = table[schema.target]
-    card: dict[str, Any] = {"rows": len(table), "columns": columns}
+    card: dict[str, Any] = {"rows": telling.number(np.arange(len(table))), "columns": columns}
     if schema.task == "classification":
-        names = [label(cell) for cell in goal if not is_missing(cell)]
+        names = [None if is_missing(cell) else label(cell) for cell in goal]
         if schema.goal.type == "boolean" and schema.classes:
-            names = [schema.classes[int(name)] for name in names]
-        known = schema.classes or tuple(sorted(set(names)))
-        card["classes"] = {name: names.count(name) for name in known}
+            names = [None if name is None else schema.classes[int(name)] for name in names]
+        known = schema.classes or tuple(sorted({name for name in names if name is not None}))
+        card["classes"] = _counts(names, known, telling)[0]
     else:
-        card["target"] = _summary(goal)
+        card["target"] = _summary(goal, telling)
     return card | {"fingerprint": fingerprint(table)}
 
 
-def examples_card(examples: Examples, classes: int = 0) -> dict[str, Any]:
+def examples_card(examples: Examples, classes: int = 0, telling: Telling = EXACT) -> dict[str, Any]:
     """The card of rows that are no table; whole-number targets are taken for class indices.
 
     Args:
         examples: the rows.
         classes: number of classes, so that those without a row are listed too; 0: not known.
+        telling: how its counts may be told.
 
     Returns:
         ``rows``; ``shape`` of one row's features; ``classes`` (counts by index) or ``target`` (mean
         and sd); ``fingerprint``.
     """
-    card: dict[str, Any] = {"rows": len(examples), "shape": list(examples.features.shape[1:])}
-    if examples.targets.dtype.kind in "biu":
-        counts = np.bincount(examples.targets.astype(np.int64), minlength=classes)
-        card["classes"] = {str(c): int(n) for c, n in enumerate(counts)}
+    rows, targets = telling.number(np.arange(len(examples))), examples.targets
+    card: dict[str, Any] = {"rows": rows, "shape": list(examples.features.shape[1:])}
+    if targets.dtype.kind in "biu":
+        last = max(classes, int(targets.max(initial=-1)) + 1)
+        card["classes"] = telling.counts({str(c): targets == c for c in range(last)})
     else:
-        card["target"] = _summary(np.asarray(examples.targets, np.float64))
+        card["target"] = _summary(np.asarray(targets, np.float64), telling)
     return card | {"fingerprint": fingerprint(examples)}
 
 
@@ -85,12 +98,30 @@ def _bytes(values: Array) -> bytes:
     return flat.view(np.uint8).tobytes()
 
 
-def _summary(cells: Array) -> dict[str, Any]:
+def _summary(cells: Array, telling: Telling) -> dict[str, Any]:
     if cells.dtype.kind == "O":
-        names = [label(cell) for cell in cells if not is_missing(cell)]
-        counts = {name: names.count(name) for name in sorted(set(names))}
-        return {"missing": len(cells) - len(names), "counts": counts}
-    known = cells[~np.isnan(cells)]
-    mean = float(known.mean()) if len(known) else None
-    sd = float(known.std()) if len(known) else None
-    return {"missing": len(cells) - len(known), "mean": mean, "sd": sd}
+        names = [None if is_missing(cell) else label(cell) for cell in cells]
+        known = sorted({name for name in names if name is not None})
+        counts, missing = _counts(names, known, telling)
+        return {"missing": missing, "counts": counts}
+    empty = np.isnan(cells)
+    # Of all rows the others have a value: where those are few, neither number is told.
+    missing = SUPPRESSED if telling.few(~empty) else telling.number(empty)
+    if not telling.moments_told(cells):
+        return {"missing": missing, "mean": SUPPRESSED, "sd": SUPPRESSED}
+    values = cells[~empty]
+    mean = float(values.mean()) if len(values) else None
+    sd = float(values.std()) if len(values) else None
+    return {"missing": missing, "mean": mean, "sd": sd}
+
+
+def _counts(
+    names: Sequence[str | None], known: Iterable[str], telling: Telling
+) -> tuple[dict[str, int | str], int | str]:
+    """How many rows have each of the names, and how many none."""
+    held = np.array(names, object)
+    masks = {f"={name}": np.asarray(held == name, bool) for name in known}
+    absent = np.array([name is None for name in names], bool)
+    found = telling.counts({**masks, "": absent})
+    missing = found.pop("")
+    return {name[1:]: count for name, count in found.items()}, missing

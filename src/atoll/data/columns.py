@@ -12,6 +12,7 @@ import numpy as np
 from atoll.core.errors import Fault, suggest
 from atoll.core.layout import Array
 from atoll.data.table import label
+from atoll.data.telling import EXACT, Telling
 
 __all__ = [
     "Column",
@@ -73,8 +74,17 @@ class Column:
             yield Fault(place, "a category appears twice", "remove the second")
 
 
-def read_cells(site: str, column: Column, raw: Array) -> tuple[Array, list[Fault]]:
-    """One column, typed, and its faults; faulty cells become missing."""
+def read_cells(
+    site: str, column: Column, raw: Array, telling: Telling = EXACT
+) -> tuple[Array, list[Fault]]:
+    """One column, typed, and its faults; faulty cells become missing.
+
+    Args:
+        site: whose cells they are.
+        column: what they should be.
+        raw: as they were read, ``(n,)``.
+        telling: how others than the site are told how many cells are faulty.
+    """
     place = place_of(site, column)
     if column.type == "category":
         names = labels_of(column, raw)
@@ -88,7 +98,7 @@ def read_cells(site: str, column: Column, raw: Array) -> tuple[Array, list[Fault
             return out, []
         first = str(names[int(np.argmax(unknown))])
         message = f"unknown category {first!r} {where(unknown)}"
-        told = f"{_cells(unknown)} an unknown category"
+        told = f"{_cells(unknown, telling)} an unknown category"
         return out, [Fault(place, message, suggest(first, column.categories), told)]
     numbers, wrong = numbers_of(column, raw)
     faults = []
@@ -99,7 +109,7 @@ def read_cells(site: str, column: Column, raw: Array) -> tuple[Array, list[Fault
             column.type, "a number"
         )
         message = f"{_show(value)} is not {what} {where(wrong)}"
-        faults.append(Fault(place, message, remedy, f"{_cells(wrong)} not {what}"))
+        faults.append(Fault(place, message, remedy, f"{_cells(wrong, telling)} not {what}"))
     if column.range is not None:
         low, high = column.range
         outside = (numbers < low) | (numbers > high)
@@ -107,7 +117,7 @@ def read_cells(site: str, column: Column, raw: Array) -> tuple[Array, list[Fault
             value = numbers[int(np.argmax(outside))]
             unit = f" {column.unit}" if column.unit else ""
             message = f"{value:g} is outside [{low:g}, {high:g}]{unit} {where(outside)}"
-            told = f"{_cells(outside)} outside [{low:g}, {high:g}]{unit}"
+            told = f"{_cells(outside, telling)} outside [{low:g}, {high:g}]{unit}"
             remedy = "correct it, declare it missing, or widen the range"
             faults.append(Fault(place, message, remedy, told))
     return numbers, faults
@@ -169,10 +179,10 @@ def where(mask: Array) -> str:
     return f"in row {first}" if count == 1 else f"in row {first} and {count - 1} more"
 
 
-def _cells(mask: Array) -> str:
+def _cells(mask: Array, telling: Telling) -> str:
     """How many, for those who may not see which."""
-    count = int(mask.sum())
-    return "1 cell is" if count == 1 else f"{count} cells are"
+    words = telling.words(mask, "cell")
+    return f"{words} is" if words.startswith("1 ") else f"{words} are"
 
 
 def _show(value: object) -> str:

@@ -22,6 +22,7 @@ from atoll.core.errors import DataError, Forbidden
 from atoll.core.layout import Array
 from atoll.data.columns import is_missing
 from atoll.data.table import Table
+from atoll.data.telling import Telling
 
 __all__ = ["Disclosure", "persons_of"]
 
@@ -62,6 +63,15 @@ class Disclosure:
         if not self.person:
             return len(table)
         return int(self.persons(table).max(initial=-1)) + 1
+
+    def telling(self, table: Table) -> Telling:
+        """How counts of this table's rows may be told.
+
+        Raises:
+            DataError: there is no column of persons, or a row without one.
+        """
+        persons = self.persons(table) if self.person and self.minimum > 1 else None
+        return Telling(self.minimum, persons)
 
     def enough(self, table: Table, site: str) -> None:
         """Refuse a site with fewer persons than the minimum; the number is not told.

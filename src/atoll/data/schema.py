@@ -26,6 +26,7 @@ from atoll.data.columns import (
 )
 from atoll.data.sketches import Sketch, clashes, guessed, merged, sketch
 from atoll.data.table import Table, label
+from atoll.data.telling import EXACT, Telling
 
 __all__ = [
     "Column",
@@ -270,14 +271,14 @@ def table_faults(
     return faults + [fault for c in wanted for fault in cells.get(c.name, ())]
 
 
-def unlabelled(site: str, goal: Column, typed: Array) -> list[Fault]:
-    """The fault of rows without a target, given the target's typed cells."""
+def unlabelled(site: str, goal: Column, typed: Array, telling: Telling = EXACT) -> list[Fault]:
+    """The fault of rows without a target, given the target's typed cells; see :func:`read_cells`."""
     empty = np.array([is_missing(cell) for cell in typed], bool)
     if not empty.any():
         return []
     message = f"the target is missing {where(empty)}"
     remedy = "remove these rows: they can neither train nor test"
-    told = f"the target is missing in {int(empty.sum())} of {len(empty)} rows"
+    told = f"the target is missing in {telling.words(empty, 'row')}"
     return [Fault(place_of(site, goal), message, remedy, told)]
 
 
