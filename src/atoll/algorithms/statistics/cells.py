@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Analysis, Question
+from atoll.algorithms.statistics.boosting import GradientBoosting
 from atoll.algorithms.statistics.cluster import KMeans
 from atoll.algorithms.statistics.cox import Cox
 from atoll.algorithms.statistics.mixed import MixedModel
@@ -40,6 +41,7 @@ _BY_ONES: Mapping[type, str] = {
     LogRank: "counts of the deaths of each day",
     Cox: "sums over those at risk on each day",
     KMeans: "sizes of clusters on the way",
+    GradientBoosting: "sums over the cells of each node",
 }
 """Analyses that tell single persons apart by their nature."""
 
