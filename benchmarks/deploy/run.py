@@ -12,24 +12,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from itertools import pairwise
 from statistics import median
-from typing import Any
-
-os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})
 
 from benchmarks.deploy.work import WORKLOADS
 from benchmarks.machine import Background, describe
 from benchmarks.pages import write
-from benchmarks.peers.environments import ENVIRONMENTS, ensure
-from benchmarks.peers.watch import TAG, end
 from benchmarks.run import ROOT
+from benchmarks.turns import Result, arguments, flower, launch, note, remark, spread
 
 RAW = ROOT / ".bench" / "deploy.jsonl"
 TABLES = ROOT / ".bench" / "deploy-tables.json"
@@ -40,32 +32,13 @@ SLOW = {("flower", "W6"): 12}
 """Rounds of who takes seconds for each."""
 QUICK = {"W5": 3, "W6": 8}
 
-Result = dict[str, Any]
 
-
-def launch(who: str, workload: str, rounds: int, watched: bool) -> Result:
+def run(who: str, workload: str, rounds: int, watched: bool) -> Result:
     """One run of a contestant; ``failed`` says why it gave no result."""
-    tag = f"{os.getpid()}-{time.monotonic_ns()}"
-    command = [sys.executable, "-m", f"benchmarks.deploy.{who}", workload, "--rounds", str(rounds)]
-    try:
-        done = subprocess.run(
-            [*command, *(["--watch"] if watched else [])],
-            cwd=ROOT,
-            env={**os.environ, TAG: tag, "PYTHONUNBUFFERED": "1"},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"no result in {PATIENCE} s"}
-    finally:
-        end(tag)
-    told = [x for x in done.stdout.splitlines() if x.startswith("RESULT ")]
-    if not told:
-        print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
-        said = [x for x in (done.stdout + done.stderr).splitlines() if x.strip()]
-        return {"failed": (said or ["no output"])[-1][:200]}
-    found = json.loads(told[-1].removeprefix("RESULT "))
+    words = [workload, "--rounds", rounds, *(["--watch"] if watched else [])]
+    found = launch(f"deploy.{who}", *words, patience=PATIENCE)
+    if "failed" in found:
+        return found
     ends = found["ends"]
     each = [b - a for a, b in pairwise(ends)]
     return {"round": median(each), "best": min(each), "first": ends[0], "memory": found["memory"]}
@@ -79,12 +52,10 @@ def measure(workload: str, field: Sequence[str], turns: int, quick: bool) -> lis
         for who in field:
             rounds = QUICK[workload] if quick else WORKLOADS[workload].rounds
             rounds = min(rounds, SLOW.get((who, workload), rounds))
-            found = launch(who, workload, rounds, watched)
+            found = run(who, workload, rounds, watched)
             about = {"who": who, "workload": workload, "turn": turn, "rounds": rounds}
             results.append({**about, "timed": turn < turns, **found})
-            RAW.parent.mkdir(exist_ok=True)
-            with RAW.open("a") as file:
-                file.write(json.dumps({"at": time.time(), **results[-1]}) + "\n")
+            note(RAW, results[-1])
             told = found.get("failed") or f"{shown(found['round'])} a round {found['memory'] or ''}"
             print(f"  {workload} turn {turn + 1}: {CONTESTANTS[who]}: {told}", file=sys.stderr)
     return results
@@ -107,13 +78,11 @@ def lines(workload: str, results: Sequence[Result]) -> list[str]:
             made.append(f"| {CONTESTANTS[who]} | failed: {wrong[0]} |" + " - |" * (len(head) - 1))
             continue
         timed = [r for r in mine if r["timed"]]
-        ratios = [r["round"] / ours[r["turn"]] for r in timed if r["turn"] in ours] or [
-            float("nan")
-        ]
+        ratios = [r["round"] / ours[r["turn"]] for r in timed if r["turn"] in ours]
         memory: Mapping[str, float] = next((r["memory"] for r in mine if r["memory"]), {})
         cells = [
             shown(median(r["round"] for r in timed)),
-            f"{median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})",
+            spread(ratios),
             shown(median(r["first"] for r in timed)),
             *(f"{memory[k]:.0f} MB" if memory else "-" for k in ("server", "growth", "tree")),
         ]
@@ -130,39 +99,26 @@ def keep(workload: str, table: Sequence[str]) -> list[str]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = arguments(__doc__, repeats=0, note="; 0: by workload")
     parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--only", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
-    parser.add_argument("--repeats", type=int, default=0, help="turns; 0: by workload")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--no-page", action="store_true", help="only print")
     return parser.parse_args()
 
 
 def main() -> int:
     """Entry point; the exit code."""
     given = _arguments()
-    field = list(given.only)
-    missing: dict[str, str] = {}
-    if "flower" in field:
-        missing = ensure(["flower"])[1]
-        field = [who for who in field if who not in missing]
-    left_out = [f"Flower is left out: {reason}." for reason in missing.values()]
-    print("\n".join([describe(), *left_out]))
+    theirs, said = flower("flower" in given.only)
+    field = [who for who in given.only if who != "flower" or theirs]
+    print("\n".join([describe(), *said]))
     failed = False
     for workload in given.workloads:
         others = Background()
         turns = given.repeats or (1 if given.quick else WORKLOADS[workload].turns)
         results = measure(workload, field, turns, given.quick)
         failed |= any("failed" in r for r in results)
-        share = others.share()
-        note = f"{datetime.now(UTC):%Y-%m-%d}, {describe()}. "
-        note += f"Flower {ENVIRONMENTS['flower'].version}. " if "flower" in field else ""
-        note += " ".join([*left_out, f"Other processes used {share:.0%} of the machine meanwhile"])
-        note += ": trust the ratios only." if share > 0.1 else "."
-        table = [*lines(workload, results), "", note]
+        table = [*lines(workload, results), "", remark(others, *said)]
         print("\n".join(["", *table]))
         if not (given.quick or given.no_page) and set(field) == set(CONTESTANTS):
             write("deployed", keep(workload, table))

@@ -10,23 +10,14 @@ are counted in runs of their own. ``--quick`` makes one turn without ciphertexts
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from statistics import median
-from typing import Any
-
-os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})
 
 from benchmarks.machine import Background, describe
 from benchmarks.pages import write
-from benchmarks.peers.environments import ENVIRONMENTS, ensure
-from benchmarks.peers.watch import TAG, end
 from benchmarks.run import ROOT
+from benchmarks.turns import Result, arguments, flower, launch, note, remark, spread
 
 RAW = ROOT / ".bench" / "masked.jsonl"
 PATIENCE = 600
@@ -43,38 +34,20 @@ ROUNDS = {"encrypted": 2}
 NEAR = {("flower", "plain"): 1e-6, ("flower", "masked"): 16 / 2**22 + 1e-6}
 """How far a mean may be off after one round: ours to 2e-8, SecAgg+ to a step of its grid (+- 8 in 2^22)."""
 
-Result = dict[str, Any]
 Who = tuple[str, str]
 
 
-def launch(who: Who, interpreter: str, given: argparse.Namespace, sizes: bool) -> Result:
-    """One run of a contestant; ``failed`` says why it gave no result."""
+def run(who: Who, interpreter: str, given: argparse.Namespace, sizes: bool) -> Result:
+    """One run of a contestant; ``failed`` says why it gave no result, or a wrong one."""
     module, way = who
     rounds = 2 if sizes else ROUNDS.get(way, given.rounds)
     if sizes and way == "encrypted":
         rounds = 1
     words = ["--clients", given.clients, "--values", given.values, "--rounds", rounds]
-    command = [interpreter, "-m", f"benchmarks.masked.{module}", way, *map(str, words)]
-    tag = f"{os.getpid()}-{time.monotonic_ns()}"
-    try:
-        done = subprocess.run(
-            [*command, *(["--sizes"] if sizes else [])],
-            cwd=ROOT,
-            env={**os.environ, TAG: tag, "PYTHONUNBUFFERED": "1"},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"no result in {PATIENCE} s"}
-    finally:
-        end(tag)
-    told = [x for x in done.stdout.splitlines() if x.startswith("RESULT ")]
-    if not told:
-        print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
-        said = [x for x in (done.stdout + done.stderr).splitlines() if x.strip()]
-        return {"failed": (said or ["no output"])[-1][:200]}
-    found: Result = json.loads(told[-1].removeprefix("RESULT "))
+    words += ["--sizes"] if sizes else []
+    found = launch(f"masked.{module}", way, *words, interpreter=interpreter, patience=PATIENCE)
+    if "failed" in found:
+        return found
     if not found["off"] <= rounds * NEAR.get(who, 2e-8):
         return {"failed": f"the mean is off by {found['off']:.3g}"}
     each = found["seconds"]
@@ -90,13 +63,11 @@ def measure(
         counting = number == given.repeats
         turn = {}
         for who, interpreter in field.items():
-            turn[who] = found = launch(who, interpreter, given, counting)
+            turn[who] = found = run(who, interpreter, given, counting)
             told = found.get("failed") or f"{found['round']:.3f} s a round, off {found['off']:.2g}"
             print(f"  turn {number + 1}: {FIELD[who]}: {told}", file=sys.stderr)
-            RAW.parent.mkdir(exist_ok=True)
-            with RAW.open("a") as file:
-                line = {"at": time.time(), "who": who, "clients": given.clients, **found}
-                file.write(json.dumps({**line, "values": given.values}) + "\n")
+            about = {"who": who, "clients": given.clients, "values": given.values}
+            note(RAW, {**about, **found})
         turns.append(turn)
     return turns[:-1], turns[-1]
 
@@ -114,10 +85,9 @@ def seconds(turns: Sequence[Mapping[Who, Result]]) -> list[str]:
             lines.append(f"| {FIELD[who]} | failed: {wrong[0]} | - | - |")
             continue
         pairs = [(turn[who], turn[ours]) for turn in turns if "round" in turn[ours]]
-        ratios = [one["round"] / other["round"] for one, other in pairs] or [float("nan")]
         cells = [
             f"{median(r['round'] for r in mine):.3g} s",
-            f"{median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})",
+            spread(one["round"] / other["round"] for one, other in pairs),
             f"{max(r['off'] for r in mine):.2g}",
         ]
         lines.append(f"| {FIELD[who]} | {' | '.join(cells)} |")
@@ -147,35 +117,26 @@ def sizes(counted: Mapping[Who, Result], plain: int) -> list[str]:
 
 def main() -> int:
     """Entry point; the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=3, help="turns")
+    parser = arguments(__doc__, repeats=3)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--values", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--no-page", action="store_true", help="only print")
     given = parser.parse_args()
     given.repeats = 1 if given.quick else given.repeats
-    found, missing = ensure(["flower"])
-    interpreters = {"ours": sys.executable, **{name: str(path) for name, path in found.items()}}
+    theirs, said = flower()
+    interpreters = {"ours": sys.executable} | ({"flower": theirs} if theirs else {})
     field = {
         who: interpreters[who[0]]
         for who in FIELD
         if who[0] in interpreters and not (given.quick and who[1] == "encrypted")
     }
-    left_out = [f"Flower is left out: {reason}." for reason in missing.values()]
-    print("\n".join([describe(), *left_out]))
+    print("\n".join([describe(), *said]))
     others = Background()
     turns, counted = measure(field, given)
-    share = others.share()
-    note = f"{given.clients} clients, {given.values:,} float32 parameters, {given.repeats} turns. "
-    note += f"{datetime.now(UTC):%Y-%m-%d}, {describe()}. "
-    note += f"Flower {ENVIRONMENTS['flower'].version}. " if found else ""
-    note += " ".join([*left_out, f"Other processes used {share:.0%} of the machine meanwhile"])
-    note += ": trust the ratios only." if share > 0.1 else "."
-    lines = [*seconds(turns), "", *sizes(counted, 4 * given.values), "", note]
+    about = f"{given.clients} clients, {given.values:,} float32 parameters, {given.repeats} turns. "
+    last = about + remark(others, *said)
+    lines = [*seconds(turns), "", *sizes(counted, 4 * given.values), "", last]
     print("\n".join(["", *lines]))
     failed = any("failed" in r for turn in [*turns, counted] for r in turn.values())
     if not (given.quick or given.no_page or failed):
