@@ -63,12 +63,35 @@ def test_answers_are_those_of_a_federation_of_tables(tmp_path, rows):
     )
     model = stats.LogisticRegression("sick", ["age", "sex"], intercept="site")
     pd.testing.assert_frame_equal(model.fit(deployed).table, model.fit(federation).table)
+    axis = stats.Axis(horizon=80)
+    for ask in (
+        stats.KaplanMeier("age", "sick", axis, by="sex").fit,
+        stats.CoxRegression("age", "sick", ["sex"], axis).fit,
+        lambda whom: SimpleNamespace(table=stats.principal_components(whom, ["age", "sick"])),
+    ):
+        pd.testing.assert_frame_equal(ask(deployed).table, ask(federation).table)
     assert stats.t_test(deployed, "age", "sex").table["p"].iloc[0] == (
         stats.t_test(federation, "age", "sex").p
     )
     assert [(spec.name, sites) for spec, sites in here.specs] == [
-        (f"statistics-{kind}", ("east", "west")) for kind in ("describe", "logistic", "t-test")
+        (f"statistics-{kind}", ("east", "west"))
+        for kind in (
+            "describe",
+            "logistic",
+            "kaplan-meier",
+            "cox",
+            "principal-components",
+            "t-test",
+        )
     ]
+
+
+def test_what_institutions_told_goes_on_a_page(tmp_path, rows):
+    deployed = stats.connect(Here(tmp_path), source="rows.csv", complete=["age"])
+    told = stats.LogisticRegression("sick", ["age", "sex"]).fit(deployed)
+    page = stats.write_page(tmp_path / "page.html", "Told", {"Risk": told}).read_text()
+    assert "sex=m" in page
+    assert f"aic {told.facts()['aic']:.5g}" in page
 
 
 def test_a_run_that_did_not_complete_says_why(tmp_path, rows):

@@ -26,7 +26,8 @@ from atoll.data.coded import MOST_LEVELS, coded, labels_of, levels_of, without_v
 from atoll.data.columns import is_missing
 from atoll.data.disclosure import Disclosure, persons_of
 from atoll.data.table import Table, label
-from atoll.job.inquiries.book import Codebook, Inquiry
+from atoll.job.inquiries.book import Codebook
+from atoll.job.inquiries.inquiry import Inquiry
 from atoll.job.inquiries.registry import inquiry_of
 from atoll.job.schema import ColumnSpec, JobSpec, StatisticsSpec
 

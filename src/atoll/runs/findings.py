@@ -24,7 +24,7 @@ from atoll.algorithms.statistics.running import Statistic
 from atoll.core.errors import AtollError, StateError
 from atoll.core.values import State
 from atoll.job.build import Job
-from atoll.job.inquiries.book import Finding
+from atoll.job.inquiries.inquiry import Finding
 from atoll.job.inquiries.page import shown
 from atoll.job.study import Agreed
 from atoll.report.folder import RunFolder, plain, write_atomic
@@ -55,7 +55,14 @@ class Answer:
         found = self.finding
         table = [{k: _number(v) for k, v in record.items()} for record in found.records()]
         facts = {name: _number(value) for name, value in found.facts().items()}
-        return {"name": self.name, "table": table, "facts": facts, "notes": list(found.notes)}
+        notes = list(found.notes)
+        return {
+            "name": self.name,
+            "table": table,
+            "index": found.index,
+            "facts": facts,
+            "notes": notes,
+        }
 
 
 def answers_of(job: Job, state: State) -> tuple[Answer, ...]:

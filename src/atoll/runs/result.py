@@ -73,7 +73,7 @@ class Run:
 
     @property
     def findings(self) -> Mapping[str, Any]:
-        """What a job of statistics found, by analysis; see :class:`~atoll.job.inquiries.book.Finding`.
+        """What a job of statistics found, by analysis; see :class:`~atoll.job.inquiries.inquiry.Finding`.
 
         Raises:
             StateError: the job is none of statistics.

@@ -15,6 +15,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from atoll.algorithms.statistics.survival_axis import Axis
     from atoll.data.disclosure import Disclosure
+    from atoll.job.inquiries.models import (
+        Fitted,
+        GammaRegression,
+        LinearRegression,
+        LogisticRegression,
+        MixedModel,
+        MultinomialRegression,
+        NegativeBinomialRegression,
+        PoissonRegression,
+    )
+    from atoll.job.inquiries.survival import CoxRegression, KaplanMeier
     from atoll.stats.describing import (
         correlation,
         cross_table,
@@ -25,39 +36,27 @@ if TYPE_CHECKING:
         table_one,
     )
     from atoll.stats.federation import Federation
-    from atoll.stats.models import (
-        CoxRegression,
-        Fitted,
-        GammaRegression,
-        LinearRegression,
-        LogisticRegression,
-        MixedModel,
-        MultinomialRegression,
-        NegativeBinomialRegression,
-        PoissonRegression,
-    )
     from atoll.stats.pages import write_page
     from atoll.stats.remote import connect, read_results
-    from atoll.stats.survival import KaplanMeier, log_rank
-    from atoll.stats.testing import anova, chi_squared, fisher, mann_whitney, t_test
+    from atoll.stats.testing import anova, chi_squared, fisher, log_rank, mann_whitney, t_test
     from atoll.stats.unsupervised import GaussianMixture, KMeans, combat, standardise
 
 _HOMES = {
     "Axis": "atoll.algorithms.statistics.survival_axis",
-    "CoxRegression": "atoll.stats.models",
+    "CoxRegression": "atoll.job.inquiries.survival",
     "Disclosure": "atoll.data.disclosure",
     "Federation": "atoll.stats.federation",
-    "Fitted": "atoll.stats.models",
-    "GammaRegression": "atoll.stats.models",
+    "Fitted": "atoll.job.inquiries.models",
+    "GammaRegression": "atoll.job.inquiries.models",
     "GaussianMixture": "atoll.stats.unsupervised",
     "KMeans": "atoll.stats.unsupervised",
-    "KaplanMeier": "atoll.stats.survival",
-    "LinearRegression": "atoll.stats.models",
-    "LogisticRegression": "atoll.stats.models",
-    "MixedModel": "atoll.stats.models",
-    "MultinomialRegression": "atoll.stats.models",
-    "NegativeBinomialRegression": "atoll.stats.models",
-    "PoissonRegression": "atoll.stats.models",
+    "KaplanMeier": "atoll.job.inquiries.survival",
+    "LinearRegression": "atoll.job.inquiries.models",
+    "LogisticRegression": "atoll.job.inquiries.models",
+    "MixedModel": "atoll.job.inquiries.models",
+    "MultinomialRegression": "atoll.job.inquiries.models",
+    "NegativeBinomialRegression": "atoll.job.inquiries.models",
+    "PoissonRegression": "atoll.job.inquiries.models",
     "anova": "atoll.stats.testing",
     "chi_squared": "atoll.stats.testing",
     "combat": "atoll.stats.unsupervised",
@@ -68,7 +67,7 @@ _HOMES = {
     "fisher": "atoll.stats.testing",
     "frequent": "atoll.stats.describing",
     "histogram": "atoll.stats.describing",
-    "log_rank": "atoll.stats.survival",
+    "log_rank": "atoll.stats.testing",
     "mann_whitney": "atoll.stats.testing",
     "principal_components": "atoll.stats.describing",
     "read_results": "atoll.stats.remote",

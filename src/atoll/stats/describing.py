@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from atoll.job.inquiries import tables
-from atoll.job.inquiries.frames import frame
-from atoll.stats.federation import Answers
+from atoll.job.inquiries.inquiry import Answers
 
 __all__ = [
     "correlation",
@@ -35,8 +34,7 @@ def describe(
         quantiles: levels in [0, 1]; 0 and 1 only where the rule allows extremes.
         tolerance: relative, of a quantile; 0 is exact.
     """
-    asked = tables.Describe(tuple(columns or ()), tuple(quantiles), tolerance)
-    return _frame(federation, asked)
+    return federation.ask(tables.Describe(_named(columns), quantiles, tolerance)).table
 
 
 def table_one(federation: Answers, by: str = "", columns: Sequence[str] | None = None) -> Any:
@@ -49,36 +47,35 @@ def table_one(federation: Answers, by: str = "", columns: Sequence[str] | None =
         by: column of groups; empty for none.
         columns: which; None for all but ``by``.
     """
-    return _frame(federation, tables.TableOne(by, tuple(columns or ())))
+    return federation.ask(tables.TableOne(by, _named(columns))).table
 
 
 def histogram(federation: Answers, column: str, edges: Sequence[float]) -> Any:
     """Counts between cut points, one line a bin; a bin holds its lower edge."""
-    return _frame(federation, tables.Bins(column, tuple(float(e) for e in edges)))
+    return federation.ask(tables.Bins(column, tuple(float(e) for e in edges))).table
 
 
 def cross_table(federation: Answers, row: str, column: str) -> Any:
     """Counts by two categories with margins."""
-    return _frame(federation, tables.Crossed(row, column))
+    return federation.ask(tables.Crossed(row, column)).table
 
 
 def correlation(federation: Answers, columns: Sequence[str] | None = None) -> Any:
     """Correlations over the rows complete in all columns."""
-    return _frame(federation, tables.Correlation(tuple(columns or ())))
+    return federation.ask(tables.Correlation(_named(columns))).table
 
 
 def principal_components(
     federation: Answers, columns: Sequence[str] | None = None, *, standardise: bool = True
 ) -> Any:
     """Variances and loadings of principal components, one line a component."""
-    return _frame(federation, tables.PrincipalComponents(tuple(columns or ()), standardise))
+    return federation.ask(tables.PrincipalComponents(_named(columns), standardise)).table
 
 
 def frequent(federation: Answers, column: str, least: int = 11, *, bits: int = 32) -> Any:
     """The whole numbers that at least so many persons have, the most frequent first."""
-    return _frame(federation, tables.Frequent(column, least, bits))
+    return federation.ask(tables.Frequent(column, least, bits)).table
 
 
-def _frame(federation: Answers, asked: Any) -> Any:
-    found = federation.ask(asked)
-    return frame(found.records(), found.index)
+def _named(columns: Sequence[str] | None) -> Sequence[str]:
+    return () if columns is None else columns

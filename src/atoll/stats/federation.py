@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -23,23 +23,15 @@ from atoll.data.disclosure import Disclosure
 from atoll.data.query_log import QueryLog
 from atoll.data.table import Table, label
 from atoll.job.build import Job
-from atoll.job.inquiries.book import Inquiry
+from atoll.job.inquiries.inquiry import Inquiry
 from atoll.runtime.client import Parts
 from atoll.runtime.loop import Evaluation, Loop, Stop
 from atoll.runtime.schedule import Synchronous
 from atoll.runtime.serial import SerialExecutor
 
-__all__ = ["Answers", "Federation"]
+__all__ = ["Federation"]
 
 _MOST_ROUNDS = 10_000
-
-
-class Answers(Protocol):
-    """Whoever can be asked: a :class:`Federation`, or institutions (:class:`~atoll.stats.remote.Deployed`)."""
-
-    def ask(self, inquiry: Inquiry, **run: Any) -> Any:
-        """A :class:`~atoll.job.inquiries.book.Finding`."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +184,7 @@ class Federation:
         """Ask all sites and give what the result shows.
 
         Args:
-            inquiry: what is asked; a :class:`~atoll.job.inquiries.book.Finding` comes of it.
+            inquiry: what is asked; a :class:`~atoll.job.inquiries.inquiry.Finding` comes of it.
             run: options of :meth:`solve`.
 
         Raises:

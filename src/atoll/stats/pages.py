@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from atoll.job.inquiries.models import Fitted
-from atoll.job.inquiries.page import cell, histogram, shown
-from atoll.job.inquiries.survival import FittedCurves
+from atoll.job.inquiries.inquiry import Finding
+from atoll.job.inquiries.page import BINS, cell, histogram, shown
 from atoll.report.markup import Safe, tag
 from atoll.report.statistics import page, plain_table
 
@@ -21,7 +20,7 @@ def write_page(path: str | Path, title: str, parts: Mapping[str, Any]) -> Path:
     Args:
         path: the file.
         title: of the page.
-        parts: by heading: fitted models, fitted curves, pandas frames, or text.
+        parts: by heading: findings (fitted models, curves, what institutions told), pandas frames, or text.
     """
     sections = [(heading, _shown(part)) for heading, part in parts.items()]
     target = Path(path)
@@ -31,11 +30,11 @@ def write_page(path: str | Path, title: str, parts: Mapping[str, Any]) -> Path:
 
 
 def _shown(part: Any) -> Sequence[Safe]:
-    if isinstance(part, Fitted | FittedCurves):
+    if isinstance(part, Finding):
         return shown(part)
     if hasattr(part, "itertuples"):
         plots = []
-        if list(part.columns) == ["from", "to", "count", "suppressed"]:
+        if list(part.columns) == list(BINS):
             plots = [histogram(part.to_dict("records"))]
         heads = [str(part.index.name or ""), *map(str, part.columns)]
         lines = [[cell(value) for value in row] for row in part.itertuples()]

@@ -23,19 +23,20 @@ from typing import Any
 from atoll.connection import Connection
 from atoll.connection import connect as joined
 from atoll.core.errors import Forbidden, JobError, StateError
-from atoll.job.inquiries.frames import frame
-from atoll.job.inquiries.registry import KINDS
+from atoll.job.inquiries.inquiry import Finding, Inquiry
+from atoll.job.inquiries.registry import as_options
 
 __all__ = ["Deployed", "Told", "connect", "read_results"]
 
 
 @dataclass(frozen=True)
-class Told:
+class Told(Finding):
     """What came back from the sites.
 
     Args:
         name: of the analysis.
         lines: one record a line; a suppressed number is None.
+        index: the column that names the lines; empty for none.
         figures: numbers of the whole.
         notes: what a reader has to know.
         folder: where the run's files lie.
@@ -43,6 +44,7 @@ class Told:
 
     name: str
     lines: Sequence[Mapping[str, Any]]
+    index: str = ""
     figures: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     folder: Path | None = None
@@ -51,22 +53,6 @@ class Told:
     def result(self) -> Told:
         """Itself: the analysis' own result stays with the run."""
         return self
-
-    @property
-    def index(self) -> str:
-        """The column that names lines: the first one, where it holds text."""
-        heads = list(self.lines[0]) if self.lines else []
-        named = heads and all(isinstance(line.get(heads[0]), str) for line in self.lines)
-        return heads[0] if named else ""
-
-    @property
-    def table(self) -> Any:
-        """The lines as a pandas frame.
-
-        Raises:
-            MissingExtra: pandas is not installed.
-        """
-        return frame(self.records(), self.index)
 
     def records(self) -> list[dict[str, Any]]:
         """The lines."""
@@ -95,7 +81,12 @@ def read_results(folder: str | Path) -> dict[str, Told]:
         if "refused" in one:
             raise Forbidden(f"analysis {one['name']!r} is not shown: {one['refused']}")
         found[one["name"]] = Told(
-            one["name"], one["table"], one["facts"], tuple(one["notes"]), Path(folder)
+            one["name"],
+            one["table"],
+            one.get("index", ""),  # not in folders of earlier versions
+            one["facts"],
+            tuple(one["notes"]),
+            Path(folder),
         )
     return found
 
@@ -116,7 +107,7 @@ class Deployed:
     sites: tuple[str, ...] = ()
     folder: Path | None = None
 
-    def ask(self, inquiry: Any, **run: Any) -> Told:
+    def ask(self, inquiry: Inquiry, **run: Any) -> Told:
         """Submit a question as a job, wait for the sites, and fetch the result.
 
         Args:
@@ -124,15 +115,16 @@ class Deployed:
             run: nothing; options of a simulation have no meaning here.
 
         Raises:
-            JobError: with every fault that can be found without the rows, or an option of a simulation.
+            JobError: with every fault that can be found without the rows, an option of a simulation, or
+                an inquiry that is no kind of a job file.
             StateError: the run did not complete; with its reason.
         """
         from atoll.job.load import parse_job
 
         if run:
             raise JobError(f"{sorted(run)[0]!r} is for simulations", remedy="leave it out")
-        kind = next((name for name, made in KINDS.items() if type(inquiry) is made), "")
-        asked = {"kind": kind, **_plain(inquiry)}
+        asked = as_options(inquiry)
+        kind = str(asked["kind"])
         raw = {**self.job, "name": f"statistics-{kind.replace('_', '-')}"}
         raw["statistics"] = {**self.job.get("statistics", {}), "analyses": [asked]}
         at = self.connection
@@ -145,16 +137,6 @@ class Deployed:
         with tempfile.TemporaryDirectory() as scratch:
             found = read_results(at.result(name, scratch))[kind]
         return dataclasses.replace(found, folder=None)
-
-
-def _plain(inquiry: Any) -> dict[str, Any]:
-    """Options that differ from their defaults, as a job file has them."""
-    found = {}
-    for option in dataclasses.fields(inquiry):
-        value = getattr(inquiry, option.name)
-        if value != option.default:
-            found[option.name] = list(value) if isinstance(value, tuple) else value
-    return found
 
 
 def connect(

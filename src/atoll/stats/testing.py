@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from atoll.algorithms.statistics.comparisons import TestResult
-from atoll.job.inquiries import tests
-from atoll.job.inquiries.book import Inquiry
-from atoll.stats.federation import Answers
+from atoll.algorithms.statistics.survival_axis import Axis
+from atoll.algorithms.statistics.survival_logrank import LogRankResult
+from atoll.job.inquiries import survival, tests
+from atoll.job.inquiries.inquiry import Answers, Inquiry
 
-__all__ = ["anova", "chi_squared", "fisher", "mann_whitney", "t_test"]
+__all__ = ["anova", "chi_squared", "fisher", "log_rank", "mann_whitney", "t_test"]
 
 
 def t_test(
@@ -39,6 +40,23 @@ def mann_whitney(
 ) -> TestResult:
     """Does one group tend to larger values? From binned ranks; its p-value comes with a range."""
     return _tested(federation, tests.RankTest(column, by, bins, whole))
+
+
+def log_rank(
+    federation: Answers, time: str, event: str, by: str, axis: Axis, *, strata: str = "none"
+) -> LogRankResult:
+    """Do groups differ in survival?
+
+    Args:
+        federation: who is asked.
+        time: column of the time of event or censoring.
+        event: column of 1 for an event and 0 for censoring.
+        by: column of groups.
+        axis: the times at which sites count.
+        strata: ``none``, ``site``, or a column of categories.
+    """
+    found: LogRankResult = federation.ask(survival.LogRank(time, event, by, axis, strata)).result
+    return found
 
 
 def _tested(federation: Answers, asked: Inquiry) -> TestResult:

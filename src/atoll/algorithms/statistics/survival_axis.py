@@ -43,6 +43,7 @@ class Axis:
     times: Sequence[float] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "times", tuple(float(time) for time in self.times))
         if len(self.times):
             if not np.all(np.diff(self.times) > 0):
                 raise JobError("times of an axis must rise")

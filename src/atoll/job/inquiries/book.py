@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from atoll.algorithms.statistics.analysis import Analysis
 from atoll.core.errors import DataError, suggest
 from atoll.data.disclosure import Disclosure
 
-__all__ = ["Book", "Codebook", "Finding", "Inquiry", "categories"]
+__all__ = ["Book", "Codebook", "categories"]
 
 
 class Book(Protocol):
@@ -41,52 +40,6 @@ class Book(Protocol):
 
     def groups(self, by: str) -> tuple[str, ...]:
         """Names of the categories of a column; of a 0/1 column ``0`` and ``1``."""
-        ...
-
-
-class Finding(Protocol):
-    """What came of an inquiry, as it is shown."""
-
-    @property
-    def result(self) -> Any:
-        """The analysis' own result, with all its numbers."""
-        ...
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader has to know."""
-        ...
-
-    def records(self) -> list[dict[str, Any]]:
-        """A table: one record a line."""
-        ...
-
-    def facts(self) -> dict[str, Any]:
-        """Numbers of the whole, by name."""
-        ...
-
-
-class Inquiry(Protocol):
-    """A question about the rows of all sites, in the names of columns. Frozen; its fields are its options."""
-
-    def named(self) -> tuple[str, ...]:
-        """The columns it names; empty where it takes all that there are."""
-        ...
-
-    def analysis(self, book: Book) -> Analysis:
-        """The analysis that answers it.
-
-        Raises:
-            DataError: an unknown column, or one of the wrong kind.
-        """
-        ...
-
-    def finding(self, book: Book, found: Any) -> Finding:
-        """What the analysis' result shows.
-
-        Raises:
-            Forbidden: disclosure control refuses to show it.
-        """
         ...
 
 

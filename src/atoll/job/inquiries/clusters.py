@@ -11,47 +11,34 @@ from atoll.core.errors import Forbidden
 from atoll.core.layout import Array
 from atoll.core.seeds import Seed
 from atoll.job.inquiries.book import Book
+from atoll.job.inquiries.inquiry import Finding
 
 __all__ = ["Clusters", "Found", "Mixture"]
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """Centres of clusters or of a mixture's components.
+class Found(Finding):
+    """Centres of clusters or of a mixture's components; the table has one line a centre.
 
     Args:
         result: the analysis' own result.
         centres: ``(k, columns)``.
         sizes: rows of each cluster, or weights of each component, ``(k,)``.
+        notes: what a reader has to know.
     """
 
     result: Any
     centres: Array
     sizes: Array
-
-    @property
-    def table(self) -> Any:
-        """One line a centre, as a pandas frame.
-
-        Raises:
-            MissingExtra: pandas is not installed.
-        """
-        from atoll.job.inquiries.frames import frame
-
-        return frame(self.records())
+    notes: tuple[str, ...]
 
     def records(self) -> list[dict[str, Any]]:
-        """The same as plain records."""
+        """One line a centre."""
         names = self.result.features
         return [
             {"share or rows": size, **dict(zip(names, centre, strict=True))}
             for size, centre in zip(self.sizes, self.centres, strict=True)
         ]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader has to know."""
-        return tuple(getattr(self.result, "notes", ()))
 
     def facts(self) -> dict[str, Any]:
         """None beside the lines."""
@@ -98,7 +85,7 @@ class Clusters:
     def finding(self, book: Book, found: Any) -> Found:
         """The centres."""
         _checked(book, found.sizes, "cluster")
-        return Found(found, found.centres, found.sizes)
+        return Found(found, found.centres, found.sizes, found.notes)
 
 
 @dataclass(frozen=True)
@@ -131,4 +118,4 @@ class Mixture:
     def finding(self, book: Book, found: Any) -> Found:
         """The components' means and weights."""
         _checked(book, found.weights * found.rows, "component")
-        return Found(found, found.means, found.weights)
+        return Found(found, found.means, found.weights, found.notes)

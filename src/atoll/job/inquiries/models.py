@@ -9,60 +9,73 @@ from typing import Any, Literal
 
 import numpy as np
 
+from atoll.algorithms.statistics import glm_negative, mixed
 from atoll.algorithms.statistics.analysis import Analysis
 from atoll.algorithms.statistics.glm import GLM
-from atoll.algorithms.statistics.glm_multinomial import Multinomial as MultinomialAnalysis
-from atoll.algorithms.statistics.glm_negative import NegativeBinomialRegression
-from atoll.algorithms.statistics.mixed import MixedModel
+from atoll.algorithms.statistics.glm_multinomial import Multinomial
 from atoll.algorithms.statistics.penalty import Penalty
 from atoll.core.errors import Forbidden
 from atoll.job.inquiries.book import Book, categories
+from atoll.job.inquiries.inquiry import Estimator, Finding
 
 __all__ = [
     "Fitted",
-    "Gamma",
-    "Linear",
-    "Logistic",
-    "Mixed",
-    "Multinomial",
-    "NegativeBinomial",
-    "Poisson",
+    "GammaRegression",
+    "LinearRegression",
+    "LogisticRegression",
+    "MixedModel",
+    "MultinomialRegression",
+    "NegativeBinomialRegression",
+    "PoissonRegression",
     "Regression",
     "fitted",
 ]
+
+_FACTS = (
+    "rows",
+    "events",
+    "excluded",
+    "log_likelihood",
+    "deviance",
+    "aic",
+    "bic",
+    "r_squared",
+    "dispersion",
+    "alpha",
+    "concordance",
+    "group_variance",
+    "residual_variance",
+    "intraclass",
+    "iterations",
+    "converged",
+)
+"""What results say of the whole fit, in the order in which it is shown."""
 
 _DUMMY = re.compile(r"^(.*)\[(\d+)\]$")
 
 
 @dataclass(frozen=True, eq=False)
-class Fitted:
-    """A fitted model.
+class Fitted(Finding):
+    """A fitted model; its table has one line a coefficient: estimate, standard error, test, interval.
 
     Args:
         model: what was fitted, for the heading.
         result: the analysis' own result, with all its numbers.
         levels: names of categories, by column.
         ratios: what exponentials of coefficients are called; empty where they mean nothing.
+        notes: what a reader has to know.
     """
 
     model: str
     result: Any
     levels: Mapping[str, tuple[str, ...]]
     ratios: str = ""
+    notes: tuple[str, ...] = ()
 
-    @property
-    def table(self) -> Any:
-        """One line a coefficient, as a pandas frame: estimate, standard error, test, interval.
-
-        Raises:
-            MissingExtra: pandas is not installed.
-        """
-        from atoll.job.inquiries.frames import frame
-
-        return frame(self.records(), "name")
+    index = "name"
 
     def records(self) -> list[dict[str, Any]]:
-        """The same as plain records."""
+        """One line a coefficient."""
         tables = [("", getattr(self.result, "table", None))]
         if tables[0][1] is None:
             heads = self.result.levels[1:]
@@ -88,27 +101,10 @@ class Fitted:
             return f"{dummy[1]}={self.levels[dummy[1]][int(dummy[2])]}"
         return name
 
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a reader has to know."""
-        return tuple(getattr(self.result, "notes", ()))
-
     def facts(self) -> dict[str, Any]:
         """Numbers of the whole fit that the result has, by name."""
-        wanted = ("rows", "events", "excluded", "log_likelihood", "deviance", "aic", "bic")
-        more = (
-            "r_squared",
-            "dispersion",
-            "alpha",
-            "concordance",
-            "group_variance",
-            "residual_variance",
-        )
-        last = ("intraclass", "iterations", "converged")
-        found = {
-            n: getattr(self.result, n) for n in (*wanted, *more, *last) if hasattr(self.result, n)
-        }
-        return {n.replace("_", " "): v for n, v in found.items()}
+        had = [name for name in _FACTS if hasattr(self.result, name)]
+        return {name.replace("_", " "): getattr(self.result, name) for name in had}
 
     def summary(self) -> str:
         """A table for the terminal, in the manner of statsmodels."""
@@ -148,7 +144,7 @@ def fitted(book: Book, result: Any, title: str, ratios: str = "") -> Fitted:
             f"a model of {size} coefficients for hardly more rows would tell about single ones",
             remedy=f"use fewer features: {minimum} rows more than coefficients are needed",
         )
-    return Fitted(title, result, book.levels, ratios)
+    return Fitted(title, result, book.levels, ratios, tuple(result.notes))
 
 
 def _columns(*names: str) -> tuple[str, ...]:
@@ -156,7 +152,7 @@ def _columns(*names: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Regression:
+class Regression(Estimator):
     """Options that regressions share.
 
     Args:
@@ -170,7 +166,7 @@ class Regression:
     """
 
     outcome: str
-    features: tuple[str, ...]
+    features: Sequence[str]
     intercept: Literal["common", "site", "none"] = "common"
     covariance: Literal["model", "hc0", "hc1", "site"] = "model"
     penalty: tuple[float, float] = (0.0, 0.0)
@@ -208,7 +204,7 @@ class Regression:
 
 
 @dataclass(frozen=True)
-class Linear(Regression):
+class LinearRegression(Regression):
     """Least squares."""
 
     family = "gaussian"
@@ -216,7 +212,7 @@ class Linear(Regression):
 
 
 @dataclass(frozen=True)
-class Logistic(Regression):
+class LogisticRegression(Regression):
     """Logistic regression of a 0/1 outcome."""
 
     family = "binomial"
@@ -225,7 +221,7 @@ class Logistic(Regression):
 
 
 @dataclass(frozen=True)
-class Poisson(Regression):
+class PoissonRegression(Regression):
     """Poisson regression of counts, log link."""
 
     family = "poisson"
@@ -234,7 +230,7 @@ class Poisson(Regression):
 
 
 @dataclass(frozen=True)
-class Gamma(Regression):
+class GammaRegression(Regression):
     """Gamma regression of positive numbers, log link."""
 
     family = "gamma"
@@ -243,7 +239,7 @@ class Gamma(Regression):
 
 
 @dataclass(frozen=True)
-class NegativeBinomial:
+class NegativeBinomialRegression(Estimator):
     """Negative binomial regression (NB2) with its dispersion alpha estimated.
 
     Args:
@@ -255,7 +251,7 @@ class NegativeBinomial:
     """
 
     outcome: str
-    features: tuple[str, ...]
+    features: Sequence[str]
     intercept: Literal["common", "site", "none"] = "common"
     offset: str = ""
     level: float = 0.95
@@ -267,7 +263,7 @@ class NegativeBinomial:
     def analysis(self, book: Book) -> Analysis:
         """The regression."""
         book.check(*self.named())
-        return NegativeBinomialRegression(
+        return glm_negative.NegativeBinomialRegression(
             self.outcome,
             self.features,
             categories(book, self.features),
@@ -283,7 +279,7 @@ class NegativeBinomial:
 
 
 @dataclass(frozen=True)
-class Multinomial:
+class MultinomialRegression(Estimator):
     """Multinomial logistic regression; the first category is the reference.
 
     Args:
@@ -293,7 +289,7 @@ class Multinomial:
     """
 
     outcome: str
-    features: tuple[str, ...]
+    features: Sequence[str]
     level: float = 0.95
 
     def named(self) -> tuple[str, ...]:
@@ -305,7 +301,7 @@ class Multinomial:
         book.check(*self.named())
         codes = tuple(float(i) for i in range(len(book.groups(self.outcome))))
         known = categories(book, self.features)
-        return MultinomialAnalysis(self.outcome, codes, self.features, known, level=self.level)
+        return Multinomial(self.outcome, codes, self.features, known, level=self.level)
 
     def finding(self, book: Book, found: Any) -> Fitted:
         """The coefficients."""
@@ -314,7 +310,7 @@ class Multinomial:
 
 
 @dataclass(frozen=True)
-class Mixed:
+class MixedModel(Estimator):
     """A linear model with a normal random intercept for each site, or for each group within one.
 
     Args:
@@ -326,7 +322,7 @@ class Mixed:
     """
 
     outcome: str
-    features: tuple[str, ...]
+    features: Sequence[str]
     group: str = ""
     reml: bool = True
     level: float = 0.95
@@ -339,7 +335,9 @@ class Mixed:
         """The model."""
         book.check(*self.named())
         known = categories(book, self.features)
-        return MixedModel(self.outcome, self.features, self.group, known, self.reml, self.level)
+        return mixed.MixedModel(
+            self.outcome, self.features, self.group, known, self.reml, self.level
+        )
 
     def finding(self, book: Book, found: Any) -> Fitted:
         """The coefficients."""

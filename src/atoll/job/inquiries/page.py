@@ -6,23 +6,28 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from atoll.job.inquiries.inquiry import Finding
 from atoll.job.inquiries.models import Fitted
 from atoll.job.inquiries.survival import FittedCurves
 from atoll.report.markup import Safe, tag
 from atoll.report.statistics import bars, forest, plain_table, survival_plot
 
-__all__ = ["cell", "histogram", "shown", "table_of"]
+__all__ = ["BINS", "cell", "histogram", "shown", "table_of"]
+
+BINS = ("from", "to", "count", "suppressed")
+"""The heads of a histogram's table."""
 
 
-def shown(found: Any) -> list[Safe]:
+def shown(found: Finding) -> list[Safe]:
     """What the page says of a finding."""
     if isinstance(found, Fitted):
         return _model(found)
     if isinstance(found, FittedCurves):
         return _curves(found)
-    records = found.records()
-    plots = [histogram(records)] if getattr(found, "bins", False) else []
-    return [*plots, table_of(records), *(tag("p", f"Note: {note}.") for note in found.notes)]
+    records, facts = found.records(), _facts(found)
+    plots = [histogram(records)] if records and list(records[0]) == list(BINS) else []
+    parts = [tag("p", f"{facts}.")] if facts else []
+    return [*parts, *plots, table_of(records), *_notes(found)]
 
 
 def table_of(records: Sequence[Mapping[str, Any]]) -> Safe:
@@ -43,20 +48,25 @@ def histogram(records: Sequence[Mapping[str, Any]]) -> Safe:
 
 
 def cell(value: Any) -> str:
-    """A cell for people; NaN is suppressed."""
+    """A cell for people; NaN, or None where a file was read, is suppressed."""
+    if value is None:
+        return "suppressed"
     if isinstance(value, float):
         return "suppressed" if math.isnan(value) else f"{value:.5g}"
     return str(value)
 
 
+def _facts(found: Finding) -> str:
+    return ", ".join(f"{name} {cell(value)}" for name, value in found.facts().items())
+
+
+def _notes(found: Finding) -> list[Safe]:
+    return [tag("p", f"Note: {note}.") for note in found.notes]
+
+
 def _model(fit: Fitted) -> list[Safe]:
-    heads = ("name", "coef", "std err", "z", "p", "low", "high")
     records = fit.records()
-    facts = ", ".join(f"{name} {cell(value)}" for name, value in fit.facts().items())
-    parts = [
-        tag("p", f"{fit.model}: {facts}."),
-        plain_table(heads, [[cell(r[head]) for head in heads] for r in records]),
-    ]
+    parts = [tag("p", f"{fit.model}: {_facts(fit)}."), table_of(records)]
     rows = [
         (r["name"], r["coef"], r["low"], r["high"]) for r in records if r["name"] != "intercept"
     ]
@@ -65,7 +75,7 @@ def _model(fit: Fitted) -> list[Safe]:
         whole = [(name, *map(math.exp, numbers)) for name, *numbers in whole]
     if whole:
         parts.append(forest(fit.ratios or "coefficient", whole, ratio=bool(fit.ratios)))
-    return [*parts, *(tag("p", f"Note: {note}.") for note in fit.notes)]
+    return [*parts, *_notes(fit)]
 
 
 def _curves(found: FittedCurves) -> list[Safe]:
@@ -79,4 +89,4 @@ def _curves(found: FittedCurves) -> list[Safe]:
         )
         for group, c in zip(found.groups, found.curves, strict=True)
     ]
-    return [survival_plot(lines), *(tag("p", f"Note: {note}.") for note in found.notes)]
+    return [survival_plot(lines), *_notes(found)]

@@ -20,15 +20,16 @@ from atoll.algorithms.statistics.survival_logrank import LogRank as LogRankAnaly
 from atoll.core.errors import Forbidden
 from atoll.core.layout import Array
 from atoll.job.inquiries.book import Book, categories
+from atoll.job.inquiries.inquiry import Estimator, Finding
 from atoll.job.inquiries.models import Fitted, fitted
 from atoll.job.inquiries.tables import Sheet
 
-__all__ = ["FittedCurves", "LogRank", "ProportionalHazards", "SurvivalCurves"]
+__all__ = ["CoxRegression", "FittedCurves", "KaplanMeier", "LogRank"]
 
 
 @dataclass(frozen=True, eq=False)
-class FittedCurves:
-    """Survival of each group.
+class FittedCurves(Finding):
+    """Survival of each group; the table has one line a step.
 
     Args:
         result: the analysis' own.
@@ -42,19 +43,8 @@ class FittedCurves:
     curves: tuple[curves.Curve, ...]
     notes: tuple[str, ...]
 
-    @property
-    def table(self) -> Any:
-        """One line a step, as a pandas frame.
-
-        Raises:
-            MissingExtra: pandas is not installed.
-        """
-        from atoll.job.inquiries.frames import frame
-
-        return frame(self.records())
-
     def records(self) -> list[dict[str, Any]]:
-        """The same as plain records."""
+        """One line a step."""
         return [
             {
                 "group": group,
@@ -76,39 +66,27 @@ class FittedCurves:
         return {f"median of {group}": float(curve.median) for group, curve in pairs}
 
 
-def axis_of(horizon: float, resolution: float, times: Sequence[float]) -> Axis:
-    """The times at which sites count; see :class:`~atoll.algorithms.statistics.survival_axis.Axis`."""
-    return Axis(horizon, resolution, tuple(times))
-
-
 def _codes(book: Book, column: str) -> tuple[float, ...]:
     return tuple(float(i) for i in range(len(book.groups(column))))
 
 
 @dataclass(frozen=True)
-class SurvivalCurves:
+class KaplanMeier(Estimator):
     """Kaplan-Meier curves, with one for each group.
 
     Args:
         time: column of the time of event or censoring.
         event: column of 1 for an event and 0 for censoring.
-        horizon: the longest time that can occur.
+        axis: the times at which sites count.
         by: column of groups; empty for none.
-        resolution: the unit in which times are known.
-        times: the times themselves, in place of horizon and resolution.
         level: of the bands.
     """
 
     time: str
     event: str
-    horizon: float = 0.0
+    axis: Axis
     by: str = ""
-    resolution: float = 1.0
-    times: tuple[float, ...] = ()
     level: float = 0.95
-
-    def __post_init__(self) -> None:
-        axis_of(self.horizon, self.resolution, self.times)
 
     def named(self) -> tuple[str, ...]:
         """All columns."""
@@ -121,8 +99,9 @@ class SurvivalCurves:
         """The curves."""
         book.check(*self.named())
         levels = _codes(book, self.by) if self.by else ()
-        axis = axis_of(self.horizon, self.resolution, self.times)
-        return curves.KaplanMeier(self.time, self.event, axis, self.by, levels, level=self.level)
+        return curves.KaplanMeier(
+            self.time, self.event, self.axis, self.by, levels, level=self.level
+        )
 
     def finding(self, book: Book, found: Any) -> FittedCurves:
         """The curves, with steps after so many exits as the minimum."""
@@ -190,22 +169,15 @@ class LogRank:
         time: column of the time of event or censoring.
         event: column of 1 for an event and 0 for censoring.
         by: column of groups.
-        horizon: the longest time that can occur.
+        axis: the times at which sites count.
         strata: ``none``, ``site``, or a column of categories.
-        resolution: the unit in which times are known.
-        times: the times themselves, in place of horizon and resolution.
     """
 
     time: str
     event: str
     by: str
-    horizon: float = 0.0
+    axis: Axis
     strata: str = "none"
-    resolution: float = 1.0
-    times: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        axis_of(self.horizon, self.resolution, self.times)
 
     def named(self) -> tuple[str, ...]:
         """All columns."""
@@ -215,9 +187,10 @@ class LogRank:
         """The test."""
         book.check(*self.named())
         strata = _codes(book, self.strata) if _column(self.strata) else ()
-        axis = axis_of(self.horizon, self.resolution, self.times)
         levels = _codes(book, self.by)
-        return LogRankAnalysis(self.time, self.event, self.by, levels, axis, self.strata, strata)
+        return LogRankAnalysis(
+            self.time, self.event, self.by, levels, self.axis, self.strata, strata
+        )
 
     def finding(self, book: Book, found: Any) -> Sheet:
         """One line a group, each with the test of all of them."""
@@ -238,33 +211,26 @@ def _column(strata: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class ProportionalHazards:
+class CoxRegression(Estimator):
     """Cox's proportional hazards model.
 
     Args:
         time: column of the time of event or censoring.
         event: column of 1 for an event and 0 for censoring.
         features: columns that explain.
-        horizon: the longest time that can occur.
+        axis: the times at which sites count.
         ties: ``efron`` or ``breslow``.
         strata: ``none``, ``site``, or a column of categories.
         level: of confidence intervals.
-        resolution: the unit in which times are known.
-        times: the times themselves, in place of horizon and resolution.
     """
 
     time: str
     event: str
-    features: tuple[str, ...]
-    horizon: float = 0.0
+    features: Sequence[str]
+    axis: Axis
     ties: Literal["efron", "breslow"] = "efron"
     strata: str = "none"
     level: float = 0.95
-    resolution: float = 1.0
-    times: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        axis_of(self.horizon, self.resolution, self.times)
 
     def named(self) -> tuple[str, ...]:
         """All columns."""
@@ -277,7 +243,7 @@ class ProportionalHazards:
             self.time,
             self.event,
             self.features,
-            axis_of(self.horizon, self.resolution, self.times),
+            self.axis,
             categories(book, self.features),
             self.ties,
             self.strata,

@@ -15,6 +15,7 @@ from atoll.algorithms.statistics.tables import CrossTable, HeavyHitters, Histogr
 from atoll.algorithms.statistics.together import Together
 from atoll.core.errors import DataError
 from atoll.job.inquiries.book import Book
+from atoll.job.inquiries.inquiry import Finding, settle
 
 __all__ = [
     "Bins",
@@ -29,7 +30,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, eq=False)
-class Sheet:
+class Sheet(Finding):
     """A plain table.
 
     Args:
@@ -37,14 +38,12 @@ class Sheet:
         lines: one record a line.
         index: the column that names lines; empty for none.
         notes: what a reader has to know.
-        bins: whether the lines are the bins of a histogram.
     """
 
     result: Any
     lines: Sequence[Mapping[str, Any]]
     index: str = ""
     notes: tuple[str, ...] = ()
-    bins: bool = False
 
     def records(self) -> list[dict[str, Any]]:
         """The lines."""
@@ -77,25 +76,26 @@ class Describe:
         tolerance: relative, of a quantile; 0 is exact.
     """
 
-    columns: tuple[str, ...] = ()
-    quantiles: tuple[float, ...] = (0.25, 0.5, 0.75)
+    columns: Sequence[str] = ()
+    quantiles: Sequence[float] = (0.25, 0.5, 0.75)
     tolerance: float = 1e-9
 
     def __post_init__(self) -> None:
+        settle(self)
         wrong = [q for q in self.quantiles if not 0 <= q <= 1]
         if wrong:
             raise DataError(f"the quantile {wrong[0]:g} is none", remedy="give levels in [0, 1]")
 
     def named(self) -> tuple[str, ...]:
         """The columns."""
-        return self.columns
+        return tuple(self.columns)
 
     def analysis(self, book: Book) -> Analysis:
         """Moments, and quantiles beside them."""
         names, rule = _numbers(book, self.columns), book.rule
         parts: dict[str, Analysis] = {"moments": Moments(names, rule=rule)}
         if self.quantiles:
-            parts["quantiles"] = Quantiles(names, self.quantiles, self.tolerance, rule)
+            parts["quantiles"] = Quantiles(names, tuple(self.quantiles), self.tolerance, rule)
         return Together(parts)
 
     def finding(self, book: Book, found: Any) -> Sheet:
@@ -123,7 +123,10 @@ class TableOne:
     """
 
     by: str = ""
-    columns: tuple[str, ...] = ()
+    columns: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def named(self) -> tuple[str, ...]:
         """The columns and that of the groups, unless all are wanted."""
@@ -202,10 +205,11 @@ class Bins:
     """
 
     column: str
-    edges: tuple[float, ...]
+    edges: Sequence[float]
 
     def __post_init__(self) -> None:
-        Histogram(self.column, self.edges)
+        settle(self)
+        Histogram(self.column, tuple(self.edges))
 
     def named(self) -> tuple[str, ...]:
         """The column."""
@@ -214,11 +218,11 @@ class Bins:
     def analysis(self, book: Book) -> Analysis:
         """A histogram."""
         _numbers(book, [self.column])
-        return Histogram(self.column, self.edges, book.rule)
+        return Histogram(self.column, tuple(self.edges), book.rule)
 
     def finding(self, book: Book, found: Any) -> Sheet:
         """One line a bin."""
-        return Sheet(found, found.records(), bins=True)
+        return Sheet(found, found.records())
 
 
 @dataclass(frozen=True)
@@ -254,11 +258,14 @@ class Correlation:
         columns: which; empty for all that hold numbers.
     """
 
-    columns: tuple[str, ...] = ()
+    columns: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def named(self) -> tuple[str, ...]:
         """The columns."""
-        return self.columns
+        return tuple(self.columns)
 
     def analysis(self, book: Book) -> Analysis:
         """Covariances."""
@@ -278,12 +285,15 @@ class PrincipalComponents:
         standardise: divide columns by their standard deviations first.
     """
 
-    columns: tuple[str, ...] = ()
+    columns: Sequence[str] = ()
     standardise: bool = True
+
+    def __post_init__(self) -> None:
+        settle(self)
 
     def named(self) -> tuple[str, ...]:
         """The columns."""
-        return self.columns
+        return tuple(self.columns)
 
     def analysis(self, book: Book) -> Analysis:
         """Components of the covariance or correlation matrix."""

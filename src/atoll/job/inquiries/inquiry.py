@@ -1,0 +1,130 @@
+"""What may be asked of the rows of all sites, who may be asked, and what comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from atoll.algorithms.statistics.analysis import Analysis
+from atoll.core.errors import JobError
+from atoll.job.inquiries.book import Book
+from atoll.job.inquiries.frames import frame
+
+__all__ = ["Answers", "Estimator", "Finding", "Inquiry", "settle"]
+
+
+class Finding(ABC):
+    """What came of an inquiry, as it is shown: a table, figures of the whole, and notes.
+
+    Args:
+        result: the analysis' own result, with all its numbers.
+        notes: what a reader has to know.
+        index: the column that names the table's lines; empty for none.
+    """
+
+    result: Any
+    notes: tuple[str, ...]
+    index: str = ""
+
+    @abstractmethod
+    def records(self) -> list[dict[str, Any]]:
+        """The table: one record a line."""
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Numbers of the whole, by name."""
+
+    @property
+    def table(self) -> Any:
+        """The records as a pandas frame.
+
+        Raises:
+            MissingExtra: pandas is not installed.
+        """
+        return frame(self.records(), self.index)
+
+
+class Inquiry(Protocol):
+    """A question about the rows of all sites, in the names of columns. Frozen; its fields are its options."""
+
+    def named(self) -> tuple[str, ...]:
+        """The columns it names; empty where it takes all that there are."""
+        ...
+
+    def analysis(self, book: Book) -> Analysis:
+        """The analysis that answers it.
+
+        Raises:
+            DataError: an unknown column, or one of the wrong kind.
+        """
+        ...
+
+    def finding(self, book: Book, found: Any) -> Finding:
+        """What the analysis' result shows.
+
+        Raises:
+            Forbidden: disclosure control refuses to show it.
+        """
+        ...
+
+
+class Answers(Protocol):
+    """Whoever can be asked: a :class:`~atoll.stats.federation.Federation`, or institutions.
+
+    The latter are a :class:`~atoll.stats.remote.Deployed`.
+    """
+
+    def ask(self, inquiry: Inquiry, **run: Any) -> Any:
+        """What the sites answer: a :class:`Finding`."""
+        ...
+
+
+class Estimator(Inquiry):
+    """An inquiry with the manners of scikit-learn: options at construction, data at :meth:`fit`.
+
+    Raises:
+        JobError: an option that is none of the known ones, or a level that is no share.
+    """
+
+    def __post_init__(self) -> None:
+        settle(self)
+        level = getattr(self, "level", 0.95)
+        if not 0 < level < 1:
+            raise JobError(f"level is {level:g}", remedy="give a share, such as 0.95")
+
+    def fit(self, federation: Answers, **run: Any) -> Any:
+        """Ask all sites.
+
+        Args:
+            federation: who is asked.
+            run: options of :meth:`~atoll.stats.federation.Federation.solve`; institutions take none.
+
+        Returns:
+            The class' own :class:`Finding`; of institutions a :class:`~atoll.stats.remote.Told`.
+
+        Raises:
+            Forbidden: disclosure control refuses.
+            AtollError: a site cannot answer, or the options make no sense for its rows.
+        """
+        return federation.ask(self, **run)
+
+
+def settle(inquiry: Any) -> None:
+    """Hold the options of an inquiry against their types, for ``__post_init__``: several values become a tuple.
+
+    Raises:
+        JobError: text in place of a list, or a word that is none of the known ones.
+    """
+    hints = typing.get_type_hints(type(inquiry))
+    for option in dataclasses.fields(inquiry):
+        name, value, hint = option.name, getattr(inquiry, option.name), hints[option.name]
+        kind, known = typing.get_origin(hint), typing.get_args(hint)
+        if kind is typing.Literal and value not in known:
+            raise JobError(f"{name} is {value!r}", remedy=f"known: {', '.join(known)}")
+        if kind in (Sequence, tuple):
+            if isinstance(value, str):
+                raise JobError(f"{name} is the text {value!r}", remedy=f"give a list: [{value!r}]")
+            object.__setattr__(inquiry, name, tuple(value))

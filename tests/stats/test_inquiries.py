@@ -1,0 +1,112 @@
+"""One definition of each analysis, for job files and for people who ask from Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pandas as pd
+import pytest
+
+from atoll import stats
+from atoll.core.errors import JobError
+from atoll.job.inquiries import tables
+from atoll.job.inquiries.registry import KINDS, as_options, inquiry_of
+
+SURVIVAL = {"time": "days", "event": "died", "horizon": 400.0}
+MODEL = {"outcome": "y", "features": ["age", "sex"]}
+
+WRITTEN = {
+    "table_one": {"by": "sex", "columns": ["age"]},
+    "describe": {"columns": ["age"], "quantiles": [0.5], "tolerance": 0.0},
+    "histogram": {"column": "age", "edges": [30.0, 60.0]},
+    "cross_table": {"row": "sex", "column": "arm"},
+    "correlation": {"columns": ["age", "bmi"]},
+    "principal_components": {"columns": ["age", "bmi"], "standardise": False},
+    "frequent": {"column": "code", "least": 20, "bits": 40},
+    "t_test": {"column": "age", "by": "sex", "equal_variances": True},
+    "anova": {"column": "age", "by": "arm"},
+    "chi_squared": {"row": "sex", "column": "arm", "correction": False},
+    "fisher": {"row": "sex", "column": "arm"},
+    "mann_whitney": {"column": "age", "by": "sex", "bins": 100, "whole": True},
+    "linear": {**MODEL, "intercept": "site", "covariance": "hc1", "weights": "w"},
+    "logistic": {**MODEL, "penalty": [0.1, 0.5], "level": 0.9},
+    "poisson": {**MODEL, "offset": "exposure"},
+    "gamma": MODEL,
+    "negative_binomial": {**MODEL, "intercept": "site"},
+    "multinomial": MODEL,
+    "mixed": {**MODEL, "group": "ward", "reml": False},
+    "kaplan_meier": {**SURVIVAL, "by": "sex", "level": 0.9},
+    "log_rank": {**SURVIVAL, "by": "sex", "strata": "site"},
+    "cox": {"time": "t", "event": "e", "features": ["age"], "times": [1.0, 2.5], "ties": "breslow"},
+    "k_means": {"columns": ["age", "bmi"], "clusters": 3, "seed": 5},
+    "gaussian_mixture": {"columns": ["age"], "components": 2, "covariance": "diagonal"},
+}
+"""Options of every kind, as they stand in a job file."""
+
+
+def made(kind, options):
+    inquiry, faults = inquiry_of(kind, options, "here")
+    assert faults == []
+    return inquiry
+
+
+def test_every_kind_is_written_here():
+    assert list(WRITTEN) == list(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_inquiry_and_its_table_in_a_job_file_are_the_same(kind):
+    inquiry = made(kind, WRITTEN[kind])
+    assert as_options(inquiry) == {"kind": kind, **WRITTEN[kind]}
+    assert made(kind, WRITTEN[kind]) == inquiry
+    assert hash(made(kind, WRITTEN[kind])) == hash(inquiry)
+
+
+def test_python_and_the_job_file_make_the_same_inquiry():
+    axis = stats.Axis(horizon=400)
+    assert stats.LogisticRegression("y", ["age", "sex"], penalty=(0.1, 0.5), level=0.9) == made(
+        "logistic", WRITTEN["logistic"]
+    )
+    assert stats.KaplanMeier("days", "died", axis, by="sex", level=0.9) == made(
+        "kaplan_meier", WRITTEN["kaplan_meier"]
+    )
+    times = stats.Axis(times=[1, 2.5])
+    assert stats.CoxRegression("t", "e", ["age"], times, ties="breslow") == made(
+        "cox", WRITTEN["cox"]
+    )
+
+
+@pytest.mark.parametrize("features", [["age"], ("age",), pd.Index(["age"]), {"age": 1}])
+def test_several_names_may_come_as_anything_that_lists_them(features):
+    assert stats.MixedModel("y", features).features == ("age",)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: stats.LinearRegression("y", "age"), "features is the text 'age'"),
+        (lambda: tables.Describe("age"), "columns is the text 'age'"),
+        (lambda: stats.LinearRegression("y", ["age"], intercept="sites"), "intercept is 'sites'"),
+        (lambda: stats.PoissonRegression("y", ["age"], covariance="hc3"), "covariance is 'hc3'"),
+        (lambda: stats.MixedModel("y", ["age"], level=95), "level is 95"),
+        (lambda: stats.CoxRegression("t", "e", ["a"], stats.Axis(9), ties="exact"), "ties is"),
+        (lambda: stats.KaplanMeier("t", "e", stats.Axis()), "both must be positive"),
+    ],
+)
+def test_an_option_that_means_nothing_is_refused_before_anybody_is_asked(make, message):
+    with pytest.raises(JobError, match=message):
+        make()
+
+
+def test_an_inquiry_of_one_s_own_is_of_the_kind_it_extends_or_of_none():
+    @dataclass(frozen=True)
+    class Mine(stats.LogisticRegression):
+        title = "Mine"
+
+    assert as_options(Mine("y", ["age"])) == {
+        "kind": "logistic",
+        "outcome": "y",
+        "features": ["age"],
+    }
+    with pytest.raises(JobError, match="a job file has no kind for object"):
+        as_options(object())
