@@ -88,7 +88,7 @@ class Worker:
         self.code.mkdir(parents=True, mode=0o700)
         self._why = ""
         command = [sys.executable, "-P", "-m", "atoll.node.worker"]
-        self._process = subprocess.Popen(  # noqa: S603 our own module, arguments of our own
+        self._process = subprocess.Popen(  # noqa: S603  # our own module, arguments of our own
             [*command, settings.limits.model_dump_json(), str(self.code)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

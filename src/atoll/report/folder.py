@@ -347,7 +347,8 @@ def read_model(path: str | os.PathLike[str]) -> tuple[dict[str, Array], dict[str
     with _storage(Path(path), "read"):
         try:
             with safe_open(path, framework="numpy") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
+                names = file.keys()  # the file itself is no mapping
+                tensors = {name: file.get_tensor(name) for name in names}
                 return tensors, dict(file.metadata() or {})
         except SafetensorError as error:
             raise StorageError(

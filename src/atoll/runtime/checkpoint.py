@@ -203,7 +203,8 @@ def read(path: Path, job_hash: str) -> tuple[Progress, dict[str, Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             meta = dict(file.metadata() or {})
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 no dict
+            names = file.keys()  # the file itself is no mapping
+            arrays = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}", remedy="delete it to use the one before"

@@ -417,7 +417,7 @@ class _Worker:
     def give(self) -> tuple[set[int], Fold]:
         """The sum and what it holds; both stay here as well."""
         for exact in self._fold.sums.values():
-            exact.bins  # noqa: B018 in canonical form: who gets it maps it and cannot write
+            _ = exact.bins  # brings it in canonical form: who gets it maps it and cannot write
         return self._covers, self._fold
 
     def absorb(self, given: Sequence[Any]) -> set[int] | AtollError | None:

@@ -287,7 +287,7 @@ def _free(host: str, port: int, listen: str) -> Finding:
 
 def _answer(place: _Place, host: str, port: int) -> Finding:
     """Whether the server speaks TLS with its own certificate, asked from this machine."""
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 compared, not bound
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # compared, not bound
     pin = certificate_fingerprint(place.home.certificate(place.charter))
     remedy = "look into its log; if it hangs, restart it"
     try:
