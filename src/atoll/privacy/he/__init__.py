@@ -11,6 +11,10 @@ So this hides updates from a server that keeps to itself, not from a server and 
 aggregation (:mod:`atoll.privacy.secagg`) withstands up to a third of the sites with the server; keys that
 open in shares would too, and :class:`~atoll.privacy.he.opening.Opening` is where they fit.
 
+**What a site checks before it opens anything.** A server could ask for one site's ciphertext to be opened as
+though it were a sum, or for one that it has made to learn the key from the answer. So every ciphertext comes
+with a tag, and tags fit the sum of exactly the ciphertexts that they came with.
+
 ===============  ========================================================
 module           what
 ===============  ========================================================
@@ -19,5 +23,8 @@ module           what
 ``sealed``       vectors in slots: encrypt, add
 ``whole``        integers in slots, so that an encrypted sum is exact
 ``opening``      who opens a sum, and how many that takes
+``tags``         a sum that proves to the sites of what it is the sum
+``sharing``      one secret key for all sites, through a server that must not have it
+``rounds``       what is said in a round, as arrays
 ===============  ========================================================
 """

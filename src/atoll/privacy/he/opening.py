@@ -15,7 +15,7 @@ import numpy as np
 from atoll.core.errors import QuorumError, UpdateRefused
 from atoll.core.layout import Array
 from atoll.privacy.he.contexts import SecretContext
-from atoll.privacy.he.sealed import Sealed
+from atoll.privacy.he.sealed import Sealed, loaded
 
 __all__ = ["Opening", "SharedKey"]
 
@@ -69,17 +69,13 @@ class SharedKey:
         Raises:
             UpdateRefused: ciphertexts that this key does not open.
         """
-        import tenseal  # a context exists, so it is installed
-
-        found = []
-        for piece in total.pieces:
+        found = list[Array]()
+        for vector in loaded(self._context, total):
             try:
-                found.append(tenseal.ckks_vector_from(self._context.handle(), piece).decrypt())
+                found.append(np.asarray(vector.decrypt()))
             except (ValueError, RuntimeError, TypeError) as error:
-                raise UpdateRefused(f"{len(piece)} bytes that are no ciphertext") from error
-        return (
-            np.concatenate([np.asarray(v) for v in found])[: total.length].astype("<f8").tobytes()
-        )
+                raise UpdateRefused("a ciphertext that this key does not open") from error
+        return np.concatenate(found)[: total.length].astype("<f8").tobytes()
 
     def joined(self, total: Sealed, parts: Sequence[bytes], bound: float = 1.0) -> Array:
         """See :class:`Opening`."""

@@ -6,7 +6,8 @@ are divided by their declared bound first, so that all parameters are about numb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +15,9 @@ import numpy as np
 
 from atoll.core.errors import UpdateRefused, WireError
 from atoll.core.layout import Array
-from atoll.privacy.he.contexts import PublicContext
+from atoll.privacy.he.contexts import PublicContext, SecretContext
 
-__all__ = ["Sealed", "SealedSum", "seal"]
+__all__ = ["Sealed", "SealedSum", "loaded", "seal"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,15 @@ class Sealed:
     def size(self) -> int:
         """Bytes in all."""
         return sum(map(len, self.pieces))
+
+    @property
+    def root(self) -> bytes:
+        """The hash of all of it, 32 bytes."""
+        whole = hashlib.sha256(b"%d:%d:" % (self.length, len(self.pieces)))
+        for piece in self.pieces:
+            whole.update(b"%d:" % len(piece))
+            whole.update(piece)
+        return whole.digest()
 
 
 def seal(context: PublicContext, values: Array, bound: float = 1.0) -> Sealed:
@@ -70,6 +80,34 @@ def _library() -> Any:
     import tenseal  # a context exists, so it is installed
 
     return tenseal
+
+
+def loaded(context: PublicContext | SecretContext, sealed: Sealed) -> Iterator[Any]:
+    """The ciphertexts of a vector, one after another, as TenSEAL's objects.
+
+    What else travels with one is checked, too: its scale, above all. Whoever could choose that would see
+    what rounding hides, the noise, and from the noise the key.
+
+    Raises:
+        UpdateRefused: their number is not that of the length, or one is not what :func:`seal` makes with this
+            key's parameters.
+    """
+    parameters = context.parameters
+    if sealed.length < 1 or len(sealed.pieces) != -(-sealed.length // parameters.slots):
+        raise UpdateRefused(f"{len(sealed.pieces)} ciphertexts for {sealed.length} values")
+    library, scale = _library(), 2.0**parameters.scale_bits
+    for piece in sealed.pieces:
+        try:
+            vector = library.ckks_vector_from(context.handle(), piece)
+            inside = vector.ciphertext()
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise UpdateRefused(f"{len(piece)} bytes that are no ciphertext") from error
+        if vector.size() != parameters.slots:
+            raise UpdateRefused(f"a ciphertext of {vector.size()} values, not {parameters.slots}")
+        shapes = [(c.size(), c.poly_modulus_degree(), c.coeff_modulus_size()) for c in inside]
+        if shapes != [(2, parameters.degree, 1)] or inside[0].scale != scale:
+            raise UpdateRefused(f"a ciphertext of another shape or scale: {shapes}")
+        yield vector
 
 
 class SealedSum:
@@ -109,19 +147,7 @@ class SealedSum:
         self._total, self._length, self.count = pieces, sealed.length, self.count + 1
 
     def _read(self, sealed: Sealed) -> list[Any]:
-        slots = self._context.parameters.slots
-        if sealed.length < 1 or len(sealed.pieces) != -(-sealed.length // slots):
-            raise UpdateRefused(f"{len(sealed.pieces)} ciphertexts for {sealed.length} values")
-        library, found = _library(), []
-        for piece in sealed.pieces:
-            try:
-                vector = library.ckks_vector_from(self._context.handle(), piece)
-            except (ValueError, RuntimeError, TypeError) as error:
-                raise UpdateRefused(f"{len(piece)} bytes that are no ciphertext") from error
-            if vector.size() != slots:
-                raise UpdateRefused(f"a ciphertext of {vector.size()} values, not {slots}")
-            found.append(vector)
-        return found
+        return list(loaded(self._context, sealed))
 
     def sealed(self) -> Sealed:
         """The sum so far, still encrypted.

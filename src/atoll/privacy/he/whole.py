@@ -16,7 +16,7 @@ from atoll.core.layout import Array
 from atoll.privacy.he.parameters import Parameters
 from atoll.privacy.secagg.terms import Lane
 
-__all__ = ["digits_of", "packed", "unpacked"]
+__all__ = ["digits_of", "packed", "slots_of", "unpacked"]
 
 _SLACK = 0.3
 """A slot farther from a whole number than this was opened by another key, or is no sum of integers."""
@@ -26,6 +26,11 @@ def digits_of(lane: Lane, parameters: Parameters) -> int:
     """How many digits a value of ``lane``, whose values are whole, is cut into."""
     bits = round(lane.bound).bit_length()
     return max(1, -(-bits // parameters.digit_bits))
+
+
+def slots_of(lanes: Sequence[Lane], parameters: Parameters) -> int:
+    """How many slots the values of all lanes take."""
+    return sum(lane.length * digits_of(lane, parameters) for lane in lanes)
 
 
 def packed(lanes: Sequence[Lane], values: Mapping[str, Array], parameters: Parameters) -> Array:
