@@ -17,7 +17,7 @@ import numpy as np
 from atoll.core.errors import DataError, Fault
 from atoll.core.layout import Array
 
-__all__ = ["Column", "Loss", "Trees", "packed", "places", "unpacked"]
+__all__ = ["Column", "Loss", "Trees", "packed", "places", "step", "unpacked"]
 
 Loss = Literal["logistic", "squared"]
 
@@ -167,16 +167,26 @@ def places(split: Array, goes_left: Array, cells: Array) -> Array:
         goes_left: ``(2^depth - 1, width)`` bool.
         cells: ``(columns, n)``.
     """
-    rows = np.arange(cells.shape[1])
-    node = np.zeros(len(rows), np.int64)
-    reads = np.asarray(split, np.int64)
-    for _ in range((len(reads) + 1).bit_length() - 1):
-        if (reads < 0).all():
-            break
-        column = reads[node]
-        left = goes_left[node, cells[np.maximum(column, 0), rows]]
-        node = np.where(column < 0, node, 2 * node + 2 - left)
+    node = np.zeros(cells.shape[1], np.int64)
+    for _ in range(len(split).bit_length()):
+        node = step(node, split, goes_left, cells)
     return node
+
+
+def step(node: Array, split: Array, goes_left: Array, cells: Array) -> Array:
+    """One split further than ``node (n,)``; rows in leaves stay. For the rest see :func:`places`."""
+    reads = np.asarray(split, np.int64)
+    if (reads < 0).all():
+        return node
+    # Nodes below the last split are leaves.
+    reads = np.concatenate([reads, np.full(len(reads) + 1, -1)])
+    column = reads[node]
+    rests = column < 0
+    rows = np.arange(len(node))
+    cell = cells.ravel()[np.maximum(column, 0) * len(node) + rows]
+    inner = np.where(rests, 0, node)
+    left = goes_left.ravel()[inner * goes_left.shape[1] + cell]
+    return np.where(rests, node, 2 * node + 2 - left)
 
 
 def packed(goes_left: Array) -> Array:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Columns, Question
-from atoll.algorithms.statistics.boosting_rows import Memo, Rows, drawn, shares
+from atoll.algorithms.statistics.boosting_rows import Rows, drawn, shares
 from atoll.algorithms.statistics.boosting_split import Terms, best_splits
 from atoll.algorithms.statistics.columns import numbers, reading
 from atoll.algorithms.statistics.glm_design import Design, misfit
+from atoll.algorithms.statistics.memo import Memo
 from atoll.algorithms.statistics.quantiles import Quantiles
 from atoll.core.errors import DataError, Forbidden, JobError
 from atoll.core.layout import Array
@@ -110,7 +111,8 @@ class GradientBoosting:
     patience: int = 0
     seed: int = 0
     rule: Disclosure = field(default_factory=lambda: Disclosure(minimum=1))
-    memo: Memo = field(default_factory=Memo, init=False, repr=False, compare=False)
+    memo: Memo[Rows] = field(default_factory=Memo, init=False, repr=False, compare=False)
+    edges: Quantiles | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         Design.of(self.features, self.categories)
@@ -133,18 +135,18 @@ class GradientBoosting:
             raise JobError("rate must be above 0 and at most 1, and kept from 0 to .9")
         if self.patience and not self.kept:
             raise JobError("patience needs rows kept aside", remedy="give kept, such as 0.2")
+        object.__setattr__(self, "edges", self._edges())
+
+    def _edges(self) -> Quantiles | None:
+        """What finds the cut points; None where all are given."""
+        open_ones = [n for n in self.features if n not in self.categories and n not in self.cuts]
+        levels = tuple(i / self.bins for i in range(1, self.bins))
+        return Quantiles(tuple(open_ones), levels, 0.0, self.rule) if open_ones else None
 
     @property
     def terms(self) -> Terms:
         """What splits have to fulfil."""
         return Terms(self.rate, self.l2, self.gain, self.weight, float(self.rule.minimum))
-
-    @property
-    def edges(self) -> Quantiles | None:
-        """What finds the cut points; None where all are given."""
-        open_ones = [n for n in self.features if n not in self.categories and n not in self.cuts]
-        levels = tuple(i / self.bins for i in range(1, self.bins))
-        return Quantiles(tuple(open_ones), levels, 0.0, self.rule) if open_ones else None
 
     def columns(self) -> Sequence[str]:
         """Names of the columns it reads."""
@@ -200,18 +202,16 @@ class GradientBoosting:
         return {"moments": np.array([float(len(data[self.outcome])), float(len(y)), y.sum()])}
 
     def _rows(self, trees: Trees, data: Columns, site: int) -> Rows:
-        names = tuple(self.columns())
-        found = self.memo.get(site, data, names)
-        if found is not None:
-            return found
+        names = self.columns()
+        return self.memo.of(site, data, names, lambda: self._prepared(trees, data, names))
+
+    def _prepared(self, trees: Trees, data: Columns, names: Sequence[str]) -> Rows:
         present = ~np.isnan(data[self.outcome])
         chosen = {name: np.asarray(data[name])[present] for name in names}
         cells, y = cells_of(trees.columns, chosen), chosen[self.outcome]
         person = chosen[self.rule.person] if self.rule.person else None
         kept = drawn(cells, y, person, self.kept, self.seed)
-        rows = Rows(cells, y, kept, shares(person, len(y)))
-        self.memo.put(site, data, names, rows)
-        return rows
+        return Rows(cells, y, kept, shares(person, len(y)))
 
     def _told(self, told: Question) -> tuple[Trees, float]:
         """The trees that are whole, and the unit of derivatives."""

@@ -7,17 +7,15 @@ parent did less the left child, without rounding.
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from atoll.algorithms.statistics.boosting_split import FIRST, PERSONS, SECOND
 from atoll.core.layout import Array
-from atoll.models.trees import Trees, places, unpacked
+from atoll.models.trees import Trees, step, unpacked
 
-__all__ = ["Memo", "Rows", "drawn", "shares"]
+__all__ = ["Rows", "drawn", "shares"]
 
 FINE = 2.0**30
 
@@ -41,6 +39,10 @@ class Rows:
     done: Trees | None = field(init=False, default=None)
     first: Array = field(init=False)
     second: Array = field(init=False)
+    path: _Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.path = _Path(self.cells)
 
     def advance(self, trees: Trees, unit: float) -> None:
         """Bring margins and derivatives up to all of ``trees``; what was done before is kept."""
@@ -51,7 +53,10 @@ class Rows:
                 return
         else:
             self.margin = np.full(len(self.outcome), trees.base)
-        trees.add(self.margin, self.cells, start)
+        for tree in range(start, len(trees)):
+            depth = trees.split.shape[1].bit_length()
+            node = self.path.node(trees.split[tree], trees.left[tree], depth, trees.width)
+            self.margin += trees.value[tree][node]
         self.done = trees
         if trees.loss == "logistic":
             chance = 1.0 / (1.0 + np.exp(-self.margin))
@@ -86,7 +91,7 @@ class Rows:
         inside = ~self.kept
         slot = np.zeros(len(self.outcome), np.int64)
         if level:
-            node = places(split, unpacked(left, width), self.cells)
+            node = self.path.node(split, left, level, width)
             # Left children have odd places; those of this level start at 2^level - 1.
             slot = (node - (2**level - 1)) >> 1
             inside = inside & (node >= 2**level - 1) & (node & 1 == 1)
@@ -102,6 +107,34 @@ class Rows:
                 counted = np.bincount(at, term, minlength=slots * width)
                 found[:, column, :, kind] = counted.reshape(slots, width)
         return found
+
+
+class _Path:
+    """At which node each row rests in the tree that grows; a level further each round."""
+
+    def __init__(self, cells: Array) -> None:
+        self.cells = cells
+        self.level = -1  # nothing yet
+        self.at = self.split = self.left = np.zeros(0)
+
+    def node(self, split: Array, left: Array, level: int, width: int) -> Array:
+        """The node of each row after ``level`` splits, ``(n,)`` int64.
+
+        For the rest see :func:`~atoll.models.trees.places`.
+        """
+        known = 2 ** max(self.level, 0) - 1
+        if (
+            not 0 <= self.level <= level
+            or not np.array_equal(split[:known], self.split)
+            or not np.array_equal(left[:known], self.left)
+        ):
+            self.level, self.at = 0, np.zeros(self.cells.shape[1], np.int64)
+        goes_left = unpacked(left, width)
+        for _ in range(self.level, level):
+            self.at = step(self.at, split, goes_left, self.cells)
+        self.level, above = level, 2**level - 1
+        self.split, self.left = split[:above].copy(), left[:above].copy()
+        return self.at
 
 
 def _begins(trees: Trees, done: Trees) -> bool:
@@ -148,28 +181,3 @@ def _mixed(x: Array) -> Array:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.asarray(x ^ (x >> np.uint64(31)))
-
-
-class Memo:
-    """What a site has worked out of its rows, as long as the same arrays are asked about.
-
-    It saves time and nothing else: sums are the same without it. It is not carried to other processes.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[int, tuple[tuple[weakref.ref[Array], ...], Rows]] = {}
-
-    def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
-        return (Memo, ())
-
-    def get(self, site: int, data: Mapping[str, Array], names: tuple[str, ...]) -> Rows | None:
-        """What was worked out of exactly these columns."""
-        refs, rows = self._kept.get(site, ((), None))
-        same = len(refs) == len(names) and all(
-            ref() is data[name] for ref, name in zip(refs, names, strict=True)
-        )
-        return rows if same else None
-
-    def put(self, site: int, data: Mapping[str, Array], names: tuple[str, ...], rows: Rows) -> None:
-        """Remember it."""
-        self._kept[site] = (tuple(weakref.ref(data[name]) for name in names), rows)

@@ -15,6 +15,7 @@ import numpy as np
 
 from atoll.algorithms.statistics.analysis import Columns, Question
 from atoll.algorithms.statistics.columns import numbers, reading, tallied
+from atoll.algorithms.statistics.memo import Memo
 from atoll.core.errors import Forbidden
 from atoll.core.layout import Array
 from atoll.data.disclosure import Disclosure
@@ -70,6 +71,7 @@ class Quantiles:
     levels: tuple[float, ...] = (0.25, 0.5, 0.75)
     tolerance: float = 1e-9
     rule: Disclosure = field(default_factory=Disclosure)
+    memo: Memo[list[Array]] = field(default_factory=Memo, init=False, repr=False, compare=False)
 
     def columns(self) -> Sequence[str]:
         """The columns, and that of the persons."""
@@ -96,13 +98,13 @@ class Quantiles:
             ]
             count, persons = np.array(pairs)[..., 0].T
             return {"count": count, "persons": persons}
-        known = [_known(numbers(data, name)) for name in self.names]
         cuts = question["cuts"]
-        found = [
-            np.searchsorted(np.sort(values), cuts[i], side="right")
-            for i, values in enumerate(known)
-        ]
+        ordered = self.memo.of(site, data, self.names, lambda: self._ordered(data))
+        found = [np.searchsorted(values, cuts[i], side="right") for i, values in enumerate(ordered)]
         return {"below": np.array(found, np.float64)}
+
+    def _ordered(self, data: Columns) -> list[Array]:
+        return [np.sort(_known(numbers(data, name))) for name in self.names]
 
     def learn(self, state: Question, totals: Question) -> Question:
         """Brackets around the order statistics; then the part of each that holds its own."""
