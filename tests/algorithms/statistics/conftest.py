@@ -1,7 +1,15 @@
-"""A federation of four sites, with missing values, groups and a person column."""
+"""A federation of four sites, with missing values, groups and a person column.
+
+Makes ``growing`` importable, here and (through ``sys.path``) in processes that tests start.
+"""
+
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def made(seed=0, rows=(40, 75, 60, 125)):

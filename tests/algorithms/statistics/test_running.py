@@ -1,10 +1,10 @@
 """A statistic is an algorithm like any other: executors, run folders, checkpoints."""
 
 import json
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from growing import Growing
 
 import atoll
 from atoll.algorithms.statistics.analysis import solve
@@ -38,29 +38,6 @@ def found(run):
 
 def bits(result):
     return {n: v.tobytes() for n, v in vars(result).items() if isinstance(v, np.ndarray)}
-
-
-@dataclass(frozen=True)
-class Growing:
-    """Questions and answers of another shape in every round."""
-
-    def columns(self):
-        return ("age",)
-
-    def start(self):
-        return {"step": np.zeros(()), "total": np.zeros(0)}
-
-    def ask(self, state):
-        return None if state["step"] == 3 else {"cuts": np.linspace(30, 70, int(state["step"]) + 2)}
-
-    def sums(self, question, data, *, site, sites):
-        return {"below": (data["age"][:, None] <= question["cuts"]).sum(axis=0) * 1.0 + site}
-
-    def learn(self, state, totals):
-        return {"step": state["step"] + 1, "total": np.append(state["total"], totals["below"])}
-
-    def result(self, state):
-        return state["total"]
 
 
 @pytest.mark.parametrize("executor", ["serial", "processes"])
