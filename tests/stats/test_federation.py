@@ -116,6 +116,9 @@ def test_selections_are_by_category_number_and_range(frame):
         (lambda f: stats.describe(f, ["sex"]), "'sex' holds categories"),
         (lambda f: stats.t_test(f, "age", "age"), "'age' holds numbers"),
         (lambda f: f.where(sex="x"), "no category 'x'"),
+        (lambda f: f.where(sex=(0, 1)), "'sex' has no category"),
+        (lambda f: f.where(age="old"), "'age' holds numbers, and 'old' is none"),
+        (lambda f: f.where(age=(None, "70")), "'age' holds numbers, and '70' is none"),
         (lambda f: stats.describe(f.where(age=(500, None)), ["age"]), "no site has a row left"),
         (lambda f: Federation.of({}), "no rows"),
         (lambda f: stats.LogisticRegression("sick", ["sexx"]).fit(f), "no column 'sexx'"),
@@ -130,6 +133,16 @@ def test_a_category_that_is_not_declared_is_named_with_its_site(frame):
     with pytest.raises(DataError, match="'grade' holds a category") as caught:
         Federation.of(frame, site="clinic", levels={"grade": ["I", "II"]})
     assert caught.value.site == "a"
+
+
+def test_a_federation_s_book_tells_numbers_categories_and_columns_of_0_and_1(frame):
+    frame["late"] = np.where(frame.index < 300, 0.0, 2.0)  # not binary, but only further down
+    frame.loc[5, "sick"] = np.nan
+    book = Federation.of(frame, site="clinic").book
+    assert book.numeric() == ("age", "sick", "late")
+    assert book.binary == {"sick"}
+    assert book.groups("sick") == ("0", "1")
+    assert book.categories(["age", "grade"]) == {"grade": (0.0, 1.0, 2.0)}
 
 
 def test_text_of_many_values_is_no_column(frame):

@@ -201,29 +201,18 @@ class Study:
         kept = [n for n in table.names if n in book.columns or n == rule.person]
         own = Table({name: table[name] for name in kept})
         made = coded(site, own, book.levels, rule.person, persons)
-        rows = complete(made.columns, self.complete) & selected(made, self._codes(book))
+        chosen = {
+            name: (wanted.get("least"), wanted.get("below"))
+            if isinstance(wanted, Mapping)
+            else wanted
+            for name, wanted in self.where.items()
+        }
+        rows = complete(made.columns, self.complete) & selected(made, book.selection(chosen))
         holding = Holding.whole(made, persons).where(rows)
         if not holding.rows.any():
             raise DataError("no row is left in the study", site=site, remedy="leave the site out")
         rule.enough(holding.seen, site)
         return holding
-
-    def _codes(self, book: Codebook) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, wanted in self.where.items():
-            if isinstance(wanted, Mapping):
-                found[name] = wanted.get("least"), wanted.get("below")
-            elif name in book.levels:
-                text = label(wanted)
-                if text not in book.levels[name]:
-                    remedy = suggest(text, book.levels[name])
-                    raise DataError(f"column {name!r} has no category {text!r}", remedy=remedy)
-                found[name] = float(book.levels[name].index(text))
-            elif isinstance(wanted, str):
-                raise DataError(f"column {name!r} holds numbers, and {wanted!r} is none")
-            else:
-                found[name] = float(wanted)
-        return found
 
     # Together -----------------------------------------------------------------------------------
 

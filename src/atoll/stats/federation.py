@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from atoll.data.disclosure import Disclosure
 from atoll.data.query_log import QueryLog
 from atoll.data.table import Table, label
 from atoll.job.build import Job
+from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Inquiry
 from atoll.runtime.client import Parts
 from atoll.runtime.loop import Evaluation, Loop, Stop
@@ -99,9 +101,16 @@ class Federation:
         shared = set(every[0]).intersection(*every) - {self.rule.person}
         return tuple(name for name in every[0] if name in shared)
 
-    def numeric(self) -> tuple[str, ...]:
-        """Those that hold numbers."""
-        return tuple(name for name in self.columns if name not in self.levels)
+    @cached_property
+    def book(self) -> Codebook:
+        """Columns, categories and the rule: what analyses have to know before they ask."""
+        tables = [site.holding.table for site in self.sites.values()]
+        binary = frozenset(
+            name
+            for name in self.columns
+            if name not in self.levels and all(only_binary(table[name]) for table in tables)
+        )
+        return Codebook(self.columns, self.levels, binary, self.rule)
 
     def complete(self, *names: str) -> Federation:
         """The rows with a value in every column named: one population for several analyses.
@@ -109,7 +118,7 @@ class Federation:
         Raises:
             DataError: an unknown column.
         """
-        self.check(*names)
+        self.book.check(*names)
         return self._where(lambda table: complete(table.columns, names))
 
     def where(self, **chosen: Any) -> Federation:
@@ -120,9 +129,7 @@ class Federation:
         Raises:
             DataError: an unknown column or category.
         """
-        self.check(*chosen)
-
-        wanted = {name: self._code(name, value) for name, value in chosen.items()}
+        wanted = self.book.selection(chosen)
         return self._where(lambda table: selected(table, wanted))
 
     def changed(self, apply: Callable[[Mapping[str, Array]], Mapping[str, Array]]) -> Federation:
@@ -146,40 +153,6 @@ class Federation:
         }
         return replace(self, sites=sites)
 
-    def _code(self, name: str, wanted: Any) -> Any:
-        if name not in self.levels:
-            return wanted
-        text = label(wanted)
-        if text not in self.levels[name]:
-            raise DataError(
-                f"column {name!r} has no category {text!r}", remedy=suggest(text, self.levels[name])
-            )
-        return float(self.levels[name].index(text))
-
-    def check(self, *names: str) -> None:
-        """Refuse columns that not every site has.
-
-        Raises:
-            DataError: with the nearest name.
-        """
-        for name in names:
-            if name not in self.columns:
-                raise DataError(f"no column {name!r}", remedy=suggest(name, self.columns))
-
-    def groups(self, by: str) -> tuple[str, ...]:
-        """Names of the categories of a column; of a 0/1 column ``0`` and ``1``.
-
-        Raises:
-            DataError: an unknown column, or one of numbers.
-        """
-        self.check(by)
-        if by in self.levels:
-            return self.levels[by]
-        every = [site.holding.table[by] for site in self.sites.values()]
-        if all(only_binary(cells) for cells in every):
-            return ("0", "1")
-        raise DataError(f"column {by!r} holds numbers, not groups", remedy="declare its levels")
-
     def ask(self, inquiry: Inquiry, **run: Any) -> Any:
         """Ask all sites and give what the result shows.
 
@@ -191,7 +164,7 @@ class Federation:
             Forbidden: disclosure control refuses; names the site where one does.
             AtollError: a site cannot answer, or the analysis refuses.
         """
-        return inquiry.finding(self, self.solve(inquiry.analysis(self), **run))
+        return inquiry.finding(self.book, self.solve(inquiry.analysis(self.book), **run))
 
     def solve(
         self,
@@ -251,7 +224,7 @@ class Federation:
         Raises:
             Forbidden: a site does not agree.
         """
-        self.check(*(name for name in analysis.columns() if name != self.rule.person))
+        self.book.check(*(name for name in analysis.columns() if name != self.rule.person))
         asked = {name: site for name, site in self.sites.items() if site.holding.rows.any()}
         if not asked:
             raise DataError("no site has a row left", remedy="widen the selection")

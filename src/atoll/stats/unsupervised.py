@@ -44,7 +44,7 @@ class KMeans:
             columns, self.clusters, self.seed, self.starts, standardise=self.standardise
         )
         found = federation.solve(asked, **run)
-        return clusters.Clusters(columns, self.clusters).finding(federation, found)
+        return clusters.Clusters(columns, self.clusters).finding(federation.book, found)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class GaussianMixture:
         columns = tuple(self.columns)
         asked = mixture.GaussianMixture(columns, self.components, self.seed, self.covariance)
         found = federation.solve(asked, **run)
-        return clusters.Mixture(columns, self.components).finding(federation, found)
+        return clusters.Mixture(columns, self.components).finding(federation.book, found)
 
 
 def standardise(federation: Federation, columns: Sequence[str]) -> Federation:
@@ -86,7 +86,6 @@ def combat(
         columns: measurements, such as features of images.
         covariates: columns whose effects stay.
     """
-    levels = federation.levels
-    categories = {n: tuple(map(float, range(len(levels[n])))) for n in covariates if n in levels}
+    categories = federation.book.categories(covariates)
     asked = harmonise_combat.ComBat(tuple(columns), tuple(covariates), categories)
     return federation.changed(federation.solve(asked).apply)

@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
 
 from atoll.core.errors import DataError, suggest
 from atoll.data.disclosure import Disclosure
+from atoll.data.table import label
 
-__all__ = ["Book", "Codebook", "categories"]
-
-
-class Book(Protocol):
-    """The columns of a federation's tables."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that every site has."""
-        ...
-
-    @property
-    def levels(self) -> Mapping[str, tuple[str, ...]]:
-        """Names of the categories, by column; their codes count from 0."""
-        ...
-
-    @property
-    def rule(self) -> Disclosure:
-        """Disclosure control."""
-        ...
-
-    def numeric(self) -> tuple[str, ...]:
-        """Columns that hold numbers."""
-        ...
-
-    def check(self, *names: str) -> None:
-        """Refuse columns that not every site has; :class:`~atoll.core.errors.DataError`."""
-        ...
-
-    def groups(self, by: str) -> tuple[str, ...]:
-        """Names of the categories of a column; of a 0/1 column ``0`` and ``1``."""
-        ...
+__all__ = ["Codebook"]
 
 
 @dataclass(frozen=True)
 class Codebook:
-    """A book that is written down.
+    """The columns of a federation's tables.
 
     Args:
         columns: columns that every site has.
-        levels: names of the categories, by column.
+        levels: names of the categories, by column; their codes count from 0.
         binary: columns of numbers that hold nothing but 0 and 1.
         rule: disclosure control.
     """
@@ -86,6 +59,43 @@ class Codebook:
             return ("0", "1")
         raise DataError(f"column {by!r} holds numbers, not groups", remedy="declare its levels")
 
+    def codes(self, by: str) -> tuple[float, ...]:
+        """Codes of :meth:`groups`.
+
+        Raises:
+            DataError: as there.
+        """
+        return tuple(float(i) for i in range(len(self.groups(by))))
+
+    def categories(self, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
+        """Codes of those columns that hold categories."""
+        return {name: self.codes(name) for name in names if name in self.levels}
+
+    def selection(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """What rows are to have, by column, as tables hold it.
+
+        Args:
+            chosen: by column a category's name, a number, or a range ``(low, high)`` of numbers.
+
+        Raises:
+            DataError: an unknown column or category, or what is no number of a column of numbers.
+        """
+        self.check(*chosen)
+        return {name: self._chosen(name, wanted) for name, wanted in chosen.items()}
+
+    def _chosen(self, name: str, wanted: Any) -> Any:
+        if name in self.levels:
+            text, known = label(wanted), self.levels[name]
+            if text not in known:
+                remedy = suggest(text, known)
+                raise DataError(f"column {name!r} has no category {text!r}", remedy=remedy)
+            return float(known.index(text))
+        ends = [end for end in wanted if end is not None] if isinstance(wanted, tuple) else [wanted]
+        for number in ends:
+            if not isinstance(number, numbers.Real | np.bool_):
+                raise DataError(f"column {name!r} holds numbers, and {number!r} is none")
+        return wanted
+
     def to_plain(self) -> dict[str, Any]:
         """JSON-able."""
         return {
@@ -107,12 +117,3 @@ class Codebook:
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"this is no codebook: {error}") from error
         return cls(columns, levels, binary, rule)
-
-
-def categories(book: Book, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Codes of those columns that hold categories."""
-    return {
-        name: tuple(float(i) for i in range(len(book.levels[name])))
-        for name in names
-        if name in book.levels
-    }

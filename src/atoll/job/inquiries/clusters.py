@@ -10,7 +10,7 @@ from atoll.algorithms.statistics.analysis import Analysis
 from atoll.core.errors import Forbidden
 from atoll.core.layout import Array
 from atoll.core.seeds import Seed
-from atoll.job.inquiries.book import Book
+from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Finding
 
 __all__ = ["Clusters", "Found", "Mixture"]
@@ -45,7 +45,7 @@ class Found(Finding):
         return {}
 
 
-def _checked(book: Book, rows: Array, what: str) -> None:
+def _checked(book: Codebook, rows: Array, what: str) -> None:
     least = book.rule.minimum
     if least > 1 and (rows < least).any():
         raise Forbidden(
@@ -75,14 +75,14 @@ class Clusters:
         """The columns."""
         return self.columns
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The clusters."""
         book.check(*self.columns)
         return cluster.KMeans(
             self.columns, self.clusters, Seed(self.seed), self.starts, standardise=self.standardise
         )
 
-    def finding(self, book: Book, found: Any) -> Found:
+    def finding(self, book: Codebook, found: Any) -> Found:
         """The centres."""
         _checked(book, found.sizes, "cluster")
         return Found(found, found.centres, found.sizes, found.notes)
@@ -108,14 +108,14 @@ class Mixture:
         """The columns."""
         return self.columns
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The mixture."""
         book.check(*self.columns)
         return mixture.GaussianMixture(
             self.columns, self.components, Seed(self.seed), self.covariance
         )
 
-    def finding(self, book: Book, found: Any) -> Found:
+    def finding(self, book: Codebook, found: Any) -> Found:
         """The components' means and weights."""
         _checked(book, found.weights * found.rows, "component")
         return Found(found, found.means, found.weights, found.notes)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from atoll.algorithms.statistics.analysis import Analysis
 from atoll.core.errors import JobError
-from atoll.job.inquiries.book import Book
+from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.frames import frame
 
 __all__ = ["Answers", "Estimator", "Finding", "Inquiry", "settle"]
@@ -54,7 +54,7 @@ class Inquiry(Protocol):
         """The columns it names; empty where it takes all that there are."""
         ...
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The analysis that answers it.
 
         Raises:
@@ -62,7 +62,7 @@ class Inquiry(Protocol):
         """
         ...
 
-    def finding(self, book: Book, found: Any) -> Finding:
+    def finding(self, book: Codebook, found: Any) -> Finding:
         """What the analysis' result shows.
 
         Raises:

@@ -15,7 +15,7 @@ from atoll.algorithms.statistics.glm import GLM
 from atoll.algorithms.statistics.glm_multinomial import Multinomial
 from atoll.algorithms.statistics.penalty import Penalty
 from atoll.core.errors import Forbidden
-from atoll.job.inquiries.book import Book, categories
+from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Estimator, Finding
 
 __all__ = [
@@ -130,7 +130,7 @@ def _number(value: Any, digits: int = 6) -> str:
     return f"{value:.{digits}g}"
 
 
-def fitted(book: Book, result: Any, title: str, ratios: str = "") -> Fitted:
+def fitted(book: Codebook, result: Any, title: str, ratios: str = "") -> Fitted:
     """A model's result as it may be shown.
 
     Raises:
@@ -182,14 +182,14 @@ class Regression(Estimator):
         """All columns."""
         return _columns(self.outcome, *self.features, self.weights, self.offset)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """A generalised linear model."""
         book.check(*self.named())
         return GLM(
             self.outcome,
             self.features,
             self.family,
-            categories=categories(book, self.features),
+            categories=book.categories(self.features),
             intercept=self.intercept,
             covariance=self.covariance,
             penalty=Penalty(*self.penalty),
@@ -198,7 +198,7 @@ class Regression(Estimator):
             level=self.level,
         )
 
-    def finding(self, book: Book, found: Any) -> Fitted:
+    def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""
         return fitted(book, found, f"{self.title} of {self.outcome} over sites", self.ratios)
 
@@ -260,19 +260,19 @@ class NegativeBinomialRegression(Estimator):
         """All columns."""
         return _columns(self.outcome, *self.features, self.offset)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The regression."""
         book.check(*self.named())
         return glm_negative.NegativeBinomialRegression(
             self.outcome,
             self.features,
-            categories(book, self.features),
+            book.categories(self.features),
             self.intercept,
             offset=self.offset,
             level=self.level,
         )
 
-    def finding(self, book: Book, found: Any) -> Fitted:
+    def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""
         title = f"Negative binomial regression of {self.outcome} over sites"
         return fitted(book, found, title, "rate ratio")
@@ -296,14 +296,14 @@ class MultinomialRegression(Estimator):
         """All columns."""
         return _columns(self.outcome, *self.features)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The regression."""
         book.check(*self.named())
-        codes = tuple(float(i) for i in range(len(book.groups(self.outcome))))
-        known = categories(book, self.features)
+        codes = book.codes(self.outcome)
+        known = book.categories(self.features)
         return Multinomial(self.outcome, codes, self.features, known, level=self.level)
 
-    def finding(self, book: Book, found: Any) -> Fitted:
+    def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""
         title = f"Multinomial regression of {self.outcome} over sites"
         return fitted(book, found, title, "odds ratio")
@@ -331,14 +331,14 @@ class MixedModel(Estimator):
         """All columns."""
         return _columns(self.outcome, *self.features, self.group)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The model."""
         book.check(*self.named())
-        known = categories(book, self.features)
+        known = book.categories(self.features)
         return mixed.MixedModel(
             self.outcome, self.features, self.group, known, self.reml, self.level
         )
 
-    def finding(self, book: Book, found: Any) -> Fitted:
+    def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""
         return fitted(book, found, f"Linear mixed model of {self.outcome} over sites")

@@ -19,7 +19,7 @@ from atoll.algorithms.statistics.survival_axis import Axis
 from atoll.algorithms.statistics.survival_logrank import LogRank as LogRankAnalysis
 from atoll.core.errors import Forbidden
 from atoll.core.layout import Array
-from atoll.job.inquiries.book import Book, categories
+from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Estimator, Finding
 from atoll.job.inquiries.models import Fitted, fitted
 from atoll.job.inquiries.tables import Sheet
@@ -66,10 +66,6 @@ class FittedCurves(Finding):
         return {f"median of {group}": float(curve.median) for group, curve in pairs}
 
 
-def _codes(book: Book, column: str) -> tuple[float, ...]:
-    return tuple(float(i) for i in range(len(book.groups(column))))
-
-
 @dataclass(frozen=True)
 class KaplanMeier(Estimator):
     """Kaplan-Meier curves, with one for each group.
@@ -92,18 +88,18 @@ class KaplanMeier(Estimator):
         """All columns."""
         return tuple(name for name in (self.time, self.event, self.by) if name)
 
-    def _groups(self, book: Book) -> tuple[str, ...]:
+    def _groups(self, book: Codebook) -> tuple[str, ...]:
         return book.groups(self.by) if self.by else ("all",)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The curves."""
         book.check(*self.named())
-        levels = _codes(book, self.by) if self.by else ()
+        levels = book.codes(self.by) if self.by else ()
         return curves.KaplanMeier(
             self.time, self.event, self.axis, self.by, levels, level=self.level
         )
 
-    def finding(self, book: Book, found: Any) -> FittedCurves:
+    def finding(self, book: Codebook, found: Any) -> FittedCurves:
         """The curves, with steps after so many exits as the minimum."""
         names, least = self._groups(book), book.rule.minimum
         kept = tuple(_coarse(curve, least) for curve in found.curves)
@@ -183,16 +179,16 @@ class LogRank:
         """All columns."""
         return (self.time, self.event, self.by, *_column(self.strata))
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The test."""
         book.check(*self.named())
-        strata = _codes(book, self.strata) if _column(self.strata) else ()
-        levels = _codes(book, self.by)
+        strata = book.codes(self.strata) if _column(self.strata) else ()
+        levels = book.codes(self.by)
         return LogRankAnalysis(
             self.time, self.event, self.by, levels, self.axis, self.strata, strata
         )
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a group, each with the test of all of them."""
         least = book.rule.minimum
         if least > 1 and (found.observed < least).any():
@@ -236,7 +232,7 @@ class CoxRegression(Estimator):
         """All columns."""
         return (self.time, self.event, *self.features, *_column(self.strata))
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The model."""
         book.check(*self.named())
         return Cox(
@@ -244,13 +240,13 @@ class CoxRegression(Estimator):
             self.event,
             self.features,
             self.axis,
-            categories(book, self.features),
+            book.categories(self.features),
             self.ties,
             self.strata,
-            _codes(book, self.strata) if _column(self.strata) else (),
+            book.codes(self.strata) if _column(self.strata) else (),
             level=self.level,
         )
 
-    def finding(self, book: Book, found: Any) -> Fitted:
+    def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""
         return fitted(book, found, f"Cox regression of {self.time} over sites", "hazard ratio")

@@ -14,7 +14,7 @@ from atoll.algorithms.statistics.quantiles import Quantiles
 from atoll.algorithms.statistics.tables import CrossTable, HeavyHitters, Histogram
 from atoll.algorithms.statistics.together import Together
 from atoll.core.errors import DataError
-from atoll.job.inquiries.book import Book
+from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Finding, settle
 
 __all__ = [
@@ -54,7 +54,7 @@ class Sheet(Finding):
         return {}
 
 
-def _numbers(book: Book, columns: Sequence[str]) -> tuple[str, ...]:
+def _numbers(book: Codebook, columns: Sequence[str]) -> tuple[str, ...]:
     """Columns of numbers: those named, else all."""
     names = tuple(columns) or book.numeric()
     book.check(*names)
@@ -90,7 +90,7 @@ class Describe:
         """The columns."""
         return tuple(self.columns)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """Moments, and quantiles beside them."""
         names, rule = _numbers(book, self.columns), book.rule
         parts: dict[str, Analysis] = {"moments": Moments(names, rule=rule)}
@@ -98,7 +98,7 @@ class Describe:
             parts["quantiles"] = Quantiles(names, tuple(self.quantiles), self.tolerance, rule)
         return Together(parts)
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a column."""
         moments = found["moments"].records()
         lines = [{k: v for k, v in record.items() if k != "group"} for record in moments]
@@ -132,15 +132,15 @@ class TableOne:
         """The columns and that of the groups, unless all are wanted."""
         return (*self.columns, *([self.by] if self.by else [])) if self.columns else ()
 
-    def _names(self, book: Book) -> tuple[str, ...]:
+    def _names(self, book: Codebook) -> tuple[str, ...]:
         names = tuple(n for n in (self.columns or book.columns) if n != self.by)
         book.check(*names)
         return names
 
-    def _groups(self, book: Book) -> tuple[str, ...]:
+    def _groups(self, book: Codebook) -> tuple[str, ...]:
         return book.groups(self.by) if self.by else ("all",)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """Moments of the numbers by group, and a table for each category."""
         names, groups, rule = self._names(book), self._groups(book), book.rule
         numeric = tuple(n for n in names if n not in book.levels)
@@ -156,7 +156,7 @@ class TableOne:
                 parts[f"category {name}"] = Histogram(name, edges or (0.5,), rule)
         return Together(parts)
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a number, and one a category."""
         names, groups = self._names(book), self._groups(book)
         numeric = tuple(n for n in names if n not in book.levels)
@@ -215,12 +215,12 @@ class Bins:
         """The column."""
         return (self.column,)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """A histogram."""
         _numbers(book, [self.column])
         return Histogram(self.column, tuple(self.edges), book.rule)
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a bin."""
         return Sheet(found, found.records())
 
@@ -240,12 +240,12 @@ class Crossed:
         """Both columns."""
         return (self.row, self.column)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """A cross table."""
         rows, columns = book.groups(self.row), book.groups(self.column)
         return CrossTable(self.row, self.column, rows, columns, book.rule)
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a category of ``row``."""
         return Sheet(found, found.records(), self.row)
 
@@ -267,11 +267,11 @@ class Correlation:
         """The columns."""
         return tuple(self.columns)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """Covariances."""
         return Covariance(_numbers(book, self.columns), book.rule)
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a column."""
         return Sheet(found, found.records(), "column")
 
@@ -295,11 +295,11 @@ class PrincipalComponents:
         """The columns."""
         return tuple(self.columns)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """Components of the covariance or correlation matrix."""
         return Components(_numbers(book, self.columns), self.standardise, book.rule)
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a component."""
         return Sheet(found, found.records(), "component")
 
@@ -322,11 +322,11 @@ class Frequent:
         """The column."""
         return (self.column,)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """Heavy hitters."""
         _numbers(book, [self.column])
         return HeavyHitters(self.column, self.least, self.bits, book.rule)
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a number."""
         return Sheet(found, found.records())

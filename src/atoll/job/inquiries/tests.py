@@ -8,7 +8,7 @@ from typing import Any
 from atoll.algorithms.statistics import comparisons
 from atoll.algorithms.statistics.analysis import Analysis
 from atoll.algorithms.statistics.ranks import MannWhitney
-from atoll.job.inquiries.book import Book
+from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.tables import Sheet
 
 __all__ = ["Anova", "ChiSquared", "Fisher", "RankTest", "TTest"]
@@ -32,13 +32,13 @@ class TTest:
         """Both columns."""
         return (self.column, self.by)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The test."""
         book.check(self.column)
         groups = book.groups(self.by)
         return comparisons.TTest(self.column, self.by, groups, self.equal_variances, rule=book.rule)
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line."""
         return _tested(found)
 
@@ -59,12 +59,12 @@ class Anova:
         """Both columns."""
         return (self.column, self.by)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The test."""
         book.check(self.column)
         return comparisons.Anova(self.column, self.by, book.groups(self.by), book.rule)
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line."""
         return _tested(found)
 
@@ -86,12 +86,12 @@ class ChiSquared:
         """Both columns."""
         return (self.row, self.column)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The test."""
         levels = book.groups(self.row), book.groups(self.column)
         return comparisons.ChiSquared(self.row, self.column, *levels, self.correction, book.rule)
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line."""
         return _tested(found)
 
@@ -111,12 +111,12 @@ class Fisher:
         """Both columns."""
         return (self.row, self.column)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The test."""
         levels = book.groups(self.row), book.groups(self.column)
         return comparisons.Fisher(self.row, self.column, *levels, book.rule)
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line."""
         return _tested(found)
 
@@ -141,13 +141,13 @@ class RankTest:
         """Both columns."""
         return (self.column, self.by)
 
-    def analysis(self, book: Book) -> Analysis:
+    def analysis(self, book: Codebook) -> Analysis:
         """The test."""
         book.check(self.column)
         groups = book.groups(self.by)
         return MannWhitney(self.column, self.by, groups, self.bins, self.whole, book.rule)
 
-    def finding(self, book: Book, found: Any) -> Sheet:
+    def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line."""
         return _tested(found)
 
