@@ -67,6 +67,8 @@ def test_answers_are_those_of_a_federation_of_tables(tmp_path, rows):
     for ask in (
         stats.KaplanMeier("age", "sick", axis, by="sex").fit,
         stats.CoxRegression("age", "sick", ["sex"], axis).fit,
+        stats.KMeans(["age", "sick"], 2, seed=3).fit,
+        stats.GaussianMixture(["age"], 2).fit,
         lambda whom: SimpleNamespace(table=stats.principal_components(whom, ["age", "sick"])),
     ):
         pd.testing.assert_frame_equal(ask(deployed).table, ask(federation).table)
@@ -80,6 +82,8 @@ def test_answers_are_those_of_a_federation_of_tables(tmp_path, rows):
             "logistic",
             "kaplan-meier",
             "cox",
+            "k-means",
+            "gaussian-mixture",
             "principal-components",
             "t-test",
         )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from atoll.algorithms.statistics.survival_axis import Axis
     from atoll.data.disclosure import Disclosure
+    from atoll.job.inquiries.clusters import GaussianMixture, KMeans
     from atoll.job.inquiries.models import (
         Fitted,
         GammaRegression,
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
         table_one,
     )
     from atoll.stats.federation import Federation
+    from atoll.stats.harmonising import combat, standardise
     from atoll.stats.pages import write_page
     from atoll.stats.remote import connect, read_results
     from atoll.stats.testing import anova, chi_squared, fisher, log_rank, mann_whitney, t_test
-    from atoll.stats.unsupervised import GaussianMixture, KMeans, combat, standardise
 
 _HOMES = {
     "Axis": "atoll.algorithms.statistics.survival_axis",
@@ -48,8 +49,8 @@ _HOMES = {
     "Federation": "atoll.stats.federation",
     "Fitted": "atoll.job.inquiries.models",
     "GammaRegression": "atoll.job.inquiries.models",
-    "GaussianMixture": "atoll.stats.unsupervised",
-    "KMeans": "atoll.stats.unsupervised",
+    "GaussianMixture": "atoll.job.inquiries.clusters",
+    "KMeans": "atoll.job.inquiries.clusters",
     "KaplanMeier": "atoll.job.inquiries.survival",
     "LinearRegression": "atoll.job.inquiries.models",
     "LogisticRegression": "atoll.job.inquiries.models",
@@ -59,7 +60,7 @@ _HOMES = {
     "PoissonRegression": "atoll.job.inquiries.models",
     "anova": "atoll.stats.testing",
     "chi_squared": "atoll.stats.testing",
-    "combat": "atoll.stats.unsupervised",
+    "combat": "atoll.stats.harmonising",
     "connect": "atoll.stats.remote",
     "correlation": "atoll.stats.describing",
     "cross_table": "atoll.stats.describing",
@@ -71,7 +72,7 @@ _HOMES = {
     "mann_whitney": "atoll.stats.testing",
     "principal_components": "atoll.stats.describing",
     "read_results": "atoll.stats.remote",
-    "standardise": "atoll.stats.unsupervised",
+    "standardise": "atoll.stats.harmonising",
     "t_test": "atoll.stats.testing",
     "table_one": "atoll.stats.describing",
     "write_page": "atoll.stats.pages",

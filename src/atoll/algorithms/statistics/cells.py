@@ -16,6 +16,7 @@ from atoll.algorithms.statistics.boosting import GradientBoosting
 from atoll.algorithms.statistics.cluster import KMeans
 from atoll.algorithms.statistics.cox import Cox
 from atoll.algorithms.statistics.mixed import MixedModel
+from atoll.algorithms.statistics.mixture import GaussianMixture
 from atoll.algorithms.statistics.moments import Moments
 from atoll.algorithms.statistics.quantiles import Quantiles
 from atoll.algorithms.statistics.ranks import MannWhitney
@@ -41,6 +42,7 @@ _BY_ONES: Mapping[type, str] = {
     LogRank: "counts of the deaths of each day",
     Cox: "sums over those at risk on each day",
     KMeans: "sizes of clusters on the way",
+    GaussianMixture: "sizes of clusters on the way",
     GradientBoosting: "sums over the cells of each node",
 }
 """Analyses that tell single persons apart by their nature."""

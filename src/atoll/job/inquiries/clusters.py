@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +12,20 @@ from atoll.core.errors import Forbidden
 from atoll.core.layout import Array
 from atoll.core.seeds import Seed
 from atoll.job.inquiries.book import Codebook
-from atoll.job.inquiries.inquiry import Finding
+from atoll.job.inquiries.inquiry import Estimator, Finding, facts_of
 
-__all__ = ["Clusters", "Found", "Mixture"]
+__all__ = ["Found", "GaussianMixture", "KMeans"]
+
+_FACTS = (
+    "rows",
+    "excluded",
+    "inertia",
+    "log_likelihood",
+    "aic",
+    "bic",
+    "iterations",
+    "converged",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,25 +36,27 @@ class Found(Finding):
         result: the analysis' own result.
         centres: ``(k, columns)``.
         sizes: rows of each cluster, or weights of each component, ``(k,)``.
+        size: which of them, for the head of the table: ``rows`` or ``share``.
         notes: what a reader has to know.
     """
 
     result: Any
     centres: Array
     sizes: Array
+    size: str
     notes: tuple[str, ...]
 
     def records(self) -> list[dict[str, Any]]:
         """One line a centre."""
         names = self.result.features
         return [
-            {"share or rows": size, **dict(zip(names, centre, strict=True))}
+            {self.size: size, **dict(zip(names, centre, strict=True))}
             for size, centre in zip(self.sizes, self.centres, strict=True)
         ]
 
     def facts(self) -> dict[str, Any]:
-        """None beside the lines."""
-        return {}
+        """Numbers of the whole fit, such as those by which to choose how many centres there are."""
+        return facts_of(self.result, _FACTS)
 
 
 def _checked(book: Codebook, rows: Array, what: str) -> None:
@@ -54,7 +68,7 @@ def _checked(book: Codebook, rows: Array, what: str) -> None:
 
 
 @dataclass(frozen=True)
-class Clusters:
+class KMeans(Estimator):
     """k-means (Lloyd's algorithm).
 
     Args:
@@ -65,7 +79,7 @@ class Clusters:
         seed: of the starts.
     """
 
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     clusters: int
     starts: int = 10
     standardise: bool = True
@@ -73,7 +87,7 @@ class Clusters:
 
     def named(self) -> tuple[str, ...]:
         """The columns."""
-        return self.columns
+        return tuple(self.columns)
 
     def analysis(self, book: Codebook) -> Analysis:
         """The clusters."""
@@ -85,11 +99,11 @@ class Clusters:
     def finding(self, book: Codebook, found: Any) -> Found:
         """The centres."""
         _checked(book, found.sizes, "cluster")
-        return Found(found, found.centres, found.sizes, found.notes)
+        return Found(found, found.centres, found.sizes, "rows", found.notes)
 
 
 @dataclass(frozen=True)
-class Mixture:
+class GaussianMixture(Estimator):
     """A mixture of normal distributions, by expectation and maximisation.
 
     Args:
@@ -99,14 +113,14 @@ class Mixture:
         seed: of the k-means before.
     """
 
-    columns: tuple[str, ...]
+    columns: Sequence[str]
     components: int
     covariance: Literal["full", "diagonal"] = "full"
     seed: int = 0
 
     def named(self) -> tuple[str, ...]:
         """The columns."""
-        return self.columns
+        return tuple(self.columns)
 
     def analysis(self, book: Codebook) -> Analysis:
         """The mixture."""
@@ -118,4 +132,4 @@ class Mixture:
     def finding(self, book: Codebook, found: Any) -> Found:
         """The components' means and weights."""
         _checked(book, found.weights * found.rows, "component")
-        return Found(found, found.means, found.weights, found.notes)
+        return Found(found, found.means, found.weights, "share", found.notes)

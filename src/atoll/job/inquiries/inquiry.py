@@ -13,7 +13,7 @@ from atoll.core.errors import JobError
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.frames import frame
 
-__all__ = ["Answers", "Estimator", "Finding", "Inquiry", "settle"]
+__all__ = ["Answers", "Estimator", "Finding", "Inquiry", "facts_of", "settle"]
 
 
 class Finding(ABC):
@@ -110,6 +110,11 @@ class Estimator(Inquiry):
             AtollError: a site cannot answer, or the options make no sense for its rows.
         """
         return federation.ask(self, **run)
+
+
+def facts_of(result: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the numbers named that a result has, with their names in words."""
+    return {n.replace("_", " "): getattr(result, n) for n in names if hasattr(result, n)}
 
 
 def settle(inquiry: Any) -> None:

@@ -16,7 +16,7 @@ from atoll.algorithms.statistics.glm_multinomial import Multinomial
 from atoll.algorithms.statistics.penalty import Penalty
 from atoll.core.errors import Forbidden
 from atoll.job.inquiries.book import Codebook
-from atoll.job.inquiries.inquiry import Estimator, Finding
+from atoll.job.inquiries.inquiry import Estimator, Finding, facts_of
 
 __all__ = [
     "Fitted",
@@ -59,14 +59,14 @@ class Fitted(Finding):
     """A fitted model; its table has one line a coefficient: estimate, standard error, test, interval.
 
     Args:
-        model: what was fitted, for the heading.
+        title: what was fitted, for the heading.
         result: the analysis' own result, with all its numbers.
         levels: names of categories, by column.
         ratios: what exponentials of coefficients are called; empty where they mean nothing.
         notes: what a reader has to know.
     """
 
-    model: str
+    title: str
     result: Any
     levels: Mapping[str, tuple[str, ...]]
     ratios: str = ""
@@ -103,12 +103,11 @@ class Fitted(Finding):
 
     def facts(self) -> dict[str, Any]:
         """Numbers of the whole fit that the result has, by name."""
-        had = [name for name in _FACTS if hasattr(self.result, name)]
-        return {name.replace("_", " "): getattr(self.result, name) for name in had}
+        return facts_of(self.result, _FACTS)
 
     def summary(self) -> str:
         """A table for the terminal, in the manner of statsmodels."""
-        lines = [self.model, "=" * 84]
+        lines = [self.title, "=" * 84]
         facts = [f"{name}: {_number(value)}" for name, value in self.facts().items()]
         lines += [f"{left:<39}{right}" for left, right in _pairs(facts)]
         heads = ("coef", "std err", "z", "p", "low", "high")

@@ -66,7 +66,7 @@ def _notes(found: Finding) -> list[Safe]:
 
 def _model(fit: Fitted) -> list[Safe]:
     records = fit.records()
-    parts = [tag("p", f"{fit.model}: {_facts(fit)}."), table_of(records)]
+    parts = [tag("p", f"{fit.title}: {_facts(fit)}."), table_of(records)]
     rows = [
         (r["name"], r["coef"], r["low"], r["high"]) for r in records if r["name"] != "intercept"
     ]

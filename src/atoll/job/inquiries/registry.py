@@ -41,8 +41,8 @@ KINDS: Mapping[str, Any] = {
     "kaplan_meier": survival.KaplanMeier,
     "log_rank": survival.LogRank,
     "cox": survival.CoxRegression,
-    "k_means": clusters.Clusters,
-    "gaussian_mixture": clusters.Mixture,
+    "k_means": clusters.KMeans,
+    "gaussian_mixture": clusters.GaussianMixture,
 }
 """Kind in the job file -> the inquiry; its fields are the options."""
 
