@@ -17,11 +17,24 @@ from atoll.job.load import parse_job
 EXAMPLE = Path(__file__).parents[2] / "examples" / "statistics" / "job.toml"
 
 
-def written(folder, text, rows):
-    pd.DataFrame(rows).to_csv(folder / "rows.csv", index=False)
-    path = folder / "job.toml"
-    path.write_text('[data]\nsource = "rows.csv"\nsite_column = "site"\n' + text)
-    return path
+SURVIVAL = {"time": "days", "event": "died", "horizon": 50}
+NUMBERS = {"columns": ["age", "dose"]}
+BY_SEX = {"column": "age", "by": "sex"}
+
+EVERY = {
+    "describe": NUMBERS,
+    "table_one": {"by": "sex", **NUMBERS},
+    "histogram": {"column": "age", "edges": [50.0, 60.0]},
+    "cross_table": {"row": "sex", "column": "died"},
+    "correlation": NUMBERS,
+    "t_test": BY_SEX,
+    "mann_whitney": {**BY_SEX, "whole": True},
+    "linear": {"outcome": "dose", "features": ["age", "sex"]},
+    "kaplan_meier": {**SURVIVAL, "by": "sex"},
+    "log_rank": {**SURVIVAL, "by": "sex"},
+    "cox": {**SURVIVAL, "features": ["age", "sex"]},
+}
+"""Options by kind. Every row of :func:`rows` has every value: all are about the same persons."""
 
 
 def rows(count=40):
@@ -35,65 +48,29 @@ def rows(count=40):
     }
 
 
-EVERY = """
-[[statistics.analyses]]
-kind = "describe"
-columns = ["age", "dose"]
-[[statistics.analyses]]
-kind = "table_one"
-by = "sex"
-columns = ["age", "dose"]
-[[statistics.analyses]]
-kind = "histogram"
-column = "age"
-edges = [50.0, 60.0]
-[[statistics.analyses]]
-kind = "cross_table"
-row = "sex"
-column = "died"
-[[statistics.analyses]]
-kind = "correlation"
-columns = ["age", "dose"]
-[[statistics.analyses]]
-kind = "t_test"
-column = "age"
-by = "sex"
-[[statistics.analyses]]
-kind = "mann_whitney"
-column = "age"
-by = "sex"
-whole = true
-[[statistics.analyses]]
-kind = "linear"
-outcome = "dose"
-features = ["age", "sex"]
-[[statistics.analyses]]
-kind = "kaplan_meier"
-time = "days"
-event = "died"
-horizon = 50
-by = "sex"
-[[statistics.analyses]]
-kind = "log_rank"
-time = "days"
-event = "died"
-horizon = 50
-by = "sex"
-[[statistics.analyses]]
-kind = "cox"
-time = "days"
-event = "died"
-horizon = 50
-features = ["age", "sex"]
-"""
-"""Every row of :func:`rows` has every value: all analyses are about the same persons."""
+@pytest.fixture
+def job(tmp_path):
+    """Makes a job of a table and of analyses: options by kind, which is their name too."""
+
+    def make(analyses, table=None, settings=()):
+        pd.DataFrame(table or rows()).to_csv(tmp_path / "rows.csv", index=False)
+        lines = ["[data]", 'source = "rows.csv"', 'site_column = "site"']
+        for kind, options in analyses.items():
+            lines.append("[[statistics.analyses]]")
+            given = {"kind": kind, **options}
+            lines += [f"{key} = {json.dumps(value)}" for key, value in given.items()]
+        path = tmp_path / "job.toml"
+        path.write_text("\n".join(lines))
+        return atoll.load_job(path, settings)
+
+    return make
 
 
 def test_the_example_runs_as_it_stands(tmp_path, capsys):
     assert main(["run", str(EXAMPLE), "--out", str(tmp_path / "run")]) == 0
     assert "results.json" in capsys.readouterr().out
     found = stats.read_results(tmp_path / "run")
-    assert list(found) == ["table_one", "who-is-ill"]
+    assert list(found) == ["table_one", "who-is-ill", "trees"]
     assert {"coef", "std err", "p"} <= set(found["who-is-ill"].table.columns)
     assert "odds ratio" in (tmp_path / "run" / "report.html").read_text()
     assert not (tmp_path / "run" / "model.safetensors").exists()
@@ -102,43 +79,34 @@ def test_the_example_runs_as_it_stands(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("executor", ["serial", "processes"])
-def test_a_job_finds_what_the_functions_find(tmp_path, executor):
-    job = atoll.load_job(written(tmp_path, EVERY, rows()))
-    run = atoll.simulate(job, executor=executor, workers=2, out=tmp_path / "run")
+def test_a_job_finds_what_the_functions_find(job, tmp_path, executor):
+    found = atoll.simulate(job(EVERY), executor=executor, workers=2, out=tmp_path / "run").findings
     federation = stats.Federation.of(pd.DataFrame(rows()), site="site")
     axis = stats.Axis(horizon=50)
-    found = run.findings
-    pd.testing.assert_frame_equal(
-        stats.describe(federation, ["age", "dose"]),
-        pd.DataFrame(found["describe"].records()).set_index("column"),
-    )
+    asked = {
+        "describe": stats.describe(federation, ["age", "dose"]),
+        "cox": stats.CoxRegression("days", "died", ["age", "sex"], axis).fit(federation).table,
+        "kaplan_meier": stats.KaplanMeier("days", "died", axis, by="sex").fit(federation).table,
+    }
+    for kind, table in asked.items():
+        pd.testing.assert_frame_equal(found[kind].table, table)
     assert found["t_test"].result == stats.t_test(federation, "age", "sex")
-    fit = stats.CoxRegression("days", "died", ["age", "sex"], axis).fit(federation)
-    pd.testing.assert_frame_equal(fit.table, found["cox"].table)
-    curves = stats.KaplanMeier("days", "died", axis, by="sex").fit(federation)
-    pd.testing.assert_frame_equal(curves.table, found["kaplan_meier"].table)
+
+
+def test_what_a_run_writes_is_what_it_found(job, tmp_path):
+    found = atoll.simulate(job(EVERY), out=tmp_path / "run").findings
     told = stats.read_results(tmp_path / "run")
-    assert set(told) == set(found)
-    assert told["linear"].table["coef"].tolist() == found["linear"].table["coef"].tolist()
+    assert list(told) == list(found) == list(EVERY)
+    for kind in ("linear", "kaplan_meier", "cross_table"):
+        pd.testing.assert_frame_equal(told[kind].table, found[kind].table)
     read = pd.read_csv(tmp_path / "run" / "tables" / "cox.csv")
-    assert read["coef"].tolist() == fit.table["coef"].tolist()
+    assert read["coef"].tolist() == found["cox"].table["coef"].tolist()
 
 
-def test_one_analysis_that_may_not_be_shown_does_not_hide_the_others(tmp_path):
+def test_one_analysis_that_may_not_be_shown_does_not_hide_the_others(job, tmp_path):
     few = {**rows(), "died": [int(i < 8) for i in range(80)]}
-    text = """
-[[statistics.analyses]]
-kind = "log_rank"
-time = "days"
-event = "died"
-horizon = 50
-by = "sex"
-[[statistics.analyses]]
-kind = "t_test"
-column = "age"
-by = "sex"
-"""
-    run = atoll.simulate(atoll.load_job(written(tmp_path, text, few)), out=tmp_path / "run")
+    asked = {kind: EVERY[kind] for kind in ("log_rank", "t_test")}
+    run = atoll.simulate(job(asked, few), out=tmp_path / "run")
     told = json.loads((tmp_path / "run" / "results.json").read_text())["analyses"]
     assert "a group has fewer than 11 events" in told[0]["refused"]
     assert told[1]["table"][0]["test"]
@@ -147,45 +115,33 @@ by = "sex"
         _ = run.findings
 
 
-def test_a_run_that_was_cut_off_goes_on_to_the_same_results(tmp_path):
-    path = written(tmp_path, EVERY, rows())
-    atoll.simulate(atoll.load_job(path), out=tmp_path / "whole")
+def test_a_run_that_was_cut_off_goes_on_to_the_same_results(job, tmp_path):
+    atoll.simulate(job(EVERY), out=tmp_path / "whole")
 
     def cut(record):
         if record["round"] == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        atoll.simulate(atoll.load_job(path), out=tmp_path / "cut", observers=[cut])
-    atoll.simulate(atoll.load_job(path), out=tmp_path / "cut", resume=True)
+        atoll.simulate(job(EVERY), out=tmp_path / "cut", observers=[cut])
+    atoll.simulate(job(EVERY), out=tmp_path / "cut", resume=True)
     whole, again = ((tmp_path / name / "results.json").read_bytes() for name in ("whole", "cut"))
     assert again == whole
 
 
-def test_a_site_with_few_persons_is_refused_by_name(tmp_path):
-    few = rows()
-    few["site"] = ["east"] * 70 + ["south"] * 10
-    text = '[[statistics.analyses]]\nkind = "correlation"\ncolumns = ["age", "dose"]\n'
+def test_a_site_with_few_persons_is_refused_by_name(job):
+    few = {**rows(), "site": ["east"] * 70 + ["south"] * 10}
     with pytest.raises(Forbidden, match="at south: fewer than 11 persons"):
-        atoll.simulate(atoll.load_job(written(tmp_path, text, few)))
+        atoll.simulate(job({"correlation": NUMBERS}, few))
 
 
-def test_two_analyses_of_one_job_that_isolate_somebody_are_refused(tmp_path):
+def test_two_analyses_of_one_job_that_isolate_somebody_are_refused(job):
     some = rows()
     some["dose"][:5] = [None] * 5
-    text = """
-[[statistics.analyses]]
-kind = "correlation"
-columns = ["age", "days"]
-[[statistics.analyses]]
-kind = "correlation"
-name = "with-dose"
-columns = ["age", "dose"]
-"""
-    path = written(tmp_path, text, some)
+    asked = {"correlation": {"columns": ["age", "days"]}, "describe": NUMBERS}
     with pytest.raises(Forbidden, match="isolate fewer than 11"):
-        atoll.simulate(atoll.load_job(path))
-    run = atoll.simulate(atoll.load_job(path, ["statistics.complete=['dose']"]))
+        atoll.simulate(job(asked, some))
+    run = atoll.simulate(job(asked, some, ["statistics.complete=['dose']"]))
     assert run.status == "completed"
 
 
@@ -223,19 +179,13 @@ def test_all_faults_of_a_section_are_told_at_once():
     assert "both must be positive" in told["statistics.analyses.2"].message
 
 
-def test_analyses_that_do_not_fit_the_columns_are_all_named(tmp_path):
-    text = """
-[[statistics.analyses]]
-kind = "t_test"
-column = "age"
-by = "dose"
-[[statistics.analyses]]
-kind = "histogram"
-column = "sex"
-edges = [1.0]
-"""
+def test_analyses_that_do_not_fit_the_columns_are_all_named(job):
+    asked = {
+        "t_test": {"column": "age", "by": "dose"},
+        "histogram": {"column": "sex", "edges": [1.0]},
+    }
     with pytest.raises(AtollError) as caught:
-        atoll.simulate(atoll.load_job(written(tmp_path, text, rows())))
+        atoll.simulate(job(asked))
     places = [fault.place for fault in caught.value.faults]
     assert places == ["analysis 't_test'", "analysis 'histogram'"]
 
