@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -14,7 +15,7 @@ from test_serving import QUICK, Live
 
 from atoll.core.errors import Unreachable
 from atoll.server import lanes, serving
-from atoll.server.lanes import LONG, PIECE, Lanes, pour
+from atoll.server.lanes import LONG, PIECE, Lane, Lanes, pour
 from atoll.server.results import Readable
 from atoll.server.service import Service
 from atoll.wire.frames import Blob
@@ -179,6 +180,44 @@ def test_an_upload_that_was_cut_goes_on_where_it_was(either, count, source):
         channel.upload(BLOB, source, "")
         assert received(channel) == SIZE
     forget(either)
+
+
+def test_a_connection_is_given_back_when_its_thread_has_ended_however_often_it_is_cancelled():
+    ended, begun, order = threading.Event(), threading.Event(), list[str]()
+
+    class Lent:
+        def lend(self, rest):
+            return self
+
+        def cut(self):
+            order.append("cut")
+
+        def give_back(self, received, sent):
+            order.append("given back")
+
+    def read(start, stop):
+        begun.set()
+        ended.wait(10)
+        order.append("ended")
+        return b""
+
+    async def cancelled_twice():
+        lane = Lane(threads, Lent(), "ulm")
+        task = asyncio.create_task(lane.send(read, 0, 1))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            task.cancel()
+            await asyncio.sleep(0.05)
+        ended.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    threads = Lanes(1, 1)
+    asyncio.run(cancelled_twice())
+    threads.close()
+    assert order == ["cut", "ended", "given back"]
+    assert not threads.busy
 
 
 def test_an_upload_in_fits_and_starts_arrives(either, count):

@@ -158,7 +158,9 @@ class Lane:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             self._lender.cut()
-            await asyncio.wait([future])
+            while not future.done():  # whoever cancels again has to wait for it, too
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.wait([future])
             with contextlib.suppress(Exception):
                 future.result()  # it is of no interest any more, and is not to be logged
             raise

@@ -66,7 +66,6 @@ class Secured(asyncio.Transport):
         self._reads = self._writes = False
         self._ignored = 0
         self._error: Exception | None = None
-        self._opened = memoryview(b"")
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(seconds, self.abort)
         self._watch()
         self._readable()
@@ -83,9 +82,8 @@ class Secured(asyncio.Transport):
 
     def pause_reading(self) -> None:
         """Give the protocol nothing for the time being."""
-        self._paused = (
-            True  # the loop is told when something comes: often it is wanted again before
-        )
+        self._paused = True
+        # The loop goes on to watch until something comes: often it is wanted again before that.
 
     def resume_reading(self) -> None:
         """Give it what has come, and what will."""

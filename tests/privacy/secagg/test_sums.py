@@ -82,6 +82,20 @@ def test_memory_is_used_again_only_where_it_fits_and_nobody_has_it():
     assert rooms.take(other)["w"].size == 4
 
 
+def test_memory_that_another_thread_has_just_taken_is_made_anew():
+    class Taken(list):
+        """Seen by two threads, and gone when the second one wants it."""
+
+        def pop(self):
+            self.clear()
+            return super().pop()
+
+    rooms = Rooms()
+    rooms.give(TERMS, rooms.take(TERMS))
+    rooms._free = Taken(rooms._free)
+    assert rooms.take(TERMS)["w"].size == LANES[0].length
+
+
 @given(st.integers(0, 9), st.integers(0, 9))
 def test_parts_of_a_sum_are_parts_of_the_whole(start, stop):
     lanes = {"w": Lane("w", 9, 2.0), "c": Lane("c", 9, 2.0), "few": Lane("few", 2, 4.0, 64, 0.5)}

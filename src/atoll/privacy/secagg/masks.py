@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -180,10 +181,11 @@ class Rooms:
 
     def take(self, terms: Terms) -> Mapping[str, Words]:
         """Words for each lane; what they hold means nothing."""
-        while self._free:
-            lanes, room = self._free.pop()
-            if lanes == terms.lanes:
-                return room
+        with suppress(IndexError):  # none is left, or another thread has just taken the last one
+            while True:
+                lanes, room = self._free.pop()
+                if lanes == terms.lanes:
+                    return room
         return {lane.name: np.empty(lane.length, f"<u{lane.bits // 8}") for lane in terms.lanes}
 
     def give(self, terms: Terms, room: Mapping[str, Words]) -> None:
