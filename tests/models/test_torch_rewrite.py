@@ -46,6 +46,21 @@ class Twice(nn.Module):
         return self.last(torch.cat([rest, h.sum((2, 3))], 1))
 
 
+class Changed(nn.Module):
+    """What goes into the rectifier is changed before the pooling, under another name of it or the same."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 3, 3, padding=1), nn.Linear(27, 3)
+        self.named = torch.ops.aten.alias if other else nn.Identity()
+
+    def forward(self, x):
+        h = self.first(x)
+        rectified = torch.relu(self.named(h))
+        h.add_(1.0)
+        return self.last(nn.functional.max_pool2d(rectified, 2).flatten(1))
+
+
 def tape_of(module):
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(4, 2, 6, 6, generator=draw)
@@ -71,6 +86,12 @@ def test_it_stays_where_something_else_reads_it_or_nothing_gets_smaller():
     for module in (Twice(), pooled(stride=1, padding=1)[:3] + nn.Sequential(nn.Flatten())):
         tape = tape_of(module if isinstance(module, Twice) else module.append(nn.Linear(147, 3)))
         assert rectified(rewritten(tape)) == rectified(tape)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_it_stays_where_what_goes_in_is_changed_before_the_pooling(other):
+    tape = tape_of(Changed(other))
+    assert rectified(rewritten(tape)) == rectified(tape) == [4 * 3 * 36]
 
 
 @pytest.mark.parametrize("pool", [{}, {"padding": 1}, {"ceil_mode": True}, {"stride": 3}])

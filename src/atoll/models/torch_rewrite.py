@@ -83,7 +83,9 @@ def _pooled(
         and origin.get(id(slope), slope) is found.pool_back.out
         and len(readers[id(found.pool_back.out)]) == 1
         and 2 * largest.numel() <= whole.numel()
-        and not any(mutates(c) for t in (relu.args[0], largest) for c in readers[id(t)])
+        and not any(
+            mutates(c) for t in (relu.args[0], largest) for c in readers[id(origin.get(id(t), t))]
+        )
     )
     return found if fits else None
 
