@@ -10,7 +10,7 @@ import fake_federation as ff
 import pytest
 from journals import KEY
 
-from atoll.core.errors import PolicyError, StateError
+from atoll.core.errors import PolicyError, StateError, StorageError
 from atoll.job.load import parse_job
 from atoll.node.budgets import Budgets
 from atoll.node.home import Home
@@ -69,6 +69,16 @@ class Place:
     @property
     def states(self) -> list[str]:
         return [entry.state for entry in self.ledger.entries]
+
+
+@pytest.mark.parametrize(
+    "told", ['["r1"]', '{"r1": 5}', '{"r1": {"cells": 1}}', '{"r1": {"rows": "4"}}']
+)
+def test_damaged_facts_of_a_run_are_told_in_words(tmp_path: Path, told: str) -> None:
+    place = Place(tmp_path)
+    place.home.ledger.with_name("facts.json").write_text(told)
+    with pytest.raises(StorageError, match=r"facts\.json is damaged"):
+        place.start()
 
 
 def test_a_round_is_paid_for_counted_and_closed(tmp_path: Path) -> None:

@@ -226,8 +226,8 @@ class Study:
             DataError: with every fault of every site.
         """
         told = {site: _survey(site, surveys[site]) for site in sorted(surveys)}
-        names = [list(columns) for columns, _ in told.values()]
-        shared = [n for n in names[0] if all(n in other for other in names)]
+        tables = [columns for columns, _ in told.values()]
+        shared = [name for name in tables[0] if all(name in columns for columns in tables)]
         held: dict[str, list[Any]] = {
             name: [columns[name]["levels"] for columns, _ in told.values()]
             for name in shared

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,7 @@ class Peers:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._meeting = threading.Lock()
 
     def all(self) -> dict[str, str]:
         """Fingerprints by name.
@@ -98,13 +100,17 @@ class Peers:
     def meet(self, members: Iterable[Member]) -> dict[str, bytes]:
         """The keys among those of ``members`` that are pinned, or the first seen of a site that is not.
 
+        Any thread may ask: what two runs see first at the same time is noted for both.
+
         Raises:
             StorageError: a file is damaged or cannot be written.
         """
-        pinned, first = self.all(), Peers(self._path.with_name("peers_seen.json"))
+        members = tuple(members)
         shown = {m.name: hashlib.sha256(m.key).hexdigest() for m in members}
-        known = {**first.all(), **pinned}
-        first.pin({name: f for name, f in shown.items() if name not in known})
+        pinned, first = self.all(), Peers(self._path.with_name("peers_seen.json"))
+        with self._meeting:
+            known = {**first.all(), **pinned}
+            first.pin({name: f for name, f in shown.items() if name not in known})
         known = {**shown, **known}
         return {m.name: m.key for m in members if known[m.name] == shown[m.name]}
 

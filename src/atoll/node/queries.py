@@ -32,6 +32,7 @@ from atoll.job.schema import JobSpec
 from atoll.job.study import Agreed
 from atoll.job.study_deployed import held_at, parts_at, ready_at, study_for, told_at
 from atoll.node.datasets import Dataset
+from atoll.node.rules import Rule
 from atoll.runtime.client import Parts, answer_task
 
 __all__ = ["Answering", "locked"]
@@ -144,7 +145,7 @@ class Answering:
                 raise
 
 
-def _hidden(rows: Table, rule: Any) -> list[str]:
+def _hidden(rows: Table, rule: Rule) -> list[str]:
     """Columns that the rule keeps from statistics that take all there are."""
     kept = {*rule.columns, rule.person}
     return [name for name in rows.names if rule.columns and name not in kept]
@@ -164,12 +165,19 @@ def locked(path: Path) -> Iterator[None]:
         lock = path.with_suffix(".lock")
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StorageError(
-            f"the query log of {path.stem!r} cannot be opened: {error.strerror}",
-            remedy="mend the node's folder; nothing was sent",
-        ) from error
+        raise _unopened(path, error) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:  # such as on a network folder without locks
+            raise _unopened(path, error) from error
         yield
     finally:
         os.close(descriptor)
+
+
+def _unopened(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"the query log of {path.stem!r} cannot be opened: {error.strerror}",
+        remedy="mend the node's folder; nothing was sent",
+    )
