@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.algorithms import FedAvg
+from atoll.algorithms import FedAvg, FedBuff
 from atoll.job import deployed
 from atoll.job.declared import Privacy
 from atoll.job.load import parse_job
@@ -45,7 +45,11 @@ def spec(**tables: Any) -> Any:
         (AUTO, Synchronous(), FedAvg(), 4, "plain: 4 sites, masks hide little below 5"),
         (AUTO, Synchronous(), FedAvg(), 1, "plain: 1 site, masks hide little below 5"),
         (AUTO, Synchronous(), Median(), 9, "plain: Median needs single updates"),
-        (AUTO, Asynchronous(5), FedAvg(), 9, "plain: an asynchronous run has no rounds"),
+        (AUTO, Asynchronous(5), FedBuff(), 9, "plain: rounds.max_staleness is not set"),
+        (AUTO, Asynchronous(5, 0, 25), FedBuff(), 9, "plain: updates of 25 versions' age"),
+        (AUTO, Asynchronous(4, 0, 24), FedBuff(), 9, "plain: buffers of 4 updates"),
+        (AUTO, Asynchronous(5, 0, 24), FedBuff(), 9, "masked: 9 sites"),
+        (AUTO, Asynchronous(5, 0, 24), FedBuff(exponent=1.0), 9, "plain: updates of 24"),
         (AUTO, Synchronous(Cohort("uniform", 4)), FedAvg(), 9, "plain: cohorts of 4 sites"),
         (AUTO, Synchronous(Cohort("uniform", 5)), FedAvg(), 9, "masked"),
         (AUTO, Synchronous(Cohort("poisson", rate=0.9)), FedAvg(), 9, "plain: a cohort drawn by"),

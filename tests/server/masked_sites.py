@@ -104,6 +104,8 @@ class MaskedSite(played.Site):
         return super().turn(service)
 
     def _work(self, service: Any, task: TaskBody) -> bytes:
+        if task.kind == "fit":  # the work itself is done again when its answer is wanted
+            return encode(ResultBody(task=task.id, status="done").model_dump())
         if task.said is None:
             return super()._work(service, task)
         if task.run not in self.masked:

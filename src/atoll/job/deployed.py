@@ -49,6 +49,7 @@ from atoll.data.readers import read_examples, read_table
 from atoll.data.schema import Schema, check_sites
 from atoll.data.table import Table, label
 from atoll.job.arrays import array_islands, arrays_agree, arrays_survey, cut_examples
+from atoll.job.buffered import buffer_faults
 from atoll.job.build import Job, job_from_spec
 from atoll.job.check import federation_faults
 from atoll.job.datasets import brings_sites, own_arrays
@@ -153,9 +154,7 @@ def _impossible(spec: JobSpec) -> Iterator[Fault]:
         yield Fault("executor.name", "'ray' is for simulations", "remove [executor]")
     if spec.privacy.aggregation == "encrypted":
         yield Fault("privacy.aggregation", "'encrypted' is for simulations so far", "use 'masked'")
-    if spec.privacy.aggregation == "masked" and spec.rounds.mode == "async":
-        reason = "'async' has no rounds whose sites could agree on keys"
-        yield Fault("rounds.mode", reason, "set rounds.mode = 'sync', or simulate")
+    yield from buffer_faults(spec)
 
 
 def left_out(spec: JobSpec) -> tuple[str, ...]:

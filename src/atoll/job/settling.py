@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from atoll.job.buffered import against
 from atoll.job.declared import Privacy
 from atoll.privacy.secagg.terms import usual_threshold
 from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
@@ -85,7 +86,9 @@ def _against(privacy: Privacy, schedule: Schedule, algorithm: Any, sites: int) -
     if privacy.max_norm:
         yield "privacy.max_norm looks at single updates"
     if isinstance(schedule, Asynchronous):
-        yield "an asynchronous run has no rounds whose sites could agree on keys"
+        if schedule.buffer < FEWEST:
+            yield f"buffers of {schedule.buffer} updates, masks hide little below {FEWEST}"
+        yield from against(schedule, algorithm.staleness)
     if isinstance(schedule, Synchronous):
         yield from _of_cohorts(privacy, schedule, sites)
 

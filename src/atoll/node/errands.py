@@ -26,7 +26,7 @@ from atoll.core.errors import AtollError, Equivocation, StorageError
 from atoll.node.datasets import Dataset
 from atoll.node.link import INLINE, passing
 from atoll.node.masking import SUBJECTS, Masked
-from atoll.node.orders import DatasetBody, Order, Report, named, read_result
+from atoll.node.orders import DatasetBody, Order, Report, done_only, named, read_result
 from atoll.node.process import Ended, Log, Worker
 from atoll.node.redaction import MOST, without_paths
 from atoll.node.settings import GIB
@@ -243,7 +243,7 @@ class Errands:
     def _offered(self, body: TaskBody) -> None:
         with self._lock:
             self._offers.discard(body.id)
-        if body.kind == "train":
+        if body.kind in ("fit", "train"):
             self._site.spool.keep_memory(self.run_id, body.kept, {body.id, *self._tasks})
         self._bodies[body.id] = body
         self._tasks.setdefault(body.id, f.Fulfilling(body.id))
@@ -361,7 +361,7 @@ class Errands:
         plan = path[body.plan.sha256]
         dataset = self._dataset(body, Path(plan), worker)
         memory = None
-        if body.kind in ("train", "evaluate"):
+        if body.kind in ("fit", "train", "evaluate"):
             memory = site.spool.memory(self.run_id, body.kept)
         place = worker.folder / str(next(self._numbers))
         result, keep = site.spool.prepare(self.run_id, place, body.kind == "train")
@@ -434,9 +434,9 @@ class Errands:
                 held = self._site.spool.finish(
                     self.run_id,
                     task,
-                    result,
+                    done_only(body) if order.task.kind == "fit" else result,
                     memory=memory,
-                    before=order.task.kept,
+                    before="" if order.task.kind == "fit" else order.task.kept,
                     trained=order.task.kind == "train" and body.status == "done",
                     wait=result.stat().st_size <= INLINE,
                 )

@@ -18,7 +18,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from atoll.core.errors import (
     WireError,
 )
 from atoll.job.summed import SUBJECTS, job_name, model_mark, sums_digest
+from atoll.node.buffers import Buffers, Shown
 from atoll.node.link import INLINE
 from atoll.node.orders import Order, Report
 from atoll.node.peers import Trust
@@ -77,6 +78,9 @@ Find = Callable[[Blob], Path]
 Attempt = tuple[str, int, int]
 """What is added up, the number of the round, and which try of it this is."""
 
+Start = tuple[Any, ...]
+"""What decides what a worker makes of a task: its model, and how much of what it does."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -86,11 +90,13 @@ class Trained:
         task: the task they were made for; from the first answer on, the one that has been answered.
         result: the worker's result.
         memory: the client's memory; None where it has none, or none any more.
+        start: what they were made from.
     """
 
     task: str
     result: Path
     memory: Path | None
+    start: Start = ()
 
     def read(self) -> tuple[ResultBody, Mapping[str, Any]]:
         """Body and integers of the result."""
@@ -113,7 +119,10 @@ class Masked:
         self._once = False
         self._machine: tuple[Attempt, machine.Site] | None = None
         self._trained: dict[tuple[str, int], Trained] = {}
-        self._begun = ("", -1)
+        self._begun: tuple[str, int, Start] = "", -1, ()
+        self._buffers = Buffers()
+        self._start: Start = ()  # that was approved for the present attempt
+        self._source = ""
         self._said: dict[str, bytes | Path] = {}
 
     # What it is about ---------------------------------------------------------------------------
@@ -129,9 +138,10 @@ class Masked:
         if body.kind in SUBJECTS:
             return None if self.trained(body) else body
         subject = body.about, body.number
-        if body.kind != "commit" or subject in (self._begun, *self._trained):
+        begun = *subject, _start(body)
+        if body.kind != "commit" or begun == self._begun or subject in self._trained:
             return None
-        self._begun = subject
+        self._begun = begun
         step = body.id.split(".", 2)[1]
         name = body.id.replace(f"{self._run}.{step}.", f"{self._run}.{body.about}.", 1)
         return body.model_copy(update={"id": name, "kind": body.about, "said": None})
@@ -144,7 +154,8 @@ class Masked:
             self._site.spool.begin(self._run, report.digest)
         memory = Path(order.keep) if report.kept else None
         subject = order.task.kind, order.task.number
-        self._trained[subject] = Trained(order.task.id, Path(order.result), memory)
+        start = _start(order.task)
+        self._trained[subject] = Trained(order.task.id, Path(order.result), memory, start)
         return True
 
     def trained(self, body: TaskBody) -> Trained | None:
@@ -155,8 +166,8 @@ class Masked:
         """
         self._at(body)
         found = self._trained.get((body.about, body.number))
-        if found is not None and not found.result.exists():
-            found = None  # it was lost with the worker's folder
+        if found is not None and (found.start != self._start or not found.result.exists()):
+            found = None  # made from something else, or lost with the worker's folder
         return found
 
     def held(self, body: TaskBody, find: Find) -> Held | None:
@@ -182,7 +193,8 @@ class Masked:
             wait=isinstance(frame, Path) and frame.stat().st_size <= INLINE,
         )
         if found is not None:  # another attempt finds the memory under this task
-            self._trained[body.about, body.number] = Trained(body.id, found.result, None)
+            left = Trained(body.id, found.result, None, found.start)
+            self._trained[body.about, body.number] = left
         return held
 
     # Answers ------------------------------------------------------------------------------------
@@ -201,7 +213,7 @@ class Masked:
             heard = read(_HEARD[body.kind], raw)
             if isinstance(heard, Invitation):
                 self._said = {}
-                self._forget((body.about, body.number))
+                self._forget((body.about, body.number), _start(body))
             self._said[body.id] = self._answered(body, heard, find)
         return self._said[body.id]
 
@@ -217,7 +229,9 @@ class Masked:
                 raise StateError("the masks were asked for in the wrong place")
             said = np.frombuffer(written(message), np.uint8)
             return encode(ResultBody(task=body.id, status="done").model_dump(), {_SAID: said})
-        trained = self._trained[body.about, body.number]
+        trained = self.trained(body)
+        if trained is None:
+            raise StateError("the integers of this round have not been made yet")
         done, integers = trained.read()
         if done.status != "done":
             raise StateError(done.reason)
@@ -227,9 +241,12 @@ class Masked:
         self._masked_file(body, event, integers, path)
         return path
 
-    def _forget(self, subject: tuple[str, int]) -> None:
-        """Nothing of earlier rounds is kept."""
-        for old in [known for known in self._trained if known != subject]:
+    def _forget(self, subject: tuple[str, int], start: Start) -> None:
+        """Nothing of earlier rounds is kept, nor what was made from something else."""
+        kept = {subject} if subject in self._trained else set[tuple[str, int]]()
+        if kept and self._trained[subject].start != start:
+            kept = set()
+        for old in self._trained.keys() - kept:
             found = self._trained.pop(old)
             for path in (found.result, found.memory):
                 if path is not None:
@@ -253,6 +270,8 @@ class Masked:
                 f"this site takes no part in attempt {key[2]} of round {key[1]}",
                 remedy="it was started anew in the middle, and its keys are gone; the next has new ones",
             )
+        if body.kind in SUBJECTS and _start(body) != self._start:
+            raise AuthError(f"task {body.id} is from another model than its round was begun with")
         return self._machine[1]
 
     def _begin(self, body: TaskBody, invitation: Invitation, find: Find) -> machine.Invite:
@@ -267,6 +286,7 @@ class Masked:
                 f"the keys of {', '.join(unknown[:5])} are not pinned here as the server shows them",
                 remedy="compare fingerprints with them, then: atoll node peers --pin",
             )
+        self._start = _start(body)
         self._machine = _attempt(body), machine.Site(name, trust.signer, policy)
         return machine.Invite(invitation, approved, os.urandom(32), self._now())
 
@@ -295,10 +315,11 @@ class Masked:
         if other:
             raise AuthError(f"lane {other[0]!r} is not one of whole numbers")
         name = job_name(plan.spec.hash(), self._run, body.about)
-        return Approved(name, self._start(body, path, terms, find), terms.lanes, rule_text(privacy))
+        return Approved(name, self._mark(body, path, terms, find), terms.lanes, rule_text(privacy))
 
-    def _start(self, body: TaskBody, path: Path, terms: Terms, find: Find) -> str:
+    def _mark(self, body: TaskBody, path: Path, terms: Terms, find: Find) -> str:
         """What the round starts from, in the form in which sums are compared."""
+        self._source = ""
         if body.about == "sums":
             raw = open_frame(path, _ANY)[0]
             digest = sums_digest(raw.get("spec") or {}, raw.get("schema") or {})
@@ -306,9 +327,21 @@ class Masked:
         if body.broadcast is None:
             raise AuthError("a masked round came without a model")
         arrays = open_frame(find(body.broadcast.blob), _ANY)[1]
-        if body.about == "train":
-            _enough_noise(self._plan(path).privacy, arrays, terms)
-        return model_mark(body.about, model_digest(arrays))
+        model = model_digest(arrays)
+        if body.about == "train" and body.said is not None:
+            plan, names = self._plan(path), [member.name for member in terms.cohort]
+            _enough_noise(plan.privacy, arrays, terms)
+            told = open_frame(find(body.said.blob), _MESSAGE)[0].get("starts")
+            shown, apart = Shown(self._site.name, told, body, model, names), self._apart
+            if mark := self._buffers.approved(plan, shown, apart):
+                self._source = model
+                return mark
+        return model_mark(body.about, model)
+
+    @property
+    def _apart(self) -> int:
+        """Fewest sites that another may be hidden among."""
+        return self._site.settings.masking.apart
 
     def _plan(self, path: Path) -> Plan:
         """Of the run; read once for each file."""
@@ -361,7 +394,7 @@ class Masked:
 
     def _kept(self, effect: machine.Keep) -> machine.Event:
         try:
-            self._trust.book.keep(effect.record, effect.apart)
+            self._trust.book.keep(replace(effect.record, source=self._source), effect.apart)
         except (StateError, StorageError) as error:
             return machine.Denied(effect.record, error.message)
         return machine.Kept(effect.record)
@@ -423,6 +456,12 @@ def _enough_noise(privacy: Mapping[str, Any], arrays: Mapping[str, Any], terms: 
             f"{terms.threshold} sites could open the sum, and its noise is made for {least}",
             remedy="set privacy.threshold in the job, so that rounds with fewer sites may be opened",
         )
+
+
+def _start(body: TaskBody) -> Start:
+    """What the worker would make of it depends on this alone."""
+    model = body.broadcast.sha256 if body.broadcast else ""
+    return body.version, body.scale, body.fraction, body.repeat, model, body.plan.sha256
 
 
 def _attempt(body: TaskBody) -> Attempt:

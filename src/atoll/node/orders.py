@@ -19,7 +19,16 @@ from atoll.node.rules import Rule
 from atoll.wire.frames import HEADER_LIMIT, Allowed, decode, encode, open_frame
 from atoll.wire.messages import BlobRef, Message, ResultBody, TaskBody, read_body
 
-__all__ = ["DatasetBody", "Order", "Report", "named", "read_result", "receive", "send"]
+__all__ = [
+    "DatasetBody",
+    "Order",
+    "Report",
+    "done_only",
+    "named",
+    "read_result",
+    "receive",
+    "send",
+]
 
 _MOST = HEADER_LIMIT + 64
 """Bytes of a message."""
@@ -126,6 +135,12 @@ def named(body: TaskBody) -> list[BlobRef]:
     """Everything a task names."""
     refs = [body.plan, *body.code.values(), body.broadcast, body.said]
     return [ref for ref in refs if ref is not None]
+
+
+def done_only(body: ResultBody) -> bytes:
+    """A result that says how the work went and nothing of what came of it."""
+    said = ResultBody(task=body.task, status=body.status, reason=body.reason, seconds=body.seconds)
+    return encode(said.model_dump())
 
 
 def read_result(path: Path, task: str) -> ResultBody:

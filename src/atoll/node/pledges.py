@@ -90,7 +90,7 @@ class Pledges:
                 self._journal.secure()
                 return
             # Nothing else in the book can stand against it: see objection().
-            near = [r for r in self._sums[record.occasion.model] if r not in same]
+            near = [r for r in self._sums[record.start] if r not in same]
             if reason := objection([*near, *same], record, apart):
                 raise StateError(reason, remedy="nothing was sent; wait for the next round")
             # The head moves with the steps that bind: what comes before them costs one sync less.
@@ -101,7 +101,7 @@ class Pledges:
         self._jobs.add(record.occasion.job)
         self._rounds[record.occasion.name].append(record)
         if record.kind == "release":
-            self._sums[record.occasion.model].append(record)
+            self._sums[record.start].append(record)
 
 
 def _plain(record: Record) -> dict[str, Any]:
@@ -115,9 +115,11 @@ def _plain(record: Record) -> dict[str, Any]:
         "model": at.model,
         "value": record.value.hex(),
         "members": list(record.members),
+        **({"source": record.source} if record.source else {}),
     }
 
 
 def _record(body: Mapping[str, Any]) -> Record:
     at = Occasion(body["federation"], body["job"], body["round"], body["attempt"], body["model"])
-    return Record(_KINDS[body["kind"]], at, bytes.fromhex(body["value"]), tuple(body["members"]))
+    value, members = bytes.fromhex(body["value"]), tuple(body["members"])
+    return Record(_KINDS[body["kind"]], at, value, members, body.get("source", ""))

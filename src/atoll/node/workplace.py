@@ -11,7 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from atoll.core.errors import (
 )
 from atoll.core.layout import Array
 from atoll.core.metrics import Metrics, RankedScores
-from atoll.core.values import Broadcast, Memory
+from atoll.core.values import Broadcast, Memory, Update
 from atoll.data.table import Table
 from atoll.job import deployed
 from atoll.job.datasets import own_arrays
@@ -44,7 +44,7 @@ from atoll.node.orders import Order, Report
 from atoll.node.plans import sites_in
 from atoll.node.queries import Answering
 from atoll.node.redaction import told
-from atoll.runtime.client import Parts, answer_task, evaluate_client
+from atoll.runtime.client import Parts, answer_task, evaluate_client, work_on
 from atoll.runtime.figures import integers_of, kinds_of
 from atoll.runtime.threads import Threads
 from atoll.wire.disk import RealDisk
@@ -107,6 +107,7 @@ class Workplace:
         self._code: Mapping[str, str] | None = None
         self._threads: Threads | None = None
         self._answering: Answering | None = None
+        self._worked: tuple[Any, Update, Memory] | None = None  # which work, and what it gave
 
     def carry_out(self, order: Order) -> Report:
         """Do what ``order`` says; whatever is raised becomes the task's failure.
@@ -250,15 +251,29 @@ class Workplace:
             first = deployed.initial_vector(parts) if order.task.initial else None
         return _Done({} if first is None else {"initial": first}, {"answer": answer})
 
-    def train(self, order: Order, run: _Run, rows: Any) -> _Done:
-        """The client's half of a round."""
+    def fit(self, order: Order, run: _Run, rows: Any) -> _Done:
+        """The work of a round that is to come; nothing of it leaves this process before :meth:`train`."""
         parts, _ = self._parts(order, run, rows)
-        t = order.task
-        task = Task(t.client, t.version, t.scale, t.fraction, t.repeat)
+        self._worked = None
+        task, model = _task(order), Broadcast(order.task.version, _vectors(order.broadcast))
         with self._one():
-            update, memory = answer_task(
-                parts, task, Broadcast(t.version, _vectors(order.broadcast)), _memory(order)
-            )
+            update, memory = work_on(parts, task, model, _memory(order))
+        own = {name: np.array(v) for name, v in update.vectors.items()}  # not the trainer's memory
+        kept = {name: np.array(v) for name, v in memory.items()}
+        self._worked = _work(order), replace(update, vectors=own), kept
+        return _Done()
+
+    def train(self, order: Order, run: _Run, rows: Any) -> _Done:
+        """The client's half of a round; work that :meth:`fit` has done is not done again."""
+        parts, _ = self._parts(order, run, rows)
+        task, model = _task(order), Broadcast(order.task.version, _vectors(order.broadcast))
+        worked, self._worked = self._worked, None
+        with self._one():
+            if worked is not None and worked[0] == _work(order):
+                update = parts.chain.client(worked[1], task, model, parts.stream(task))
+                memory = worked[2]
+            else:
+                update, memory = answer_task(parts, task, model, _memory(order))
         check_finite(update.vectors)  # what the server would refuse does not leave the site
         fields = {
             "weight": float(update.weight),
@@ -288,9 +303,22 @@ _VERBS: Mapping[str, Callable[[Workplace, Order, _Run, Any], _Done]] = {
     "survey": Workplace.survey,
     "sums": Workplace.sums,
     "ready": Workplace.ready,
+    "fit": Workplace.fit,
     "train": Workplace.train,
     "evaluate": Workplace.evaluate,
 }
+
+
+def _task(order: Order) -> Task:
+    """The task as the algorithm knows it."""
+    t = order.task
+    return Task(t.client, t.version, t.scale, t.fraction, t.repeat)
+
+
+def _work(order: Order) -> tuple[Any, ...]:
+    """What decides what comes of the work, before the chain."""
+    t = order.task
+    return t.client, t.version, t.fraction, t.repeat, t.kept, order.broadcast, order.plan
 
 
 def written(task: str, status: str, **fields: Any) -> dict[str, Any]:

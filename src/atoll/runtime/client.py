@@ -34,7 +34,7 @@ from atoll.core.seeds import Seed
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, State, Update
 from atoll.data.population import known_rows, rows_of
 
-__all__ = ["Done", "Parts", "Takes", "answer_task", "evaluate_client", "fold_task"]
+__all__ = ["Done", "Parts", "Takes", "answer_task", "evaluate_client", "fold_task", "work_on"]
 
 Done = tuple[Outcome, Memory | None]
 """What became of a task, and the client's new memory (None when there is nothing to keep)."""
@@ -94,16 +94,19 @@ class Parts:
     def work(self, task: Task) -> Work:
         """What the algorithm's client half gets for ``task``."""
         data = self.clients[task.client]
-        stream = self.seed.at("task", task.client, task.version, task.repeat)
         return Work(
             client=task.client,
             weight=self.weighting.of(task.client, len(data)),
             trainer=self.trainer,
             data=data,
             local=_share(self.local, task.fraction),
-            seed=stream,
+            seed=self.stream(task),
             round=task.version,
         )
+
+    def stream(self, task: Task) -> Seed:
+        """Root of the random streams of one task."""
+        return self.seed.at("task", task.client, task.version, task.repeat)
 
     def rows(self, client: ClientId) -> int:
         """Rows of a client, at least 1, for deciding who trains with whom.
@@ -167,6 +170,28 @@ def answer_task(
         UpdateRefused: what it would keep is not finite, or a link of the chain lets it not pass.
         Exception: whatever the client's code raises.
     """
+    update, kept = work_on(parts, task, broadcast, memory, fit=fit)
+    return parts.chain.client(update, task, broadcast, parts.stream(task)), kept
+
+
+def work_on(
+    parts: Parts, task: Task, broadcast: Broadcast, memory: Memory, *, fit: Fit | None = None
+) -> tuple[Update, Memory]:
+    """The first half of :func:`answer_task`: the update before its chain, and what the client keeps.
+
+    It does not depend on ``task.scale``, which may not be known yet when the work is done.
+
+    Args:
+        parts: what is fixed for the run.
+        task: who does what.
+        broadcast: what it starts from.
+        memory: the client's own.
+        fit: what the client's first training gives, where that has been done already.
+
+    Raises:
+        UpdateRefused: what it would keep is not finite.
+        Exception: whatever the client's code raises.
+    """
     work = parts.work(task)
     if fit is not None:
         work = _Answered(**vars(work), answers=[fit])
@@ -174,7 +199,7 @@ def answer_task(
     for name, value in kept.items():
         if not np.isfinite(value).all():
             raise UpdateRefused(f"the client's own {name!r} is not finite")
-    return parts.chain.client(update, task, broadcast, work.seed), kept
+    return update, kept
 
 
 def fold_task(

@@ -13,6 +13,10 @@ The differences to virtual time:
 * Answers that come after the K-th are kept and count first in the next step.
 * A client that is silent when a step ends loses its task; a place is then free for another.
 
+Where updates are added up under masks (``crew`` of :class:`Live`), an answer says only that a site is ready,
+and the update comes in the round of the buffer. A step then ends when K sites are ready that can be in one
+(:mod:`atoll.runtime.crew`); who is ready and not among them stays so for the next.
+
 Everything random follows from the last committed :class:`~atoll.runtime.schedule.Pace`: a server that
 was stopped in the middle of a step sends out the same tasks under the same ids.
 
@@ -28,12 +32,14 @@ from dataclasses import dataclass, field, replace
 from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import JobError
 from atoll.core.values import ClientId
+from atoll.runtime.crew import Crew
 from atoll.runtime.gathering import (
     Ask,
     Complete,
     Delivered,
     Effect,
     Event,
+    Folded,
     FoldIt,
     Gathering,
     Seen,
@@ -76,6 +82,8 @@ class Live:
         begun: the pace in which the step began, its clients sent out.
         early: ids of answers that came too late for this step and wait for the next.
         missing: client -> (status, reason) of tasks that ended before the step began.
+        crew: how a buffer under masks is made up; None where answers are updates.
+        ready: ids of answers that say that a site is ready, as they came.
     """
 
     flights: tuple[Flight, ...]
@@ -84,6 +92,8 @@ class Live:
     begun: Pace
     early: frozenset[str] = frozenset()
     missing: Mapping[ClientId, tuple[str, str]] = field(default_factory=dict)
+    crew: Crew | None = None
+    ready: tuple[str, ...] = ()
 
     @classmethod
     def start(
@@ -93,6 +103,7 @@ class Live:
         now: float,
         deadline: float | None,
         silence: float,
+        crew: Crew | None = None,
     ) -> Live:
         """Begin a step: go on with the tasks at work, and send out clients for free places.
 
@@ -102,6 +113,7 @@ class Live:
             now: the present moment.
             deadline: the moment at which the step ends with what there is; None for none.
             silence: seconds without a word after which a client is not waited for.
+            crew: see the class.
 
         Raises:
             JobError: another kind of schedule.
@@ -109,7 +121,7 @@ class Live:
         rule = asked.schedule
         if not isinstance(rule, Asynchronous):
             raise JobError(f"{type(rule).__name__} is not an asynchronous schedule")
-        pace, missing = _kept(asked.pace, asked.version, rule)
+        pace, missing = _kept(asked.pace, asked.version, rule, crew)
         pace = _sent_out(pace, asked, rule)
         flights = []
         for since, number, client, version, repeat, _ in pace.events:
@@ -118,17 +130,37 @@ class Live:
             flights.append(Flight(f"{prefix}{number}.{client}", number, task, since, tau))
         asks = [Ask(flight.id, flight.task.client) for flight in flights]
         call = Gathering.start(asks, now, deadline, silence)
-        return cls(tuple(flights), call, rule.buffer, pace, missing=missing)
+        return cls(tuple(flights), call, rule.buffer, pace, missing=missing, crew=crew)
 
     @property
     def complete(self) -> bool:
         """Whether the step has what it needs, or nothing more can be waited for."""
-        if self.call.complete:
+        if self.call.complete or (self.crew is not None and self.aboard):
             return True
         phases = [slot.phase for slot in self.call.slots if slot.ask.id not in self.early]
         if "delivered" in phases:
             return False
-        return phases.count("answered") >= self.buffer or "open" not in phases
+        if self.crew is None and phases.count("answered") >= self.buffer:
+            return True
+        return "open" not in phases
+
+    @property
+    def aboard(self) -> tuple[str, ...]:
+        """Ids of those who are in the buffer; empty while there are not enough."""
+        versions = {flight.id: flight.task.version for flight in self.flights}
+        over = self.call.complete or not any(
+            slot.phase in ("open", "delivered") for slot in self.call.slots
+        )
+        crew = self.crew
+        return crew.chosen([(name, versions[name]) for name in self.ready], over) if crew else ()
+
+    @property
+    def _full(self) -> bool:
+        """Whether there are as many answers as the step takes."""
+        return self.buffer <= sum(
+            slot.phase in ("delivered", "answered") and slot.ask.id not in self.early
+            for slot in self.call.slots
+        )
 
     @property
     def slots(self) -> tuple[Slot, ...]:
@@ -169,7 +201,8 @@ class Live:
         missing = dict(self.missing)
         for flight in self.flights:
             outcome = slots[flight.id].outcome
-            if outcome is not None and slots[flight.id].phase == "closed":
+            closed = slots[flight.id].phase == "closed" or self.crew is not None
+            if outcome is not None and closed and outcome.status != "contributed":
                 missing[outcome.client] = (outcome.status, outcome.reason)
         used = [flight for flight, _ in self._answered()]
         clock = self.begun.clock + (self.call.now - self.call.started)
@@ -178,20 +211,32 @@ class Live:
             invited=tuple(dict.fromkeys([*self.missing, *(f.task.client for f in self.flights)])),
             missing=missing,
             clock=clock,
-            abort="" if used else "no client answered",
+            abort="" if used else self._nobody(),
             staleness={flight.task.client: flight.tau for flight in used},
         )
         ended = ("answered", "closed")
-        flying = {flight.number for flight in self.flights if slots[flight.id].phase not in ended}
+        waiting = set(self.ready) - set(self.aboard)
+        flying = {
+            flight.number
+            for flight in self.flights
+            if slots[flight.id].phase not in ended or flight.id in waiting
+        }
         events = tuple(event for event in self.begun.events if event[1] in flying)
         return plan, replace(self.begun, clock=clock, events=events)
 
     def _answered(self) -> list[tuple[Flight, Outcome]]:
+        aboard = None if self.crew is None else set(self.aboard)
         return [
             (flight, slot.outcome)
             for flight, slot in zip(self.flights, self.call.slots, strict=True)
             if slot.phase == "answered" and slot.outcome is not None
+            if aboard is None or flight.id in aboard
         ]
+
+    def _nobody(self) -> str:
+        if self.crew is None or not self.ready:
+            return "no client answered"
+        return f"{len(self.ready)} sites are ready, and no {self.buffer} of them can be in one sum"
 
 
 def step(live: Live, event: Event) -> tuple[Live, tuple[Effect, ...]]:
@@ -199,10 +244,7 @@ def step(live: Live, event: Event) -> tuple[Live, tuple[Effect, ...]]:
     if live.complete and not isinstance(event, Seen | Delivered):
         return live, ()  # the plan may have been made: what flies on is the next step's matter
     was_complete = live.complete
-    full = was_complete or live.buffer <= sum(
-        slot.phase in ("delivered", "answered") and slot.ask.id not in live.early
-        for slot in live.call.slots
-    )
+    full = was_complete or (live.crew is None and live._full)
     before = live.call
     call, found = gather(_timeless(before) if was_complete else before, event)
     call = replace(call, deadline=before.deadline, silence=before.silence)
@@ -213,6 +255,8 @@ def step(live: Live, event: Event) -> tuple[Live, tuple[Effect, ...]]:
         elif not isinstance(effect, Complete):
             effects.append(effect)
     live = replace(live, call=call)
+    if live.crew is not None and isinstance(event, Folded) and event.task not in live.ready:
+        live = replace(live, ready=(*live.ready, event.task))
     if live.complete and not was_complete:
         call, more = live.call.give_up()
         live = replace(live, call=call)
@@ -226,14 +270,18 @@ def _timeless(call: Gathering) -> Gathering:
 
 
 def _kept(
-    pace: Pace, version: int, rule: Asynchronous
+    pace: Pace, version: int, rule: Asynchronous, crew: Crew | None
 ) -> tuple[Pace, dict[ClientId, tuple[str, str]]]:
-    """The pace without tasks whose update would be too old for this step."""
+    """The pace without tasks whose update would be too old for this step, or can be in no buffer."""
     most, missing, events = rule.max_staleness, dict[ClientId, tuple[str, str]](), []
+    fresh = [event for event in pace.events if most is None or version - event[3] <= most]
+    lonely = set() if crew is None else crew.lonely([event[3] for event in fresh]) - {version}
     for event in pace.events:
         tau = version - event[3]
         if most is not None and tau > most:
             missing[event[2]] = ("late", f"{tau} versions old, at most {most}")
+        elif event[3] in lonely:
+            missing[event[2]] = ("late", f"too few started from version {event[3]} with it")
         else:
             events.append(event)
     return replace(pace, events=tuple(events)), missing

@@ -51,6 +51,9 @@ def _place(task: str) -> tuple[int, int, int, int]:
     """Where a task stands in the order of a run's calls.
 
     >>> calls = ["r.survey.0.a", "r.ready.0.a", "r.train.0.a", "r.evaluate.1-ab.a", "r.train.1.a"]
+    >>> fits = ["r.ready.0.a", "r.fit.7.a", "r.fit.8.a", "r.commit.0-0.a"]  # before any round they are for
+    >>> sorted(fits, key=_place) == fits
+    True
     >>> calls += ["r.commit.2-0.a", "r.pledge.2-0.a", "r.commit.2-1.a", "r.evaluate.3-ab.a"]
     >>> calls += ["r.train.3.a", "r.commit-evaluate.4-0-ab.a", "r.evaluate.4-0-ab.a"]
     >>> calls += ["r.pledge-evaluate.4-0-ab.a", "r.commit.4-0.a"]
@@ -62,6 +65,8 @@ def _place(task: str) -> tuple[int, int, int, int]:
     number, *more = place.split("-")
     subject = about or ("train" if kind in _STEPS else kind)
     before = _PREPARATION.index(subject) if subject in _PREPARATION else len(_PREPARATION)
+    if kind == "fit":
+        return before, 0, _whole(number), 0
     step = _STEPS.index(kind) if kind in _STEPS else _STEPS.index("train")
     tried = more[:1] if subject == "train" or len(more) > 1 else []
     return before, 2 * _whole(number) + (subject == "train"), _whole("".join(tried)), step

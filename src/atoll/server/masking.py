@@ -147,6 +147,7 @@ class MaskedRound:
         seconds: the round's own time; steps beside the training get a quarter of it each.
         begun: whether a server before this one may have begun the round.
         about: what is added up.
+        told: what the sites are told of the round beside its terms.
     """
 
     def __init__(
@@ -161,8 +162,9 @@ class MaskedRound:
         *,
         begun: bool = True,
         about: Subject = "train",
+        told: Mapping[str, Any] | None = None,
     ) -> None:
-        self._begun, self.about = begun, about
+        self._begun, self.about, self.told = begun, about, told or {}
         self._own = {"round": number, "about": about, "model": model}  # in all its notes alone
         self.office, self.row, self.masking = office, row, masking
         self.number, self.model, self.make, self.seconds = number, model, make, seconds
@@ -427,7 +429,8 @@ class _Attempt:
 
     def _body(self, step: _Step, task: Task) -> TaskBody:
         raw = np.frombuffer(written(self._said[task.client]), np.uint8)
-        blob = self._round.office.show(self._round.row.id, {"kind": step.kind}, {SAID: raw})
+        body = {"kind": step.kind, **(self._round.told if step.kind == "commit" else {})}
+        blob = self._round.office.show(self._round.row.id, body, {SAID: raw})
         kind = self._round.about if step.kind == "train" else step.kind
         return self._round.make(kind, task, self._id(step, task.client), blob)
 

@@ -33,6 +33,7 @@ from atoll.runtime.loop import Evaluate, Evaluation, Finished, Loop, Next, Train
 from atoll.runtime.pattern import lanes_at
 from atoll.runtime.schedule import Asynchronous, Pace, Plan
 from atoll.server.answers import Expected
+from atoll.server.buffering import Buffering, is_ready
 from atoll.server.desk import Call, Desk, Take
 from atoll.server.folding import Pattern, TrainFold, pattern_of
 from atoll.server.masking import MaskedRound, Masking, masking_of
@@ -90,7 +91,11 @@ class Playing:
             RunFolder(office.folder(row.id)),
             datetime.fromtimestamp(row.created, UTC),
         )
-        self.unheard = False
+        self.unheard = self._fresh = False
+        schedule, size = job.schedule, 0
+        if isinstance(schedule, Asynchronous) and masking_of(row, self._parts) is not None:
+            size = schedule.buffer
+        self._buffering = Buffering(office, row.id, size) if size else None
         self._live: Live | None = None
         self._fold: TrainFold | None = None
         self._pattern: Pattern | None = None
@@ -150,12 +155,21 @@ class Playing:
         """The next step: the schedule's own, or in an asynchronous run what really arrives."""
         if not isinstance(call.schedule, Asynchronous):
             return call.planned()
-        office, prefix = self._office, f"{self._row.id}.train."
-        silence, now = office.settings.progress, office.now()
-        live = Live.start(call, prefix, now, now + self._deadline, silence)
+        office, buffering = self._office, self._buffering
+        silence, now, prefix = office.settings.progress, office.now(), self._flights
+        crew = None if buffering is None else buffering.crew(call.number)
+        live = Live.start(call, prefix, now, now + self._deadline, silence, crew)
+        kind = "train" if crew is None else "fit"
         tasks = [
-            self._training(flight.task, flight.number, call.broadcasts) for flight in live.flights
+            self._training(flight.task, flight.number, call.broadcasts, kind)
+            for flight in live.flights
         ]
+        if buffering is not None:
+            yield self._call(tasks, Expected(), is_ready, live.buffer, live)
+            if self._live is None:
+                raise JobError("an asynchronous step ended without its plan")
+            buffering.note(call.number, self._live)
+            return self._live.planned()
         fold = self._folding([flight.task for flight in live.flights], call.broadcasts, live.buffer)
         yield self._call(tasks, fold.expected, fold.take, 1, live)
         if self._live is None:
@@ -193,7 +207,11 @@ class Playing:
             )
 
         version = call.tasks[0].version if call.tasks else 0
-        model = model_digest(call.broadcasts[version].vectors)
+        if self._buffering is None:
+            told, model = None, model_digest(call.broadcasts[version].vectors)
+        else:
+            starts = self._buffering.starts(call)
+            told, model = {"starts": starts.to_plain()}, starts.mark
         masked = MaskedRound(
             self._office,
             self._row,
@@ -202,7 +220,8 @@ class Playing:
             model,
             make,
             self._deadline,
-            begun=not self.unheard,
+            begun=not self._fresh,
+            told=told,
         )
         summed = yield from masked.play(call.tasks)
         self._answers |= masked.answers
@@ -284,7 +303,7 @@ class Playing:
             model_digest(call.broadcast.vectors),
             make,
             self._deadline,
-            begun=not self.unheard,
+            begun=not self._fresh,
             about="evaluate",
         )
         version = call.broadcast.version
@@ -386,9 +405,9 @@ class Playing:
         self._kept |= trained
         self._version = progress.state.round
         self._models |= shown
-        flying = {f"{run}.train.{event[1]}.{event[2]}" for event in progress.pace.events}
+        flying = {f"{self._flights}{event[1]}.{event[2]}" for event in progress.pace.events}
         self._committed(flying)
-        self.unheard = not isinstance(self._job.schedule, Asynchronous)
+        self._fresh, self.unheard = True, not isinstance(self._job.schedule, Asynchronous)
         self._clean(progress, blob.sha256, flying)
         office.tell({f"run {run}"})
 
@@ -431,6 +450,11 @@ class Playing:
 
     def _finish(self, finished: Finished) -> str:
         return self._session.finish(finished).status
+
+    @property
+    def _flights(self) -> str:
+        """How the ids of an asynchronous run's tasks at work start."""
+        return f"{self._row.id}.{'train' if self._buffering is None else 'fit'}."
 
     @property
     def _deadline(self) -> float:

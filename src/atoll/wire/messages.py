@@ -132,13 +132,23 @@ class TaskBody(Message):
     ``ready``; ``deadline`` is in seconds from now. ``said`` is a message of a masked round, whose bytes
     only :mod:`atoll.privacy.secagg` can read: the steps ``commit``, ``share``, ``pledge`` and ``release`` have
     one, and in a masked run ``train``, ``sums`` and ``evaluate``; ``about`` says which of the three the
-    steps belong to.
+    steps belong to. ``fit`` asks for the work of a training task whose answer is wanted later, under masks: a
+    site says when it is done, and nothing else.
     """
 
     id: TaskId
     run: Name
     kind: Literal[
-        "survey", "sums", "ready", "train", "evaluate", "commit", "share", "pledge", "release"
+        "survey",
+        "sums",
+        "ready",
+        "fit",
+        "train",
+        "evaluate",
+        "commit",
+        "share",
+        "pledge",
+        "release",
     ]
     number: Whole
     client: Name

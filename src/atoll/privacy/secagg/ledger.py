@@ -38,12 +38,20 @@ class Record:
         occasion: of which attempt of which round.
         value: hash of what was done.
         members: names of the sites in the sum, from the pledge on.
+        source: digest of the model that this site's own input was made from, where the sites of a round did not
+            all start from one; empty where ``occasion.model`` says it.
     """
 
     kind: Kind
     occasion: Occasion
     value: bytes
     members: tuple[str, ...] = ()
+    source: str = ""
+
+    @property
+    def start(self) -> str:
+        """What this site's own input was made from."""
+        return self.source or self.occasion.model
 
 
 _BEFORE: dict[Kind, Kind] = {"input": "join", "pledge": "input", "release": "pledge"}
@@ -67,7 +75,9 @@ def objection(records: Iterable[Record], record: Record, apart: int = 0) -> str:
         return f"shares were released for round {at.round} already"
     joined = max((r.occasion.attempt for r in same_round if r.kind == "join"), default=-1)
     if record.kind == "join":
-        return f"attempt {joined} was joined already" if joined >= at.attempt else ""
+        if joined >= at.attempt:
+            return f"attempt {joined} was joined already"
+        return _spent(records, record)
     if joined != at.attempt:
         return f"attempt {joined} has taken the place of attempt {at.attempt}"
     here = {r.kind: r for r in same_round if r.occasion == at}
@@ -79,17 +89,34 @@ def objection(records: Iterable[Record], record: Record, apart: int = 0) -> str:
         return f"there was no {needed} before this {record.kind}"
     if record.kind == "release" and before.value != record.value:
         return "the pledge was on another set of sites"
-    return _too_near(records, record, apart)
+    return _spent(records, record) or _too_near(records, record, apart)
+
+
+def _spent(records: tuple[Record, ...], record: Record) -> str:
+    """Whether what this site makes of its model is in another sum of the same run already.
+
+    Where sites did not all start from one model, sums over other buffers may be taken apart in many ways.
+    So one update is in one sum, however often the server asks; only the very same buffer may be tried again.
+    """
+    for earlier in records if record.source else ():
+        again = earlier.kind == "release" and earlier.start == record.start
+        other = earlier.occasion.model != record.occasion.model
+        if again and other and earlier.occasion.job == record.occasion.job:
+            return f"this site's update is in the sum of round {earlier.occasion.round} already"
+    return ""
 
 
 def _too_near(records: tuple[Record, ...], record: Record, apart: int) -> str:
     """Whether subtracting an earlier sum would leave the sum of a few sites."""
     for earlier in records:
-        if earlier.kind != "release" or earlier.occasion.model != record.occasion.model:
+        if earlier.kind != "release" or earlier.start != record.start or not record.members:
             continue
         between = set(earlier.members) ^ set(record.members)
-        if record.members and 0 < len(between) < apart:
-            return f"{sorted(between)} could be told from the sum of round {earlier.occasion.round}"
+        # The same sites again tell nothing new, if all started from the same.
+        same = not between and earlier.occasion.model == record.occasion.model
+        if not same and len(between) < apart:
+            who = sorted(between) or "single sites"
+            return f"{who} could be told from the sum of round {earlier.occasion.round}"
     return ""
 
 
