@@ -13,9 +13,10 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from atoll.core.errors import Fault, PolicyError, StorageError, raise_faults
 from atoll.job.deployed import settled_of
@@ -108,9 +109,7 @@ class Steward:
         self._policy, self._ledger, self._price = policy, ledger, price
         self._budgets = Budgets(home.budgets)
         self._facts_path = home.ledger.with_name("facts.json")
-        self._facts: dict[str, Facts] = {
-            run: Facts(**told) for run, told in home.read(self._facts_path).items()
-        }
+        self._facts = _facts(self._facts_path, home.read(self._facts_path))
         self._costly = set(self._facts)
         self._lock = threading.Lock()
 
@@ -267,6 +266,25 @@ class Steward:
         plain = {run: {"rows": each.rows, "values": each.values} for run, each in facts.items()}
         write_text(self._facts_path, json.dumps(plain, sort_keys=True) + "\n")
         self._facts = facts
+
+
+def _facts(path: Path, raw: Mapping[str, Any]) -> dict[str, Facts]:
+    """What is known of each run, as it was kept.
+
+    Raises:
+        StorageError: it is not as it was written.
+    """
+    try:
+        found = {run: Facts(**told) for run, told in raw.items()}
+        sound = all(type(n) is int for each in found.values() for n in (each.rows, each.values))
+    except TypeError:
+        sound = False
+    if not sound:
+        raise StorageError(
+            f"{path} is damaged",
+            remedy="remove it; runs in progress that cost privacy must then be started anew",
+        )
+    return found
 
 
 def _chosen(costs: Sequence[Cost], limits: Sequence[Limit]) -> Cost | None:
