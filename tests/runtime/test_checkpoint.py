@@ -98,9 +98,36 @@ def test_another_job_and_another_format_are_refused_by_name(tmp_path, monkeypatc
     path = checkpoint.write(tmp_path, progress(), JOB, {})
     with pytest.raises(CheckpointError, match=r"another job \(abababababab, not 000000000000\)"):
         checkpoint.read(path, "0" * 64)
-    monkeypatch.setattr(checkpoint, "_FORMAT", "2")
-    with pytest.raises(CheckpointError, match="has format 1, this version reads 2"):
+    monkeypatch.setattr(checkpoint, "_FORMAT", "3")
+    path = checkpoint.write(tmp_path, progress(), JOB, {})
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="has format '3', this version reads 2"):
         checkpoint.read(path, JOB)
+
+
+def test_a_checkpoint_of_the_first_format_is_read_and_its_damage_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "_FORMAT", "1")
+    path = checkpoint.write(tmp_path, progress(), JOB, {})
+    monkeypatch.undo()
+    assert flat(checkpoint.read(path, JOB)[0]) == flat(progress())
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.read(path, JOB)
+
+
+def test_a_vector_that_may_still_change_is_hashed_anew_and_a_frozen_one_is_known():
+    vector = np.arange(4, dtype=np.float32)
+    first = checkpoint.model_hash(vector)
+    vector[0] = 9
+    second = checkpoint.model_hash(vector)
+    frozen = vector.copy()
+    frozen.flags.writeable = False
+    assert first != second == checkpoint.model_hash(frozen) == checkpoint.model_hash(frozen)
+    other = frozen + 1
+    other.flags.writeable = False
+    del frozen  # the next one may lie where it lay
+    assert checkpoint.model_hash(other) != second
 
 
 def test_the_two_newest_are_kept_and_what_a_crash_left_is_removed(tmp_path):

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,8 @@ __all__ = [
     "write",
 ]
 
-_FORMAT = "1"
+_FORMAT = "2"
+_READ = ("1", _FORMAT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +78,23 @@ class Progress:
     seconds: float = 0.0
 
 
+_latest: tuple[weakref.ref[Array], str] | None = None
+"""The last read-only vector that was hashed: a model's hash is in its round's record and in its checkpoint."""
+
+
 def model_hash(parameters: Array) -> str:
     """SHA-256 over the parameters' bytes (little-endian) and dtype, in hex."""
+    global _latest
+    latest = _latest
+    if latest is not None and latest[0]() is parameters:
+        return latest[1]
+    found = _model_hash(parameters)
+    if not parameters.flags.writeable:
+        _latest = weakref.ref(parameters), found
+    return found
+
+
+def _model_hash(parameters: Array) -> str:
     # Its text with the byte order; float32 and float64, all that a state has, go by their names.
     native = parameters.dtype.isnative
     spelt = dtype_name(parameters.dtype) if native else str(parameters.dtype)
@@ -103,7 +120,19 @@ def _arrays(progress: Progress) -> dict[str, Array]:
     return {name: np.asarray(a, order="C") for name, a in arrays.items()}
 
 
-def _digest(arrays: Mapping[str, Array], record: str) -> str:
+def _digest(arrays: Mapping[str, Array], record: str, version: str) -> str:
+    """What a checkpoint says of all it holds; since version 2 of the hashes of its vectors."""
+    if version == "1":
+        return _digest_of_bytes(arrays, record)
+    sha = hashlib.sha256(record.encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        own = model_hash(array) if array.size else ""
+        sha.update(f"{name} {array.dtype} {array.shape} {own}\n".encode())
+    return sha.hexdigest()
+
+
+def _digest_of_bytes(arrays: Mapping[str, Array], record: str) -> str:
     sha = hashlib.sha256(record.encode())
     for name in sorted(arrays):
         array = arrays[name]
@@ -144,7 +173,7 @@ def pieces(
             "extra": dict(extra),
         }
     )
-    return tensor_pieces(arrays, {"record": record, "sha256": _digest(arrays, record)})
+    return tensor_pieces(arrays, {"record": record, "sha256": _digest(arrays, record, _FORMAT)})
 
 
 def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, Any]) -> Path:
@@ -228,12 +257,17 @@ def decode(raw: bytes, job_hash: str) -> tuple[Progress, dict[str, Any]]:
 def _checked(
     meta: Mapping[str, str], arrays: Mapping[str, Array], job_hash: str, what: str
 ) -> tuple[Progress, dict[str, Any]]:
+    damaged = CheckpointError(f"{what} is damaged", remedy="delete it to use the one before")
     record = meta.get("record", "")
-    if not record or _digest(arrays, record) != meta.get("sha256"):
-        raise CheckpointError(f"{what} is damaged", remedy="delete it to use the one before")
-    raw = json.loads(record)
-    if raw["format"] != _FORMAT:
-        raise CheckpointError(f"{what} has format {raw['format']}, this version reads {_FORMAT}")
+    try:
+        raw = json.loads(record)
+        version = raw["format"]
+    except (ValueError, TypeError, KeyError):
+        raise damaged from None
+    if version not in _READ:
+        raise CheckpointError(f"{what} has format {version!r:.20}, this version reads {_FORMAT}")
+    if _digest(arrays, record, version) != meta.get("sha256"):
+        raise damaged
     if raw["job"] != job_hash:
         raise CheckpointError(
             f"{what} belongs to another job ({raw['job'][:12]}, not {job_hash[:12]})",

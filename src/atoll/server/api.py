@@ -81,24 +81,26 @@ class Federation:
 class _Part:
     """Where bytes of an upload belong."""
 
-    def __init__(
-        self,
-        chunk: Callable[[str, str, int, int, Piece, str], int],
-        name: str,
-        sha256: str,
-        size: int,
-        offset: int,
-        task: str,
-    ) -> None:
-        self._chunk, self._name, self._task = chunk, name, task
-        self.sha256, self.size, self.offset = sha256, size, offset
+    def __init__(self, service: Service, name: str, blob: Blob, offset: int, task: str) -> None:
+        self._service, self._name, self._task = service, name, task
+        self.blob, self.offset = blob, offset
+        self._next = offset
         self.received = 0
 
     def take(self, data: Piece) -> int:
-        """Hand over the next bytes; returns how many of the whole are here."""
-        name, task = self._name, self._task
-        self.received = self._chunk(name, self.sha256, self.size, self.offset, data, task)
-        self.offset += len(data)
+        """Hand over the next bytes; returns how many of the whole are here.
+
+        Whether they are wanted is asked with the first bytes of each :data:`CHUNK`, and with the last of all.
+        """
+        service, blob, stop = self._service, self.blob, self.offset + len(data)
+        if self.offset < self._next and stop < blob.size:
+            self.received = service.upload_more(self._name, blob, self.offset, data)
+        else:
+            self.received = service.upload_chunk(
+                self._name, blob.sha256, blob.size, self.offset, data, self._task
+            )
+            self._next = self.offset + CHUNK
+        self.offset = stop
         return self.received
 
 
@@ -226,19 +228,15 @@ class Api:
         is taken while it comes, so what has come before a cut need not be sent again; its bytes are
         checked with the whole, whose digest is its name.
         """
+        blob = Blob(_digest(asked), asked.number("size"))
         part = _Part(
-            self.service.upload_chunk,
-            asked.name,
-            _digest(asked),
-            asked.number("size"),
-            asked.number("offset"),
-            asked.query.get("task", ""),
+            self.service, asked.name, blob, asked.number("offset"), asked.query.get("task", "")
         )
         coming = asked.body
         if not isinstance(coming, Coming):
             return _json(UploadReply(received=await self._long(lambda: part.take(asked.raw))))
-        if part.offset == 0 and coming.size == part.size:
-            coming.check(bytes.fromhex(part.sha256))  # known before a byte was read
+        if part.offset == 0 and coming.size == blob.size:
+            coming.check(bytes.fromhex(blob.sha256))  # known before a byte was read
         await coming.poured(part.take, self.disk)
         return _json(UploadReply(received=part.received))
 

@@ -159,7 +159,7 @@ class FolderBlobs:
             self.disk.make_folder(path)
         self._numbers = count()
         self._lock = threading.Lock()
-        self._open: dict[Path, _Upload] = {}
+        self._open: dict[tuple[str, str], _Upload] = {}
         self._unsure: set[str] = set()
         # What an earlier process has named, and not synced, is here for good from now on.
         self.disk.fsync_folder(folder)
@@ -254,24 +254,28 @@ class FolderBlobs:
             raise TooLarge(
                 f"a chunk of {len(data)} bytes at {offset} is more than the {blob.size} of the blob"
             )
-        path = self._partial(blob.sha256, owner)
+        key = blob.sha256, owner
         with self._lock:
-            upload = self._open.setdefault(path, _Upload(path))
+            upload = self._open.get(key)
+            if upload is None:
+                upload = self._open[key] = _Upload(self._partial(*key))
         with upload.lock:
-            if self.has(blob.sha256):
+            # In the middle of an upload nothing but the next bytes is asked about: there are many pieces.
+            ends = offset + len(data) == blob.size
+            if (ends or not upload.sure) and self.has(blob.sha256):
                 self.disk.fsync_folder(self.folder)
-                self._forget(path)
+                self._forget(key)
                 return blob.size
             try:
                 if not offset and not upload.held and blob.size >= LARGE:
-                    self._begin(path, blob)
+                    self._begin(upload.path, blob)
                 held = upload.take(self.disk, offset, data)
             except StateError:
                 if not upload.held:
-                    self._forget(path)
+                    self._forget(key)
                 raise
             if held >= blob.size:
-                self._finish(upload, blob)
+                self._finish(key, upload, blob)
             return held
 
     def _begin(self, path: Path, blob: Blob) -> None:
@@ -279,24 +283,26 @@ class FolderBlobs:
         if self.disk.size(path) is None:
             self.disk.reuse(path, self._spares, blob.size)
 
-    def _finish(self, upload: _Upload, blob: Blob) -> None:
+    def _finish(self, key: tuple[str, str], upload: _Upload, blob: Blob) -> None:
         if upload.sha.hexdigest() != blob.sha256 or upload.held != blob.size:
-            self._forget(upload.path)
+            self._forget(key)
             raise Unreachable(
                 f"the {upload.held} bytes that are here are not blob {blob.sha256[:12]}",
                 remedy="send it again from the start",
             )
         self._name(upload.path, blob.sha256)
-        self._forget(upload.path)
+        self._forget(key)
 
-    def _forget(self, path: Path) -> None:
+    def _forget(self, key: tuple[str, str]) -> None:
         with self._lock:
-            self._open.pop(path, None)
-        self.disk.remove(path)
+            upload = self._open.pop(key, None)
+        if upload is not None:
+            upload.sure = False  # somebody may be waiting for it
+        self.disk.remove(self._partial(*key))
 
     def abandon(self, sha256: str, owner: str = "") -> None:
         """Forget an upload that will not be finished."""
-        self._forget(self._partial(sha256, owner))
+        self._forget((sha256, owner))
 
     def sweep(self) -> None:
         """Forget what a crash left half-written."""
@@ -333,17 +339,22 @@ def missing(sha256: str) -> NotFound:
 
 
 class _Upload:
-    """One upload under way: its digest so far is kept, so that no byte is read twice."""
+    """One upload under way: its digest so far is kept, so that no byte is read twice.
+
+    ``sure`` says that the file has just those bytes, as the last write has left it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.Lock()
         self.sha = hashlib.sha256()
         self.held = 0
+        self.sure = False
 
     def take(self, disk: Disk, offset: int, data: Piece) -> int:
         """Write what is new of a chunk; returns the bytes held."""
-        self._catch_up(disk)
+        if not self.sure:
+            self._catch_up(disk)
         if offset > self.held:
             raise StateError(
                 f"a chunk at {offset} leaves a gap: {self.held} bytes are held",
@@ -351,9 +362,11 @@ class _Upload:
             )
         fresh = memoryview(data)[self.held - offset :]
         if fresh or not self.held:
+            self.sure = False
             disk.append(self.path, self.held, fresh)
             self.sha.update(fresh)
             self.held += len(fresh)
+            self.sure = True
         return self.held
 
     def _catch_up(self, disk: Disk) -> None:

@@ -383,6 +383,17 @@ class Service:
             self._uploaded.add((name, sha256))
         return held
 
+    def upload_more(self, name: str, blob: Blob, offset: int, data: Piece) -> int:
+        """Take bytes of the middle of an upload, whose chunk :meth:`upload_chunk` has let begin.
+
+        Raises:
+            Unreachable: bytes before ``offset`` are missing.
+        """
+        try:
+            return self._office.blobs.append(blob, offset, data, name)
+        except StateError as error:
+            raise Unreachable(error.message, remedy=error.remedy) from error
+
     # Researchers --------------------------------------------------------------------------------
 
     def submit(self, by: str, body: SubmitBody) -> str:

@@ -154,12 +154,14 @@ class RealDisk:
             number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 held = marked(number)
-                if offset > _end(number):
+                end = os.fstat(number).st_size if held is None else held
+                if offset > end:
                     raise OSError(errno.EINVAL, "nothing may be left out")
-                if held is None:
-                    os.ftruncate(number, offset)
-                else:
-                    mark(number, offset)
+                if offset < end:
+                    if held is None:
+                        os.ftruncate(number, offset)
+                    else:
+                        mark(number, offset)
                 os.lseek(number, offset, os.SEEK_SET)
                 _write_all(number, data)
                 if held is not None:
