@@ -98,11 +98,13 @@ def _closed(full: Array, hidden: Array, minimum: int, flat: bool) -> Array:
     hidden = hidden.copy()
     lines = [tuple(line.T) for line in _lines(full.shape, flat)]
     while True:
-        weak = next((line for line in lines if _weak(full, hidden, line, minimum)), None)
+        able = [line for line in lines if _candidates(full, hidden, line)]
+        weak = next((line for line in able if _weak(full, hidden, line, minimum)), None)
         if weak is None:
             weak = _solvable(full, hidden, lines, minimum)
-        if weak is None or not _hide_one(full, hidden, weak):
+        if weak is None:
             return hidden
+        _hide_one(full, hidden, weak)
 
 
 def _weak(full: Array, hidden: Array, line: tuple[Array, ...], minimum: int) -> bool:
@@ -119,7 +121,10 @@ def _weak(full: Array, hidden: Array, line: tuple[Array, ...], minimum: int) -> 
 def _solvable(
     full: Array, hidden: Array, lines: list[tuple[Array, ...]], minimum: int
 ) -> tuple[Array, ...] | None:
-    """A line through a small cell that all equations together determine; None where there is none."""
+    """A line to hide more of, for a small cell that all equations together determine; None for no such cell.
+
+    Best is a line through the cell. Where all of those are hidden already, others give it away together.
+    """
     cells = np.argwhere(hidden)
     if not len(cells):
         return None
@@ -134,10 +139,10 @@ def _solvable(
     free = right[int((singular > 1e-9).sum()) :]
     for cell in cells[np.abs(free).max(axis=0, initial=0.0) < 1e-9]:
         if small(full[tuple(cell)], minimum):
-            found = [li for li in lines if (cell == np.array(li).T).all(axis=1).any()]
-            open_lines = [li for li in found if _candidates(full, hidden, li)]
-            if open_lines:
-                return open_lines[0]
+            able = [line for line in lines if _candidates(full, hidden, line)]
+            own = [line for line in able if (cell == np.array(line).T).all(axis=1).any()]
+            if able:
+                return (own or able)[0]
     return None
 
 
@@ -148,12 +153,9 @@ def _candidates(full: Array, hidden: Array, line: tuple[Array, ...]) -> list[int
     return [i for i in places if (line[0][i], line[1][i]) != corner]
 
 
-def _hide_one(full: Array, hidden: Array, line: tuple[Array, ...]) -> bool:
-    """Hide the smallest further cell of the line, its margin last; whether there was one."""
+def _hide_one(full: Array, hidden: Array, line: tuple[Array, ...]) -> None:
+    """Hide the smallest further cell of the line, its margin last."""
     places = _candidates(full, hidden, line)
-    if not places:
-        return False
     last = len(line[0]) - 1
     best = min(places, key=lambda i: (i == last, full[line][i], i))
     hidden[line[0][best], line[1][best]] = True
-    return True
