@@ -38,6 +38,7 @@ WRITTEN = {
     "kaplan_meier": {**SURVIVAL, "by": "sex", "level": 0.9},
     "log_rank": {**SURVIVAL, "by": "sex", "strata": "site"},
     "cox": {"time": "t", "event": "e", "features": ["age"], "times": [1.0, 2.5], "ties": "breslow"},
+    "gradient_boosting": {**MODEL, "loss": "squared", "trees": 7, "kept": 0.2, "patience": 2},
     "k_means": {"columns": ["age", "bmi"], "clusters": 3, "seed": 5},
     "gaussian_mixture": {"columns": ["age"], "components": 2, "covariance": "diagonal"},
 }

@@ -138,7 +138,7 @@ def test_a_site_with_few_persons_is_refused_by_name(job):
 def test_two_analyses_of_one_job_that_isolate_somebody_are_refused(job):
     some = rows()
     some["dose"][:5] = [None] * 5
-    asked = {"correlation": {"columns": ["age", "days"]}, "describe": NUMBERS}
+    asked = {"correlation": {"columns": ["age", "days"]}, "principal_components": NUMBERS}
     with pytest.raises(Forbidden, match="isolate fewer than 11"):
         atoll.simulate(job(asked, some))
     run = atoll.simulate(job(asked, some, ["statistics.complete=['dose']"]))

@@ -11,6 +11,7 @@
     report.html         the report                                           replaced as a whole
     results.json        of statistics: what they found                       replaced as a whole
     tables/             of statistics: a CSV each                            replaced as a whole
+    models/             of statistics: what predicts, for other programs     replaced as a whole
 
 Whole files are written beside their place, flushed to disk and renamed, so a reader sees the old one or
 the new one. A line of ``metrics.jsonl`` goes out in a single write; a crash can tear the last line only,
@@ -43,6 +44,7 @@ _KNOWN = (
     "report.html",
     "results.json",
     "tables",
+    "models",
     "checkpoint",
     "tensorboard",
 )
@@ -135,6 +137,11 @@ class RunFolder:
     def tables(self) -> Path:
         """The folder of their tables."""
         return self.path / "tables"
+
+    @property
+    def models(self) -> Path:
+        """The folder of models among them that other programs can read."""
+        return self.path / "models"
 
     @property
     def used(self) -> bool:

@@ -4,6 +4,7 @@
 
     results.json        every analysis: its table, figures and notes
     tables/NAME.csv     each table by itself
+    models/NAME.json    a model that predicts: trees in XGBoost's format
     report.html         the page
 
 Numbers are written so that reading them gives the same bits. A suppressed number is empty in CSV and null
@@ -114,6 +115,11 @@ def write_findings(folder: RunFolder, job: Job, state: State, manifest: Mapping[
         if answer.finding is not None:
             text = _csv(answer.finding.records())
             write_atomic(folder.tables / f"{answer.name}.csv", text.encode())
+            exported = answer.finding.exported()
+            if exported is not None:
+                folder.models.mkdir(exist_ok=True)
+                model = json.dumps(exported, allow_nan=False)
+                write_atomic(folder.models / f"{answer.name}.json", model.encode())
     sections = [(answer.name, _section(answer)) for answer in answers]
     sections.append(("About these numbers", _about(study.agreed, manifest)))
     write_atomic(folder.report, page(job.name, sections).encode("utf-8", "replace"))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         PoissonRegression,
     )
     from atoll.job.inquiries.survival import CoxRegression, KaplanMeier
+    from atoll.job.inquiries.trees import GradientBoosting
     from atoll.stats.describing import (
         correlation,
         cross_table,
@@ -50,6 +51,7 @@ _HOMES = {
     "Fitted": "atoll.job.inquiries.models",
     "GammaRegression": "atoll.job.inquiries.models",
     "GaussianMixture": "atoll.job.inquiries.clusters",
+    "GradientBoosting": "atoll.job.inquiries.trees",
     "KMeans": "atoll.job.inquiries.clusters",
     "KaplanMeier": "atoll.job.inquiries.survival",
     "LinearRegression": "atoll.job.inquiries.models",
@@ -86,6 +88,7 @@ __all__ = [
     "Fitted",
     "GammaRegression",
     "GaussianMixture",
+    "GradientBoosting",
     "KMeans",
     "KaplanMeier",
     "LinearRegression",

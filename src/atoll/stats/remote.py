@@ -40,6 +40,7 @@ class Told(Finding):
         figures: numbers of the whole.
         notes: what a reader has to know.
         folder: where the run's files lie.
+        trees: what :meth:`exported` gives.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Told(Finding):
     figures: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     folder: Path | None = None
+    trees: Mapping[str, Any] | None = None
 
     @property
     def result(self) -> Told:
@@ -61,6 +63,10 @@ class Told(Finding):
     def facts(self) -> dict[str, Any]:
         """Numbers of the whole, by name."""
         return dict(self.figures)
+
+    def exported(self) -> dict[str, Any] | None:
+        """Trees in XGBoost's format; None for other analyses."""
+        return None if self.trees is None else dict(self.trees)
 
 
 def read_results(folder: str | Path) -> dict[str, Told]:
@@ -80,6 +86,7 @@ def read_results(folder: str | Path) -> dict[str, Told]:
     for one in json.loads(path.read_text(encoding="utf-8"))["analyses"]:
         if "refused" in one:
             raise Forbidden(f"analysis {one['name']!r} is not shown: {one['refused']}")
+        model = path.parent / "models" / f"{one['name']}.json"
         found[one["name"]] = Told(
             one["name"],
             one["table"],
@@ -87,6 +94,7 @@ def read_results(folder: str | Path) -> dict[str, Told]:
             one["facts"],
             tuple(one["notes"]),
             Path(folder),
+            json.loads(model.read_text(encoding="utf-8")) if model.is_file() else None,
         )
     return found
 

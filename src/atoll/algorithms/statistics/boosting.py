@@ -392,8 +392,8 @@ class GradientBoosting:
         )
 
     def released(self, data: Columns) -> Sequence[Released]:
-        """All rows with an outcome."""
-        return [Released((*self.features, self.outcome), ~np.isnan(data[self.outcome]))]
+        """The rows with an outcome, and of each feature those with a value."""
+        return [Released((n,), ~np.isnan(data[n])) for n in (self.outcome, *self.features)]
 
 
 def _under(prefix: str, arrays: Question) -> dict[str, Array]:

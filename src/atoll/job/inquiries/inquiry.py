@@ -37,6 +37,10 @@ class Finding(ABC):
     def facts(self) -> dict[str, Any]:
         """Numbers of the whole, by name."""
 
+    def exported(self) -> dict[str, Any] | None:
+        """What other programs can read of it, JSON-able, where it predicts; None for nothing."""
+        return None
+
     @property
     def table(self) -> Any:
         """The records as a pandas frame.

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atoll.core.errors import AtollError, Fault, JobError, suggest
-from atoll.job.inquiries import clusters, models, survival, tables, tests
+from atoll.job.inquiries import clusters, models, survival, tables, tests, trees
 from atoll.job.inquiries.inquiry import Inquiry
 from atoll.job.options import checked_options
 
@@ -41,6 +41,7 @@ KINDS: Mapping[str, Any] = {
     "kaplan_meier": survival.KaplanMeier,
     "log_rank": survival.LogRank,
     "cox": survival.CoxRegression,
+    "gradient_boosting": trees.GradientBoosting,
     "k_means": clusters.KMeans,
     "gaussian_mixture": clusters.GaussianMixture,
 }
