@@ -250,3 +250,9 @@ def test_a_class_of_few_and_few_rows_aside_are_refused() -> None:
 def test_options_out_of_range_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(JobError, match=next(iter(options))):
         analysis("logistic", **options)
+
+
+def test_more_sums_than_a_round_can_carry_are_refused() -> None:
+    names = [f"x{i}" for i in range(100)]
+    with pytest.raises(JobError, match="would take 9,868,800 sums"):
+        GradientBoosting(names, "y", depth=9, bins=256)

@@ -34,6 +34,8 @@ _EDGE = "edges|"
 _GIVEN = ("cuts", "counts", "base")
 _GROWN = ("split", "left", "value", "level")
 _MOST_BINS, _MOST_DEPTH = 256, 10
+_MOST_SUMS = 4_000_000
+"""Sums in one round: 224 MB as digits, from each site."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +137,13 @@ class GradientBoosting:
             raise JobError("rate must be above 0 and at most 1, and kept from 0 to .9")
         if self.patience and not self.kept:
             raise JobError("patience needs rows kept aside", remedy="give kept, such as 0.2")
+        cells = max([self.bins, *map(len, self.categories.values())]) + 1
+        sums = 3 * len(self.features) * cells * 2 ** max(self.depth - 2, 0)
+        if sums > _MOST_SUMS:
+            raise JobError(
+                f"the last level of a tree would take {sums:,} sums from each site",
+                remedy="give a smaller depth, or fewer bins or features",
+            )
         object.__setattr__(self, "edges", self._edges())
 
     def _edges(self) -> Quantiles | None:
