@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from atoll.cli.main import main
+from atoll.job.buffered import Starts
+from atoll.node import buffers
 from atoll.node.lies import LIES, told
 from atoll.node.masking import Masked
 from atoll.node.settings import Masking, Settings
+from atoll.privacy.secagg import ledger
 from atoll.privacy.secagg import session as sessions
 
 
@@ -21,8 +25,8 @@ def test_every_site_gives_up_and_releases_nothing(lie: str, tmp_path: Path) -> N
     assert found.withstood, found.refused
 
 
-def test_there_are_fourteen_lies() -> None:
-    assert len(LIES) == 14
+def test_there_are_twenty_lies() -> None:
+    assert len(LIES) == 20
 
 
 @pytest.mark.parametrize(
@@ -55,10 +59,36 @@ def test_a_node_that_believes_the_plan_alone_is_noticed(
     assert not told(lie, tmp_path).withstood
 
 
+@pytest.mark.parametrize("lie", ["small buffer", "version of its own", "faded others"])
+def test_a_node_that_does_not_look_at_the_buffer_is_noticed(
+    lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers, "starts_faults", lambda *given: [])
+    assert not told(lie, tmp_path, Settings(masking=Masking(smallest=3))).withstood
+
+
+def test_a_node_that_has_its_update_count_as_the_server_likes_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def approved(self: Any, plan: Any, shown: buffers.Shown, apart: int) -> str:
+        return Starts.from_plain(shown.raw).mark
+
+    monkeypatch.setattr(buffers.Buffers, "approved", approved)
+    assert not told("another weight", tmp_path).withstood
+
+
+def test_a_node_that_gives_an_update_twice_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "_spent", lambda records, record: "")
+    monkeypatch.setattr(ledger, "_too_near", lambda records, record, apart: "")
+    assert not told("update in two sums", tmp_path).withstood
+
+
 def test_the_command_shows_all_of_them_and_ends_well(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["audit", "server", "--home", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["lies"]
-    assert [line["released"] for line in found] == [[]] * 14
+    assert [line["released"] for line in found] == [[]] * 20
     assert {line["gave_up"] for line in found} == {6}

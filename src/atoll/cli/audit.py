@@ -223,7 +223,7 @@ def server(
 ) -> None:
     """Let a server lie to six sites with this node's rules; tell what the sites release.
 
-    Fourteen lies about masked rounds. Ends with status 4 if any site gave what it should not have.
+    Twenty lies about masked rounds. Ends with status 4 if any site gave what it should not have.
     """
     from tempfile import TemporaryDirectory
 
