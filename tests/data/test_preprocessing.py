@@ -265,3 +265,11 @@ def test_what_a_site_sends_is_counts_and_digits():
 def test_a_category_rule_fills_with_its_level():
     rule = CategoryRule("g", ("a", "b"), onehot=True, fill="b")
     assert rule.apply(np.array(["a", None], object)).tolist() == [[1, 0], [0, 1]]
+
+
+def test_values_whose_squares_are_too_small_to_count_are_scaled_by_one():
+    schema = Schema((Column("x"),), "y", "regression")
+    table = Table({"x": np.array([1e-60, 2e-60, 3e-60]), "y": np.zeros(3)})
+    made = finish(column_sums(table, Plan(), schema), Plan(), schema)
+    (rule,) = made.rules
+    assert (rule.shift, rule.scale) == (pytest.approx(2e-60, rel=1e-12), 1.0)

@@ -342,7 +342,8 @@ def _number_rule(
         if n:
             mean = total / n
             shift = float(mean)
-            scale = math.sqrt(squares / n - mean * mean) or 1.0
+            # Below 0 where squares were too small to be counted; see LOW in atoll.data.limbs.
+            scale = math.sqrt(max(squares / n - mean * mean, Fraction(0))) or 1.0
     return NumberRule(column.name, fill, float(shift), float(scale), plan.indicate_missing)
 
 

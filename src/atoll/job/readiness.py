@@ -11,11 +11,12 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from atoll.core.errors import DataError, Fault, LayoutError, raise_faults
 from atoll.core.layout import Array, Layout
 from atoll.core.values import ClientId
+from atoll.job.card_form import checked_card
 from atoll.job.islands import Islands
 from atoll.job.schema import Section
 from atoll.job.summed import kinds_from_plain
@@ -34,6 +35,8 @@ __all__ = [
     "ready",
 ]
 
+_MOST_ROWS = 2**53
+
 
 def initial_vector(parts: Parts) -> Array:
     """Where the run starts: the whole vector, personal region included, ``(layout.size,)``."""
@@ -47,11 +50,11 @@ class Answer(Section):
     kinds of metrics that such rows will give.
     """
 
-    rows: Annotated[int, Field(ge=0)]
-    held_out: Annotated[int, Field(ge=0)]
+    rows: Annotated[int, Field(ge=0, le=_MOST_ROWS)]
+    held_out: Annotated[int, Field(ge=0, le=_MOST_ROWS)]
     figures: Annotated[dict[str, tuple[str, int]], Field(default_factory=dict, max_length=256)]
     layout: dict[str, Any]
-    card: dict[str, Any]
+    card: Annotated[dict[str, Any], AfterValidator(checked_card)]
     notes: Annotated[tuple[str, ...], Field(max_length=10_000)]
     way: Annotated[str, Field(max_length=1000)]
     initial: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from atoll.core.errors import WireError
+from atoll.core.errors import UpdateRefused, WireError
 from atoll.core.layout import Array
 from atoll.data.limbs import COUNT, encode
 from atoll.data.preprocessing import column_lengths
@@ -35,8 +35,10 @@ from atoll.runtime.figures import COUNTS, DIGITS, spread
 __all__ = [
     "SUBJECTS",
     "Subject",
+    "check_columns",
     "column_integers",
     "column_lanes",
+    "column_shapes",
     "column_totals",
     "job_name",
     "kinds_from_plain",
@@ -76,6 +78,30 @@ def sums_digest(spec: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
     told = [schema, spec.get("preprocessing"), (spec.get("data") or {}).get("source")]
     text = json.dumps(told, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def column_shapes(spec: JobSpec, schema: Schema) -> dict[str, tuple[int, ...]]:
+    """The shapes of :func:`~atoll.data.preprocessing.column_sums` of any site."""
+    return {name: (size,) for name, size in column_lengths(plan_of(spec), schema).items()}
+
+
+def check_columns(sums: Mapping[str, Array]) -> None:
+    """Refuse sums of columns that no rows have; so that who sent them is named, and not who reads them.
+
+    Args:
+        sums: one site's or all sites', of the right shapes.
+
+    Raises:
+        UpdateRefused: counts that are none, or digits.
+    """
+    rows = float(sums["rows"][0])
+    for name in ("rows", "present", "levels"):
+        counts = np.asarray(sums[name])
+        if not np.all((counts >= 0) & (counts <= rows) & (counts == np.floor(counts))):
+            raise UpdateRefused(f"the counts {name!r} are not those of {rows:g} rows")
+    limbs = np.asarray(sums["limbs"])
+    if not np.all((abs(limbs) < 2.0**53) & (limbs == np.floor(limbs))):
+        raise UpdateRefused("the columns' sums are no digits")
 
 
 def column_lanes(spec: JobSpec, schema: Schema) -> tuple[Lane, ...]:

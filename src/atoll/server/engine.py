@@ -11,6 +11,7 @@ the same calls with the same task ids, finds the answers that were acknowledged,
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import traceback
 from collections.abc import Generator, Sequence
@@ -38,6 +39,8 @@ from atoll.server.store.contract import Contribution, RunRow
 from atoll.wire.messages import TaskBody
 
 __all__ = ["ENDED", "Engine"]
+
+log = logging.getLogger("atoll.server")
 
 _LONGEST = 15_000
 
@@ -227,16 +230,26 @@ class Engine:
     def _end_badly(self, status: str, error: AtollError) -> float | None:
         try:
             told = error.message if status == "cancelled" else f"{status}: {error.message}"
-            if self._playing is None:
-                leave_failed(self._office, self._row, told)
-            else:
-                self._playing.failed(error, told)
+            self._leave(error, told)
             self._end(status, str(error))
         except FenceError:
             raise
         except (StorageError, OSError) as trouble:
             return self._pause(str(trouble))
         return None
+
+    def _leave(self, error: AtollError, told: str) -> None:
+        """An honest folder; where that cannot be written for a fault of ours, the run ends all the same."""
+        try:
+            if self._playing is None:
+                leave_failed(self._office, self._row, told)
+            else:
+                self._playing.failed(error, told)
+        except (FenceError, StorageError, OSError):
+            raise
+        except Exception as fault:  # one run's fault must not become the others'
+            log.exception("the folder of %s could not be finished", self.id)
+            self._office.event("folder", _internal(fault).message, self.id)
 
     def _end(self, status: str, reason: str) -> None:
         office = self._office

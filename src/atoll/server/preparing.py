@@ -26,7 +26,7 @@ from typing import Any
 
 from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Outcome, Task
-from atoll.core.errors import DataError, Fault
+from atoll.core.errors import DataError, Fault, LayoutError
 from atoll.core.layout import Array
 from atoll.core.values import ClientId, Update
 from atoll.data.schema import Schema
@@ -35,6 +35,7 @@ from atoll.job.build import Job
 from atoll.job.datasets import own_arrays
 from atoll.job.package import spec_from_plain
 from atoll.job.study import Agreed
+from atoll.job.summed import check_columns, column_shapes
 from atoll.runtime.client import Parts
 from atoll.runtime.figures import Kinds
 from atoll.server.answers import Expected
@@ -194,9 +195,13 @@ class Preparing:
     def _add_up(self) -> Asking:
         fold = Fold(len(self._row.sites))
         most = self._office.settings.overhead
-        expected = Expected(dict.fromkeys(_SUMS, (None, "float64")), most=most)
+        shapes: Mapping[str, tuple[int, ...] | None] = dict.fromkeys(_SUMS)
+        if self._schema is not None and not own_arrays(self._spec.data):
+            shapes = column_shapes(self._spec, self._schema)
+        expected = Expected({name: (shape, "float64") for name, shape in shapes.items()}, most)
 
         def take(task: TaskBody, body: ResultBody, arrays: Mapping[str, Array]) -> None:
+            check_columns(arrays)
             fold.add(Update(arrays, 1.0, body.examples))
 
         yield from self._call("sums", expected, take)
@@ -228,10 +233,14 @@ class Preparing:
 
     def _finish(self) -> Prepared:
         answers = self._by_site()
-        with _told("ready"):
-            layout = deployed.layout_from_plain(answers[self._row.sites[0]]["layout"])
+        first = self._row.sites[0]
+        try:
+            with _told("ready"):
+                layout = deployed.layout_from_plain(answers[first]["layout"])
+        except LayoutError as error:
+            raise DataError(f"its layout is none: {error.message}", site=first) from error
         if self._initial is None:
-            raise DataError("no site sent the initial vector", site=self._row.sites[0])
+            raise DataError("no site sent the initial vector", site=first)
         job, parts = deployed.coordinator(self._spec, layout, self._initial, answers)
         figures = deployed.figures_told(answers) if self._masked else {}
         return Prepared(job, parts, self._plan, figures)
