@@ -394,3 +394,28 @@ def test_without_a_run_there_is_no_report(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="no run in"):
         write_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_site_suppresses_is_shown_as_that_word_and_never_as_zero(manifest, rounds):
+    manifest["cards"] = [
+        {
+            "site": "north",
+            "rows": 100,
+            "labels": {"no": "suppressed", "yes": "suppressed"},
+            "missing": {"age": "suppressed"},
+            "columns": {
+                "age": {"type": "number", "missing": "suppressed", "mean": "suppressed", "sd": 1},
+                "clan": {"type": "category", "missing": 0, "counts": {"a": 60, "b": "suppressed"}},
+            },
+        }
+    ]
+    page = render(manifest, rounds)
+    assert "no: suppressed, yes: suppressed" in page
+    assert "a 60, b suppressed" in page
+    assert "0, and 1 suppressed" in page
+    assert "suppressed: 100" in page  # what is drawn in the place of the classes
+    assert "fewer rows of class &#x27;no&#x27;" in page or "fewer rows of class 'no'" in page
+
+
+def test_a_site_that_suppresses_nothing_has_no_such_word_in_its_report(manifest, rounds):
+    assert "suppressed" not in render(manifest, rounds)

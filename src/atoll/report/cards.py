@@ -1,4 +1,8 @@
-"""The data behind a run: how size and labels are spread over clients, and what is missing where."""
+"""The data behind a run: how size and labels are spread over clients, and what is missing where.
+
+What a site's rule on small counts holds back stands in a card as ``suppressed``. It is shown as that word and
+drawn as what is left of the site's rows, never as zero.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from atoll.data.telling import SUPPRESSED
 from atoll.report.charts import Part, dot_rows, figure, legend, shown, stacked_columns, stacked_rows
 from atoll.report.compare import number
 from atoll.report.markup import Safe, join, tag
@@ -41,7 +46,10 @@ def spread_section(cards: Sequence[Card]) -> Safe:
         return tag("p", "No data card was recorded.", class_="empty")
     chosen = _sample(cards)
     classes = _classes(cards)
-    key = legend([(f"c{i}", name) for i, name in enumerate(classes)]) if classes else None
+    marks = [(f"c{i}", name) for i, name in enumerate(classes)]
+    if any(SUPPRESSED in (c.get("labels") or {}).values() for c in chosen):
+        marks.append(("m-unavailable", SUPPRESSED))
+    key = legend(marks) if classes else None
     note = (
         "" if chosen is cards else f" {len(chosen)} of {len(cards):,} clients, from large to small."
     )
@@ -78,7 +86,7 @@ def cards_section(cards: Sequence[Card]) -> Safe:
             tag("th", _site(card), scope="row"),
             tag("td", f"{_rows(card):,.0f}"),
             tag("td", _labels(card), class_="words"),
-            tag("td", f"{sum(_missing(card).values()):,.0f}"),
+            tag("td", _empty(card)),
             tag("td", tag("code", str(card.get("fingerprint") or "-")[:12])),
         )
         for card in chosen
@@ -114,6 +122,15 @@ def _missing(card: Card) -> dict[str, float]:
     return {str(column): number(count) or 0.0 for column, count in found.items()}
 
 
+def _empty(card: Card) -> str:
+    """How many values are missing, as far as that is told."""
+    told = f"{sum(_missing(card).values()):,.0f}"
+    columns = card.get("columns")
+    every = columns.values() if isinstance(columns, Mapping) else ()
+    hidden = sum(isinstance(c, Mapping) and c.get("missing") == SUPPRESSED for c in every)
+    return f"{told}, and {hidden} {SUPPRESSED}" if hidden else told
+
+
 def _sample(cards: Sequence[Card]) -> Sequence[Card]:
     """All cards, or MANY of them spread evenly over the order by size."""
     if len(cards) <= MANY:
@@ -143,13 +160,16 @@ def _natural(label: str) -> tuple[int, float, str]:
 
 
 def _rows_by_class(card: Card, classes: Sequence[str]) -> list[Part]:
-    labels = {str(k): number(n) or 0.0 for k, n in (card.get("labels") or {}).items()}
+    told = card.get("labels") or {}
+    labels = {str(k): number(n) or 0.0 for k, n in told.items()}
+    left = _rows(card) - sum(labels.values()) if SUPPRESSED in told.values() else 0.0
     if not labels or not classes:
         return [Part("rows", "c0", _rows(card))]
     parts = [Part(name, f"c{i}", labels.pop(name, 0.0)) for i, name in enumerate(classes)]
     rest = sum(labels.values())
     if rest:
         parts[-1] = Part(OTHER, f"c{len(classes) - 1}", parts[-1].value + rest)
+    parts.append(Part(SUPPRESSED, "m-unavailable", left))
     return [part for part in parts if part.value > 0]
 
 
@@ -171,15 +191,19 @@ def _labels(card: Card) -> str:
     labels = card.get("labels") or {}
     if labels:
         ordered = sorted(labels.items(), key=lambda item: _natural(str(item[0])))
-        told = ", ".join(f"{name}: {shown(number(n), 6)}" for name, n in ordered[:_MOST_CLASSES])
+        told = ", ".join(f"{name}: {_count(n)}" for name, n in ordered[:_MOST_CLASSES])
         rest = len(ordered) - _MOST_CLASSES
         if len(ordered) == 1:
             return f"{told} (a single class)"
         return f"{told}, {rest} more" if rest > 0 else told
     target = card.get("target") or {}
     if number(target.get("mean")) is None:
-        return "-"
+        return SUPPRESSED if target.get("mean") == SUPPRESSED else "-"
     return f"mean {shown(number(target['mean']))}, sd {shown(number(target.get('sd')))}"
+
+
+def _count(n: Any) -> str:
+    return SUPPRESSED if n == SUPPRESSED else shown(number(n), 6)
 
 
 def _histogram(cards: Sequence[Card]) -> Safe:
@@ -224,10 +248,10 @@ def _column(column: Any) -> str:
     counts = column.get("counts")
     if isinstance(counts, Mapping) and counts:
         frequent = sorted(counts.items(), key=lambda item: -(number(item[1]) or 0))
-        told = ", ".join(f"{name} {shown(number(n), 6)}" for name, n in frequent[:3])
+        told = ", ".join(f"{name} {_count(n)}" for name, n in frequent[:3])
         return told + (", ..." if len(frequent) > 3 else "")
     if number(column.get("mean")) is None:
-        return "-"
+        return SUPPRESSED if column.get("mean") == SUPPRESSED else "-"
     unit = str(column.get("unit") or "")
     spread = f"{shown(number(column['mean']), 3)} (sd {shown(number(column.get('sd')), 3)})"
     return f"{spread} {unit}".rstrip()
@@ -255,6 +279,9 @@ def _missingness(cards: Sequence[Card]) -> Safe:
 
 
 def _share(card: Card, column: str) -> Safe:
+    found = card.get("missing")
+    if isinstance(found, Mapping) and found.get(column) == SUPPRESSED:
+        return tag("td", SUPPRESSED)
     count = _missing(card).get(column)
     if count is None:
         known = (card.get("columns") or {}).get(column) or {}

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from atoll.data.telling import SUPPRESSED
+
 __all__ = [
     "WAYS",
     "ComparisonRow",
@@ -136,6 +138,13 @@ def _few(manifest: Mapping[str, Any]) -> dict[str, str]:
     told = {}
     for card in manifest.get("cards") or ():
         labels = card.get("labels") or {}
+        hidden = sorted(str(label) for label, n in labels.items() if n == SUPPRESSED)
+        if hidden:
+            told[str(card.get("site"))] = (
+                f"The site has fewer rows of class {' or '.join(map(repr, hidden))} than its rule lets it "
+                "tell, so this can be chance."
+            )
+            continue
         counts = {str(label): number(n) or 0.0 for label, n in labels.items()}
         rarest = min(counts, key=counts.__getitem__, default="")
         fewest = counts[rarest] if counts else number(card.get("rows"))
