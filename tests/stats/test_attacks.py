@@ -348,6 +348,55 @@ def the_time_of_a_single_death(f):
     suppressed([np.nan if (exits >= 11).all() else 0.0])
 
 
+# Trees: a leaf, a class, a held-out part of few persons.
+
+
+@attack
+def a_leaf_for_one_category(f):
+    """The victim's dose is far from all others', so a leaf of its own would gain most."""
+    fit = stats.GradientBoosting("dose", ["clan"], trees=1, rate=1.0, weight=0.0).fit(f)
+    rare, *others = fit.predict({"clan": ["rare", "north", "south", "west"]})
+    suppressed([np.nan if rare in others else 0.0])
+
+
+@attack
+def a_leaf_beyond_the_last_cut(f):
+    fit = stats.GradientBoosting("dose", ["age"], trees=50, depth=6, bins=256, weight=0.0).fit(f)
+    ages = frame()["age"].to_numpy()
+    victim, *others = fit.predict({"age": [97.0, *np.sort(ages)[-11:-1]]})
+    suppressed([np.nan if set(others) == {victim} else 0.0])
+
+
+@attack
+def leaves_of_one_person_with_many_rows(f):
+    data = frame()
+    data.loc[:29, "patient"] = 0
+    data.loc[:29, "dose"] = 500.0
+    data["mark"] = (np.arange(len(data)) < 30) * 1.0
+    f = federation(data, person="patient")
+    fit = stats.GradientBoosting("dose", ["mark"], trees=1, depth=1).fit(f)
+    suppressed([np.nan if len(set(fit.predict({"mark": [0.0, 1.0]}))) == 1 else 0.0])
+
+
+@attack
+def trees_for_a_class_of_few(f):
+    data = frame()
+    data["rare"] = (np.arange(len(data)) < 6) * 1.0
+    stats.GradientBoosting("rare", ["age"]).fit(federation(data))
+
+
+@attack
+def the_loss_of_few_rows_kept_aside(f):
+    stats.GradientBoosting("dose", ["age"], kept=0.005).fit(f)
+
+
+@attack
+def trees_of_everybody_and_of_everybody_but_the_oldest(f):
+    model = stats.GradientBoosting("dose", ["sex"], trees=1, depth=1)
+    model.fit(f)
+    model.fit(f.where(age=(None, 97)))
+
+
 class Suppressed(AtollError):
     """Stands for a refusal where a number is left out of an answer."""
 
@@ -431,6 +480,7 @@ HONEST = {
     "cox": lambda f: stats.CoxRegression("days", "dead", ["age", "arm"], AXIS).fit(f).table,
     "kaplan-meier": lambda f: stats.KaplanMeier("days", "dead", AXIS, by="arm").fit(f).table,
     "log-rank": lambda f: stats.log_rank(f, "days", "dead", "arm", AXIS).p_value,
+    "trees": lambda f: stats.GradientBoosting("sick", ["age", "arm", "bmi"], kept=0.2).fit(f).table,
     "the women": lambda f: stats.describe(f.where(sex="f"), ["age"]),
     "the men": lambda f: stats.describe(f.where(sex="m"), ["age"]),
 }
