@@ -125,7 +125,8 @@ def _gain(left: Array, right: Array, whole: Array, terms: Terms) -> Array:
     """Gain of every cut (7) without its factor of one half; minus infinity where it is not allowed."""
     allowed = np.ones(left.shape[:-1], bool)
     for side in (left, right):
-        allowed &= side[..., PERSONS] >= max(terms.persons, 1.0)
+        # Persons with several rows are counted in parts: more than ten in parts are eleven or more.
+        allowed &= side[..., PERSONS] > max(terms.persons, 1.0) - 1.0
         allowed &= (side[..., SECOND] >= terms.weight) & (side[..., SECOND] + terms.l2 > 0)
     both = _score(left, terms) + _score(right, terms)
     gain = both - _score(whole, terms)[:, :, None, None]
