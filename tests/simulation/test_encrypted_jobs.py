@@ -42,12 +42,15 @@ def test_an_encrypted_job_ends_in_the_bits_of_the_quantised_and_the_masked_one(j
     assert hashes["encrypted"] == hashes["quantised"] == hashes["masked"] != hashes["plain"]
 
 
-def test_encrypted_jobs_run_in_one_process_and_not_at_sites_yet(job):
+def test_encrypted_jobs_are_simulated_in_one_process_and_run_at_sites_in_rounds(job):
     with pytest.raises(JobConflict, match="hides updates runs in one process"):
         run(job, "privacy.aggregation=encrypted", executor="processes", workers=1)
+    partition = {"data.partition", "data.source"}  # of this job's made-up rows
     spec = read_spec(job, ["privacy.aggregation=encrypted"])
-    places = [fault.place for fault in deployable(spec)]
-    assert "privacy.aggregation" in places
+    assert not {fault.place for fault in deployable(spec)} - partition
+    late = ["privacy.aggregation=encrypted", "rounds.mode=async", "algorithm.name=fedbuff"]
+    spec = read_spec(job, [*late, "rounds.buffer=3"])
+    assert {fault.place for fault in deployable(spec)} - partition == {"rounds.mode"}
 
 
 def test_a_limit_on_norms_refuses_who_is_beyond_it_and_is_part_of_the_job(job):

@@ -107,10 +107,11 @@ Data = Table | Examples
 """A site's rows: a table, or arrays where the job's source is ``.npz`` without a target."""
 
 
-_UNTOLD = (
-    "updates, sums of columns and figures of held-out rows were added up under masks: numbers of rows, "
+_UNTOLD = {
+    kind: f"updates, sums of columns and figures of held-out rows were added up {how}: numbers of rows, "
     "data cards and figures of single sites were not told"
-)
+    for kind, how in (("masked", "under masks"), ("encrypted", "as ciphertexts"))
+}
 
 
 def deployable(spec: JobSpec) -> list[Fault]:
@@ -152,8 +153,9 @@ def _impossible(spec: JobSpec) -> Iterator[Fault]:
         yield Fault("stop.metric", reason, "watch federated.* instead")
     if spec.executor.name == "ray":
         yield Fault("executor.name", "'ray' is for simulations", "remove [executor]")
-    if spec.privacy.aggregation == "encrypted":
-        yield Fault("privacy.aggregation", "'encrypted' is for simulations so far", "use 'masked'")
+    if spec.privacy.aggregation == "encrypted" and spec.rounds.mode == "async":
+        reason = "'async' has no rounds whose sites could agree on a sum before it is opened"
+        yield Fault("rounds.mode", reason, "set rounds.mode = 'sync', or simulate")
     yield from buffer_faults(spec)
 
 
@@ -358,12 +360,14 @@ def coordinator(
     standing = Standing(layout, initial, next((a.way for a in told.values()), ""))
     raise_faults(DataError, "the sites' models", list(_unlike(layout, initial, told)))
     settled = job_from_spec(spec, Path()).settled(len(told))
+    untold = _UNTOLD.get(settled.privacy.aggregation)
     for site, answer in told.items():
-        if not answer.rows and settled.privacy.aggregation != "masked":
+        if not answer.rows and untold is None:
             raise WireError(
-                "what it sent is no Answer (rows: 0, which masks alone allow)", site=site
+                "what it sent is no Answer (rows: 0, which masked and encrypted runs alone allow)",
+                site=site,
             )
-    notes = [*left_out(spec), *([_UNTOLD] if settled.privacy.aggregation == "masked" else [])]
+    notes = [*left_out(spec), *([] if untold is None else [untold])]
     islands = Islands(
         train={site: Rows(a.rows or 1, told=a.rows > 0) for site, a in told.items()},
         held_out={

@@ -74,7 +74,7 @@ def ready(parts: Parts, islands: Islands, *, rows: bool = False) -> dict[str, An
     """
     ((site, data),) = parts.clients.items()
     card = next(iter(islands.cards), {})
-    masked, tests = parts.chain.find("mask") is not None, parts.held_out.get(site, ())
+    masked, tests = parts.chain.gives("sums only"), parts.held_out.get(site, ())
     figures: dict[str, tuple[str, int]] = {}
     if masked and len(tests):  # names and sizes are all that is told of this
         start = initial_vector(parts)[: parts.trainer.layout.shared.stop]

@@ -59,6 +59,11 @@ class Settled:
         """Whether sites send under masks only."""
         return self.kind == "masked"
 
+    @property
+    def hidden(self) -> bool:
+        """Whether the server sees sums only, be it by masks or by ciphertexts."""
+        return self.kind in ("masked", "encrypted")
+
 
 def settle(privacy: Privacy, schedule: Schedule, algorithm: Any, sites: int) -> Settled:
     """How updates of this job are added up between so many institutions.

@@ -25,7 +25,6 @@ from urllib.parse import quote
 from atoll.core.errors import AtollError, Equivocation, StorageError
 from atoll.node.datasets import Dataset
 from atoll.node.link import INLINE, passing
-from atoll.node.masking import SUBJECTS, Masked
 from atoll.node.orders import DatasetBody, Order, Report, done_only, named, read_result
 from atoll.node.process import Ended, Log, Worker
 from atoll.node.redaction import MOST, without_paths
@@ -33,6 +32,7 @@ from atoll.node.settings import GIB
 from atoll.node.site import Site
 from atoll.node.spool import Held
 from atoll.node.steward import Asked, Verdict, verdict
+from atoll.node.summing import SUBJECTS, Summed
 from atoll.runtime import fulfilling as f
 from atoll.wire.frames import encode
 from atoll.wire.messages import ResultBody, TaskBody
@@ -73,7 +73,7 @@ class Errands:
         self._orders: dict[str, Order] = {}
         self._data: tuple[Path, Worker, Dataset, Asked] | None = None
         self._models: set[str] = set()  # that tasks start from
-        self._masked = Masked(run, site)
+        self._masked = Summed(run, site)
         self._waiting: deque[str] = deque()
         self._working, self._due = "", math.inf
         self._worker: Worker | None = None
@@ -336,7 +336,7 @@ class Errands:
             if held is not None:
                 self._waiting = deque(name for name in self._waiting if name != task)
                 self._finished(held, ResultBody(task=task, status="done"))
-            if (training := self._masked.first(body)) is not None:
+            if (training := self._masked.first(body, self._site.cache.path)) is not None:
                 self._bodies[training.id] = training
                 self._train(training.id)
 

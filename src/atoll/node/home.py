@@ -11,6 +11,7 @@
     queries/          what statistics have been told of each dataset; never put an old copy back
     ledger/           what it has been asked for, and steps of masked rounds; never put an old copy back
     epoch.json        the newest epoch of the server that was seen: an older one is not obeyed
+    keys/             secrets of encrypted runs, until they are over
     spool/            finished results until they are settled, and clients' memories
     cache/            downloaded models and plans; may be deleted while the node is stopped
     work/             scratch folders of worker processes; emptied at each start
@@ -111,6 +112,11 @@ class Home:
     def epoch(self) -> Path:
         """Which epoch of the server was seen."""
         return self.path / "epoch.json"
+
+    @property
+    def keys(self) -> Path:
+        """Secrets of encrypted runs."""
+        return self.path / "keys"
 
     @property
     def spool(self) -> Path:

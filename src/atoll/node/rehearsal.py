@@ -231,7 +231,7 @@ def _prepared(stage: _Stage, settings: Settings) -> Generator[Finding, None, int
     if spec.preprocessing.mode == "federated":
         body, vectors = _asked(stage, "sums", schema, {})
         fold = Fold(1)
-        if deployed.settled_of(spec, 1).masked:  # in the form in which masks are put on
+        if deployed.settled_of(spec, 1).hidden:  # in the form in which masks are put on
             vectors = column_totals(spec, schema, vectors)
         fold.add(Update(vectors, 1.0, body.examples))
         sums = fold.aggregate().sums

@@ -16,6 +16,7 @@ from atoll.node.link import Link
 from atoll.node.orders import Report
 from atoll.node.peers import Trust
 from atoll.node.plans import read_plan
+from atoll.node.run_keys import RunKeys
 from atoll.node.settings import Settings
 from atoll.node.spool import Held, Spool
 from atoll.node.steward import Asked, Steward, charged
@@ -102,5 +103,6 @@ class Site:
     def end(self, run: str) -> None:
         """Let go of everything of a run."""
         self.spool.end(run)
+        RunKeys(self.home.keys).drop(run)
         if self.steward is not None:
             self.steward.end(run)

@@ -306,7 +306,7 @@ def _faults(
     if not policy.unmasked and not settled.masked:
         yield Fault(
             "policy.unmasked",
-            f"single updates of this job reach the server in clear ({settled})",
+            f"single updates of this job reach the server without masks ({settled})",
             'set privacy.aggregation = "masked" in the job',
         )
     limited = policy.private == "limited" and limits

@@ -238,7 +238,7 @@ class Workplace:
     def sums(self, order: Order, run: _Run, rows: Any) -> _Done:
         """Exact sums of the training rows' columns; whole numbers and nothing else in a masked run."""
         update = deployed.column_sums_at(run.spec, run.schema, order.task.client, rows)
-        if deployed.settled_of(run.spec, run.sites).masked:
+        if deployed.settled_of(run.spec, run.sites).hidden:
             return _Done(column_integers(update.vectors))
         fields = {"weight": float(update.weight), "examples": int(update.examples)}
         return _Done(update.vectors, fields)
@@ -293,7 +293,7 @@ class Workplace:
         parameters = Broadcast(order.task.version, _vectors(order.broadcast)).parameters
         with self._one():
             found = evaluate_client(parts, parameters, client, _memory(order))
-        if parts.chain.find("mask") is not None:
+        if parts.chain.gives("sums only"):
             return _Done(integers_of(found, kinds_of(found)))
         fields = {"metrics": _leaving(found), "examples": len(parts.held_out[client])}
         return _Done(fields=fields)

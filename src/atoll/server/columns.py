@@ -1,4 +1,4 @@
-"""Sums of columns before the first round of a masked run: the server sees those of all sites together."""
+"""Sums of columns before the first round of a masked or encrypted run: only those of all sites are seen."""
 
 from __future__ import annotations
 
@@ -12,19 +12,25 @@ from atoll.data.schema import Schema
 from atoll.job.schema import JobSpec
 from atoll.job.summed import column_lanes, column_totals, sums_digest
 from atoll.job.survey import schema_to_plain
-from atoll.privacy.secagg.terms import rule_text
+from atoll.privacy.he.contexts import PublicContext
 from atoll.server.desk import Call
-from atoll.server.masking import Make, MaskedRound, Masking
+from atoll.server.masking import Make
 from atoll.server.office import Office
 from atoll.server.store.contract import RunRow
+from atoll.server.summing import lanes_summed, summed_round
 
 __all__ = ["masked_sums"]
 
 
 def masked_sums(
-    office: Office, row: RunRow, spec: JobSpec, schema: Schema, make: Make
+    office: Office,
+    row: RunRow,
+    spec: JobSpec,
+    schema: Schema,
+    make: Make,
+    key: PublicContext | None = None,
 ) -> Generator[Call, Sequence[Outcome], Mapping[str, Array]]:
-    """The calls of one masked round about columns; returns the sums over all sites.
+    """The calls of one such round about columns; returns the sums over all sites.
 
     Args:
         office: of the server.
@@ -32,16 +38,15 @@ def masked_sums(
         spec: its job.
         schema: what the sites agreed on.
         make: makes tasks.
+        key: of an encrypted run, the public half.
 
     Raises:
         DataError: a site is not in the sum; all such sites are named.
     """
-    plain, privacy = json.loads(row.spec), spec.privacy
-    masking = Masking(
-        column_lanes(spec, schema), privacy.threshold, privacy.degree, rule_text(plain["privacy"])
-    )
+    plain = json.loads(row.spec)
+    masking = lanes_summed(column_lanes(spec, schema), plain["privacy"], key)
     digest, seconds = sums_digest(plain, schema_to_plain(schema)), office.settings.round
-    masked = MaskedRound(office, row, masking, 0, digest, make, seconds, about="sums")
+    masked = summed_round(office, row, masking, 0, digest, make, seconds, about="sums")
     summed = yield from masked.play([Task(site, 0) for site in row.sites])
     lost = [o for o in summed.outcomes if o.status != "contributed"]
     if lost:

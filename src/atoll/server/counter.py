@@ -32,9 +32,9 @@ from atoll.wire.messages import ResultBody, TaskBody
 
 __all__ = ["Counter", "refusal", "site_of"]
 
-_PREPARATION = ("survey", "sums", "ready")
-_STEPS = ("commit", "share", "train", "pledge", "release")
-"""Of a round; one that is not masked has the third alone."""
+_PREPARATION = ("survey", "greet", "deal", "take", "sums", "ready")
+_STEPS = ("commit", "share", "train", "pledge", "release", "open")
+"""Of a round; one that is neither masked nor encrypted has the third alone."""
 _FIRST = (0, 0, 0, -1)
 
 

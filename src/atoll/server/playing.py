@@ -36,11 +36,12 @@ from atoll.server.answers import Expected
 from atoll.server.buffering import Buffering, is_ready
 from atoll.server.desk import Call, Desk, Take
 from atoll.server.folding import Pattern, TrainFold, pattern_of
-from atoll.server.masking import MaskedRound, Masking, masking_of
+from atoll.server.masking import Masking, masking_of
 from atoll.server.office import Office
 from atoll.server.preparing import Prepared, body_of
 from atoll.server.slabs import BySlabs
 from atoll.server.store.contract import RoundRow, RunRow
+from atoll.server.summing import summed_round, summing_of
 from atoll.wire.frames import Blob
 from atoll.wire.messages import BlobRef, ResultBody, TaskBody
 from atoll.wire.metrics import metrics_from_plain
@@ -79,7 +80,7 @@ class Playing:
         self._office = office
         self._row = row
         self._plan = prepared.plan
-        self._figures = prepared.figures
+        self._figures, self._key = prepared.figures, prepared.key
         parts = prepared.parts
         self._parts = replace(parts, algorithm=BySlabs(parts.algorithm))
         self._job = job = prepared.job
@@ -179,7 +180,7 @@ class Playing:
         return self._live.planned()
 
     def _train(self, call: Train) -> Generator[Call, Sequence[Outcome], Any]:
-        masking = masking_of(self._row, self._parts)
+        masking = summing_of(self._row, self._parts, self._key)
         if masking is not None:
             if self._job.study is not None:  # whose questions have another shape in each round
                 task = call.tasks[0]
@@ -212,7 +213,7 @@ class Playing:
         else:
             starts = self._buffering.starts(call)
             told, model = {"starts": starts.to_plain()}, starts.mark
-        masked = MaskedRound(
+        masked = summed_round(
             self._office,
             self._row,
             masking,
@@ -266,7 +267,7 @@ class Playing:
         kept = self._kept
         if call.broadcast.version > self._version:
             kept = {**kept, **self._trained}
-        masking = masking_of(self._row, self._parts)
+        masking = summing_of(self._row, self._parts, self._key)
         if masking is not None:
             return (yield from self._figures_masked(call, masking, kept))
         tasks = [
@@ -295,7 +296,7 @@ class Playing:
             more["kept"] = kept.get(site, "")
             return self._body(kind, call.number, site, call.broadcast, name, **more)
 
-        masked = MaskedRound(
+        masked = summed_round(
             self._office,
             self._row,
             replace(masking, lanes=lanes_of(kinds)),

@@ -36,11 +36,13 @@ from atoll.job.datasets import own_arrays
 from atoll.job.package import spec_from_plain
 from atoll.job.study import Agreed
 from atoll.job.summed import check_columns, column_shapes
+from atoll.privacy.he.contexts import PublicContext
 from atoll.runtime.client import Parts
 from atoll.runtime.figures import Kinds
 from atoll.server.answers import Expected
 from atoll.server.columns import masked_sums
 from atoll.server.desk import Call, Take
+from atoll.server.key_sharing import shared_key
 from atoll.server.office import Office
 from atoll.server.store.contract import RunRow
 from atoll.wire.frames import Allowed, Blob, check_finite, decode
@@ -65,13 +67,15 @@ class Prepared:
         job: the job as objects.
         parts: of the run; its trainer has a layout and an initial vector and nothing else.
         plan: the newest plan.
-        figures: in a masked run, the metrics of held-out rows that sites will add up.
+        figures: in a masked or encrypted run, the metrics of held-out rows that sites will add up.
+        key: in an encrypted run, the public half of the sites' key.
     """
 
     job: Job
     parts: Parts
     plan: Blob
     figures: Kinds = field(default_factory=dict)
+    key: PublicContext | None = None
 
 
 def body_of(
@@ -109,7 +113,8 @@ class Preparing:
         self._sums: Mapping[str, Array] = {}
         self._answers: dict[ClientId, Mapping[str, Any]] = {}
         self._initial: Array | None = None
-        self._masked = deployed.settled_of(self._spec, len(row.sites)).masked
+        self._settled = deployed.settled_of(self._spec, len(row.sites))
+        self._key: PublicContext | None = None
 
     def calls(self) -> Generator[Call, Sequence[Outcome], Prepared]:
         """The calls, one after another, and what comes of them.
@@ -121,8 +126,10 @@ class Preparing:
         if self._spec.statistics is not None:
             return (yield from self._asking())
         self._schema = deployed.agree(self._spec, self._by_site())
+        if self._settled.kind == "encrypted":
+            self._key = yield from self._shared_key()
         if self._spec.preprocessing.mode == "federated":
-            yield from self._under_masks() if self._masked else self._add_up()
+            yield from self._under_masks() if self._settled.hidden else self._add_up()
         self._answers, self._initial = {}, self._given()
         yield from self._call("ready", Expected(), self._note)
         return self._finish()
@@ -208,7 +215,7 @@ class Preparing:
         self._sums = fold.aggregate().sums
 
     def _under_masks(self) -> Asking:
-        """The same in a masked run: only the sum is seen here."""
+        """The same in a masked or encrypted run: only the sum is seen here."""
         row, schema = self._row, self._schema
         if schema is None or own_arrays(self._spec.data):  # of which no column has a sum
             return
@@ -219,7 +226,18 @@ class Preparing:
             more: dict[str, Any] = {"said": BlobRef.of(said), "about": "sums"}
             return body_of(row, plan, kind, 0, task.client, name, **more)
 
-        self._sums = yield from masked_sums(self._office, row, self._spec, schema, make)
+        office, spec = self._office, self._spec
+        self._sums = yield from masked_sums(office, row, spec, schema, make, self._key)
+
+    def _shared_key(self) -> Generator[Call, Sequence[Outcome], PublicContext]:
+        """The sites' key, of which the server gets the public half."""
+        row, plan, office = self._row, self._plan, self._office
+        office.store.set_run(office.epoch, row.id, phase="key")
+
+        def make(kind: str, task: Task, name: str, said: Blob) -> TaskBody:
+            return body_of(row, plan, kind, 0, task.client, name, said=BlobRef.of(said))
+
+        return (yield from shared_key(office, row, make))
 
     def _given(self) -> Array | None:
         """The initial vector that came with the job."""
@@ -242,8 +260,8 @@ class Preparing:
         if self._initial is None:
             raise DataError("no site sent the initial vector", site=first)
         job, parts = deployed.coordinator(self._spec, layout, self._initial, answers)
-        figures = deployed.figures_told(answers) if self._masked else {}
-        return Prepared(job, parts, self._plan, figures)
+        figures = deployed.figures_told(answers) if self._settled.hidden else {}
+        return Prepared(job, parts, self._plan, figures, self._key)
 
     def _by_site(self) -> dict[ClientId, Mapping[str, Any]]:
         """The answers in the order of the sites, not of their arrival."""

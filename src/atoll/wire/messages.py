@@ -133,7 +133,8 @@ class TaskBody(Message):
     only :mod:`atoll.privacy.secagg` can read: the steps ``commit``, ``share``, ``pledge`` and ``release`` have
     one, and in a masked run ``train``, ``sums`` and ``evaluate``; ``about`` says which of the three the
     steps belong to. ``fit`` asks for the work of a training task whose answer is wanted later, under masks: a
-    site says when it is done, and nothing else.
+    site says when it is done, and nothing else. An encrypted run has ``greet``, ``deal`` and ``take`` for its
+    key, and of the steps ``pledge`` and ``open`` (:mod:`atoll.privacy.he`).
     """
 
     id: TaskId
@@ -149,6 +150,10 @@ class TaskBody(Message):
         "share",
         "pledge",
         "release",
+        "greet",
+        "deal",
+        "take",
+        "open",
     ]
     number: Whole
     client: Name
