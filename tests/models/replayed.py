@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from atoll.privacy.dp.noise import chosen, noised
+from atoll.privacy.dp.noise import Draws, chosen, noised
 
 
 class Bits:
@@ -26,6 +26,9 @@ class Again:
         self.asked.append((rows, rate))
         return chosen(self.bits, rows, rate)
 
+    def cell(self, size, bound, noise_multiplier):
+        return Draws(self.bits).cell(size, bound, noise_multiplier)
+
     def noised(self, values, bound, noise_multiplier, out=None):
         return noised(self.bits, values, bound, noise_multiplier, str(values.dtype), out)
 
@@ -38,6 +41,9 @@ class Quiet:
 
     def chosen(self, rows, rate):
         return np.arange(rows) if self.take is None else np.asarray(self.take, np.int64)
+
+    def cell(self, size, bound, noise_multiplier):
+        return 1.0
 
     def noised(self, values, bound, noise_multiplier, out=None):
         self.sums.append(values.copy())

@@ -46,6 +46,10 @@ class Randomness(Protocol):
         """Row numbers, each of ``rows`` taken with probability ``rate``, int64."""
         ...
 
+    def cell(self, size: int, bound: float, noise_multiplier: float) -> float:
+        """The unit in which ``noised`` takes so many values fastest: a power of two."""
+        ...
+
     def noised(
         self, values: Array, bound: float, noise_multiplier: float, out: Array | None = None
     ) -> Array:

@@ -322,7 +322,8 @@ class Batch:
             self._held += [
                 torch.empty((self._size, *t.shape[1:]), dtype=t.dtype) for t in (self.x, self.y)
             ]
-        n, rows = len(index), torch.as_tensor(index)
+        n = len(index)
+        rows = index if isinstance(index, Tensor) else torch.from_numpy(index)
         x, y = (
             torch.index_select(t, 0, rows, out=into[:n])
             for t, into in zip((self.x, self.y), self._held, strict=True)

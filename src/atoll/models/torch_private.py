@@ -40,6 +40,9 @@ except ImportError as missing:  # pragma: no cover - depends on the installation
 
 __all__ = ["PrivateTorchTrainer"]
 
+_SCALED = 2.0**-60
+"""Units closer to 0 than this, or further from it than its inverse, are not used: float32 would lose digits."""
+
 _BUILT = ("_draws", "_benches", "_ways")
 
 
@@ -160,19 +163,20 @@ class PrivateTorchTrainer:
             correct, move = _correction(rule, bench), _mover(work.optimizer, bench)
             augment = self._augmented(seed)
             rates = list[float]()
+            unit = self._unit(bench)
             # Plain SGD divides its rate instead of the gradient: one pass less.
             whole = rule.trivial and _is_plain(work.optimizer)
-            divisor = cut.size if whole else 1
+            divisor = cut.size / unit
             for lr in steps(len(data), work, round):
                 chosen = self._draws.chosen(len(data), cut.size / len(data))
                 if not len(chosen):
                     bench.gradient.zero_()
                 for i, own in enumerate(pieces(chosen, taken)):
                     x, y = batch.take(own)
-                    way.rows.add(augment(x), y, self.privacy.clip, fresh=not i)
-                self._noise(bench, cut.size // divisor)
+                    way.rows.add(augment(x), y, self.privacy.clip, fresh=not i, unit=unit)
+                self._noise(bench, unit, 1.0 if whole else divisor)
                 correct()
-                move(lr / divisor)
+                move(lr / divisor if whole else lr)
                 rates.append(lr)
             return Fit(bench.vector(), len(rates), sum(rates), len(data), math.nan)
 
@@ -186,7 +190,7 @@ class PrivateTorchTrainer:
         plan(len(data), LocalWork())
         with alone(Seed(0)), torch.no_grad():
             bench = self._summed_up(parameters, data, np.arange(len(data)))
-            self._noise(bench, len(data))
+            self._noise(bench, 1.0, len(data))
             return bench.slope(), math.nan
 
     def clipped_sum(self, parameters: Array, data: Any, chosen: Array) -> Array:
@@ -216,12 +220,19 @@ class PrivateTorchTrainer:
         taken = min(self.privacy.micro_batch or way.rows.largest, len(data))
         return Batch(data, way.bench, self._targets(data), taken), taken
 
-    def _noise(self, bench: Bench, expected: int) -> None:
+    def _unit(self, bench: Bench) -> float:
+        """What sums are counted in until they have their noise; as a power of two it changes no digit."""
+        cell = self._draws.cell(
+            len(bench.gradient), self.privacy.bound, self.privacy.noise_multiplier
+        )
+        return cell if _SCALED < cell < 1 / _SCALED else 1.0
+
+    def _noise(self, bench: Bench, unit: float, divisor: float) -> None:
         p = self.privacy
         total = bench.gradient.numpy()
-        noisy = self._draws.noised(total, p.bound, p.noise_multiplier, total)
-        if expected > 1 or noisy is not total:
-            torch.div(torch.from_numpy(noisy), expected, out=bench.gradient)
+        noisy = self._draws.noised(total, p.bound / unit, p.noise_multiplier, total)
+        if divisor != 1 or noisy is not total:
+            torch.div(torch.from_numpy(noisy), divisor, out=bench.gradient)
 
     def _way(self, data: Any) -> _Way:
         """The way for rows of this shape, checked and chosen on made-up rows and initial weights."""

@@ -13,7 +13,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from atoll.models.private import factors
 from atoll.models.torch_chain import Chain, Dense, chain_of
 from atoll.models.torch_flat import Bench
 
@@ -40,6 +39,9 @@ class Chained:
         self._slope = _softmax if loss in ("cross_entropy", "nll_sum") else self._differentiated
         self._layers = [(layer, *_views(bench, layer)) for layer in chain.layers]
         self._outputs = nn.Identity()
+        # What a bias sees beside a layer's inputs.
+        ones = [[0.0 if layer.bias is None else 1.0] for layer in chain.layers]
+        self._ones = torch.tensor(ones, dtype=bench.dtype)
 
     @classmethod
     def of(cls, bench: Bench, total: Total, loss: object, x: Tensor) -> Chained | None:
@@ -54,32 +56,45 @@ class Chained:
         """Rows of a micro-batch where its size is not given; nothing is held by row."""
         return _ROWS
 
-    def add(self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False) -> Tensor:
+    def add(
+        self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False, unit: float = 1.0
+    ) -> Tensor:
         """Add the rows' clipped gradients, or write them; returns their norms before clipping, ``(n,)``."""
         given, before, out = self._forward(x.flatten(1))
         slopes = self._backward(given, before, out, y)
-        squares = torch.zeros(len(x), dtype=out.dtype)
-        for (_, _, bias, *_), a, g in zip(self._layers, given, slopes, strict=True):
-            lengths = torch.linalg.vector_norm(a, dim=1).square_()
-            if bias is not None:
-                lengths += 1.0
-            squares.addcmul_(torch.linalg.vector_norm(g, dim=1).square_(), lengths)
-        norms = squares.sqrt_()
-        scale = torch.from_numpy(factors(norms.numpy(), clip))
-        if not bool((scale > 0).all()):  # 0 times infinity would not be 0
+        norms = self._norms(given, slopes)
+        # min(1, C / norm); a comparison with NaN is false as well.
+        scale = torch.reciprocal(norms.clamp(min=clip)).mul_(clip / unit)
+        if not scale.min().item() > 0:  # 0 times infinity would not be 0
             kept = scale > 0
             if fresh:
                 self.bench.gradient.zero_()
-            if bool(kept.any()):
-                self.add(x[kept], y[kept], clip)
+            if kept.any():
+                self.add(x[kept], y[kept], clip, unit=unit)
             return norms
+        scale = scale[:, None]
         for (_, _, _, weight, bias), a, g in zip(self._layers, given, slopes, strict=True):
-            g *= scale[:, None]
-            weight.addmm_(g.t(), a, beta=0.0 if fresh else 1.0)
+            g *= scale
+            if not fresh:
+                weight.addmm_(g.t(), a)
+            else:
+                torch.mm(g.t(), a, out=weight)
             if bias is not None and fresh:
                 torch.sum(g, 0, out=bias)
             elif bias is not None:
                 bias += g.sum(0)
+        return norms
+
+    def _norms(self, given: list[Tensor], slopes: list[Tensor]) -> Tensor:
+        """Length of each row's gradient over all layers, ``(n,)``: that of |g| sqrt(|a|^2 + 1)."""
+        layers, rows = len(slopes), len(slopes[0])
+        lengths = torch.empty((2, layers, rows), dtype=slopes[0].dtype)
+        for i, (a, g) in enumerate(zip(given, slopes, strict=True)):
+            torch.linalg.vector_norm(a, dim=1, out=lengths[0, i])
+            torch.linalg.vector_norm(g, dim=1, out=lengths[1, i])
+        inputs, outputs = lengths
+        outputs.mul_(torch.hypot(inputs, self._ones))
+        norms: Tensor = torch.linalg.vector_norm(outputs, dim=0)
         return norms
 
     def _forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
@@ -116,9 +131,7 @@ class Chained:
 
 def _softmax(out: Tensor, y: Tensor) -> Tensor:
     """The gradient of cross-entropy, summed over rows, in the outputs."""
-    slope = torch.softmax(out, 1)
-    index = y[:, None]
-    return slope.scatter_add_(1, index, torch.full_like(index, -1, dtype=slope.dtype))
+    return torch.softmax(out, 1).scatter_(1, y[:, None], -1.0, reduce="add")
 
 
 def _views(bench: Bench, layer: Dense) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:

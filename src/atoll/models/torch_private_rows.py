@@ -52,10 +52,13 @@ class Rows(Protocol):
         """Rows of a micro-batch where its size is not given."""
         ...
 
-    def add(self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False) -> Tensor:
+    def add(
+        self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False, unit: float = 1.0
+    ) -> Tensor:
         """Add the rows' clipped gradients; returns their norms before clipping, ``(n,)``.
 
-        With ``fresh`` they are written over what the gradient holds.
+        With ``fresh`` they are written over what the gradient holds. The sum is in ``unit``, a power
+        of two; ``clip`` and the norms are not.
         """
         ...
 
@@ -113,7 +116,9 @@ class Layers:
         # The edge, not the tensor: what follows may change the tensor in place.
         self._seen.append((part, given[0].detach(), get_gradient_edge(out)))
 
-    def add(self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False) -> Tensor:
+    def add(
+        self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False, unit: float = 1.0
+    ) -> Tensor:
         """Add the rows' clipped gradients; returns their norms."""
         if fresh:
             self.bench.gradient.zero_()
@@ -139,16 +144,13 @@ class Layers:
         norms = squares.sqrt()
         scale = torch.from_numpy(factors(norms.numpy(), clip))
         if not bool((scale > 0).all()):  # 0 times infinity would not be 0
-            return self._without(x, y, clip, norms, scale)
+            kept = scale > 0
+            if bool(kept.any()):  # once more without the rows whose gradients are not finite
+                self.add(x[kept], y[kept], clip, unit=unit)
+            return norms
+        scale /= unit
         for part in parts:
             part.add(scale)
-        return norms
-
-    def _without(self, x: Tensor, y: Tensor, clip: float, norms: Tensor, scale: Tensor) -> Tensor:
-        """Once more without the rows whose gradients are not finite."""
-        kept = scale > 0
-        if bool(kept.any()):
-            self.add(x[kept], y[kept], clip)
         return norms
 
 
@@ -345,7 +347,9 @@ class Mapped:
         held = sum(s.numel() for s in self._slopes.values())
         return max(1, min(4096, _HELD // max(held, 1)))
 
-    def add(self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False) -> Tensor:
+    def add(
+        self, x: Tensor, y: Tensor, clip: float, *, fresh: bool = False, unit: float = 1.0
+    ) -> Tensor:
         """Add the rows' clipped gradients; returns their norms."""
         if fresh:
             self.bench.gradient.zero_()
@@ -356,6 +360,7 @@ class Mapped:
         norms = squares.sqrt()
         scale = torch.from_numpy(factors(np.asarray(norms), clip))
         kept = scale > 0
+        scale /= unit
         for name, value in rows.items():
             total = torch.tensordot(scale[kept], value[kept], 1)
             self._slopes[name].add_(total)

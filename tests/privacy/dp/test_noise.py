@@ -1,6 +1,8 @@
 import copy
+import itertools
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +139,53 @@ def test_sources_copies_and_messages_never_repeat():
     source.fill(np.empty(4, np.uint8))
     others = [source, SystemSource(), copy.deepcopy(source), pickle.loads(pickle.dumps(source))]
     assert len({words(s, 2).tobytes() for s in others}) == 4
+
+
+SOME = 50_000
+
+
+def shared(one, other):
+    """How many values two releases on nothing have in common: 40 or so by chance."""
+    return len(np.intersect1d(one, other))
+
+
+def test_spare_draws_of_one_step_serve_the_next_and_no_other():
+    draws, nothing = Draws(), np.zeros(SOME, np.float32)
+    steps = [draws.noised(nothing, 1.0, 1.0) for _ in range(4)]
+    assert max(shared(a, b) for a, b in itertools.combinations(steps, 2)) < 200
+    assert np.std(steps) == pytest.approx(1.0, rel=0.02)
+    (kept,) = draws._kept.values()
+    assert kept._normals._spare.size > 0
+    for other in (copy.deepcopy(draws), pickle.loads(pickle.dumps(draws))):
+        assert shared(draws.noised(nothing, 1.0, 1.0), other.noised(nothing, 1.0, 1.0)) < 200
+
+
+def test_another_bound_or_size_gets_noise_of_its_own():
+    draws = Draws()
+    for bound, size in ((1.0, SOME), (3.0, SOME), (3.0, 7), (1.0, SOME)):
+        out = draws.noised(np.zeros(size, np.float32), bound, 0.5)
+        assert out.shape == (size,)
+        if size == SOME:
+            assert out.std() == pytest.approx(bound / 2, rel=0.03)
+
+
+def test_threads_that_share_draws_get_noise_of_their_own():
+    draws, nothing = Draws(), np.zeros(SOME, np.float32)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: draws.noised(nothing, 1.0, 1.0), range(12)))
+    assert max(shared(a, b) for a, b in itertools.combinations(found, 2)) < 200
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_has_no_spare_draws_of_its_parent(tmp_path):
+    draws, nothing = Draws(), np.zeros(SOME, np.float32)
+    draws.noised(nothing, 1.0, 1.0)
+    child = os.fork()
+    if child == 0:
+        np.save(tmp_path / "child.npy", draws.noised(nothing, 1.0, 1.0))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert shared(np.load(tmp_path / "child.npy"), draws.noised(nothing, 1.0, 1.0)) < 200
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

@@ -167,32 +167,47 @@ def noised(
         JobError: bound or multiplier out of range.
         UpdateRefused: a value is not finite, or beyond what can be added exactly.
     """
-    if not (0 < bound < math.inf and 0 < noise_multiplier < math.inf):
-        raise JobError(f"noise for bound {bound} with multiplier {noise_multiplier}")
-    flat = np.ascontiguousarray(values).reshape(-1)
+    noise = _Noise(source, np.size(values), bound, noise_multiplier)
+    return noise.added(values, np.empty(np.shape(values), dtype) if out is None else out)
+
+
+class _Noise:
+    """Noise for one size, bound and multiplier, with its buffers and spare draws; for one thread."""
+
+    def __init__(self, source: Source, size: int, bound: float, noise_multiplier: float) -> None:
+        if not (0 < bound < math.inf and 0 < noise_multiplier < math.inf):
+            raise JobError(f"noise for bound {bound} with multiplier {noise_multiplier}")
+        self.sd = _deviation(size, bound, noise_multiplier)
+        self.grid = grid_of(self.sd)
+        self._normals = Normals(source, self.sd / self.grid, size)
+        self._drawn, self._sum = np.empty(min(size, BLOCK), np.int32), _Sum(self.grid)
+
+    def added(self, values: Array, out: Array) -> Array:
+        """Put ``values`` with noise into ``out``; see :func:`noised`."""
+        flat, into = np.ascontiguousarray(values).reshape(-1), out.reshape(-1)
+        for start in range(0, flat.size, BLOCK):
+            given = flat[start : start + BLOCK]
+            fresh, most = self._drawn[: given.size], _longest(given) / self.grid
+            if not most < _EXACT:
+                raise UpdateRefused(
+                    f"a value beyond {_EXACT * self.grid:g}, or not finite, under noise of {self.sd:g}"
+                )
+            self._normals.fill(fresh)
+            small = most < LARGEST and given.dtype == into.dtype == np.float32
+            add = self._sum.narrow if small else self._sum.wide
+            add(given, fresh, into[start : start + BLOCK])
+        return out
+
+
+def _deviation(size: int, bound: float, noise_multiplier: float) -> float:
+    """Of the noise: for the bound, and for what rounding to the grid adds to a contribution."""
     sd = noise_multiplier * bound
-    sd += noise_multiplier * grid_of(sd) * math.sqrt(flat.size)
-    grid = grid_of(sd)
-    if out is None:
-        out = np.empty(np.shape(values), dtype)
-    into, normals, work = out.reshape(-1), Normals(source, sd / grid, flat.size), _Sum(grid)
-    drawn = np.empty(min(flat.size, BLOCK), np.int32)
-    for start in range(0, flat.size, BLOCK):
-        given = flat[start : start + BLOCK]
-        fresh, most = drawn[: given.size], _longest(given) / grid
-        if not most < _EXACT:
-            raise UpdateRefused(
-                f"a value beyond {_EXACT * grid:g}, or not finite, under noise of {sd:g}"
-            )
-        normals.fill(fresh)
-        small = most < LARGEST and given.dtype == into.dtype == np.float32
-        (work.narrow if small else work.wide)(given, fresh, into[start : start + BLOCK])
-    return out
+    return sd + noise_multiplier * grid_of(sd) * math.sqrt(size)
 
 
 def _longest(values: Array) -> float:
     """The largest absolute value, without a copy; NaN if there is one."""
-    return max(float(values.max()), -float(values.min()))
+    return max(float(np.maximum.reduce(values)), -float(np.minimum.reduce(values)))
 
 
 class _Sum:
@@ -204,28 +219,27 @@ class _Sum:
 
     def __init__(self, grid: float) -> None:
         self.grid = grid
-        self._wide = np.empty(0)
-        self._narrow, self._whole = np.empty(0, np.float32), np.empty(0, np.int32)
+        self._wide, self._whole = np.empty(0), np.empty(0, np.int32)
 
     def narrow(self, values: Array, cells: Whole, out: Array) -> None:
         """The same as :meth:`wide` in half the width, for float32 values below 2^30 cells."""
         if not 2.0**-100 < self.grid < 2.0**100:  # beyond what float32 scales without loss
             return self.wide(values, cells, out)
-        if not self._whole.size:
-            self._narrow, self._whole = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.int32)
-        own, whole = self._narrow[: values.size], self._whole[: values.size]
-        np.multiply(values, np.float32(1 / self.grid), out=own)
-        np.rint(own, out=own)
-        np.copyto(whole, own, casting="unsafe")  # whole numbers already
-        np.add(whole, cells, out=whole)
-        np.copyto(out, whole, casting="unsafe")
-        np.multiply(out, np.float32(self.grid), out=out)
+        if self._whole.size < values.size:
+            self._whole = np.empty(values.size, np.int32)
+        whole, scaled = self._whole[: values.size], self.grid != 1
+        np.rint(np.multiply(values, np.float32(1 / self.grid), out) if scaled else values, out)
+        np.copyto(whole, out, "unsafe")  # whole numbers already
+        np.add(whole, cells, whole)
+        np.copyto(out, whole, "unsafe")
+        if scaled:
+            np.multiply(out, np.float32(self.grid), out)
         return None
 
     def wide(self, values: Array, cells: Whole, out: Array) -> None:
         """Write ``values`` with ``cells`` added into ``out``, at most a block."""
-        if not self._wide.size:
-            self._wide = np.empty(BLOCK)
+        if self._wide.size < values.size:
+            self._wide = np.empty(values.size)
         own = self._wide[: values.size]
         np.multiply(values, 1 / self.grid, out=own, dtype=np.float64)
         np.rint(own, out=own)
@@ -236,19 +250,37 @@ class _Sum:
 class Draws:
     """What private training draws: its sampling and its noise.
 
+    Buffers and spare draws of one step serve the next; no thread, copy or fork gets those of another.
+
     Args:
         source: of random bits; by default the system's, of each process for itself.
     """
 
     def __init__(self, source: Source | None = None) -> None:
         self.source = SystemSource() if source is None else source
+        self._kept: dict[tuple[float, ...], _Noise] = {}
+
+    def __reduce__(self) -> tuple[type[Draws], tuple[Source]]:
+        """A copy has no draws in advance."""
+        return (Draws, (self.source,))
 
     def chosen(self, rows: int, rate: float) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Poisson sampling; see :func:`chosen`."""
         return chosen(self.source, rows, rate)
 
+    def cell(self, size: int, bound: float, noise_multiplier: float) -> float:
+        """The grid of :meth:`noised` for so many values: a power of two."""
+        return grid_of(_deviation(size, bound, noise_multiplier))
+
     def noised(
         self, values: Array, bound: float, noise_multiplier: float, out: Array | None = None
     ) -> Array:
         """Values with noise, in their own dtype; see :func:`noised`."""
-        return noised(self.source, values, bound, noise_multiplier, str(values.dtype), out)
+        key = (os.getpid(), values.size, bound, noise_multiplier)
+        # Taken out while in use: another thread makes its own.
+        noise = self._kept.pop(key, None)
+        if noise is None:
+            noise = _Noise(self.source, values.size, bound, noise_multiplier)
+        found = noise.added(values, np.empty_like(values) if out is None else out)
+        self._kept = {key: noise}
+        return found
