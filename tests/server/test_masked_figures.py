@@ -179,3 +179,23 @@ def test_a_server_that_asks_a_masked_job_for_figures_in_clear_gets_none(world):
         assert node.concerns(bare, partial(site._file, world.service))
         with pytest.raises(AtollError):
             node.answer(bare, partial(site._file, world.service))
+
+
+def test_sums_of_columns_that_no_rows_have_begin_nothing(world, monkeypatch):
+    """Under masks a liar is not told from the others, but that somebody lies is."""
+    liar = world.sites["switzerland"]
+    made = liar._made
+
+    def lying(service, task):
+        vectors, memory = made(service, task)
+        if task.kind == "sums":
+            vectors["rows"] = vectors["rows"] - 10**6
+        return vectors, memory
+
+    monkeypatch.setattr(liar, "_made", lying)
+    run = world.submit(spec("masked"))
+    world.run()
+    row = world.store.run(run)
+    assert row.status == "failed"
+    assert "a site has sent what no rows have, and masks hide which" in row.reason
+    assert world.store.last_round(run) is None

@@ -118,3 +118,18 @@ def test_a_job_of_a_model_is_none_of_statistics() -> None:
         "model",
         "data.target",
     }
+
+
+@pytest.mark.parametrize("rows", [0, -1, 2**70, "9", 1.5])
+def test_a_site_that_tells_no_number_of_rows_is_named(tmp_path: Path, rows: Any) -> None:
+    world = World(tmp_path / "server", heart_tables())
+
+    def change(task: Any, body: dict[str, Any], arrays: dict[str, Any]) -> None:
+        if task.kind == "ready":
+            body["answer"]["rows"] = rows
+
+    world.sites["hungary"].change = change
+    run = world.submit(spec())
+    world.run()
+    row = world.store.run(run)
+    assert (row.status, row.reason.startswith("at hungary: ")) == ("failed", True), row.reason

@@ -114,7 +114,7 @@ def _parts(job: Job, clients: Mapping[ClientId, Any], sites: int) -> Parts:
 class Ready(Section):
     """What a site answers once it could begin: how many rows, or 1 where sums are masked."""
 
-    rows: Annotated[int, Field(ge=1)]
+    rows: Annotated[int, Field(ge=1, le=2**53)]
 
 
 def ready_at(parts: Parts) -> dict[str, Any]:

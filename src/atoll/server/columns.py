@@ -6,11 +6,11 @@ import json
 from collections.abc import Generator, Mapping, Sequence
 
 from atoll.core.contracts import Outcome, Task
-from atoll.core.errors import DataError, Fault
+from atoll.core.errors import DataError, Fault, UpdateRefused
 from atoll.core.layout import Array
 from atoll.data.schema import Schema
 from atoll.job.schema import JobSpec
-from atoll.job.summed import column_lanes, column_totals, sums_digest
+from atoll.job.summed import check_columns, column_lanes, column_totals, sums_digest
 from atoll.job.survey import schema_to_plain
 from atoll.privacy.he.contexts import PublicContext
 from atoll.server.desk import Call
@@ -56,4 +56,12 @@ def masked_sums(
             faults=[Fault(o.client, o.reason or o.status) for o in lost],
             remedy="mend it there, or submit the job for the other sites",
         )
-    return column_totals(spec, schema, summed.aggregate.sums)
+    totals = column_totals(spec, schema, summed.aggregate.sums)
+    try:
+        check_columns(totals)
+    except UpdateRefused as error:
+        raise DataError(
+            f"sums: a site has sent what no rows have, and masks hide which: {error.message}",
+            remedy="submit the job for other sites, or without masks to learn which it is",
+        ) from error
+    return totals
