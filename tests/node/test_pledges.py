@@ -27,10 +27,17 @@ NAMES = ("a", "b", "c", "d", "e")
 KINDS = ("join", "input", "pledge", "release")
 
 
-def step(kind: str, attempt: int = 0, round: int = 1, members: tuple[str, ...] = NAMES) -> Record:
+def step(
+    kind: str,
+    attempt: int = 0,
+    round: int = 1,
+    members: tuple[str, ...] = NAMES,
+    source: str = "",
+) -> Record:
     value = b"set" + bytes(",".join(members), "ascii") if kind in KINDS[2:] else kind.encode()
     at = Occasion("lagoon", "job", round, attempt, f"model {round % 2}")
-    return Record(kind, at, value, members if kind in KINDS[2:] else ())  # type: ignore[arg-type]
+    named = members if kind in KINDS[2:] else ()
+    return Record(kind, at, value, named, source)  # type: ignore[arg-type]
 
 
 def test_a_round_is_released_once_whatever_is_started_again(tmp_path: Path) -> None:
@@ -47,12 +54,27 @@ def test_a_round_is_released_once_whatever_is_started_again(tmp_path: Path) -> N
     assert len(path.read_bytes().splitlines()) == 4
 
 
+def test_an_update_is_in_one_sum_whatever_is_started_again(tmp_path: Path) -> None:
+    path = tmp_path / "pledges.jsonl"
+    for kind in KINDS:
+        Pledges(path, KEY).keep(step(kind, round=1, source="v7"))
+    book = Pledges(path, KEY)
+    assert {record.source for record in book.records} == {"v7"}
+    with pytest.raises(StateError, match="update is in the sum of round 1 already"):
+        book.keep(step("join", round=2, source="v7"))
+    book.keep(step("join", round=2, source="v8"))  # another version is another update
+    again = step("join", round=3, source="v7")  # of the very buffer, which had no sum
+    assert again.occasion.model == step("join", round=1).occasion.model
+    book.keep(again)
+
+
 steps = st.builds(
     step,
     st.sampled_from(KINDS),
     st.integers(0, 2),
     st.integers(1, 3),
     st.sampled_from((NAMES, NAMES[:4], NAMES[:2])),
+    st.sampled_from(("", "start", "model 1")),
 )
 
 

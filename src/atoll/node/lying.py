@@ -179,10 +179,8 @@ class Stage:
         bare = Invitation(terms)
         return replace(bare, signature=self._key.sign(bare.signed()))
 
-    def show(
-        self, name: str, message: Message, number: int = 0, model: float = -1.0
-    ) -> list[FromSite]:
-        """Give a site a message as its node gets it; what it says."""
+    def task(self, name: str, message: Message, number: int = 0, model: float = -1.0) -> TaskBody:
+        """A message to a site as its node gets it, with the model of a version."""
         kind, at = _KINDS[type(message)], getattr(message, "terms", None)
         attempt = at.occasion.attempt if at else self._attempt.get(name, 0)
         self._attempt[name] = attempt
@@ -191,7 +189,7 @@ class Stage:
         start = vectors_of(version if model < 0 else model)
         told = {} if shown is None else {"starts": shown.to_plain()}
         said = np.frombuffer(written(message), np.uint8)
-        body = TaskBody(
+        return TaskBody(
             id=f"{_RUN}.{kind}.{number}-{attempt}.{name}-{len(self.heard.get(name, ()))}",
             run=_RUN,
             kind=kind,  # type: ignore[arg-type]  # checked by the schema
@@ -203,10 +201,16 @@ class Stage:
             version=version,
             scale=self.scale(name),
         )
-        site = self.sites[name]
+
+    def show(
+        self, name: str, message: Message, number: int = 0, model: float = -1.0
+    ) -> list[FromSite]:
+        """Give a site a message as its node gets it; what it says."""
+        body, site = self.task(name, message, number, model), self.sites[name]
+        kind = body.kind
         try:
             if kind == "train":
-                self._work(site, body)
+                self.work(site, body)
             frame = site.answer(body, self._find)
         except AtollError as error:
             self.refused[name] = error.message
@@ -219,7 +223,7 @@ class Stage:
             self.released.append(name)
         return [word]
 
-    def _work(self, site: Masked, body: TaskBody) -> None:
+    def work(self, site: Masked, body: TaskBody) -> None:
         """What the worker process does."""
         path = self.folder / f"{body.client}-{body.number}.result"
         done = ResultBody(task=body.id, status="done").model_dump()

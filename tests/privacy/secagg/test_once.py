@@ -57,6 +57,49 @@ def test_what_was_done_once_is_not_done_again(before, record, reason):
         written(*before).keep(record)
 
 
+def buffered(job, round, mark, source="v7", members=NAMES):
+    """A book in which an update from ``source`` is in one sum."""
+    at = Occasion("lagoon", job, round, 0, mark)
+    steps = (("join", ()), ("input", ()), ("pledge", members), ("release", members))
+    return [
+        Record(kind, at, b"set" if named else kind.encode(), named, source) for kind, named in steps
+    ]
+
+
+def test_an_update_is_in_the_sum_of_one_buffer_of_a_run():
+    book = Book()
+    for record in buffered("job", 1, "mark 1"):
+        book.keep(record, 3)
+    with pytest.raises(StateError, match="in the sum of round 1 already"):
+        book.keep(buffered("job", 2, "mark 2")[0], 3)
+    for record in buffered("job", 2, "mark 2", source="v8"):
+        book.keep(record, 3)
+
+
+@pytest.mark.parametrize(
+    ("mark", "members", "near"),
+    [
+        ("mark 1", NAMES, False),  # the same sum once more
+        ("mark 2", NAMES, True),  # the same sites, and some from other models
+        ("mark 2", ("a", "b", "c", "d", "f"), True),
+        ("mark 2", ("a", "f", "g", "h", "i"), False),
+        ("v7", ("a", "b", "c", "d", "f"), True),  # a round in which all started from that model
+    ],
+)
+def test_over_runs_sums_that_hold_one_update_are_apart_as_others_are(mark, members, near):
+    book = Book()
+    for record in buffered("job", 1, "mark 1"):
+        book.keep(record, 3)
+    *before, pledge, _ = buffered("other job", 1, mark, "" if mark == "v7" else "v7", members)
+    for record in before:
+        book.keep(record, 3)
+    if near:
+        with pytest.raises(StateError, match="could be told from the sum"):
+            book.keep(pledge, 3)
+    else:
+        book.keep(pledge, 3)
+
+
 def test_a_new_attempt_ends_the_one_before_it():
     book = written("join", "input", "pledge")
     book.keep(Record("join", NEXT, b"join"))
