@@ -84,7 +84,7 @@ compare = false
 """
 
 
-ROWS = "x,y\n" + "".join(f"{i},{i % 3}\n" for i in range(8))
+ROWS = "x,y\n" + "".join(f"{i},{i % 3}\n" for i in range(40))
 
 
 def free_port() -> int:
