@@ -13,9 +13,9 @@ from atoll.data.query_log import QueryLog, Released
 PERSONS = np.arange(60)
 
 
-def of(count: int, start: int = 0) -> Released:
+def of(count: int, start: int = 0, *, apart: bool = False) -> Released:
     rows = (start <= PERSONS) & (count > PERSONS)
-    return Released(("age",), rows)
+    return Released(("age",), rows, apart=apart)
 
 
 def ask(log: QueryLog, one: Released) -> None:
@@ -77,3 +77,11 @@ def test_a_masked_sum_beside_one_in_the_clear_gives_away_nobody(tmp_path: Path) 
     ask(QueryLog(11, path, True), of(55))  # the sum of the others is not known
     with pytest.raises(Forbidden, match="isolate"):
         ask(QueryLog(11, path, True), of(60))  # now it would be
+
+
+def test_sums_that_stay_apart_under_masks_are_compared_as_if_in_the_clear(tmp_path: Path) -> None:
+    path = tmp_path / "heart.jsonl"
+    ask(QueryLog(11, path, True), of(60))
+    ask(QueryLog(11, path, True), of(55, apart=True))  # beside a sum with others in it
+    with pytest.raises(Forbidden, match="isolate"):
+        ask(QueryLog(11, path, True), of(60, apart=True))

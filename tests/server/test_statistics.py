@@ -12,6 +12,7 @@ from played_sites import HEART, ROOT, World, heart_tables
 
 import atoll
 from atoll.core.errors import DataError, JobError
+from atoll.job.build import job_from_spec
 from atoll.job.load import parse_job, read_spec
 from atoll.wire.messages import BlobRef
 
@@ -81,6 +82,47 @@ def test_masked_sums_give_the_bits_of_plain_ones(tmp_path: Path) -> None:
 def test_masks_in_one_process_change_no_bit_either(tmp_path: Path) -> None:
     masked = simulated(tmp_path / "masked", "privacy.aggregation='masked'")
     assert masked["analyses"] == simulated(tmp_path / "plain")["analyses"]
+
+
+def scales(kind: str) -> Any:
+    columns = ["trestbps", "thalach"]
+    raw = {
+        "data": {
+            "source": str(HEART.parent / "heart.csv"),
+            "site_column": "hospital",
+            "columns": {"sex": {"type": "category", "categories": ["female", "male"]}},
+        },
+        "privacy": {"aggregation": kind},
+        "statistics": {
+            "complete": ["age", "sex", *columns],
+            "analyses": [
+                {"kind": "standardise", "columns": columns},
+                {"kind": "combat", "columns": columns, "covariates": ["age", "sex"]},
+            ],
+        },
+    }
+    return parse_job(raw, folder=Path())
+
+
+def test_scales_of_columns_are_told_the_same_plain_and_masked(tmp_path: Path) -> None:
+    found = {}
+    for kind, made in (("plain", World), ("masked", MaskedWorld)):
+        world = made(tmp_path / kind, six_tables())
+        run = world.submit(scales(kind))
+        world.run()
+        assert world.store.run(run).status == "completed", world.store.run(run).reason
+        found[kind] = results(tmp_path / kind / "runs" / run)["analyses"]
+    assert found["masked"] == found["plain"]
+    shown = [line["site"] for line in found["plain"][1]["table"]]
+    assert shown == ["all", *six_tables()] * 2
+
+
+def test_scales_of_columns_are_those_of_the_simulation(tmp_path: Path) -> None:
+    world = World(tmp_path / "server", heart_tables())
+    run = world.submit(scales("plain"))
+    world.run()
+    atoll.simulate(job_from_spec(scales("plain"), Path()), out=tmp_path / "here")
+    assert results(tmp_path / "server" / "runs" / run) == results(tmp_path / "here")
 
 
 def test_code_does_not_come_with_statistics(tmp_path: Path) -> None:

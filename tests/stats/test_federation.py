@@ -227,14 +227,55 @@ def test_clusters_mixtures_and_mixed_models_answer(frame):
         stats.KMeans(["age", "size"], 60).fit(federation)
 
 
-def test_standardised_and_harmonised_columns_stay_at_their_sites(frame):
+@pytest.fixture
+def machines(frame):
+    """Three columns that each clinic measures with a machine of its own."""
     rng = np.random.default_rng(9)
+    shift = frame["clinic"].map({"a": 0.0, "b": 5.0, "c": -5.0})
     for name in ("u", "v", "w"):
-        shift = frame["clinic"].map({"a": 0.0, "b": 5.0, "c": -5.0})
-        frame[name] = shift + rng.normal(0, 1, len(frame))
-    federation = Federation.of(frame, site="clinic")
+        frame[name] = shift + rng.normal(0, 1, len(frame)) + 2.0 * (frame["sex"] == "m")
+    return frame
+
+
+def test_standardised_and_harmonised_columns_stay_at_their_sites(machines):
+    federation = Federation.of(machines, site="clinic")
     z = stats.describe(stats.standardise(federation, ["u"]), ["u"]).loc["u"]
     assert (z["mean"], z["sd"]) == pytest.approx((0, 1), abs=2e-3)
     before = stats.describe(federation, ["v"]).loc["v", "sd"]
     after = stats.describe(stats.combat(federation, ["u", "v", "w"]), ["v"]).loc["v", "sd"]
     assert after < 0.4 * before
+
+
+def test_the_scale_of_columns_is_told_for_every_site_to_use(machines):
+    told = stats.Standardisation(["u", "v"], ddof=1).fit(Federation.of(machines, site="clinic"))
+    assert told.table["mean"].tolist() == pytest.approx(machines[["u", "v"]].mean().tolist())
+    assert told.table["sd"].tolist() == pytest.approx(machines[["u", "v"]].std().tolist())
+    assert stats.Standardisation().fit(Federation.of(machines, site="clinic")).table.shape[0] == 5
+
+
+def test_the_parameters_of_combat_are_enough_to_harmonise_a_row_by_hand(machines):
+    columns = ["u", "v", "w"]
+    federation = Federation.of(machines, site="clinic")
+    told = stats.ComBat(columns, ["sex"]).fit(federation).table
+    assert told["site"].tolist() == ["all", "a", "b", "c"] * 3
+    shared, own = told.iloc[0], told.iloc[2]
+    men = machines[(machines["clinic"] == "b") & (machines["sex"] == "m")]
+    expected = shared["mean"] + shared["effect of sex=m"]
+    by_hand = (men["u"] - expected - own["shift"]) / own["stretch"] + expected
+    done = stats.combat(federation.where(), columns, ["sex"]).where(sex="m")
+    site = done.sites["b"].holding.seen
+    assert site["u"].tolist() == pytest.approx(by_hand.tolist(), rel=1e-12)
+
+
+def test_under_masks_a_small_clinic_joins_and_nothing_is_told_of_it_alone(machines):
+    machines.loc[:4, "clinic"] = "tiny"
+    federation = Federation.of(machines, site="clinic", rule=Disclosure(masked=True))
+    fit = stats.ComBat(["u", "v", "w"]).fit(federation)
+    assert set(fit.table["site"]) == {"all", "a", "b", "c"}
+    assert fit.result.rows == 400
+    assert "1 sites have too few complete rows" in fit.notes[-1]
+    assert stats.LinearRegression("u", ["age"]).fit(federation).facts()["rows"] == 400
+    for model in (stats.LinearRegression, stats.NegativeBinomialRegression):
+        with pytest.raises(Forbidden, match="fewer than 11 persons") as caught:
+            model("sick", ["age"], intercept="site").fit(federation)
+        assert caught.value.site == "tiny"

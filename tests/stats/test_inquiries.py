@@ -41,6 +41,8 @@ WRITTEN = {
     "gradient_boosting": {**MODEL, "loss": "squared", "trees": 7, "kept": 0.2, "patience": 2},
     "k_means": {"columns": ["age", "bmi"], "clusters": 3, "seed": 5},
     "gaussian_mixture": {"columns": ["age"], "components": 2, "covariance": "diagonal"},
+    "standardise": {"columns": ["age"], "ddof": 1},
+    "combat": {"columns": ["u", "v"], "covariates": ["age", "sex"], "by_site": False},
 }
 """Options of every kind, as they stand in a job file."""
 

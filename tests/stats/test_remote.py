@@ -69,6 +69,8 @@ def test_answers_are_those_of_a_federation_of_tables(tmp_path, rows):
         stats.CoxRegression("age", "sick", ["sex"], axis).fit,
         stats.KMeans(["age", "sick"], 2, seed=3).fit,
         stats.GaussianMixture(["age"], 2).fit,
+        stats.Standardisation(["age"]).fit,
+        stats.ComBat(["age"], ["sex"]).fit,
         lambda whom: SimpleNamespace(table=stats.principal_components(whom, ["age", "sick"])),
     ):
         pd.testing.assert_frame_equal(ask(deployed).table, ask(federation).table)
@@ -84,6 +86,8 @@ def test_answers_are_those_of_a_federation_of_tables(tmp_path, rows):
             "cox",
             "k-means",
             "gaussian-mixture",
+            "standardise",
+            "combat",
             "principal-components",
             "t-test",
         )

@@ -40,12 +40,14 @@ class Released:
         table: empty for a selection, which is audited in full. Cells of one table of suppressed counts
             carry the table's name: they are small by nature and held against cells of other tables.
         cuts: increasing cut points between which the rows of the first column are counted.
+        apart: the site's sums have places of their own among those of all, where masks hide nothing.
     """
 
     columns: tuple[str, ...]
     rows: Array
     table: str = ""
     cuts: Array = field(default_factory=lambda: np.zeros(0))
+    apart: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +146,8 @@ class QueryLog:
             members[persons[one.rows]] = True
             cuts = tuple(float(c) for c in one.cuts)
             columns = tuple(sorted(one.columns))
-            entry = _Entry(columns, members, one.table, cuts, self.masked, self.data)
+            hidden = self.masked and not one.apart
+            entry = _Entry(columns, members, one.table, cuts, hidden, self.data)
             if any(entry.same(old) for old in entries):
                 continue
             for name in entry.columns:

@@ -42,14 +42,17 @@ class Agreed:
     """What all sites of a run agree on before its first round.
 
     Args:
-        book: columns, categories, and the rule that every site keeps.
-        sites: all of them, in order.
+        book: columns, categories, the sites, and the rule that every one of them keeps.
         notes: what a reader has to know, such as who made the rule stricter.
     """
 
     book: Codebook
-    sites: tuple[ClientId, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def sites(self) -> tuple[ClientId, ...]:
+        """All of them, in order."""
+        return self.book.sites
 
     def to_plain(self) -> dict[str, Any]:
         """JSON-able."""
@@ -62,7 +65,6 @@ class Agreed:
                 "extremes": rule.extremes,
                 "masked": rule.masked,
             },
-            "sites": list(self.sites),
             "notes": list(self.notes),
         }
 
@@ -80,10 +82,10 @@ class Agreed:
                 extremes=plain["rule"]["extremes"] is True,
                 masked=plain["rule"]["masked"] is True,
             )
-            sites, notes = tuple(map(str, plain["sites"])), tuple(map(str, plain["notes"]))
+            notes = tuple(map(str, plain["notes"]))
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"this is no agreement of sites: {error}") from error
-        return cls(Codebook.from_plain(plain, rule), sites, notes)
+        return cls(Codebook.from_plain(plain, rule), notes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,8 +254,9 @@ class Study:
         levels = {**{n: v for n, v in declared.items() if n in shared}, **levels_of(whole)}
         columns = tuple(n for n in shared if n not in held or n in levels)
         binary = {n for n in columns if all(c[n]["binary"] for c, _ in told.values())}
-        book = Codebook(columns, levels, frozenset(binary - set(levels)), rule)
-        return Agreed(book, tuple(told), notes)
+        return Agreed(
+            Codebook(columns, levels, frozenset(binary - set(levels)), rule, tuple(told)), notes
+        )
 
     def _strictest(
         self, rules: Mapping[ClientId, Mapping[str, Any]]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from atoll.algorithms.statistics.survival_axis import Axis
     from atoll.data.disclosure import Disclosure
     from atoll.job.inquiries.clusters import GaussianMixture, KMeans
+    from atoll.job.inquiries.harmonise import ComBat, Standardisation
     from atoll.job.inquiries.models import (
         Fitted,
         GammaRegression,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Axis": "atoll.algorithms.statistics.survival_axis",
+    "ComBat": "atoll.job.inquiries.harmonise",
     "CoxRegression": "atoll.job.inquiries.survival",
     "Disclosure": "atoll.data.disclosure",
     "Federation": "atoll.stats.federation",
@@ -60,6 +62,7 @@ _HOMES = {
     "MultinomialRegression": "atoll.job.inquiries.models",
     "NegativeBinomialRegression": "atoll.job.inquiries.models",
     "PoissonRegression": "atoll.job.inquiries.models",
+    "Standardisation": "atoll.job.inquiries.harmonise",
     "anova": "atoll.stats.testing",
     "chi_squared": "atoll.stats.testing",
     "combat": "atoll.stats.harmonising",
@@ -82,6 +85,7 @@ _HOMES = {
 
 __all__ = [
     "Axis",
+    "ComBat",
     "CoxRegression",
     "Disclosure",
     "Federation",
@@ -97,6 +101,7 @@ __all__ = [
     "MultinomialRegression",
     "NegativeBinomialRegression",
     "PoissonRegression",
+    "Standardisation",
     "anova",
     "chi_squared",
     "combat",

@@ -103,14 +103,15 @@ class Federation:
 
     @cached_property
     def book(self) -> Codebook:
-        """Columns, categories and the rule: what analyses have to know before they ask."""
+        """Columns, categories, the rule and who is asked: what analyses have to know."""
         tables = [site.holding.table for site in self.sites.values()]
         binary = frozenset(
             name
             for name in self.columns
             if name not in self.levels and all(only_binary(table[name]) for table in tables)
         )
-        return Codebook(self.columns, self.levels, binary, self.rule)
+        asked = tuple(name for name, site in self.sites.items() if site.holding.rows.any())
+        return Codebook(self.columns, self.levels, binary, self.rule, asked)
 
     def complete(self, *names: str) -> Federation:
         """The rows with a value in every column named: one population for several analyses.

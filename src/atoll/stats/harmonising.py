@@ -1,18 +1,23 @@
-"""Columns made comparable where they lie."""
+"""Columns made comparable where they lie: every site's own rows, changed with what all sites share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from atoll.algorithms.statistics import harmonise, harmonise_combat
+from atoll.job.inquiries.harmonise import ComBat, Standardisation
 from atoll.stats.federation import Federation
 
 __all__ = ["combat", "standardise"]
 
 
 def standardise(federation: Federation, columns: Sequence[str]) -> Federation:
-    """The same federation with columns of mean 0 and standard deviation 1 over all sites."""
-    return federation.changed(federation.solve(harmonise.Standardise(tuple(columns))).apply)
+    """The same federation with columns of mean 0 and standard deviation 1 over all sites.
+
+    Args:
+        federation: who is asked.
+        columns: of numbers.
+    """
+    return federation.changed(Standardisation(columns).fit(federation).result.apply)
 
 
 def combat(
@@ -25,6 +30,5 @@ def combat(
         columns: measurements, such as features of images.
         covariates: columns whose effects stay.
     """
-    categories = federation.book.categories(covariates)
-    asked = harmonise_combat.ComBat(tuple(columns), tuple(covariates), categories)
-    return federation.changed(federation.solve(asked).apply)
+    asked = ComBat(columns, covariates, by_site=False)
+    return federation.changed(asked.fit(federation).result.apply)

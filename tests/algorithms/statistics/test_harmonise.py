@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 
 from atoll.algorithms.statistics.analysis import solve
 from atoll.algorithms.statistics.harmonise import Standardise
-from atoll.algorithms.statistics.harmonise_combat import ComBat
-from atoll.core.errors import DataError, JobError
+from atoll.algorithms.statistics.harmonise_combat import ComBat, site_effects
+from atoll.algorithms.statistics.together import released_by
+from atoll.core.errors import DataError, Forbidden, JobError
+from atoll.data.disclosure import Disclosure
 
+OPEN = Disclosure(minimum=1)
 FEATURES = [f"y{g}" for g in range(5)]
 
 
@@ -89,7 +92,7 @@ def test_the_shrunken_effects_of_a_site_solve_their_equations():
     shared = solve(ComBat(FEATURES, tolerance=1e-14), sites)
     y = np.stack([sites["m1"][n] for n in FEATURES])
     alike = (y - shared.intercepts[:, None]) / shared.deviations[:, None]
-    shift, stretch = shared.site_effects(alike)
+    shift, stretch = site_effects(alike, 1e-14)
     own, n = alike.mean(axis=1), 20
     between, centre = own.var(ddof=1), own.mean()
     # equation for gamma* of Johnson et al. 2007
@@ -155,11 +158,67 @@ def test_any_split_gives_the_same_scale(where):
 
 def test_constant_and_empty_columns_are_told():
     sites = {"a": {"x": np.full(3, 0.1)}, "b": {"x": np.array([0.1, np.nan])}}
-    result = solve(Standardise(["x"]), sites)
+    result = solve(Standardise(["x"], rule=OPEN), sites)
     assert result.notes == ("column 'x' is constant",)
     assert result.apply(sites["b"])["x"][0] == pytest.approx(0, abs=1e-15)
     with pytest.raises(DataError, match="'x' is empty at all sites"):
-        solve(Standardise(["x"]), {"a": {"x": np.full(2, np.nan)}})
+        solve(Standardise(["x"], rule=OPEN), {"a": {"x": np.full(2, np.nan)}})
     with pytest.raises(DataError, match="infinite value") as caught:
         solve(Standardise(["x"]), sites | {"c": {"x": np.array([np.inf])}})
     assert caught.value.site == "c"
+
+
+def test_standardising_needs_the_minimum_of_persons_with_a_value():
+    few = np.full(30, np.nan)
+    few[:10] = np.arange(10.0)
+    with pytest.raises(Forbidden, match="fewer than 11 persons have a value in column 'x'"):
+        solve(Standardise(["x"]), {"a": {"x": few}})
+    few[10:15] = (
+        3.0  # fifteen values; but of how many of thirty rows is not told of columns nearly full
+    )
+    assert solve(Standardise(["x"]), {"a": {"x": few}}).counts.tolist() == [15]
+    nearly = np.arange(30.0)
+    nearly[0] = np.nan
+    assert np.isnan(solve(Standardise(["x"]), {"a": {"x": nearly}}).counts).all()
+
+
+def test_each_column_is_released_for_the_rows_in_which_it_has_a_value():
+    data = {"u": np.arange(4.0), "v": np.array([1.0, np.nan, 2.0, 3.0])}
+    found = released_by(Standardise(["u", "v"]), data)
+    assert [(one.columns, one.rows.sum()) for one in found] == [(("u",), 4), (("v",), 3)]
+
+
+def test_sites_tell_the_shift_and_scale_with_which_they_harmonise():
+    sites = machines()
+    shared = solve(ComBat(FEATURES, ["age"], told=True), sites)
+    quiet = solve(ComBat(FEATURES, ["age"]), sites)
+    assert quiet.shifts.shape == (0, 5)
+    assert quiet.effects.tobytes() == shared.effects.tobytes()
+    for i, data in enumerate(sites.values()):
+        done = shared.apply(data)
+        for g, name in enumerate(FEATURES):
+            expected = shared.intercepts[g] + shared.effects[0, g] * data["age"]
+            by_hand = (data[name] - expected - shared.shifts[i, g]) / shared.stretches[i, g]
+            np.testing.assert_allclose(done[name], by_hand + expected, rtol=1e-12)
+
+
+def test_a_site_of_few_persons_keeps_its_shift_to_itself():
+    sites = machines()
+    sites["m1"]["y0"][:12] = np.nan  # eight complete rows of twenty
+    shared = solve(ComBat(FEATURES, told=True), sites)
+    assert np.isnan(shared.shifts).all(axis=1).tolist() == [False, True, False]
+    assert np.isnan(shared.stretches[1]).all()
+    assert "1 sites have too few complete rows" in shared.notes[-1]
+    for columns in sites.values():
+        columns["who"] = np.arange(20.0) // 2  # ten persons with two rows each
+    rule = Disclosure(person="who")
+    assert np.isnan(solve(ComBat(FEATURES, told=True, rule=rule), sites).shifts).all()
+
+
+def test_a_column_constant_at_one_site_is_shifted_and_not_stretched():
+    sites = machines()
+    sites["m1"]["y0"] = np.full(20, 7.0)
+    for features in (["y0"], FEATURES):
+        done = solve(ComBat(features), sites).apply(sites["m1"])["y0"]
+        assert np.isfinite(done).all()
+        assert np.ptp(done) == 0

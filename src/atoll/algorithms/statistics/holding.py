@@ -73,12 +73,14 @@ class Holding:
             rows[self.rows] = one.rows
             whole.append(replace(one, rows=rows))
             count = np.count_nonzero(np.bincount(self.persons[rows], minlength=1))
-            if not rule.masked and not one.table and 0 < count < rule.minimum:
+            seen = one.apart or not rule.masked
+            if seen and not one.table and 0 < count < rule.minimum:
+                way = "ask for nothing of single sites" if one.apart else "mask the sums"
                 raise Forbidden(
                     f"fewer than {rule.minimum} persons have a value in "
                     f"{', '.join(map(repr, one.columns))}",
                     site=site,
-                    remedy="leave the column or the site out, widen the selection, or mask the sums",
+                    remedy=f"leave the column or the site out, widen the selection, or {way}",
                 )
         if rule.differences:
             log.admit(whole, self.persons, self.table.columns, site=site, dry=dry)

@@ -21,13 +21,17 @@ _MARK = "|"
 
 
 def released_by(analysis: Analysis, data: Columns) -> Sequence[Released]:
-    """The sets of rows an analysis releases sums of; complete rows where it does not say."""
+    """The sets of rows an analysis releases sums of; complete rows where it does not say.
+
+    An analysis whose ``intercept`` is one for each ``site`` tells of each site apart.
+    """
     told = getattr(analysis, "released", None)
     if told is not None:
         found: Sequence[Released] = told(data)
         return found
     names = tuple(analysis.columns())
-    return [Released(names, complete(data, names))]
+    apart = getattr(analysis, "intercept", "") == "site"
+    return [Released(names, complete(data, names), apart=apart)]
 
 
 class Derived(ABC):

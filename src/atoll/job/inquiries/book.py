@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,9 @@ from atoll.data.table import label
 
 __all__ = ["Codebook"]
 
+_DUMMY = re.compile(r"^(.*)\[(\d+)\]$")
+"""How designs name the 0/1 column of a category."""
+
 
 @dataclass(frozen=True)
 class Codebook:
@@ -25,12 +29,14 @@ class Codebook:
         levels: names of the categories, by column; their codes count from 0.
         binary: columns of numbers that hold nothing but 0 and 1.
         rule: disclosure control.
+        sites: those that are asked, in order.
     """
 
     columns: tuple[str, ...]
     levels: Mapping[str, tuple[str, ...]]
     binary: frozenset[str] = frozenset()
     rule: Disclosure = field(default_factory=Disclosure)
+    sites: tuple[str, ...] = ()
 
     def numeric(self) -> tuple[str, ...]:
         """Columns that hold numbers."""
@@ -71,6 +77,17 @@ class Codebook:
         """Codes of those columns that hold categories."""
         return {name: self.codes(name) for name in names if name in self.levels}
 
+    def shown(self, name: str) -> str:
+        """A column of a design for people: ``sex[1]`` is ``sex=male`` where the second category is that.
+
+        >>> Codebook(("sex",), {"sex": ("female", "male")}).shown("sex[1]")
+        'sex=male'
+        """
+        dummy = _DUMMY.match(name)
+        if dummy and dummy[1] in self.levels:
+            return f"{dummy[1]}={self.levels[dummy[1]][int(dummy[2])]}"
+        return name
+
     def selection(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
         """What rows are to have, by column, as tables hold it.
 
@@ -102,6 +119,7 @@ class Codebook:
             "columns": list(self.columns),
             "levels": {name: list(names) for name, names in self.levels.items()},
             "binary": sorted(self.binary),
+            "sites": list(self.sites),
         }
 
     @classmethod
@@ -114,6 +132,7 @@ class Codebook:
         try:
             levels = {str(n): tuple(map(str, names)) for n, names in plain["levels"].items()}
             columns, binary = tuple(map(str, plain["columns"])), frozenset(plain["binary"])
+            sites = tuple(map(str, plain["sites"]))
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"this is no codebook: {error}") from error
-        return cls(columns, levels, binary, rule)
+        return cls(columns, levels, binary, rule, sites)

@@ -132,7 +132,7 @@ def settle(inquiry: Any) -> None:
         name, value, hint = option.name, getattr(inquiry, option.name), hints[option.name]
         kind, known = typing.get_origin(hint), typing.get_args(hint)
         if kind is typing.Literal and value not in known:
-            raise JobError(f"{name} is {value!r}", remedy=f"known: {', '.join(known)}")
+            raise JobError(f"{name} is {value!r}", remedy=f"known: {', '.join(map(str, known))}")
         if kind in (Sequence, tuple):
             if isinstance(value, str):
                 raise JobError(f"{name} is the text {value!r}", remedy=f"give a list: [{value!r}]")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,8 +50,6 @@ _FACTS = (
 )
 """What results say of the whole fit, in the order in which it is shown."""
 
-_DUMMY = re.compile(r"^(.*)\[(\d+)\]$")
-
 
 @dataclass(frozen=True, eq=False)
 class Fitted(Finding):
@@ -61,14 +58,14 @@ class Fitted(Finding):
     Args:
         title: what was fitted, for the heading.
         result: the analysis' own result, with all its numbers.
-        levels: names of categories, by column.
+        book: the columns and their categories.
         ratios: what exponentials of coefficients are called; empty where they mean nothing.
         notes: what a reader has to know.
     """
 
     title: str
     result: Any
-    levels: Mapping[str, tuple[str, ...]]
+    book: Codebook
     ratios: str = ""
     notes: tuple[str, ...] = ()
 
@@ -82,7 +79,7 @@ class Fitted(Finding):
             tables = [(f"[{h:g}] ", t) for h, t in zip(heads, self.result.tables, strict=True)]
         return [
             {
-                "name": head + self._shown(name),
+                "name": head + self.book.shown(name),
                 "coef": table.values[i],
                 "std err": table.standard_errors[i],
                 "z": table.statistics[i],
@@ -94,12 +91,6 @@ class Fitted(Finding):
             if table is not None
             for i, name in enumerate(table.names)
         ]
-
-    def _shown(self, name: str) -> str:
-        dummy = _DUMMY.match(name)
-        if dummy and dummy[1] in self.levels:
-            return f"{dummy[1]}={self.levels[dummy[1]][int(dummy[2])]}"
-        return name
 
     def facts(self) -> dict[str, Any]:
         """Numbers of the whole fit that the result has, by name."""
@@ -143,7 +134,7 @@ def fitted(book: Codebook, result: Any, title: str, ratios: str = "") -> Fitted:
             f"a model of {size} coefficients for hardly more rows would tell about single ones",
             remedy=f"use fewer features: {minimum} rows more than coefficients are needed",
         )
-    return Fitted(title, result, book.levels, ratios, tuple(result.notes))
+    return Fitted(title, result, book, ratios, tuple(result.notes))
 
 
 def _columns(*names: str) -> tuple[str, ...]:

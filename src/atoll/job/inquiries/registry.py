@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atoll.core.errors import AtollError, Fault, JobError, suggest
-from atoll.job.inquiries import clusters, models, survival, tables, tests, trees
+from atoll.job.inquiries import clusters, harmonise, models, survival, tables, tests, trees
 from atoll.job.inquiries.inquiry import Inquiry
 from atoll.job.options import checked_options
 
@@ -44,6 +44,8 @@ KINDS: Mapping[str, Any] = {
     "gradient_boosting": trees.GradientBoosting,
     "k_means": clusters.KMeans,
     "gaussian_mixture": clusters.GaussianMixture,
+    "standardise": harmonise.Standardisation,
+    "combat": harmonise.ComBat,
 }
 """Kind in the job file -> the inquiry; its fields are the options."""
 

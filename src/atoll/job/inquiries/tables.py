@@ -26,6 +26,7 @@ __all__ = [
     "PrincipalComponents",
     "Sheet",
     "TableOne",
+    "numbers_of",
 ]
 
 
@@ -54,8 +55,12 @@ class Sheet(Finding):
         return {}
 
 
-def _numbers(book: Codebook, columns: Sequence[str]) -> tuple[str, ...]:
-    """Columns of numbers: those named, else all."""
+def numbers_of(book: Codebook, columns: Sequence[str]) -> tuple[str, ...]:
+    """Columns of numbers: those named, else all.
+
+    Raises:
+        DataError: an unknown column, one of categories, or none at all.
+    """
     names = tuple(columns) or book.numeric()
     book.check(*names)
     wrong = [name for name in names if name in book.levels]
@@ -92,7 +97,7 @@ class Describe:
 
     def analysis(self, book: Codebook) -> Analysis:
         """Moments, and quantiles beside them."""
-        names, rule = _numbers(book, self.columns), book.rule
+        names, rule = numbers_of(book, self.columns), book.rule
         parts: dict[str, Analysis] = {"moments": Moments(names, rule=rule)}
         if self.quantiles:
             parts["quantiles"] = Quantiles(names, tuple(self.quantiles), self.tolerance, rule)
@@ -217,7 +222,7 @@ class Bins:
 
     def analysis(self, book: Codebook) -> Analysis:
         """A histogram."""
-        _numbers(book, [self.column])
+        numbers_of(book, [self.column])
         return Histogram(self.column, tuple(self.edges), book.rule)
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
@@ -269,7 +274,7 @@ class Correlation:
 
     def analysis(self, book: Codebook) -> Analysis:
         """Covariances."""
-        return Covariance(_numbers(book, self.columns), book.rule)
+        return Covariance(numbers_of(book, self.columns), book.rule)
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a column."""
@@ -297,7 +302,7 @@ class PrincipalComponents:
 
     def analysis(self, book: Codebook) -> Analysis:
         """Components of the covariance or correlation matrix."""
-        return Components(_numbers(book, self.columns), self.standardise, book.rule)
+        return Components(numbers_of(book, self.columns), self.standardise, book.rule)
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a component."""
@@ -324,7 +329,7 @@ class Frequent:
 
     def analysis(self, book: Codebook) -> Analysis:
         """Heavy hitters."""
-        _numbers(book, [self.column])
+        numbers_of(book, [self.column])
         return HeavyHitters(self.column, self.least, self.bits, book.rule)
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
