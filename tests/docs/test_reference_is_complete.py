@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import typing
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from atoll.algorithms import ALGORITHMS
 from atoll.core import errors
 from atoll.job import deployed
+from atoll.job.inquiries.registry import KINDS
 from atoll.job.schema import JobSpec
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
@@ -88,6 +90,17 @@ def test_every_algorithm_and_its_options_are_on_their_page() -> None:
         row = next(line for line in page.splitlines() if line.startswith(f"| `{name}` |"))
         for option in method.__dataclass_fields__:  # type: ignore[attr-defined]
             assert f"`{option}`" in row, f"{name}: {option}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_job_page_names_every_option_of_every_analysis(kind: str) -> None:
+    rows = re.findall(r"^\|[^|]+\|([^|]+)\|(.+)\|$", PAGE["statistics.analyses"], flags=re.M)
+    (told,) = [options for kinds, options in rows if f"`{kind}`" in kinds]
+    hints = typing.get_type_hints(KINDS[kind])
+    for field in dataclasses.fields(KINDS[kind]):
+        inner = hints[field.name]
+        names = dataclasses.fields(inner) if dataclasses.is_dataclass(inner) else [field]
+        assert not [f.name for f in names if f"`{f.name}" not in told]
 
 
 def test_errors_page_tells_code_and_exit_status_of_every_error() -> None:
