@@ -127,7 +127,7 @@ def arrays_task(
     folder: Path, sites: int, rounds: int, *, features: int, algorithm: str = "fedavg"
 ) -> Task:
     """Logistic regression on a few rows of many features: a large model that costs little work."""
-    files = write_arrays(folder / "arrays", sites, rows=12, features=features)
+    files = write_arrays(folder / "arrays", sites, rows=16, features=features)
     job = folder / "job.toml"
     job.write_text(ARRAYS.format(name="arrays", algorithm=algorithm, rounds=rounds))
     return Task(job, files)
@@ -215,9 +215,9 @@ def own_task(
 
     Sites that are ``slow`` have a hundred times as many rows, and take that much longer.
     """
-    files = write_arrays(folder / "own", sites, rows=8, features=4, slow=slow)
+    files = write_arrays(folder / "own", sites, rows=12, features=4, slow=slow)
     code = f"own_{hashlib.sha256(str(folder).encode()).hexdigest()[:12]}"  # one process, one name
-    (folder / f"{code}.py").write_text(OWN.format(size=size, seconds=seconds, rows=8))
+    (folder / f"{code}.py").write_text(OWN.format(size=size, seconds=seconds, rows=12))
     job = folder / "job.toml"
     job.write_text(FUNCTION.format(name="own", rounds=rounds, code=code))
     return Task(job, files)

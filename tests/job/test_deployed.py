@@ -200,9 +200,9 @@ def test_each_site_with_arrays_draws_a_split_of_its_own(tmp_path):
     ("changed", "told"),
     [
         ({"features": np.zeros((6, 4, 3), "f4")}, "rows have shape [4, 3], but [3, 3] at 'a'"),
-        ({"targets": np.arange(6) - 1}, "a target is -1"),
+        ({"targets": np.arange(6) - 1}, "a target is below 0"),
         ({"targets": np.arange(6) / 2}, "targets are no whole numbers"),
-        ({"targets": np.zeros((6, 2))}, "targets are float64 of shape (6, 2)"),
+        ({"targets": np.zeros((6, 2))}, "targets are not one number a row"),
         ({"features": np.zeros((0, 3, 3), "f4"), "targets": np.zeros(0, int)}, "has no rows"),
     ],
 )

@@ -151,7 +151,7 @@ def test_a_worker_that_may_use_too_little_memory_says_so(tmp_path: Path) -> None
 def test_a_job_whose_classes_this_site_alone_does_not_have_cannot_be_rehearsed(
     tmp_path: Path,
 ) -> None:
-    dataset = registered(tmp_path, "a,b,sick\n1,2,no\n2,1,no\n3,3,no\n", "sites")
+    dataset = registered(tmp_path, "a,b,sick\n" + "1,2,no\n2,1,no\n" * 9, "sites")
     (tmp_path / "scratch").mkdir()
     package = Package(parse_job(ff.job_tables()))
     settings = Settings(limits=ff.LIMITS)

@@ -219,10 +219,16 @@ def rule(
         str | None,
         typer.Option(help="Counts of fewer persons: 'masked' leaves under masks only; 'clear'."),
     ] = None,
+    training: Annotated[
+        str | None,
+        typer.Option(
+            help="Such counts inside what training in the clear takes: 'needed' leaves; 'strict'."
+        ),
+    ] = None,
     home: _Folder = None,
     as_json: _Json = False,
 ) -> None:
-    """Show or set what statistics may tell of a dataset; no job can weaken it."""
+    """Show or set what may be told of a dataset beside updates; no job can weaken it."""
     from dataclasses import replace
 
     from atoll.core.errors import DataError, raise_faults
@@ -238,6 +244,7 @@ def rule(
         "extremes": extremes,
         "differences": differences,
         "small": small,
+        "training": training,
     }
     said = {key: value for key, value in given.items() if value is not None}
     if said:

@@ -33,7 +33,9 @@ __all__ = [
     "Preprocessor",
     "column_lengths",
     "column_sums",
+    "counted_levels",
     "finish",
+    "summed_columns",
 ]
 
 _MOST_VALUES = 1000
@@ -262,14 +264,15 @@ def column_sums(table: Table, plan: Plan, schema: Schema) -> dict[str, Array]:
         (numbers * 2 * COUNT,), their sums and sums of squares; ``levels`` (all levels,), counts.
     """
     present, limbs = [], []
-    for column in _numeric(plan, schema):
+    for column in summed_columns(plan, schema):
         known = table[column.name][~np.isnan(table[column.name])]
         present.append(float(len(known)))
         limbs += [encode(exact_sum(known)), encode(exact_sum_of_squares(known))]
     levels: list[float] = []
     for column in schema.features:
-        values = table[column.name]
-        levels += [float(np.count_nonzero(values == level)) for level in _levels(plan, column)]
+        values, counted = table[column.name], counted_levels(plan, column)
+        levels += [float(np.count_nonzero(values == level)) for level in counted]
+        levels += [0.0] * (len(_levels(plan, column)) - len(counted))  # nobody asks how often
     return {
         "rows": np.array([float(len(table))]),
         "present": np.array(present, np.float64),
@@ -280,7 +283,7 @@ def column_sums(table: Table, plan: Plan, schema: Schema) -> dict[str, Array]:
 
 def column_lengths(plan: Plan, schema: Schema) -> dict[str, int]:
     """How long each vector of :func:`column_sums` is; it follows from the declared columns alone."""
-    numbers = len(_numeric(plan, schema))
+    numbers = len(summed_columns(plan, schema))
     levels = sum(len(_levels(plan, column)) for column in schema.features)
     return {"rows": 1, "present": numbers, "limbs": numbers * 2 * COUNT, "levels": levels}
 
@@ -291,7 +294,7 @@ def finish(sums: Mapping[str, Array], plan: Plan, schema: Schema) -> Preprocesso
     A column without any value is filled with 0 (or the plan's constant) and left unscaled.
     """
     rows = int(sums["rows"][0])
-    moments = dict(zip((c.name for c in _numeric(plan, schema)), _moments(sums), strict=True))
+    moments = dict(zip((c.name for c in summed_columns(plan, schema)), _moments(sums), strict=True))
     rules: list[NumberRule | CategoryRule] = []
     start = 0
     for column in schema.features:
@@ -359,13 +362,21 @@ def _category_rule(column: Column, plan: Plan, top: float | str | None) -> Categ
     )
 
 
-def _numeric(plan: Plan, schema: Schema) -> list[Column]:
+def summed_columns(plan: Plan, schema: Schema) -> list[Column]:
+    """The columns whose values are summed, with their squares."""
     own = [column for column in schema.features if column.type != "category"]
     return [*own, schema.goal] if plan.scale_target else own
 
 
+def counted_levels(plan: Plan, column: Column) -> tuple[str, ...] | tuple[float, ...]:
+    """The values that are really counted, in order: none where no missing cell is filled with the commonest."""
+    if column.type == "category" and plan.impute not in ("mean", "most_frequent"):
+        return ()
+    return _levels(plan, column)
+
+
 def _levels(plan: Plan, column: Column) -> tuple[str, ...] | tuple[float, ...]:
-    """The values of a column that are counted one by one."""
+    """The values of a column that have a place among the counts."""
     if column.type == "category":
         return column.categories
     return _values(column) if plan.impute == "most_frequent" else ()

@@ -36,6 +36,20 @@ class Telling:
     minimum: int = 1
     persons: Array | None = None
 
+    @property
+    def least(self) -> int:
+        """So many rows belong to the minimum of persons at least, whichever rows they are.
+
+        >>> Telling(11).least, Telling(11, np.array([0, 0, 0, 1])).least
+        (11, 31)
+        """
+        most = 1 if self.persons is None else int(np.bincount(self.persons).max(initial=1))
+        return (self.minimum - 1) * most + 1
+
+    def take(self, rows: Array) -> Telling:
+        """Of some of the rows."""
+        return Telling(self.minimum, None if self.persons is None else self.persons[rows])
+
     def behind(self, rows: Array) -> int:
         """How many persons the rows belong to; a mask ``(n,)`` bool, or row numbers.
 

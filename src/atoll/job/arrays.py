@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from atoll.data import partition as parts
 from atoll.data.card import examples_card
 from atoll.data.columns import Column
 from atoll.data.schema import Schema
+from atoll.job.discretion import OPEN, Discretion
 from atoll.job.faults import Gathering
-from atoll.job.islands import MOST_CARDS, Islands, card
+from atoll.job.islands import MOST_CARDS, Islands, card, untold
 from atoll.job.schema import DataSpec, JobSpec, Section
 from atoll.job.survey import FaultBody, body_of
 
@@ -44,8 +46,15 @@ class ArraysSurvey(Section):
     faults: tuple[FaultBody, ...] = ()
 
 
-def arrays_survey(data: DataSpec, site: ClientId, rows: Examples) -> dict[str, Any]:
-    """What the server must know of a site's rows to agree on a schema, ready for JSON."""
+def arrays_survey(
+    data: DataSpec, site: ClientId, rows: Examples, rule: Discretion = OPEN
+) -> dict[str, Any]:
+    """What the server must know of a site's rows to agree on a schema, ready for JSON.
+
+    Raises:
+        PolicyError: the site has few persons.
+    """
+    rule.admit(rule.telling(rows), np.arange(len(rows)), site)
     faults = list(_wrong(data, rows))
     labelled = data.task == "classification" and len(rows) > 0 and not faults
     return ArraysSurvey(
@@ -60,15 +69,18 @@ def _wrong(data: DataSpec, rows: Examples) -> Iterable[Fault]:
     if not len(rows):
         yield Fault("", "has no rows", "leave the site out or fill its file")
     if targets.ndim != 1 or targets.dtype.kind not in "biuf":
-        yield Fault("", f"targets are {targets.dtype} of shape {targets.shape}", "one number a row")
+        shape = f"targets are {targets.dtype} of shape {targets.shape}"
+        yield Fault("", shape, "one number a row", "targets are not one number a row")
         return
     if data.task == "classification" and len(rows):
         if targets.dtype.kind == "f" and not np.all(targets == np.floor(targets)):
             yield Fault("", "targets are no whole numbers", "set data.task = 'regression'")
         elif targets.min() < 0:
-            yield Fault("", f"a target is {targets.min():g}", "classes count from 0")
+            least = f"a target is {targets.min():g}"
+            yield Fault("", least, "classes count from 0", "a target is below 0")
         elif targets.max() >= 100_000:
-            yield Fault("", f"a target is {targets.max():g}", "set data.task = 'regression'")
+            most = f"a target is {targets.max():g}"
+            yield Fault("", most, "set data.task = 'regression'", "a target is no class")
 
 
 def arrays_agree(
@@ -111,14 +123,24 @@ def _faults(sites: Mapping[ClientId, ArraysSurvey]) -> list[Fault]:
 
 
 def cut_examples(
-    data: DataSpec, site: ClientId, rows: Examples, stream: Seed
+    data: DataSpec, site: ClientId, rows: Examples, stream: Seed, rule: Discretion = OPEN
 ) -> tuple[Examples, Examples]:
-    """Rows for training and for the test of one site; ``stream`` is that of the job's data."""
-    return parts.split(rows, data.test_fraction, stream / "split" / site, stratify=data.stratify)
+    """Rows for training and for the test of one site; ``stream`` is that of the job's data.
+
+    Raises:
+        PolicyError: few persons are behind the rows for training.
+    """
+    made = parts.split(rows, data.test_fraction, stream / "split" / site, stratify=data.stratify)
+    rule.admit(rule.telling(made[0]), np.arange(len(made[0])), site, "training rows")
+    return made
 
 
 def array_islands(
-    spec: JobSpec, sites: Mapping[ClientId, Examples], schema: Schema, stream: Seed
+    spec: JobSpec,
+    sites: Mapping[ClientId, Examples],
+    schema: Schema,
+    stream: Seed,
+    rule: Discretion = OPEN,
 ) -> Islands:
     """What trainers get of these sites, which may be all of a federation or one of them.
 
@@ -127,11 +149,19 @@ def array_islands(
         sites: their rows.
         schema: see :func:`arrays_agree`.
         stream: for splits.
+        rule: what may be told of their rows.
+
+    Raises:
+        PolicyError: few persons are behind the rows of one.
     """
-    cut = {site: cut_examples(spec.data, site, rows, stream) for site, rows in sites.items()}
+    cut = {site: cut_examples(spec.data, site, rows, stream, rule) for site, rows in sites.items()}
     train = {site: own for site, (own, _) in cut.items()}
-    held_out = {site: test for site, (_, test) in cut.items() if len(test)}
-    return examples_islands(train, held_out, None, max(1, len(schema.classes)))
+    tests = {site: test for site, (_, test) in cut.items() if len(test)}
+    silent = [s for s, t in tests.items() if rule.silent(rule.telling(t), np.arange(len(t)))]
+    held_out = {site: test for site, test in tests.items() if site not in silent}
+    notes = [untold(site, rule.minimum) for site in silent]
+    classes = max(1, len(schema.classes))
+    return replace(examples_islands(train, held_out, None, classes, rule=rule), notes=notes)
 
 
 def examples_islands(
@@ -140,13 +170,14 @@ def examples_islands(
     central: Examples | None,
     classes: int,
     black: float = 0.0,
+    rule: Discretion = OPEN,
 ) -> Islands:
     """A federation of rows that are no tables, with its data cards."""
     first = next(iter(clients.values()))
     cards: list[Mapping[str, Any]] = []
     if len(clients) <= MOST_CARDS:
         number = 0 if classes < 2 else classes
-        cards = [card(c, examples_card(e, number)) for c, e in clients.items()]
+        cards = [card(c, examples_card(e, number, rule.telling(e))) for c, e in clients.items()]
     return Islands(
         train=clients,
         held_out=held_out,

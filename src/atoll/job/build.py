@@ -17,6 +17,7 @@ from atoll.core.errors import Fault
 from atoll.core.local import LocalWork
 from atoll.core.values import ClientId
 from atoll.data.population import LazyClients, ids_of, rows_of
+from atoll.job.between import discretion_of
 from atoll.job.check import federation_faults
 from atoll.job.datasets import load_islands
 from atoll.job.islands import Islands
@@ -257,7 +258,11 @@ def job_from_spec(spec: JobSpec, folder: Path) -> Job:
         name=spec.name,
         seed=spec.seed,
         islands=lambda seed: load_islands(
-            spec, folder, seed, lambda names: federation_faults(schedule, weighting, clock, names)
+            spec,
+            folder,
+            seed,
+            lambda names: federation_faults(schedule, weighting, clock, names),
+            lambda sites: discretion_of(spec, sites),
         ),
         definition=spec.definition(),
         executor=(spec.executor.name, spec.executor.workers, spec.executor.method),

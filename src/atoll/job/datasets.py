@@ -20,6 +20,7 @@ from atoll.data.readers import read_examples, sites_from_files
 from atoll.data.synthetic import fcube, synthetic
 from atoll.job.arrays import array_islands, arrays_agree, arrays_survey, examples_islands
 from atoll.job.dealing import partitioned
+from atoll.job.discretion import OPEN, Discretion
 from atoll.job.islands import Islands, islands_of, together
 from atoll.job.options import checked_options
 from atoll.job.schema import DataSpec, JobSpec
@@ -52,11 +53,16 @@ def _nothing(clients: Collection[ClientId]) -> list[Fault]:
     return []
 
 
+def _open(sites: int) -> Discretion:
+    return OPEN
+
+
 def load_islands(
     spec: JobSpec,
     folder: Path,
     seed: int,
     expect: Callable[[Collection[ClientId]], list[Fault]] = _nothing,
+    rule: Callable[[int], Discretion] = _open,
 ) -> Islands:
     """Read, check, partition, split and preprocess the job's data.
 
@@ -66,33 +72,41 @@ def load_islands(
         seed: root of the run's random streams.
         expect: asked once the clients are known by name; what it finds is raised together with the
             faults of the data.
+        rule: what may be told of the rows of so many sites.
 
     Raises:
         DataError: with every fault of every site.
+        PolicyError: few persons are behind the rows of a site.
         JobError: a source, partition or column that does not exist, or what ``expect`` found.
     """
     stream = Seed(seed) / "data"
     source = spec.data.source
+    if spec.privacy.counts is not None and not brings_sites(spec.data):
+        reason = "clients that are dealt out are no sites with persons of their own"
+        raise JobError("the data", faults=[Fault("privacy.counts", reason, "remove the table")])
     if source in BUILT_IN:
         made = _built_in(spec, folder, stream)
     elif own_arrays(spec.data) and any(sign in source for sign in "*?["):
-        made = _gathered(spec, folder, stream)
+        made = _gathered(spec, folder, stream, rule)
     elif own_arrays(spec.data):
         made = _dealt(spec, read_examples(folder / source), None, stream, black=0.0)
     else:
-        return tabular_islands(spec, folder, stream, expect)
+        return tabular_islands(spec, folder, stream, expect, rule)
     raise_faults(JobError, "the federation", expect(made.train))
     return made
 
 
-def _gathered(spec: JobSpec, folder: Path, stream: Seed) -> Islands:
+def _gathered(
+    spec: JobSpec, folder: Path, stream: Seed, rule: Callable[[int], Discretion]
+) -> Islands:
     """One site per file of rows that are no table."""
     if spec.data.partition is not None:
         fault = Fault("data.partition", "the data already have sites, one a file", "remove it")
         raise JobError("the partition does not fit the data", faults=[fault])
     sites = sites_from_files(folder / spec.data.source, read_examples)
     surveys = {site: arrays_survey(spec.data, site, rows) for site, rows in sites.items()}
-    made = array_islands(spec, sites, arrays_agree(spec.data, surveys), stream)
+    agreed = arrays_agree(spec.data, surveys)
+    made = array_islands(spec, sites, agreed, stream, rule(len(sites)))
     if not spec.data.central_test or not made.held_out:
         return made
     return replace(made, central=together(made.held_out))

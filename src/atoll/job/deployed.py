@@ -49,10 +49,12 @@ from atoll.data.readers import read_examples, read_table
 from atoll.data.schema import Schema, check_sites
 from atoll.data.table import Table, label
 from atoll.job.arrays import array_islands, arrays_agree, arrays_survey, cut_examples
+from atoll.job.between import discretion_of, settled_of
 from atoll.job.buffered import buffer_faults
 from atoll.job.build import Job, job_from_spec
 from atoll.job.check import federation_faults
 from atoll.job.datasets import brings_sites, own_arrays
+from atoll.job.discretion import OPEN, Discretion
 from atoll.job.islands import Islands
 from atoll.job.privacy import with_chain
 from atoll.job.readiness import (
@@ -64,9 +66,8 @@ from atoll.job.readiness import (
     ready,
 )
 from atoll.job.record import record_faults, record_trainer
-from atoll.job.registry import LINEAR, algorithm_named, trainer_for
+from atoll.job.registry import LINEAR, trainer_for
 from atoll.job.schema import DataSpec, JobSpec
-from atoll.job.settling import Settled, settle
 from atoll.job.sites import halves, plan_of, preprocessed
 from atoll.job.standing import Rows, Standing
 from atoll.job.study import study_faults
@@ -77,7 +78,7 @@ from atoll.job.survey import (
     table_survey,
     tables_agree,
 )
-from atoll.job.tables import privacy_of, schedule_of, weighting_of
+from atoll.job.tables import schedule_of, weighting_of
 from atoll.runtime.checkpoint import model_hash
 from atoll.runtime.client import Parts
 from atoll.runtime.clock import Clock
@@ -89,6 +90,7 @@ __all__ = [
     "dataset_at",
     "dataset_name",
     "deployable",
+    "discretion_of",
     "figures_told",
     "initial_vector",
     "islands_at",
@@ -194,17 +196,18 @@ def dataset_at(spec: JobSpec, path: Path) -> Data:
     return read_examples(path) if own_arrays(spec.data) else read_table(path)
 
 
-def survey(spec: JobSpec, site: ClientId, table: Data) -> dict[str, Any]:
+def survey(spec: JobSpec, site: ClientId, table: Data, rule: Discretion = OPEN) -> dict[str, Any]:
     """What a site tells of its rows before anything is fitted, ready for JSON.
 
     Names of columns and levels, never counts; see :mod:`atoll.job.survey` for what leaves the site.
 
     Raises:
         DataError: the rows are not of one site, or a column of names has too many.
+        PolicyError: few persons are behind the rows, or behind a name.
     """
     if isinstance(table, Examples):
-        return arrays_survey(spec.data, site, table)
-    return table_survey(spec.data, site, _own(spec, site, table))
+        return arrays_survey(spec.data, site, table, rule)
+    return table_survey(spec.data, site, _own(spec, site, table), rule)
 
 
 def agree(spec: JobSpec, surveys: Mapping[ClientId, Mapping[str, Any]]) -> Schema:
@@ -230,7 +233,9 @@ def agree(spec: JobSpec, surveys: Mapping[ClientId, Mapping[str, Any]]) -> Schem
     return schema
 
 
-def column_sums_at(spec: JobSpec, schema: Schema, site: ClientId, table: Data) -> Update:
+def column_sums_at(
+    spec: JobSpec, schema: Schema, site: ClientId, table: Data, rule: Discretion = OPEN
+) -> Update:
     """Exact sums of the columns of this site's training rows: vectors that add up over sites.
 
     Where there is nothing to add up (each site preprocesses for itself, or the rows are no table) they
@@ -239,14 +244,18 @@ def column_sums_at(spec: JobSpec, schema: Schema, site: ClientId, table: Data) -
     Raises:
         DataError: the table does not fit the schema; every fault of this site.
         JobError: the preprocessing does not fit the columns.
+        PolicyError: few persons are behind the rows; or, where the rule is strict, behind a part of them
+            that the sums tell of.
     """
     if isinstance(table, Examples):
-        train, _ = cut_examples(spec.data, site, table, _stream(spec))
+        train, _ = cut_examples(spec.data, site, table, _stream(spec), rule)
         return Update(_no_sums(), 1.0, len(train))
-    typed = schema.read(site, _own(spec, site, table))
-    rows, _ = halves(spec, schema, site, typed, _stream(spec))
-    update = site_sums(rows, plan_of(spec), schema)
-    return update if plan_of(spec).mode == "federated" else replace(update, vectors=_no_sums())
+    own, plan = _own(spec, site, table), plan_of(spec)
+    typed = schema.read(site, own)
+    cut = halves(spec, schema, site, typed, _stream(spec), rule, rule.telling(own))
+    rule.refuse_sums(site, cut.train, plan, schema, cut.telling.take(cut.rows[0]))
+    update = site_sums(cut.train, plan, schema)
+    return update if plan.mode == "federated" else replace(update, vectors=_no_sums())
 
 
 def _no_sums() -> dict[str, Array]:
@@ -254,7 +263,12 @@ def _no_sums() -> dict[str, Array]:
 
 
 def islands_at(
-    spec: JobSpec, schema: Schema, sums: Mapping[str, Array], site: ClientId, table: Data
+    spec: JobSpec,
+    schema: Schema,
+    sums: Mapping[str, Array],
+    site: ClientId,
+    table: Data,
+    rule: Discretion = OPEN,
 ) -> Islands:
     """What the trainer gets at this site, and its data card.
 
@@ -264,30 +278,21 @@ def islands_at(
         sums: what the sums of all sites add up to; not read where there is nothing to add up.
         site: this one.
         table: its rows.
+        rule: what may be told of them.
 
     Raises:
         DataError: the table does not fit the schema, or the sums are not of these columns.
         JobError: the preprocessing does not fit the columns.
+        PolicyError: few persons are behind the rows.
     """
     stream = _stream(spec)
     if isinstance(table, Examples):
-        return array_islands(spec, {site: table}, schema, stream)
-    typed, notes = check_sites(schema, {site: _own(spec, site, table)})
-    cut = {site: halves(spec, schema, site, typed[site], stream)}
-    fitted = {site: fitted_at(cut[site][0], sums, plan_of(spec), schema)}
-    return preprocessed(spec, schema, typed, cut, fitted, notes)
-
-
-def settled_of(spec: JobSpec, sites: int) -> Settled:
-    """Whether updates of the job are masked between so many sites, and why.
-
-    Raises:
-        JobError: its algorithm is not known here.
-    """
-    said = spec.privacy.aggregation
-    if said != "auto":
-        return Settled(said, "the job says so")
-    return settle(privacy_of(spec), schedule_of(spec), algorithm_named(spec.algorithm), sites)
+        return array_islands(spec, {site: table}, schema, stream, rule)
+    own = _own(spec, site, table)
+    typed, notes = check_sites(schema, {site: own})
+    cut = {site: halves(spec, schema, site, typed[site], stream, rule, rule.telling(own))}
+    fitted = {site: fitted_at(cut[site].train, sums, plan_of(spec), schema)}
+    return preprocessed(spec, schema, typed, cut, fitted, notes, rule)
 
 
 def parts_at(

@@ -15,7 +15,7 @@ from atoll.core.values import ClientId
 from atoll.data.card import examples_card
 from atoll.data.population import LazyClients
 
-__all__ = ["MOST_CARDS", "Islands", "card", "islands_of", "together"]
+__all__ = ["MOST_CARDS", "Islands", "card", "islands_of", "together", "untold"]
 
 MOST_CARDS = 200
 """Data cards are made for at most so many clients; a simulation of thousands needs none."""
@@ -90,6 +90,14 @@ def card(site: ClientId, found: Mapping[str, Any]) -> dict[str, Any]:
     columns = found.get("columns", {})
     missing = {name: c["missing"] for name, c in columns.items() if c.get("missing")}
     return {"site": site, **found, "missing": missing, "labels": found.get("classes")}
+
+
+def untold(site: ClientId, minimum: int) -> str:
+    """The note on a site that gives no figures, because a rule on counts forbids it."""
+    return (
+        f"site {site!r}: figures of its held-out rows are not told, "
+        f"fewer than {minimum} persons are behind them"
+    )
 
 
 def together(sites: Mapping[ClientId, Examples]) -> Examples:

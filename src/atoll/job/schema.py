@@ -238,6 +238,13 @@ class RowPrivacySpec(Section):
     open_metrics: bool = False
 
 
+class CountsSpec(Section):
+    """``[privacy.counts]``: how many persons stand at least behind a number that a site tells."""
+
+    minimum: int = Field(11, ge=1)
+    person: str = ""
+
+
 class PrivacySpec(Section):
     """``[privacy]``: what an update passes on its way out."""
 
@@ -252,6 +259,7 @@ class PrivacySpec(Section):
     quantile: Share = 0.5
     client: ClientPrivacySpec | None = None
     record: RowPrivacySpec | None = None
+    counts: CountsSpec | None = None
 
 
 class AnalysisSpec(BaseModel):
@@ -304,7 +312,10 @@ class JobSpec(Section):
             away.add("privacy")
         if self.statistics is None:
             away.add("statistics")
-        return self.model_dump(mode="json", exclude=away)
+        plain = self.model_dump(mode="json", exclude=away)
+        if self.privacy.counts is None and "privacy" in plain:
+            del plain["privacy"]["counts"]
+        return plain
 
     def hash(self) -> str:
         """SHA-256 of the canonical form of :meth:`definition`, in hex."""

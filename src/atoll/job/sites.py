@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from atoll.algorithms.preprocessing import fit_preprocessor
 from atoll.core.contracts import Examples
 from atoll.core.errors import DataError, Fault, JobError, raise_faults, suggest
+from atoll.core.layout import Array
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data import partition as parts
@@ -19,19 +21,48 @@ from atoll.data.preprocessing import Plan, Preprocessor
 from atoll.data.readers import read_table, sites_from_column, sites_from_files
 from atoll.data.schema import Schema, check_sites
 from atoll.data.table import Table
+from atoll.data.telling import EXACT, Telling
 from atoll.job.dealing import partitioned
+from atoll.job.discretion import OPEN, Discretion
 from atoll.job.faults import Gathering
-from atoll.job.islands import Islands, card, together
+from atoll.job.islands import Islands, card, together, untold
 from atoll.job.schema import DataSpec, JobSpec
 from atoll.job.survey import schema_of, tell
 
-__all__ = ["halves", "plan_of", "preprocessed", "site_tables", "tabular_islands"]
+__all__ = ["Halves", "halves", "plan_of", "preprocessed", "site_tables", "tabular_islands"]
 
 Expect = Callable[[Collection[ClientId]], list[Fault]]
 """What the job asks of the federation and does not get, once its clients are known by name."""
 
 
-def tabular_islands(spec: JobSpec, folder: Path, stream: Seed, expect: Expect) -> Islands:
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """One site's typed rows, cut in two.
+
+    Args:
+        train: rows for training.
+        test: rows for the test.
+        rows: the numbers of both, in the site's table.
+        telling: how counts of the site's rows may be told.
+    """
+
+    train: Table
+    test: Table
+    rows: tuple[Array, Array]
+    telling: Telling = field(default=EXACT)
+
+
+def _open(sites: int) -> Discretion:
+    return OPEN
+
+
+def tabular_islands(
+    spec: JobSpec,
+    folder: Path,
+    stream: Seed,
+    expect: Expect,
+    rule: Callable[[int], Discretion] = _open,
+) -> Islands:
     """A federation from one table per site, or from one table with sites or a partition.
 
     Args:
@@ -39,17 +70,23 @@ def tabular_islands(spec: JobSpec, folder: Path, stream: Seed, expect: Expect) -
         folder: relative paths are relative to it.
         stream: for partitions and splits.
         expect: asked once the sites are known; what it finds is raised together with the data's faults.
+        rule: what may be told of the rows of so many sites.
 
     Raises:
         DataError: with every fault of every site.
         JobError: a column or option that does not fit.
+        PolicyError: few persons are behind the rows of a site.
     """
     raw = site_tables(spec.data, folder, stream)
     schema, typed, notes = _checked(spec.data, raw, expect)
-    cut = {site: halves(spec, schema, site, table, stream) for site, table in typed.items()}
-    train = {site: own for site, (own, _) in cut.items()}
+    own = rule(len(raw))
+    cut = {
+        site: halves(spec, schema, site, table, stream, own, own.telling(raw[site]))
+        for site, table in typed.items()
+    }
+    train = {site: half.train for site, half in cut.items()}
     fitted = fit_preprocessor(train, plan_of(spec), schema)
-    made = preprocessed(spec, schema, typed, cut, fitted, notes)
+    made = preprocessed(spec, schema, typed, cut, fitted, notes, own)
     held_out = made.held_out
     central = together(held_out) if spec.data.central_test and held_out else None
     return replace(made, central=central)
@@ -62,25 +99,47 @@ def plan_of(spec: JobSpec) -> Plan:
 
 
 def halves(
-    spec: JobSpec, schema: Schema, site: ClientId, typed: Table, stream: Seed
-) -> tuple[Table, Table]:
-    """Rows for training and for the test of one site; ``stream`` is that of the job's data."""
+    spec: JobSpec,
+    schema: Schema,
+    site: ClientId,
+    typed: Table,
+    stream: Seed,
+    rule: Discretion = OPEN,
+    telling: Telling = EXACT,
+) -> Halves:
+    """Rows for training and for the test of one site.
+
+    Args:
+        spec: the job.
+        schema: the declared columns, with classes.
+        site: whose rows they are.
+        typed: its typed table.
+        stream: that of the job's data.
+        rule: what may be told of the rows.
+        telling: of the table.
+
+    Raises:
+        PolicyError: few persons are behind the rows for training.
+    """
     data = spec.data
     labels = np.array([str(v) for v in typed[schema.target]])
     index = Examples(np.arange(len(typed)), labels)
     train, test = parts.split(
         index, data.test_fraction, stream / "split" / site, stratify=data.stratify
     )
-    return typed.take(train.features), typed.take(test.features)
+    rows = train.features, test.features
+    rule.admit(telling, rows[0], site, "training rows")
+    return Halves(typed.take(rows[0]), typed.take(rows[1]), rows, telling)
 
 
 def preprocessed(
     spec: JobSpec,
     schema: Schema,
     typed: Mapping[ClientId, Table],
-    cut: Mapping[ClientId, tuple[Table, Table]],
+    cut: Mapping[ClientId, Halves],
     fitted: Mapping[ClientId, Preprocessor],
     notes: tuple[str, ...],
+    rule: Discretion = OPEN,
 ) -> Islands:
     """What trainers get of these sites, which may be all of a federation or one of them.
 
@@ -91,18 +150,29 @@ def preprocessed(
         cut: their rows for training and for the test, see :func:`halves`.
         fitted: their preprocessors.
         notes: what is allowed but worth knowing.
+        rule: what may be told of their rows.
     """
-    train = {site: fitted[site].apply(own) for site, (own, _) in cut.items()}
-    held_out = {site: fitted[site].apply(test) for site, (_, test) in cut.items() if len(test)}
+    silent = [site for site, half in cut.items() if rule.silent(half.telling, half.rows[1])]
+    tests = {site: half.test for site, half in cut.items() if len(half.test)}
+    train = {site: fitted[site].apply(half.train) for site, half in cut.items()}
+    held_out = {s: fitted[s].apply(test) for s, test in tests.items() if s not in silent}
     first = next(iter(train.values()))
     return Islands(
         train=train,
         held_out=held_out,
         features=first.features.shape[1],
         classes=1 if spec.data.task == "regression" else len(schema.classes),
-        cards=[card(site, data_card(table, schema)) for site, table in typed.items()],
-        notes=notes,
+        cards=[card(site, _card(typed[site], schema, half)) for site, half in cut.items()],
+        notes=(*notes, *(untold(site, rule.minimum) for site in silent)),
     )
+
+
+def _card(table: Table, schema: Schema, half: Halves) -> Mapping[str, Any]:
+    """The data card; without columns where few rows are held out, for sums of the others are told."""
+    made = data_card(table, schema, half.telling)
+    if not half.telling.few(half.rows[1]):
+        return made
+    return {key: made[key] for key in ("rows", "fingerprint")}
 
 
 def _checked(

@@ -7,8 +7,8 @@ deployment the first half runs at the sites (:func:`table_survey`) and the secon
 
 What leaves a site: names of columns; names of the levels of text columns (at most 50, else only that there
 are more), of columns declared as categories and of the target's classes; and what is wrong with its
-cells, in the words of :mod:`atoll.data.columns`. Declare ``categories`` and ``classes`` where the names
-themselves are confidential: they are then not sent.
+cells, in the words of :mod:`atoll.data.columns` and as far as a rule on counts lets it. Declare
+``categories`` and ``classes`` where the names themselves are confidential: they are then not sent.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from atoll.data.columns import Column, read_cells
 from atoll.data.schema import Schema, goal_of, table_faults, unlabelled, with_names
 from atoll.data.sketches import MOST_LETTERS, Sketch, clashes, guessed, merged, sketch
 from atoll.data.table import Table
+from atoll.data.telling import Telling
+from atoll.job.discretion import OPEN, Discretion
 from atoll.job.faults import Gathering
 from atoll.job.schema import DataSpec, Section
 
@@ -245,24 +247,30 @@ class TableSurvey(Section):
     mismatch: FaultBody | None = None
 
 
-def table_survey(data: DataSpec, site: ClientId, table: Table) -> dict[str, Any]:
+def table_survey(
+    data: DataSpec, site: ClientId, table: Table, rule: Discretion = OPEN
+) -> dict[str, Any]:
     """What the server must know of a site's table to agree on a schema, ready for JSON.
 
     Raises:
         DataError: a column whose names are asked for has too many, or one that is no name.
+        PolicyError: the site has few persons, or names that may not leave.
     """
-    told = tell(data, site, table)
+    told, telling = tell(data, site, table), rule.telling(table)
+    rule.admit(telling, np.arange(len(table)), site)
     raise_faults(DataError, "columns with names", list(_essays(data, site, told)), site=site)
+    levels = {n: np.array(s.levels, object) for n, s in told.sketches.items() if s.levels}
+    rule.refuse_names(site, table, levels, telling)
     flags: list[Fault] = []
     if data.target in told.sketches:
-        flags = _goal_faults(site, Column(data.target, "boolean"), table)
+        flags = _goal_faults(site, Column(data.target, "boolean"), table, telling)
     return TableSurvey(
         names=told.names,
         empty=not len(table),
         columns={n: SketchBody(**dataclasses.asdict(s)) for n, s in told.sketches.items()},
         cells={
             name: tuple(map(FaultBody.of, faults))
-            for name, faults in _cells(data, site, table).items()
+            for name, faults in _cells(data, site, table, telling).items()
             if faults
         },
         flags=tuple(map(FaultBody.of, flags)),
@@ -282,7 +290,9 @@ def _essays(data: DataSpec, site: ClientId, told: Told) -> Iterable[Fault]:
             yield Fault(place, message, "it is no category; declare it as what it is, or drop it")
 
 
-def _cells(data: DataSpec, site: ClientId, table: Table) -> dict[str, list[Fault]]:
+def _cells(
+    data: DataSpec, site: ClientId, table: Table, telling: Telling
+) -> dict[str, list[Fault]]:
     """What is wrong with cells, as far as it can be said before the schema is known.
 
     That is all of it: columns that are not declared become what fits the cells of every site.
@@ -293,15 +303,16 @@ def _cells(data: DataSpec, site: ClientId, table: Table) -> dict[str, list[Fault
             continue
         column = declared.get(name, Column(name))
         if name == data.target:
-            found[name] = _goal_faults(site, goal_of(column, data.task, data.classes), table)
+            goal = goal_of(column, data.task, data.classes)
+            found[name] = _goal_faults(site, goal, table, telling)
         elif name in declared or cells.dtype.kind in "biuf":
-            found[name] = read_cells(site, column, cells)[1]
+            found[name] = read_cells(site, column, cells, telling)[1]
     return found
 
 
-def _goal_faults(site: ClientId, goal: Column, table: Table) -> list[Fault]:
-    typed, faults = read_cells(site, goal, table[goal.name])
-    return faults or unlabelled(site, goal, typed)
+def _goal_faults(site: ClientId, goal: Column, table: Table, telling: Telling) -> list[Fault]:
+    typed, faults = read_cells(site, goal, table[goal.name], telling)
+    return faults or unlabelled(site, goal, typed, telling)
 
 
 def tables_agree(

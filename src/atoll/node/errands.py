@@ -24,8 +24,9 @@ from urllib.parse import quote
 
 from atoll.core.errors import AtollError, Equivocation, StorageError
 from atoll.node.datasets import Dataset
+from atoll.node.leaving import checked
 from atoll.node.link import INLINE, passing
-from atoll.node.orders import DatasetBody, Order, Report, done_only, named, read_result
+from atoll.node.orders import DatasetBody, Order, Report, done_only, named
 from atoll.node.process import Ended, Log, Worker
 from atoll.node.redaction import MOST, without_paths
 from atoll.node.settings import GIB
@@ -427,7 +428,7 @@ class Errands:
             if not result.exists():
                 self._fail(task, "the worker's result was lost with the worker")
             elif task in self._tasks and self._tasks[task].state == "working":
-                body = read_result(result, task)
+                body = checked(order)
                 self._site.note(order.task, body, report)
                 if report.digest:
                     self._site.spool.begin(self.run_id, report.digest)
@@ -443,10 +444,8 @@ class Errands:
                 self._finished(held, body)
         except StorageError as error:
             log.error("run %s: %s cannot be kept: %s", self.run_id, task, error)
-            self._later(
-                f.backoff(tries, self._site.jitter()),
-                lambda: self._finish(order, report, tries + 1),
-            )
+            after = f.backoff(tries, self._site.jitter())
+            self._later(after, lambda: self._finish(order, report, tries + 1))
             return
         except AtollError as error:
             self._fail(task, f"the worker's result is not valid: {without_paths(str(error))}")

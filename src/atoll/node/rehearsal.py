@@ -299,7 +299,11 @@ def _asked(
         result=str(stage.scratch / f"{kind}.result"),
         keep=str(stage.scratch / f"{kind}.memory"),
         dataset=DatasetBody(
-            name=d.name, path=d.path, missing=list(d.missing), columns=dict(d.columns)
+            name=d.name,
+            path=d.path,
+            missing=list(d.missing),
+            columns=dict(d.columns),
+            rule=d.rule.to_plain(),
         ),
     )
     stage.worker.order(order)

@@ -1,4 +1,4 @@
-"""What statistics may tell of a dataset: the rule that its steward has set, in ``datasets.toml``.
+"""What may be told of a dataset beside updates: the rule that its steward has set, in ``datasets.toml``.
 
 ::
 
@@ -9,8 +9,11 @@
     extremes = false
     differences = true
     small = "masked"
+    training = "needed"
 
-The rule is the site's own: a job or a server may ask for a stricter one, never for a weaker.
+It holds for statistics and, in ``minimum``, ``person`` and ``training``, for jobs that train
+(:mod:`atoll.node.leaving`). The rule is the site's own: a job or a server may ask for a stricter one, never
+for a weaker.
 """
 
 from __future__ import annotations
@@ -38,6 +41,9 @@ class Rule:
         small: what becomes of counts of fewer persons than the minimum that single answers hold
             (cells, bins, the deaths of a day): ``masked``: they leave under masks only; ``clear``: whoever
             runs the server may see them.
+        training: what becomes of such counts *inside* what training in the clear takes (sums of columns,
+            figures of held-out rows, names of categories): ``needed``: they leave with it; ``strict``:
+            what holds one does not leave.
     """
 
     minimum: int = 11
@@ -46,6 +52,7 @@ class Rule:
     extremes: bool = False
     differences: bool = True
     small: Literal["masked", "clear"] = "masked"
+    training: Literal["needed", "strict"] = "needed"
 
     def to_plain(self) -> dict[str, Any]:
         """JSON-able."""
@@ -105,6 +112,7 @@ _KINDS: Mapping[str, type] = {
     "extremes": bool,
     "differences": bool,
     "small": str,
+    "training": str,
 }
 
 
@@ -127,3 +135,6 @@ def rule_faults(place: str, table: Any) -> Iterable[Fault]:
         yield Fault(f"{place}.columns", "is not a list of names", 'write columns = ["age"]')
     if table.get("small", "masked") not in ("masked", "clear"):
         yield Fault(f"{place}.small", f"{table['small']!r} is unknown", "write masked or clear")
+    if table.get("training", "needed") not in ("needed", "strict"):
+        what = f"{table['training']!r} is unknown"
+        yield Fault(f"{place}.training", what, "write needed or strict")

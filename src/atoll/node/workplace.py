@@ -40,6 +40,7 @@ from atoll.job.settling import FEWEST
 from atoll.job.study import Agreed
 from atoll.job.summed import column_integers
 from atoll.node.datasets import digest_of, open_examples, open_table
+from atoll.node.leaving import Leaving, discreet
 from atoll.node.orders import Order, Report
 from atoll.node.plans import sites_in
 from atoll.node.queries import Answering
@@ -130,7 +131,8 @@ class Workplace:
             traceback.print_exc(file=sys.stderr)
             forbidden = isinstance(error, UpdateRefused | PolicyError | Forbidden)
             status = "refused" if forbidden else "failed"
-            reason = told(error, self._folder, self._memory)
+            minimum = order.dataset.dataset.rule.minimum
+            reason = discreet(told(error, self._folder, self._memory), minimum)
             seconds = time.perf_counter() - began
             body = written(order.task.id, status, reason=reason, seconds=seconds)
             _write(Path(order.result), body, {})
@@ -197,8 +199,8 @@ class Workplace:
 
     def _parts(self, order: Order, run: _Run, rows: Any) -> tuple[Parts, Islands]:
         if run.parts is None:
-            site = order.task.client
-            islands = deployed.islands_at(run.spec, run.schema, run.sums, site, rows)
+            site, gate = order.task.client, _gate(order, run)
+            islands = gate.islands(run.schema, run.sums, rows)
             parts = deployed.parts_at(run.spec, islands, self._folder, site, run.sites)
             run.parts = parts, islands
             self._threads = Threads()  # now that every library is loaded
@@ -233,11 +235,11 @@ class Workplace:
 
     def survey(self, order: Order, run: _Run, rows: Any) -> _Done:
         """What the columns are called and which levels they have."""
-        return _Done(fields={"answer": deployed.survey(run.spec, order.task.client, rows)})
+        return _Done(fields={"answer": _gate(order, run).survey(rows)})
 
     def sums(self, order: Order, run: _Run, rows: Any) -> _Done:
         """Exact sums of the training rows' columns; whole numbers and nothing else in a masked run."""
-        update = deployed.column_sums_at(run.spec, run.schema, order.task.client, rows)
+        update = _gate(order, run).sums(run.schema, rows)
         if deployed.settled_of(run.spec, run.sites).hidden:
             return _Done(column_integers(update.vectors))
         fields = {"weight": float(update.weight), "examples": int(update.examples)}
@@ -247,7 +249,7 @@ class Workplace:
         """Rows, card and layout; with them the initial vector where it is asked for."""
         parts, islands = self._parts(order, run, rows)
         with self._one():
-            answer = deployed.ready(parts, islands, rows=run.spec.privacy.record is not None)
+            answer = _gate(order, run).ready(parts, islands)
             first = deployed.initial_vector(parts) if order.task.initial else None
         return _Done({} if first is None else {"initial": first}, {"answer": answer})
 
@@ -278,7 +280,7 @@ class Workplace:
         fields = {
             "weight": float(update.weight),
             "examples": int(update.examples),
-            "metrics": _leaving(update.metrics),
+            "metrics": _leaving(_gate(order, run).figures(update.metrics, rows)),
         }
         return _Done(update.vectors, fields, memory)
 
@@ -295,7 +297,8 @@ class Workplace:
             found = evaluate_client(parts, parameters, client, _memory(order))
         if parts.chain.gives("sums only"):
             return _Done(integers_of(found, kinds_of(found)))
-        fields = {"metrics": _leaving(found), "examples": len(parts.held_out[client])}
+        shown = _leaving(_gate(order, run).figures(found, rows))
+        fields = {"metrics": shown, "examples": len(parts.held_out[client])}
         return _Done(fields=fields)
 
 
@@ -319,6 +322,11 @@ def _work(order: Order) -> tuple[Any, ...]:
     """What decides what comes of the work, before the chain."""
     t = order.task
     return t.client, t.version, t.fraction, t.repeat, t.kept, order.broadcast, order.plan
+
+
+def _gate(order: Order, run: _Run) -> Leaving:
+    """Through which everything passes that a run of training tells at this site."""
+    return Leaving.of(run.spec, order.task.client, run.sites, order.dataset.dataset.rule)
 
 
 def written(task: str, status: str, **fields: Any) -> dict[str, Any]:
