@@ -252,3 +252,14 @@ def test_the_server_keeps_a_type_of_key_that_opens_nothing(world):
     key = engine._playing._key
     assert type(key) is PublicContext
     assert not key.handle().is_private()
+
+
+def test_scaffold_sends_both_its_vectors_as_ciphertexts(world, four, tmp_path):
+    more = ("algorithm.name=scaffold", "algorithm.weights=uniform")
+    run = world.submit(spec("encrypted", *more, rounds=2))
+    world.run()
+    assert world.store.run(run).reason == "completed"
+    plain = played.World(tmp_path / "quantised", four)
+    other = plain.submit(spec("quantised", *more, rounds=2))
+    plain.run()
+    assert world.hash(run) == plain.hash(other)

@@ -204,8 +204,8 @@ class EncryptedRound:
             yield from self._open(some, told, votes)
         self._tell_apart(votes)
         if not votes.agreed:
-            said = f"{votes.heard} sites opened the sum"
-            self._failure = f"{said}, and no {AGREEING} of them say the same"
+            said = f"{votes.heard} sites opened the sum, and no {AGREEING} of them say the same"
+            self._failure = "; ".join([said, *votes.silent[:1]])
         return votes.sums
 
     def _pledges(
@@ -231,9 +231,10 @@ class EncryptedRound:
         expected = Expected(
             {lane.name: ((lane.length,), f"int{lane.bits}") for lane in self._lanes}
         )
-        yield from self._call(
+        outcomes = yield from self._call(
             "open", tasks, told, expected, votes.take, self._seconds / 4, 1, AGREEING
         )
+        votes.silent += [f"{o.client}: {o.reason}" for o in outcomes if o.reason]
 
     def _tell_apart(self, votes: _Votes) -> None:
         """Say in the log who has told another sum than was taken."""
@@ -334,6 +335,7 @@ class _Votes:
     Attributes:
         heard: how many have said something.
         sums: what enough of them say alike; empty before.
+        silent: why others have not.
     """
 
     def __init__(self, lanes: Sequence[Lane]) -> None:
@@ -341,6 +343,7 @@ class _Votes:
         self._by: dict[ClientId, bytes] = {}
         self._first: dict[bytes, dict[str, Array]] = {}
         self.sums: Mapping[str, Array] = {}
+        self.silent: list[str] = []
 
     @property
     def heard(self) -> int:

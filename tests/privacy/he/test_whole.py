@@ -62,3 +62,15 @@ def test_slots_that_are_no_sum_of_integers_are_refused():
         packed([lane], {"x": np.array([0, 101])}, parameters)
     with pytest.raises(UpdateRefused, match="3 values"):
         packed([lane], {"x": np.arange(3)}, parameters)
+
+
+@pytest.mark.parametrize("sites", [3, 5, 6, 7])
+def test_a_sum_in_which_everybody_is_at_the_very_end_is_in_range(sites):
+    """Five times the bound of a lane of 64 bits is no number that a float64 holds."""
+    parameters = Parameters.exact(sites)
+    public = (secret := SecretContext(parameters, new_key(parameters))).public()
+    lanes, key = lanes_for(sites), SharedKey(secret)
+    ends = {lane.name: np.full(lane.length, round(lane.bound), np.int64) for lane in lanes}
+    total = SealedSum.of(public, [seal(public, packed(lanes, ends, parameters))] * sites)
+    found = unpacked(lanes, key.joined(total, [key.part(total)]), parameters, sites)
+    assert all((found[name] == sites * value).all() for name, value in ends.items())

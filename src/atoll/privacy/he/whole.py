@@ -87,7 +87,8 @@ def unpacked(
         for k in range(digits_of(lane, parameters)):
             total += digits[at : at + lane.length] << (parameters.digit_bits * k)
             at += lane.length
-        if int(np.abs(total).max(initial=0)) > present * lane.bound:
+        # In whole numbers: a float64 does not hold the product of a bound of 53 bits.
+        if int(np.abs(total).max(initial=0)) > present * round(lane.bound):
             raise UpdateRefused(f"the sum of lane {lane.name!r} is beyond {present} sites' range")
         found[lane.name] = total
     return found
