@@ -14,6 +14,7 @@ from atoll.core.metrics import Metrics
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
 from atoll.job import deployed
 from atoll.job.build import Job
+from atoll.job.discretion import OPEN, Discretion
 from atoll.job.islands import Islands
 from atoll.job.package import spec_from_plain, spec_to_plain
 from atoll.job.schema import JobSpec
@@ -97,22 +98,26 @@ class Deployment:
         return model_hash(self.run()[0].state.parameters)
 
 
-def islands_apart(spec: JobSpec, tables: Mapping[ClientId, Any]) -> dict[ClientId, Islands]:
+def islands_apart(
+    spec: JobSpec, tables: Mapping[ClientId, Any], rule: Discretion = OPEN
+) -> dict[ClientId, Islands]:
     """The preparation up to each site's own rows."""
-    surveys = {site: sent(deployed.survey(spec, site, table)) for site, table in tables.items()}
+    surveys = {s: sent(deployed.survey(spec, s, table, rule)) for s, table in tables.items()}
     schema = deployed.agree(spec, surveys)
     assert deployed.schema_from_plain(sent(deployed.schema_to_plain(schema))) == schema
     fold = Fold(len(tables))
     for site, table in reversed(tables.items()):
-        fold.add(deployed.column_sums_at(spec, schema, site, table))
+        fold.add(deployed.column_sums_at(spec, schema, site, table, rule))
     sums = fold.aggregate().sums
-    return {s: deployed.islands_at(spec, schema, sums, s, table) for s, table in tables.items()}
+    return {s: deployed.islands_at(spec, schema, sums, s, t, rule) for s, t in tables.items()}
 
 
-def deployment(spec: JobSpec, folder: Path, tables: Mapping[ClientId, Any]) -> Deployment:
+def deployment(
+    spec: JobSpec, folder: Path, tables: Mapping[ClientId, Any], rule: Discretion = OPEN
+) -> Deployment:
     """The whole preparation, from a job that was sent and tables that were not."""
     spec = spec_from_plain(sent(spec_to_plain(spec)))
-    islands = islands_apart(spec, tables)
+    islands = islands_apart(spec, tables, rule)
     sites = {site: deployed.parts_at(spec, own, folder, site) for site, own in islands.items()}
     answers = {site: sent(deployed.ready(sites[site], islands[site])) for site in sites}
     first = next(iter(sites))
