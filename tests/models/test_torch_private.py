@@ -175,6 +175,19 @@ def test_the_clipped_sum_is_that_of_single_rows(case):
     assert way.startswith("private, by layer" if case in BY_LAYER else "private, by row"), way
 
 
+def test_rows_whose_squares_vanish_are_clipped_all_the_same(monkeypatch):
+    # In float32 the square of 1e-23 is 0, but with features of 1e18 such slopes pass a small bound.
+    data, clip = some((4,)), 1e-6
+    rows = private(partial(nn.Linear, 4, 3))._way(data).rows
+    assert isinstance(rows, Chained)
+    monkeypatch.setattr(rows, "_slope", lambda out, y: torch.full_like(out, 1e-23))
+    with torch.no_grad():
+        rows.bench.gradient.zero_()
+        norms = rows.add(torch.full((1, 4), 1e18), torch.zeros(1, dtype=torch.int64), clip)
+    assert norms.item() > 1e-23 * 3**0.5 * 2e18 > clip
+    assert torch.linalg.vector_norm(rows.bench.gradient.double()) <= clip
+
+
 @pytest.mark.parametrize(
     ("build", "shape"), [(lenet_niid, (28, 28)), (partial(mlp, 20, (8,), 3), (20,))]
 )

@@ -9,12 +9,16 @@ rows (Goodfellow, *Efficient Per-Example Gradient Computations*, 2015, https://a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from atoll.core.layout import Array
 from atoll.models.torch_chain import Chain, Dense, chain_of
 from atoll.models.torch_flat import Bench
+from atoll.models.torch_private_rows import TINY
 
 __all__ = ["Chained"]
 
@@ -40,8 +44,8 @@ class Chained:
         self._layers = [(layer, *_views(bench, layer)) for layer in chain.layers]
         self._outputs = nn.Identity()
         # What a bias sees beside a layer's inputs.
-        ones = [[0.0 if layer.bias is None else 1.0] for layer in chain.layers]
-        self._ones = torch.tensor(ones, dtype=bench.dtype)
+        dtype = np.dtype(bench.layout.dtype).type
+        self._seen = [dtype(TINY if d.bias is None else 1.0) for d in chain.layers]
 
     @classmethod
     def of(cls, bench: Bench, total: Total, loss: object, x: Tensor) -> Chained | None:
@@ -63,18 +67,17 @@ class Chained:
         given, before, out = self._forward(x.flatten(1))
         slopes = self._backward(given, before, out, y)
         norms = self._norms(given, slopes)
-        # min(1, C / norm); a comparison with NaN is false as well.
-        scale = torch.reciprocal(norms.clamp(min=clip)).mul_(clip / unit)
-        if not scale.min().item() > 0:  # 0 times infinity would not be 0
-            kept = scale > 0
+        scale = (clip / unit) / np.maximum(norms, clip)
+        if not scale.min() > 0:  # 0 times infinity would not be 0, and NaN is not above 0 either
+            kept = torch.from_numpy(scale > 0)
             if fresh:
                 self.bench.gradient.zero_()
             if kept.any():
                 self.add(x[kept], y[kept], clip, unit=unit)
-            return norms
-        scale = scale[:, None]
+            return torch.from_numpy(norms)
+        factors = torch.from_numpy(scale[:, None])
         for (_, _, _, weight, bias), a, g in zip(self._layers, given, slopes, strict=True):
-            g *= scale
+            g *= factors
             if not fresh:
                 weight.addmm_(g.t(), a)
             else:
@@ -83,19 +86,20 @@ class Chained:
                 torch.sum(g, 0, out=bias)
             elif bias is not None:
                 bias += g.sum(0)
-        return norms
+        return torch.from_numpy(norms)
 
-    def _norms(self, given: list[Tensor], slopes: list[Tensor]) -> Tensor:
-        """Length of each row's gradient over all layers, ``(n,)``: that of |g| sqrt(|a|^2 + 1)."""
-        layers, rows = len(slopes), len(slopes[0])
-        lengths = torch.empty((2, layers, rows), dtype=slopes[0].dtype)
-        for i, (a, g) in enumerate(zip(given, slopes, strict=True)):
-            torch.linalg.vector_norm(a, dim=1, out=lengths[0, i])
-            torch.linalg.vector_norm(g, dim=1, out=lengths[1, i])
-        inputs, outputs = lengths
-        outputs.mul_(torch.hypot(inputs, self._ones))
-        norms: Tensor = torch.linalg.vector_norm(outputs, dim=0)
-        return norms
+    def _norms(self, given: list[Tensor], slopes: list[Tensor]) -> Array:
+        """Length of each row's gradient over all layers, ``(n,)``: in one, |g| sqrt(|a|^2 + 1).
+
+        What is as small as this is counted in NumPy, whose code the noise has left in the cache.
+        """
+        lengths = list[Array]()
+        with np.errstate(over="ignore", invalid="ignore"):
+            for seen, a, g in zip(self._seen, given, slopes, strict=True):
+                inputs = torch.linalg.vector_norm(a, dim=1).numpy()
+                outputs = torch.linalg.vector_norm(g, dim=1).numpy()
+                lengths.append(np.hypot(inputs, seen) * (outputs + TINY))
+            return reduce(np.hypot, lengths)
 
     def _forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """What goes into each layer, what it gives before its function, and the outputs."""
@@ -131,7 +135,9 @@ class Chained:
 
 def _softmax(out: Tensor, y: Tensor) -> Tensor:
     """The gradient of cross-entropy, summed over rows, in the outputs."""
-    return torch.softmax(out, 1).scatter_(1, y[:, None], -1.0, reduce="add")
+    slope = torch.softmax(out, 1)
+    slope.numpy()[np.arange(len(y)), y.numpy()] -= 1.0
+    return slope
 
 
 def _views(bench: Bench, layer: Dense) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
