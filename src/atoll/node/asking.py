@@ -37,7 +37,7 @@ class Turns:
                 self._changed.clear()
             if left <= 0:
                 return
-            self._changed.wait(left)
+            self._changed.wait(min(left, _BRIEF))
 
     def polled(self, work: bool) -> None:
         """That question is answered; ``work``: with a task."""
@@ -62,4 +62,5 @@ class Turns:
 
     def _rest(self, work: bool) -> None:
         self._until = time.monotonic() + _BRIEF if work else 0.0
-        self._changed.set()
+        if not work:  # else the thread that asks looks early enough by itself
+            self._changed.set()

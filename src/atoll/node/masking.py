@@ -356,8 +356,7 @@ class Masked:
             plan, trust = self._plan(path), self._site.trust
             self._once = plan.settled.masked
             if not self._once and trust is not None:
-                job = plan.spec.hash()
-                names = (job_name(job, self._run, about) for about in SUBJECTS)
+                names = (job_name(plan.job, self._run, about) for about in SUBJECTS)
                 self._once = any(trust.book.knows(name) for name in names)
         return self._once
 

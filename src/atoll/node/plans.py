@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ class Plan:
     by: str
     sites: tuple[str, ...]
 
-    @property
+    @cached_property
+    def job(self) -> str:
+        """The job's hash."""
+        return self.spec.hash()
+
+    @cached_property
     def settled(self) -> Settled:
         """Whether updates are masked, and why."""
         return settled_of(self.spec, len(self.sites) or FEWEST)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection
+from functools import lru_cache
 
 from atoll.core.errors import (
     Equivocation,
@@ -47,6 +48,7 @@ def site_of(task: str) -> str:
     return task.split(".", 3)[3] if task.count(".") >= 3 else ""
 
 
+@lru_cache(1024)
 def _place(task: str) -> tuple[int, int, int, int]:
     """Where a task stands in the order of a run's calls.
 

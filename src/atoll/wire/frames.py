@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from atoll.core.errors import StorageError, UpdateRefused, WireError
-from atoll.core.layout import Array
+from atoll.core.layout import Array, dtype_name
 
 __all__ = [
     "DTYPES",
@@ -175,7 +175,7 @@ def _dumps(body: Mapping[str, Any], slots: list[dict[str, Any]]) -> bytes:
 
 def _plain_array(name: str, array: Array) -> Array:
     """The array as it travels: little-endian and contiguous, copied only where it is not."""
-    letters = _LETTERS.get(array.dtype.name)
+    letters = _LETTERS.get(dtype_name(array.dtype))
     if letters is None:
         raise FrameError(
             f"array {name!r} is {array.dtype}, which does not travel",
@@ -225,7 +225,7 @@ def pieces(
         FrameError: a dtype that does not travel, a body that is not JSON, or too long a header.
     """
     plain = {name: _plain_array(name, array) for name, array in (arrays or {}).items()}
-    yield head(body, {name: (array.dtype.name, array.shape) for name, array in plain.items()})
+    yield head(body, {name: (dtype_name(array.dtype), array.shape) for name, array in plain.items()})
     end = 0
     for array in plain.values():
         if gap := _aligned(end) - end:
