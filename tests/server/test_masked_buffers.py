@@ -91,6 +91,21 @@ def test_a_buffer_of_everybody_has_the_bits_of_synchronous_rounds(world, six, tm
         assert set(record["contributed"].values()) == {0}  # rows are told in total only
 
 
+def test_a_job_that_says_nothing_is_masked_with_its_figures_as_in_synchronous_rounds(six, tmp_path):
+    told = ("evaluation.federated=true",)
+    found = []
+    for mode in ("async", "sync"):
+        world = masked.MaskedWorld(tmp_path / mode, six)
+        run = world.submit(spec("auto", 6, *told, rounds=2, mode=mode))
+        world.run()
+        assert world.store.run(run).reason == "completed"
+        assert all(site.book.records for site in world.sites.values())
+        figures = [(r["federated"], r["train"], r["sites"]) for r in records(world, run)]
+        found.append((world.hash(run), figures))
+    assert found[0] == found[1]
+    assert found[0][1][1][0]["loss"] > 0
+
+
 def go(world: Any, run: str, sites: list[str], until: Any) -> None:
     """Let server and these sites take turns until something is so, before the next answer."""
     for _ in range(100):

@@ -75,7 +75,8 @@ class Masking(_Table):
     Args:
         smallest: fewest sites in a round.
         share: more than this part of a round's sites are needed to open its sum.
-        apart: sums on one model whose sites differ in fewer than these are refused.
+        apart: sums on one model whose sites differ in fewer than these are refused, and buffers of asynchronous
+            runs in which fewer than these started from one version.
         neighbours: fewest neighbours that share a site's masks, in rounds with a sparse graph.
         first_use: whether jobs that leave masks to the default may do with keys that nobody has pinned,
             the first that were seen.
