@@ -29,6 +29,8 @@ from benchmarks.deploy.memory import Watch, descendants
 from benchmarks.deploy.work import Given, asked, finish
 
 ROOT = Path(__file__).parents[2]
+STEPS = ("train", "commit", "share", "pledge", "release", "open")
+"""Of a round, however its updates are added up."""
 COMMAND = (
     sys.executable,
     "-c",
@@ -154,6 +156,13 @@ def ends_of(database: Path, run: str, rounds: int) -> list[float]:
     return [at for _, at in rows]
 
 
+def sent_of(database: Path, run: str, answers: int) -> float:
+    """Bytes that a site answers with in a round, all of its steps together."""
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
+        rows = db.execute("select task, size from contributions where run = ?", (run,)).fetchall()
+    return sum(size for task, size in rows if task.split(".")[1] in STEPS) / answers
+
+
 def measure(folder: Path, given: Given) -> None:
     """Found a federation in ``folder`` and have it run the job."""
     server, log = folder / "server", folder / "server.log"
@@ -180,7 +189,9 @@ def measure(folder: Path, given: Given) -> None:
             ended = federation.show(run)
         if ended.status != "completed":
             sys.exit(f"{ended.status}: {ended.reason}")
-    finish(ends_of(server / "atoll.db", run, given.rounds), start, watch.most)
+    database = server / "atoll.db"
+    sent = sent_of(database, run, given.rounds * given.sites)
+    finish(ends_of(database, run, given.rounds), start, watch.most, sent)
 
 
 def main() -> None:

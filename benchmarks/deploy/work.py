@@ -45,7 +45,7 @@ class Given:
         sites: clients.
         watch: whether memory is looked at, which costs time.
         keep: a folder to leave everything in; empty for none.
-        aggregation: ``plain``, ``quantised`` or ``masked``; Atoll alone knows the others.
+        aggregation: ``plain``, ``quantised``, ``masked`` or ``encrypted``; Atoll alone knows the others.
     """
 
     name: str
@@ -66,7 +66,7 @@ def asked(doc: str | None) -> Given:
     parser.add_argument("--sites", type=int, default=4)
     parser.add_argument("--watch", action="store_true", help="look at the memory")
     parser.add_argument("--keep", default="", help="a folder to leave everything in")
-    kinds = ("plain", "quantised", "masked")
+    kinds = ("plain", "quantised", "masked", "encrypted")
     parser.add_argument("--aggregation", choices=kinds, default="plain", help="masked: 5 sites on")
     given = parser.parse_args()
     own = WORKLOADS[given.name]
@@ -75,13 +75,17 @@ def asked(doc: str | None) -> Given:
     return Given(given.name, values, rounds, given.sites, given.watch, keep, aggregation)
 
 
-def finish(ends: Sequence[float], start: float, memory: Mapping[str, float]) -> None:
+def finish(
+    ends: Sequence[float], start: float, memory: Mapping[str, float], sent: float = 0.0
+) -> None:
     """Print the clock's readings.
 
     Args:
         ends: seconds, when each round was done.
         start: when the first began.
         memory: MB by what; empty where it was not looked at.
+        sent: bytes of a site's answers in a round; 0 where they were not counted.
     """
     result: dict[str, Any] = {"ends": [e - start for e in ends], "memory": dict(memory)}
+    result["sent"] = sent
     print("\nRESULT " + json.dumps(result), flush=True)
