@@ -22,7 +22,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, wraps
+from functools import cached_property, partial, wraps
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import numpy as np
@@ -39,6 +39,7 @@ from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metrics
 from atoll.core.seeds import Seed
 from atoll.models.batches import plan
+from atoll.models.linear import LinearTrainer
 from atoll.models.scores import check_labels, classification_scores, regression_scores
 
 try:
@@ -58,6 +59,7 @@ try:
         unpack_module,
     )
     from atoll.models.torch_losses import LOSSES, Loss
+    from atoll.models.torch_regression import regression_of, side_by_side
     from atoll.models.torch_sums import add_up, clients_to_a_sum
 except ImportError as missing:  # pragma: no cover - depends on the installation
     raise MissingExtra(
@@ -220,6 +222,10 @@ class TorchTrainer:
         return chain_of(self._build(Seed(0)), self.layout)
 
     @cached_property
+    def _regression(self) -> LinearTrainer | None:
+        return regression_of(self._chain, self.layout, self.loss) if self.path == "auto" else None
+
+    @cached_property
     def _scratch(self) -> Scratch:
         return Scratch()
 
@@ -275,27 +281,32 @@ class TorchTrainer:
         with alone(seed), torch.no_grad():
             bench = self._bench
             bench.load(parameters)
-            done = self._walk(data, work, rule, seed, round)
+            done = self._walk(Lane(data, work, rule, seed, 1.0), round)
             steps = len(done.rates)
             mean = done.losses / steps if steps else float("nan")
             return Fit(bench.vector(), steps, sum(done.rates), len(data), mean)
 
-    def _walk(self, data: Any, work: LocalWork, rule: LocalRule, seed: Seed, round: int) -> Walk:
+    def _walk(self, lane: Lane, round: int) -> Walk:
         """Train what the bench holds."""
+        data: Any = lane.data
         self._bench.train()
-        size = plan(len(data), work).size
+        size = plan(len(data), lane.work).size
         batch = Batch(data, self._bench, self._target_dtype(data), size)
-        augment = self._augmented(seed)
-        return self._steps.walk(batch, work, rule, seed, round=round, augment=augment)
+        own = lane.work, lane.rule, lane.seed
+        return self._steps.walk(batch, *own, round=round, augment=self._augmented(lane.seed))
 
     def together(self, work: LocalWork, rows: int, *, clients: int | None = None) -> int:
         """How many clients :meth:`fit_together` takes at once; 1 where that does not pay.
 
         Depends on shapes and options only, so that the same run does the same everywhere.
         """
-        if (size := self._at_once(work, rows)) > 1:
+        if (size := max(self._stacked(work, rows), self._at_once(work, rows))) > 1:
             return size
         return 1 if self.path == "general" else clients_to_a_sum(self.layout, work, rows, clients)
+
+    def _stacked(self, work: LocalWork, rows: int) -> int:
+        """How many clients a small regression takes side by side; 1 where it is none."""
+        return 1 if self._regression is None else self._regression.together(work, rows)
 
     def _at_once(self, work: LocalWork, rows: int) -> int:
         """How many clients become a few large products; 1 where that does not pay."""
@@ -317,12 +328,11 @@ class TorchTrainer:
             JobConflict: this cannot be done for this group.
         """
         self.layout.check(parameters, what="parameters")
+        rows = max(len(lane.data) for lane in lanes)
+        if self._regression is not None and self._stacked(lanes[0].work, rows) > 1:
+            return side_by_side(self._regression, parameters, lanes, round)
         if not self._algebraic(lanes):
-
-            def walk(lane: Lane) -> Walk:
-                return self._walk(lane.data, lane.work, lane.rule, lane.seed, round)
-
-            return add_up(self._bench, parameters, lanes, walk)
+            return add_up(self._bench, parameters, lanes, partial(self._walk, round=round))
         setting = self._setting(parameters, lanes)
         with alone(Seed(0)):
             return train_together(setting, parameters, lanes, round)
@@ -371,6 +381,8 @@ class TorchTrainer:
             data: one client's rows.
             sums: whether the algorithm wants no more than sums over a group.
         """
+        if sums and (stacked := self._stacked(work, len(data))) > 1:
+            return f"stacked, {stacked} clients at once"
         group = self._at_once(work, len(data)) if sums else 1
         if group > 1:
             return f"algebra, {group} clients at once"
