@@ -18,6 +18,7 @@ from atoll.core.errors import UpdateRefused, WireError
 from atoll.privacy.secagg.codec import read, written
 from atoll.privacy.secagg.messages import Deal
 from atoll.server import masking
+from atoll.server.store.contract import Invite
 from atoll.wire.frames import decode, encode
 
 VICTIMS = ("cleveland B", "switzerland")
@@ -359,3 +360,17 @@ def test_a_site_that_says_what_no_honest_site_says_is_left_out_by_name(
         isinstance(error, UpdateRefused | WireError) and words in error.message
         for error in site.refusals
     )
+
+
+def test_a_site_that_came_back_with_its_first_key_is_known_by_that_one(world):
+    """It had left, joined with another key, left again, and joined with the one before."""
+    name = "switzerland"
+    for secret, key in (("aa" * 32, b"2" * 32), ("bb" * 32, world.key(name, 0))):
+        world.store.set_member(name, "left")
+        world.store.add_invite(Invite(secret, name, "site", world.time + 1))
+        world.store.join(secret, name, key, world.time)
+    assert world.service._office.keys()[name] == world.key(name, 0)
+    run = world.submit(spec("masked"))
+    assert ended(world, run) == "completed"
+    assert world.store.run(run).reason == "completed"
+    assert name in world.record(run)["contributed"]

@@ -59,7 +59,7 @@ def terms_of(office: Office, row: RunRow, sites: Sequence[ClientId], about: str)
         sites: who takes part.
         about: what it is about.
     """
-    keys = {member.name: member.key for member in office.store.members()}
+    keys = office.keys()
     at = Occasion(office.federation, job_name(row.job_hash, row.id, about), 0, 0, "")
     return Terms(
         at,

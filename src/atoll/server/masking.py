@@ -307,7 +307,7 @@ class _Attempt:
 
     def _terms(self, expiry: float) -> Terms:
         at, masking = self._round, self._round.masking
-        keys = {member.name: member.key for member in at.office.store.members()}
+        keys = at.office.keys()
         cohort = tuple(Member(name, keys[name]) for name in sorted(t.client for t in self._tasks))
         job = job_name(at.row.job_hash, at.row.id, at.about)
         model = model_mark(at.about, at.model)

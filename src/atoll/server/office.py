@@ -74,6 +74,11 @@ class Office:
         """Where a run's results lie."""
         return self.home / "runs" / run
 
+    def keys(self) -> dict[ClientId, bytes]:
+        """The key of each member: of one who had several, that with which it is here now."""
+        known = sorted(self.store.members(), key=lambda member: member.status == "active")
+        return {member.name: member.key for member in known}
+
     def keep(self, body: Mapping[str, Any], arrays: Mapping[str, Array] | None = None) -> Blob:
         """A frame as a durable blob."""
         return self.blobs.put_pieces(pieces(body, arrays))
