@@ -58,9 +58,9 @@ class Crew:
         for version in groups[: size // self.apart]:
             if sum(found[v] for v in versions) < size:
                 versions.append(version)
-        taken = [name for v in versions for name in _of_version(ready, v)[: self.apart]]
-        rest = [name for name, v in ready if v in versions and name not in taken]
-        whole = {*taken, *rest[: max(0, size - len(taken))]}
+        whole = {name for v in versions for name in _of_version(ready, v)[: self.apart]}
+        rest = [name for name, v in ready if v in versions and name not in whole]
+        whole.update(rest[: max(0, size - len(whole))])
         return tuple(name for name, _ in ready if name in whole) if len(whole) == size else ()
 
     def lonely(self, versions: Sequence[int]) -> set[int]:

@@ -147,12 +147,14 @@ class Live:
     @property
     def aboard(self) -> tuple[str, ...]:
         """Ids of those who are in the buffer; empty while there are not enough."""
+        crew = self.crew
+        if crew is None or len(self.ready) < min(crew.size, crew.least or crew.size):
+            return ()
         versions = {flight.id: flight.task.version for flight in self.flights}
         over = self.call.complete or not any(
             slot.phase in ("open", "delivered") for slot in self.call.slots
         )
-        crew = self.crew
-        return crew.chosen([(name, versions[name]) for name in self.ready], over) if crew else ()
+        return crew.chosen([(name, versions[name]) for name in self.ready], over)
 
     @property
     def _full(self) -> bool:
