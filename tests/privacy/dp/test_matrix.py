@@ -149,3 +149,14 @@ def test_a_mechanism_with_real_noise_has_the_variance_it_says(replayed):
         total += made
         nodes = bin(t).count("1")
         assert total.std() == pytest.approx(3.0 * math.sqrt(nodes), rel=0.02)
+
+
+def test_the_square_root_with_all_bands_reaches_landaus_constant():
+    # The sum of (binom(2j, j) / 4^j)^2 for j < T, near (ln T + gamma + ln 16) / pi (Watson 1930), is both what
+    # a unit changes and what noise the last sum has: Henzinger, Upadhyay, Upadhyay, SODA 2023.
+    rounds = 256
+    landau = (math.log(rounds) + np.euler_gamma + math.log(16)) / math.pi
+    spec = MatrixGaussian("banded", 1.0, rounds, rounds)
+    left, _ = dense(spec)
+    assert sensitivity(spec) ** 2 == pytest.approx(landau, abs=5e-4)
+    assert (left**2).sum(axis=1).max() == pytest.approx(landau, abs=5e-4)
