@@ -15,6 +15,11 @@ from atoll.algorithms.statistics.analysis import Analysis, Question
 from atoll.algorithms.statistics.boosting import GradientBoosting
 from atoll.algorithms.statistics.cluster import KMeans
 from atoll.algorithms.statistics.cox import Cox
+from atoll.algorithms.statistics.glm import GLM
+from atoll.algorithms.statistics.glm_design import Design
+from atoll.algorithms.statistics.glm_multinomial import Multinomial
+from atoll.algorithms.statistics.glm_negative import NegativeBinomialRegression
+from atoll.algorithms.statistics.harmonise_combat import ComBat
 from atoll.algorithms.statistics.mixed import MixedModel
 from atoll.algorithms.statistics.mixture import GaussianMixture
 from atoll.algorithms.statistics.moments import Moments
@@ -24,6 +29,7 @@ from atoll.algorithms.statistics.survival import KaplanMeier
 from atoll.algorithms.statistics.survival_logrank import LogRank
 from atoll.algorithms.statistics.tables import CrossTable, HeavyHitters, Histogram
 from atoll.algorithms.statistics.together import Derived, Together, part_of
+from atoll.core.layout import Array
 
 __all__ = ["small_counts"]
 
@@ -75,7 +81,40 @@ def small_counts(analysis: Analysis, sums: Question, minimum: int) -> Sequence[s
         return ["sums of single groups"]
     named = _COUNTED.get(type(analysis), ())
     counts = [np.asarray(sums[name]) for name in named if name in sums]
+    counts += _of_design(analysis, sums)
     small = sum(int(((c > 0) & (c < minimum)).sum()) for c in counts)
     if not small:
         return []
     return [f"{small} count{'s' if small > 1 else ''} of fewer than {minimum} persons"]
+
+
+def _of_design(analysis: Analysis, sums: Question) -> list[Array]:
+    """Parts of a site's rows that the first answer of a regression counts.
+
+    Sums of 0/1 columns are counts: of the rows of each category, and of those with an event. So is the
+    number of rows that lack a value.
+    """
+    design, totals = _design(analysis), sums.get("sums", sums.get("sums_z"))
+    if design is None or totals is None or "counts" not in sums:
+        return []
+    whole, excluded = np.asarray(sums["counts"])[:2]
+    found, at = [np.array([excluded])], 0
+    for feature in design.features:
+        width = len(design.categories.get(feature, (0.0, 0.0))) - 1
+        if feature in design.categories:
+            held = np.asarray(totals)[at : at + width]
+            found.append(np.append(held, whole - held.sum()))
+        at += width
+    if isinstance(analysis, GLM) and analysis.law.name == "binomial":
+        found.append(np.asarray(sums["outcomes"])[3:5])
+    if isinstance(analysis, Multinomial):
+        found.append(np.asarray(sums["classes"]))
+    return found
+
+
+def _design(analysis: Analysis) -> Design | None:
+    if isinstance(analysis, NegativeBinomialRegression):
+        analysis = analysis.poisson
+    if isinstance(analysis, GLM | Multinomial):
+        return analysis.rows.design
+    return analysis.design if isinstance(analysis, MixedModel | ComBat) else None
