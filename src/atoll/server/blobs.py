@@ -284,6 +284,7 @@ class FolderBlobs:
             self.disk.reuse(path, self._spares, blob.size)
 
     def _finish(self, key: tuple[str, str], upload: _Upload, blob: Blob) -> None:
+        upload.sure = False  # the file gets its name, or is removed, or the disk fails on the way
         if upload.sha.hexdigest() != blob.sha256 or upload.held != blob.size:
             self._forget(key)
             raise Unreachable(
