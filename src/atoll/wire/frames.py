@@ -225,7 +225,9 @@ def pieces(
         FrameError: a dtype that does not travel, a body that is not JSON, or too long a header.
     """
     plain = {name: _plain_array(name, array) for name, array in (arrays or {}).items()}
-    yield head(body, {name: (dtype_name(array.dtype), array.shape) for name, array in plain.items()})
+    yield head(
+        body, {name: (dtype_name(array.dtype), array.shape) for name, array in plain.items()}
+    )
     end = 0
     for array in plain.values():
         if gap := _aligned(end) - end:
