@@ -426,12 +426,10 @@ def test_logs_and_records_tell_no_small_number(tmp_path):
 
 
 def test_a_log_on_disk_remembers_after_a_restart(tmp_path):
-    def asked():
-        return Federation.of(frame(), site="clinic", logs=tmp_path)
-
-    mean(asked())
+    mean(Federation.of(frame(), site="clinic", logs=tmp_path))
+    again = Federation.of(frame(), site="clinic", logs=tmp_path)
     with pytest.raises(Forbidden, match="isolate fewer than 11"):
-        mean(asked().where(age=(None, 97)))
+        mean(again.where(age=(None, 97)))
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert [json.loads(line)["columns"] for line in lines] == [["age"]]
 
@@ -486,18 +484,17 @@ HONEST = {
 }
 
 
-def honest_data():
-    data = frame()
-    return data[data["bmi"].notna()].reset_index(drop=True)
+def honest():
+    return federation(frame().dropna(subset="bmi").reset_index(drop=True))
 
 
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_analysis_is_answered(name):
-    assert HONEST[name](federation(honest_data())) is not None
+    assert HONEST[name](honest()) is not None
 
 
 def test_all_honest_analyses_are_answered_one_after_another():
-    f = federation(honest_data())
+    f = honest()
     for ask in HONEST.values():
         assert ask(f) is not None
     assert len(HONEST) >= 20
