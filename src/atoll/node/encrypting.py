@@ -4,16 +4,16 @@ As in masked rounds (:mod:`atoll.node.masking`) the worker gives integers and se
 must not do twice stands in the same book, and what it needs to go on after a stop lies in files
 (:mod:`atoll.node.run_keys`): every step can be answered again from these and the message alone.
 
-=========  =========================================  ==============================================
-task       the server says                            this site answers
-=========  =========================================  ==============================================
-``greet``  the terms of the key                       a fresh public key, signed
-``deal``   everybody's, to one site                   the secret key, sealed for each site
-``take``   what that site has sealed                  the name of the key it has found inside
-``train``  the terms of the round                     its ciphertext, the hash of that, and a tag
-``pledge`` whose ciphertexts are in the sum           its signature on that, once a round
-``open``   the sum, tags and pledges                  the sum in clear, as whole numbers
-=========  =========================================  ==============================================
+==========  =========================================  =============================================
+task        the server says                            this site answers
+==========  =========================================  =============================================
+``greet``   the terms of the key                       a fresh public key, signed
+``deal``    everybody's, to one site                   the secret key, sealed for each site
+``take``    what that site has sealed                  the name of the key it has found inside
+``train``   the terms of the round                     its ciphertext, the hash of that, and a tag
+``pledge``  whose ciphertexts are in the sum           its signature on that, once a round
+``open``    the sum, tags and pledges                  the sum in clear, as whole numbers
+==========  =========================================  =============================================
 
 ``sums`` and ``evaluate`` are added up as ``train`` is. A site opens nothing before it has seen that two
 thirds of the sites have pledged themselves to one and the same set, and that what lies before it is the sum

@@ -7,6 +7,7 @@ from typing import Any
 
 from atoll.core.chain import Chain
 from atoll.privacy.dp.events import Guarantee
+from atoll.privacy.he.opening import SharedKey
 
 __all__ = ["ledger_of", "statement_of"]
 
@@ -30,7 +31,7 @@ def statement_of(chain: Chain, committed: int, attempted: int) -> dict[str, Any]
         f"{chain.cohort} clients. What a sum says about a client, it says",
     }
     if chain.find("encrypt") is not None:
-        said["masking"] = "off; updates are encrypted"
+        said["masking"] = f"off; updates are {SharedKey.label}"
     if chain.account is None:
         return {**said, "differential privacy": "none"}
     spent = dict(chain.account.spent(attempted if chain.account.attempts else committed))

@@ -1,7 +1,8 @@
 """The last link of an encrypted job: integers are added up as ciphertexts.
 
 Here is only what a job declares and needs; keys never come near the code of a job.
-:mod:`atoll.runtime.encrypted` encrypts, adds and opens.
+In a simulation :mod:`atoll.runtime.encrypted` encrypts, adds and opens; in a deployment the node's own process
+and the server do.
 """
 
 from __future__ import annotations
