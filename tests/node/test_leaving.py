@@ -21,6 +21,7 @@ from atoll.core.contracts import Examples
 from atoll.core.errors import AtollError, PolicyError
 from atoll.core.metrics import Mean
 from atoll.data.limbs import COUNT, decode
+from atoll.data.readers import read_table
 from atoll.data.telling import SUPPRESSED
 from atoll.job import deployed
 from atoll.job.load import parse_job
@@ -412,6 +413,8 @@ def test_a_strict_refusal_names_the_column_and_no_value(tmp_path: Path) -> None:
         {"answer": {"rows": 90, "card": {"labels": {"yes": 3}}, "held_out": 0}},
         {"answer": {"rows": 90, "card": {"columns": {"a": {"missing": 2}}}, "held_out": 0}},
         {"answer": {"rows": 90, "card": {}, "held_out": 4}},
+        {"answer": {"rows": 3.0, "card": {}}},
+        {"answer": {"rows": "3", "card": {"missing": {"a": 2}, "columns": ["b"]}}},
     ],
 )
 def test_what_a_worker_says_of_few_rows_does_not_leave(tmp_path: Path, lie: Any) -> None:
@@ -425,6 +428,33 @@ def test_what_a_worker_says_of_few_rows_does_not_leave(tmp_path: Path, lie: Any)
     order = told.order(kind)
     told.write(order, lie)
     assert checked(order).status == "done"
+
+
+NET = """
+import torch
+
+def build():
+    return torch.nn.Sequential(torch.nn.Linear(7, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+"""
+
+
+@pytest.mark.parametrize("count", [14, 42])
+def test_how_batches_fall_does_not_tell_how_many_rows_a_masked_site_has(
+    tmp_path: Path, count: int
+) -> None:
+    (tmp_path / "net.py").write_text(NET)
+    over = {
+        "model": {"kind": "torch", "factory": "net.py:build"},
+        "local": {"batch_size": 64},
+        "privacy": {"aggregation": "masked"},
+        "data": {"test_fraction": 0.5},
+    }
+    told = Told(tmp_path, ts.rows(count), ts.ON, **over).agreed()
+    rows = read_table(told.data.path)
+    sums = deployed.column_sums_at(told.spec, told.schema, "east", rows).vectors
+    answer = told.ask("ready", sums)[0]["answer"]
+    assert answer["rows"] == 0
+    assert not any(str(n) in answer["way"] for n in (count, count // 2))
 
 
 def test_numbers_in_words_are_taken_out_below_the_minimum_alone() -> None:

@@ -11,12 +11,10 @@ Updates themselves, what is masked, and statistics (:mod:`atoll.node.queries`) h
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from atoll.core.errors import PolicyError
 from atoll.core.metrics import Metrics
@@ -73,7 +71,11 @@ class Leaving:
 
     def ready(self, parts: Parts, islands: Islands) -> dict[str, Any]:
         """What is told before the first round; see :func:`atoll.job.deployed.ready`."""
-        return deployed.ready(parts, islands, rows=self.rule.counted)
+        answer = deployed.ready(parts, islands, rows=self.rule.counted)
+        # How batches fall tells how many rows there are.
+        hide = self.rule.masked and not self.rule.counted
+        way = _COUNT.sub(r"some \3", answer["way"]) if hide else answer["way"]
+        return {**answer, "way": discreet(way, self.rule.minimum)}
 
     def figures(self, metrics: Metrics, rows: Data) -> Metrics:
         """The figures of some rows that may be told; under a strict rule none that counts few persons."""
@@ -107,25 +109,38 @@ def checked(order: Order) -> ResultBody:
     body = read_result(Path(order.result), task.id)
     if body.status != "done" or own.minimum <= 1:
         return body
-    answer = body.answer or {}
-    if task.kind == "ready" and "rows" in answer:
-        if answer.get("rows") and any(0 < n < own.minimum for n in _numbers(answer)):
-            raise PolicyError("it counts few rows")
-        hidden = read_plan(Path(order.plan)).settled.kind in ("masked", "encrypted")
-        if not hidden and 0 < int(answer.get("held_out") or 0) < own.minimum:
-            raise PolicyError("it counts few held-out rows")
-    if 0 < body.examples < own.minimum:
+    rows, tests = [float(body.examples)], list[float]()
+    if task.kind == "ready":
+        rows += _numbers(body.answer, ("rows", "card"))
+        tests += _numbers(body.answer, ("held_out",))
+    if not any(0 < number < own.minimum for number in (*rows, *tests)):
+        return body
+    plan = read_plan(Path(order.plan))  # which costs something, and is hardly ever needed
+    if plan.spec.statistics is not None:  # no code of the job's has written it
+        return body
+    if any(0 < number < own.minimum for number in rows):
         raise PolicyError("it counts few rows")
+    if plan.settled.kind not in ("masked", "encrypted"):
+        raise PolicyError("it counts few held-out rows")
     return body
 
 
-def _numbers(answer: Mapping[str, Any]) -> Iterator[int]:
-    """Every number of rows in an answer to ``ready``."""
-    card = answer.get("card") or {}
-    columns = card.get("columns") or {}
-    parts = [card.get("missing"), card.get("classes"), card.get("labels"), {"": answer["rows"]}]
-    parts += [column.get("counts") for column in columns.values() if isinstance(column, dict)]
-    parts += [{"": c.get("missing")} for c in columns.values() if isinstance(c, dict)]
-    for part in parts:
-        if isinstance(part, Mapping):
-            yield from (int(n) for n in part.values() if isinstance(n, int | np.integer))
+_COUNTED = ("rows", "missing", "counts", "classes", "labels")
+"""Keys of a card whose numbers are numbers of rows."""
+
+
+def _numbers(answer: Any, keys: Sequence[str]) -> Iterator[float]:
+    """Numbers of rows in what a worker answered, whatever form it gave that."""
+    if not isinstance(answer, Mapping):
+        return
+    for key in keys:
+        told = answer.get(key)
+        if key == "card" and isinstance(told, Mapping):
+            yield from _numbers(told, _COUNTED)
+            columns = told.get("columns")
+            for column in columns.values() if isinstance(columns, Mapping) else ():
+                yield from _numbers(column, _COUNTED)
+            continue
+        for number in told.values() if isinstance(told, Mapping) else (told,):
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                yield number
