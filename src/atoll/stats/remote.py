@@ -161,6 +161,9 @@ def connect(
 ) -> Deployed:
     """The institutions of a federation, to be asked like a federation of tables.
 
+    What they answer is a :class:`Told`: the ``table``, figures and notes of what a federation of tables finds,
+    also where a function such as :func:`~atoll.stats.testing.t_test` gives the result of a test.
+
     Args:
         home: folder of the researcher's key, as in :func:`atoll.connection.connect`; or a connection.
         source: name of the dataset as the sites have registered it, with an ending: ``"heart.csv"``.

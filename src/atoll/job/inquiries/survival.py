@@ -116,6 +116,8 @@ class KaplanMeier(Estimator):
 
 def _coarse(curve: curves.Curve, least: int) -> curves.Curve:
     """The curve at times with ``least`` or more exits since the one before."""
+    if least <= 1:
+        return curve
     exits = curve.events + curve.censored
     steps, waiting = list[int](), 0.0
     for i, leaving in enumerate(exits.tolist()):
@@ -130,8 +132,6 @@ def _coarse(curve: curves.Curve, least: int) -> curves.Curve:
     def total(counts: Array) -> Array:
         return np.array([counts[a : b + 1].sum() for a, b in zip(starts, ends, strict=True)])
 
-    if least <= 1:
-        return curve
     median = (
         float(curve.median) if np.isin(curve.median, curve.times[ends]) else _median(curve, ends)
     )
