@@ -197,6 +197,46 @@ def test_below_the_threshold_nothing_is_opened_and_nothing_is_lost(world, six):
     ]
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_buffer_that_was_asked_for_shares_and_not_opened_is_tried_again(twelve, killed):
+    """Its sites give these updates to no other; the same buffer tells nothing new."""
+    names = list(twelve.sites)
+    run = twelve.submit(spec("masked", 6, rounds=3))
+    twelve.reach("fit")
+    go(twelve, run, names[:6], lambda: asked(twelve, run, "release"))
+    for name in names[:2]:
+        twelve.sites[name].turn(twelve.service)  # two release, four lose their keys
+    for name in names[2:6]:
+        twelve.sites[name].begin()
+    rounds(twelve, run, names[:6])
+    first = records(twelve, run)[0]
+    assert not first["committed"]
+    if killed:
+        twelve.kill()
+    go(twelve, run, names[6:], lambda: len(ready(twelve, run)) >= 6)
+    assert len(notes(twelve, run)) == 1  # they are not taken: the others come first
+    rounds(twelve, run, names)
+    assert [set(note_sites(note)) for note in notes(twelve, run)[:2]] == [set(names[:6])] * 2
+    assert set(records(twelve, run)[1]["contributed"]) == set(names[:6])
+    twelve.run()
+    assert twelve.store.run(run).status == "completed"
+
+
+def asked(world: Any, run: str, kind: str) -> bool:
+    """Whether sites are asked for that in a round of updates."""
+    tasks = [t for n in world.sites for t in world.service.poll(n, ()).tasks]
+    return any((t.kind, t.about) == (kind, "train") for t in tasks)
+
+
+def ready(world: Any, run: str) -> list[str]:
+    """Who has said so in the present step and before."""
+    return [row.client for row in world.store.contributions(run, f"{run}.fit.")][6:]
+
+
+def note_sites(note: list[str]) -> list[str]:
+    return [task.split(".", 3)[3] for task in note]
+
+
 def test_a_server_that_is_killed_after_every_single_answer_comes_to_the_same_bits(
     world, six, tmp_path
 ):

@@ -55,13 +55,13 @@ from atoll.server.store.rules import fence
 from atoll.wire.frames import Blob
 from atoll.wire.messages import ResultBody, TaskBody
 
-__all__ = ["ATTEMPTS", "SAID", "STEPS", "MaskedRound", "Masking", "Summed", "masking_of"]
+__all__ = ["ATTEMPTS", "MASKING", "SAID", "STEPS", "MaskedRound", "Masking", "Summed", "masking_of"]
 
 ATTEMPTS = 3
 """So often a round is tried, each time with fresh keys, before it is given up."""
 SAID = "said"
 """Name of the array that holds a message."""
-_NOTE = "masking"
+MASKING = "masking"  # kind of the events that hold a round's steps
 _UNHEARD = ("unavailable", "dropped", "late", "refused")
 
 
@@ -195,7 +195,7 @@ class MaskedRound:
 
     def _read_notes(self) -> None:
         for event in self.office.store.events(self.row.id):
-            if event.kind != _NOTE:
+            if event.kind != MASKING:
                 continue
             note = json.loads(event.text)
             if self._own.items() <= note.items():  # the first one counts
@@ -208,7 +208,7 @@ class MaskedRound:
             office = self.office
             fence(office.epoch, office.store.lease().epoch)
             note = {**self._own, "attempt": attempt, "step": step, **what}
-            office.event(_NOTE, json.dumps(note), self.row.id)
+            office.event(MASKING, json.dumps(note), self.row.id)
             self._notes[key] = note
         return self._notes[key]
 

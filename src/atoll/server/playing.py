@@ -33,7 +33,7 @@ from atoll.runtime.loop import Evaluate, Evaluation, Finished, Loop, Next, Train
 from atoll.runtime.pattern import lanes_at
 from atoll.runtime.schedule import Asynchronous, Pace, Plan
 from atoll.server.answers import Expected
-from atoll.server.buffering import Buffering, is_ready
+from atoll.server.buffering import Buffering, is_ready, opening
 from atoll.server.desk import Call, Desk, Take
 from atoll.server.folding import Pattern, TrainFold, pattern_of
 from atoll.server.masking import Masking, masking_of
@@ -93,6 +93,7 @@ class Playing:
             datetime.fromtimestamp(row.created, UTC),
         )
         self.unheard = self._fresh = False
+        self._opened = 0
         schedule, size = job.schedule, 0
         if isinstance(schedule, Asynchronous) and masking_of(row, self._parts) is not None:
             size = schedule.buffer
@@ -160,6 +161,7 @@ class Playing:
         silence, now, prefix = office.settings.progress, office.now(), self._flights
         crew = None if buffering is None else buffering.crew(call.number)
         live = Live.start(call, prefix, now, now + self._deadline, silence, crew)
+        live = live if buffering is None else buffering.again(live)
         kind = "train" if crew is None else "fit"
         tasks = [
             self._training(flight.task, flight.number, call.broadcasts, kind)
@@ -227,6 +229,7 @@ class Playing:
         summed = yield from masked.play(call.tasks)
         self._answers |= masked.answers
         self._trained = dict(summed.trained)
+        self._opened = opening(masked)
         return summed.aggregate, summed.outcomes, {}
 
     def _folding(
@@ -408,6 +411,10 @@ class Playing:
         self._models |= shown
         flying = {f"{self._flights}{event[1]}.{event[2]}" for event in progress.pace.events}
         self._committed(flying)
+        if self._buffering is not None:
+            done = bool(record["committed"])
+            self._buffering.ended(progress.rounds - 1, self._opened, committed=done)
+        self._opened = 0
         self._fresh, self.unheard = True, not isinstance(self._job.schedule, Asynchronous)
         self._clean(progress, blob.sha256, flying)
         office.tell({f"run {run}"})
