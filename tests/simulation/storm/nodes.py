@@ -47,7 +47,9 @@ class Node:
         self.disk = NodeDisk(lambda operation, path: world._disk("spool", operation))
         self.home = Home(world.folder / name)
         self.home.make()
-        data = f'[sites]\npath = "{name}.csv"\n[sites.columns]\na = "number"\nb = "number"\ndose = "number"\n'
+        columns = 'a = "number"\nb = "number"\ndose = "number"\n'
+        rule = "minimum = 1\n"  # its rows are few
+        data = f'[sites]\npath = "{name}.csv"\n[sites.columns]\n{columns}[sites.statistics]\n{rule}'
         self.home.datasets.write_text(data)
         self.process: k.Process | None = None
         self.agent: Any = None
