@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -263,3 +264,11 @@ def test_scaffold_sends_both_its_vectors_as_ciphertexts(world, four, tmp_path):
     other = plain.submit(spec("quantised", *more, rounds=2))
     plain.run()
     assert world.hash(run) == plain.hash(other)
+
+
+def test_a_server_without_the_library_says_which_one_before_it_asks_for_a_key(world, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tenseal", None)
+    run = world.submit(spec("encrypted", QUIET))
+    assert ended(world, run) == "failed"
+    assert "pip install 'atoll[he]'" in world.store.run(run).reason
+    assert not any(task.kind == "greet" for site in world.sites.values() for task in site.asked)

@@ -25,7 +25,7 @@ from atoll.core.errors import (
 from atoll.core.layout import Array
 from atoll.core.values import ClientId
 from atoll.job.summed import job_name
-from atoll.privacy.he.contexts import PublicContext
+from atoll.privacy.he.contexts import PublicContext, installed
 from atoll.privacy.he.parameters import Parameters
 from atoll.privacy.he.rounds import key_lane
 from atoll.privacy.he.sharing import WRAP
@@ -89,8 +89,10 @@ def shared_key(
 
     Raises:
         JobConflict: the run has too few sites.
+        MissingExtra: TenSEAL is not installed here.
         DataError: a site does not take part; all such sites are named.
     """
+    installed()
     terms = terms_of(office, row, row.sites, "key")
     raise_faults(JobConflict, "this run cannot be encrypted", terms.faults())
     parameters = Parameters.exact(max(2, terms.sites))

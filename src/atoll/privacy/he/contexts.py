@@ -11,7 +11,7 @@ from typing import Any
 from atoll.core.errors import AuthError, MissingExtra, WireError
 from atoll.privacy.he.parameters import Parameters
 
-__all__ = ["PublicContext", "SecretContext", "new_key"]
+__all__ = ["PublicContext", "SecretContext", "installed", "new_key"]
 
 
 def _tenseal() -> Any:
@@ -27,6 +27,15 @@ def _tenseal() -> Any:
             "encrypted aggregation needs TenSEAL", remedy="pip install 'atoll[he]'"
         ) from error
     return tenseal
+
+
+def installed() -> None:
+    """Find out before a run begins whether it can be encrypted here.
+
+    Raises:
+        MissingExtra: TenSEAL is not installed.
+    """
+    _tenseal()
 
 
 def _read(raw: bytes) -> Any:
