@@ -180,3 +180,7 @@ class Told:
 
 def _text(cell: Any) -> str:
     return "" if cell is None else str(cell)
+
+
+def ranged(most: float) -> dict[str, Any]:
+    return {"columns": {"age": {"type": "number", "range": [0, most]}}}
