@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,23 @@ def test_a_longer_upload_is_taken_while_it_comes_and_goes_on_where_it_was_cut(be
     assert put(held, raw[held:]).json == {"received": len(raw)}
     assert bench.service._office.blobs.view(Blob.of(raw).sha256) == raw
     assert list((tmp_path / "incoming").glob("*")) == []
+
+
+def test_whether_an_upload_is_wanted_is_asked_with_each_chunk_and_with_its_end(bench, ada):
+    raw = np.random.default_rng(5).bytes(3 * CHUNK + 7)
+    seen, real = [], bench.service.upload_chunk
+
+    def watched(name, sha256, size, offset, data, task):
+        seen.append((offset, offset + len(data)))
+        return real(name, sha256, size, offset, data, task)
+
+    bench.service.upload_chunk = watched
+    assert upload(bench, ada, raw, pieces=pieces(raw)).json == {"received": len(raw)}
+    assert seen[0][0] == 0
+    assert seen[-1][1] == len(raw)
+    starts = [start for start, _ in seen]
+    assert max(b - a for a, b in pairwise(starts)) < CHUNK + (2 << 20)
+    assert len(seen) <= 5
 
 
 def test_a_longer_upload_of_other_bytes_than_its_name_says_is_refused_and_forgotten(bench, ada):

@@ -10,13 +10,14 @@ import pytest
 
 from atoll.core.errors import Unreachable
 from atoll.server.counter import site_of
+from atoll.wire.messages import ReceiptBody
 
 World = played.World
 
 
-def answers(world: World) -> dict[str, Callable[[], object]]:
+def answers(world: World) -> dict[str, Callable[[], ReceiptBody]]:
     """What each site would send now, to be called from a thread of its own."""
-    found: dict[str, Callable[[], object]] = {}
+    found: dict[str, Callable[[], ReceiptBody]] = {}
     for name, site in world.sites.items():
         (task,) = world.service.poll(name, ()).tasks
         frame = site.answer(world.service, task)
@@ -130,3 +131,18 @@ def test_an_answer_that_comes_while_a_run_is_taken_up_again_is_neither_refused_n
 )
 def test_a_tasks_id_ends_with_its_site(task: str, site: str) -> None:
     assert site_of(task) == site
+
+
+def test_a_short_answer_is_read_once_and_under_its_own_digest(world: World) -> None:
+    run = world.submit(played.heart_spec("rounds.count=1"))
+    world.reach("train")
+    counter, sends = world.service._engines[run].counter, answers(world)
+    sent = {name: send() for name, send in sends.items()}
+    first, second = list(sent.values())[:2]
+    assert counter.answer(first.task, second.sha256) is None
+    found = counter.answer(second.task, second.sha256)
+    assert found is not None
+    assert found[0].task == second.task
+    assert counter.answer(second.task, second.sha256) is None
+    world.run()  # what was taken away here is read from the store
+    assert world.service.job(run).reason == "completed"

@@ -22,6 +22,7 @@ from atoll.core.errors import (
     UpdateRefused,
     WireError,
 )
+from atoll.core.layout import Array
 from atoll.core.values import ClientId
 from atoll.runtime.gathering import Delivered, Event, Left, Refused, Seen
 from atoll.server.answers import Expected, read_answer
@@ -31,7 +32,10 @@ from atoll.server.store.contract import Contribution
 from atoll.wire.frames import Blob
 from atoll.wire.messages import ResultBody, TaskBody
 
-__all__ = ["Counter", "refusal", "site_of"]
+__all__ = ["Answer", "Counter", "refusal", "site_of"]
+
+Answer = tuple[ResultBody, dict[str, Array]]
+"""What a site has said, and the vectors that came with it."""
 
 _PREPARATION = ("survey", "greet", "deal", "take", "sums", "ready")
 _STEPS = ("commit", "share", "train", "pledge", "release", "open")
@@ -106,6 +110,7 @@ class Counter:
         self._postponed: list[Event] = []
         self._unsettled: set[str] = set()
         self._used: frozenset[str] = frozenset()
+        self._read: dict[str, tuple[str, Answer]] = {}
 
     # Sites --------------------------------------------------------------------------------------
 
@@ -211,12 +216,14 @@ class Counter:
             if blob.size > expected.largest:
                 raise TooLarge(f"an answer of {blob.size} bytes: at most {expected.largest}")
             view = office.blobs.view(blob.sha256) if frame is None else frame
-            body, _ = read_answer(view, task, expected)
+            body, arrays = read_answer(view, task, expected)
         except (WireError, UpdateRefused) as error:
             self.refuse(site, task, blob, error.message)
             raise
         if frame is not None:
             office.blobs.put(frame, blob)
+            with self.lock:  # it is in memory: whoever takes it in need not read it again
+                self._read[task] = blob.sha256, (body, arrays)
         return self._contribute(site, task, blob, body)
 
     def refuse(self, site: ClientId, task: str, blob: Blob, reason: str) -> None:
@@ -316,6 +323,12 @@ class Counter:
         with self.lock:
             return bool(self._arriving)
 
+    def answer(self, task: str, digest: str) -> Answer | None:
+        """The answer of that digest as it was read when it came, once; None where it has to be read."""
+        with self.lock:
+            sha256, found = self._read.pop(task, ("", None))
+        return found if sha256 == digest else None
+
     def place(self, desk: Desk) -> None:
         """Open the next call; to be done under :attr:`lock`, together with what it takes over.
 
@@ -327,6 +340,7 @@ class Counter:
             elif self._desk is not None and self._desk.live is not None:
                 self._flying = self._desk
             self._desk = desk
+            self._read.clear()
             self._unsettled |= {t for t in desk.tasks if desk.digest(t)}
 
     def settle(self, flying: Collection[str] = ()) -> None:
@@ -348,6 +362,7 @@ class Counter:
         """No call is open any more."""
         with self.lock:
             self._desk = self._flying = None
+            self._read.clear()
 
 
 def _named(task: TaskBody) -> set[str]:

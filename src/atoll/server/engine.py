@@ -193,8 +193,11 @@ class Engine:
 
     def _taken(self, desk: Desk, task: TaskBody) -> Folded | Refused | Failed:
         try:
-            frame = self._office.blobs.view(desk.digest(task.id))
-            body, arrays = read_answer(frame, task.id, desk.expected(task.id))
+            found = self.counter.answer(task.id, digest := desk.digest(task.id))
+            if found is None:
+                frame = self._office.blobs.view(digest)
+                found = read_answer(frame, task.id, desk.expected(task.id))
+            body, arrays = found
             if body.status == "done":
                 desk.call.take(task, body, arrays)
                 return Folded(task.id, body.examples, body.seconds)

@@ -124,7 +124,7 @@ class News:
         return all(ref.sha256 in self._lately or self.service.shown(ref.sha256) for ref in refs)
 
     def _frame(self, site: str, found: Poll, receipt: ReceiptBody | None) -> bytes:
-        reply = PollReply(
+        reply = PollReply.model_construct(  # of parts that were checked when they were made
             tasks=list(found.tasks),
             gone=list(found.gone),
             epoch=self.gate.epoch,
@@ -142,7 +142,9 @@ class News:
         if len(told) > _MOST_TOLD:
             told.clear()
         told.update(arrays)
-        message = reply if receipt is None else NewsReply(receipt=receipt, news=reply)
+        message = (
+            reply if receipt is None else NewsReply.model_construct(receipt=receipt, news=reply)
+        )
         return encode(message.model_dump(), arrays)
 
     def _bytes(self, site: str, ref: BlobRef) -> Array:
