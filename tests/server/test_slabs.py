@@ -219,30 +219,3 @@ def test_a_large_model_is_stood_for_by_a_small_one_of_its_kind() -> None:
         assert pattern.metrics == {n: type(m) for n, m in update.metrics.items()}
         assert pattern.weighs
         assert pattern.counts
-
-
-def test_a_models_memory_serves_the_next_one_once_nobody_holds_any_part_of_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(slabs, "_LARGE", 4)
-    rooms, f4 = slabs._Rooms(), np.dtype(np.float32)
-
-    def place(vector: Any) -> int:
-        return int(vector.__array_interface__["data"][0])
-
-    first = rooms.take(2048, f4)
-    first[:] = 1
-    first.flags.writeable = False
-    part, at = first.reshape(2, -1)[1, 3:5], place(first)
-    del first
-    second = rooms.take(2048, f4)  # a part of the first is still known
-    second[:] = 2
-    assert part.tolist() == [1, 1]
-    assert place(second) != at
-    del part
-    third = rooms.take(2048, f4)
-    assert place(third) == at
-    assert third.flags.writeable
-    del second, third
-    assert rooms.take(1024, np.dtype(np.float64)).size == 1024  # another kind, the same bytes
-    assert rooms.take(100, f4).size == 100

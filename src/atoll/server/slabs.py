@@ -11,16 +11,10 @@ them against the whole step, bit for bit); another's gets the whole sums.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import mmap
 import os
-import weakref
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,9 +39,6 @@ _WORKERS = min(4, os.cpu_count() or 1)
 _PARTS = 4
 """Parts in which a slab is added up, one after the other."""
 
-_LARGE = 8 << 20
-"""Bytes of a vector whose memory is worth keeping."""
-
 _IN_MEMORY = 32 << 20
 """Bytes of updates that may stay in memory instead of being read again."""
 
@@ -62,37 +53,6 @@ class _Held:
     factor: float
     reaches: Mapping[str, int]
     vectors: Reopen
-
-
-class _Rooms:
-    """Memory of a run's vectors that nobody knows any more, for those of the next round.
-
-    The system clears each new page first, which takes longer than to fill it.
-    """
-
-    def __init__(self) -> None:
-        self._free: deque[mmap.mmap] = deque(maxlen=4)
-
-    def take(self, size: int, dtype: np.dtype[Any]) -> Array:
-        """A vector of whatever was there."""
-        wanted = size * dtype.itemsize
-        if wanted < _LARGE or not hasattr(mmap, "MAP_ANONYMOUS"):
-            return np.empty(size, dtype)
-        raw = self._found(wanted)
-        # Whoever holds the vector or a part of it holds this: the memory is free when it goes.
-        owner = (ctypes.c_char * wanted).from_buffer(raw)
-        weakref.finalize(owner, self._free.append, raw).atexit = False
-        return np.frombuffer(memoryview(owner).cast("B"), dtype)
-
-    def _found(self, wanted: int) -> mmap.mmap:
-        for _ in range(len(self._free)):
-            with contextlib.suppress(IndexError):  # another thread was first
-                if len(raw := self._free.popleft()) == wanted:
-                    return raw
-        made = mmap.mmap(-1, wanted, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError, AttributeError):
-            made.madvise(mmap.MADV_HUGEPAGE)
-        return made
 
 
 class Totals(Mapping[str, Array]):
@@ -231,7 +191,6 @@ class BySlabs:
 
     inner: Algorithm
     slab: int = SLAB
-    _rooms: _Rooms = field(default_factory=_Rooms, repr=False)
 
     @property
     def needs_correction(self) -> bool:
@@ -286,9 +245,7 @@ class BySlabs:
             part = self.inner.server(_part(state, here), found)
             vectors = {_MODEL: part.parameters, **part.slots}
             if not made:
-                made.update(
-                    (n, self._room(v, part.parameters.shape, size)) for n, v in vectors.items()
-                )
+                made.update((n, _room(v, part.parameters.shape, size)) for n, v in vectors.items())
             for name, vector in vectors.items():
                 if made[name].shape == (size,):
                     made[name][here] = vector
@@ -301,10 +258,6 @@ class BySlabs:
         parameters = freeze(made.pop(_MODEL))
         slots = {name: freeze(slot) for name, slot in made.items()}
         return replace(state, round=state.round + 1, parameters=parameters, slots=slots)
-
-    def _room(self, vector: Array, part: tuple[int, ...], size: int) -> Array:
-        """Where a vector of full length is put together; one that is not of the model's length is whole."""
-        return self._rooms.take(size, vector.dtype) if vector.shape == part else vector
 
 
 def _by_parameter(algorithm: Algorithm) -> bool:
@@ -319,3 +272,8 @@ def _part(state: State, here: slice) -> State:
         trained = slice(0, 0)
     slots = {n: s[here] if s.shape == state.parameters.shape else s for n, s in state.slots.items()}
     return State(state.round, state.parameters[here], trained, state.population, slots)
+
+
+def _room(vector: Array, part: tuple[int, ...], size: int) -> Array:
+    """Where a vector of full length is put together; one that is not of the model's length is whole."""
+    return np.empty(size, vector.dtype) if vector.shape == part else vector
