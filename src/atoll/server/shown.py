@@ -2,7 +2,8 @@
 
 What a round's tasks start from is in memory already, and after a stop it is made anew from the
 checkpoint, to the same bytes. So it is not written a second time: its frame is sent piece by piece from
-the vectors themselves.
+the vectors themselves. They lie in the order of their names, not in that of a mapping: sites refuse to go on
+with a round from another model than it was begun with.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ class Shown:
     """
 
     def __init__(self, body: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-        self._pieces = [
-            memoryview(p) for p in pieces(body, {n: _fixed(a) for n, a in arrays.items()})
-        ]
+        ordered = {name: _fixed(arrays[name]) for name in sorted(arrays)}
+        self._pieces = [memoryview(p) for p in pieces(body, ordered)]
         self._starts = [0, *accumulate(map(len, self._pieces))]
         sha = hashlib.sha256()
         for piece in self._pieces:
