@@ -169,6 +169,16 @@ class TestUploads:
             blobs.append(blob, 11, RAW[11:20])
         assert blobs.received(blob.sha256) == 10
 
+    def test_what_a_server_that_lost_the_store_still_wrote_is_no_gap(self, reopen: Reopen) -> None:
+        """It may take a chunk after its successor has begun: the upload goes on behind that."""
+        blob, before, now = Blob.of(RAW), reopen(), reopen()
+        before.append(blob, 0, RAW[:400])
+        assert now.append(blob, 0, RAW[:400]) == 400
+        assert before.append(blob, 400, RAW[400:1200]) == 1200
+        assert now.received(blob.sha256) == 1200
+        assert now.append(blob, 1200, RAW[1200:]) == len(RAW)
+        assert now.read(blob.sha256) == RAW
+
     def test_wrong_bytes_are_refused_and_start_again(self, blobs: Blobs) -> None:
         blob = Blob.of(RAW)
         blobs.append(blob, 0, b"x" * 100)

@@ -354,7 +354,8 @@ class _Upload:
 
     def take(self, disk: Disk, offset: int, data: Piece) -> int:
         """Write what is new of a chunk; returns the bytes held."""
-        if not self.sure:
+        if not self.sure or offset > self.held:
+            # Beyond what is known here a server that has lost the store may have written meanwhile.
             self._catch_up(disk)
         if offset > self.held:
             raise StateError(

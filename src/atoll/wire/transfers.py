@@ -47,9 +47,12 @@ def partial_of(path: Path) -> Path:
 def download(blob: Blob, path: Path, fetch: Fetch, *, durable: bool = True) -> None:
     """Bring a blob into a file: in full, or not at all.
 
+    What an earlier try left is used. If it is not what was written then (a power failure may leave
+    anything), the blob is fetched once more from its start.
+
     Args:
         blob: its digest and size.
-        path: the file; what an earlier try left beside it is used.
+        path: the file; what an earlier try left lies beside it.
         fetch: where the bytes come from.
         durable: whether it is to outlive the machine's failure.
 
@@ -60,25 +63,11 @@ def download(blob: Blob, path: Path, fetch: Fetch, *, durable: bool = True) -> N
     partial = partial_of(path)
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        with partial.open("r+b", buffering=0) as file:
-            reused = marked(file.fileno()) is not None
-            sha, at = _begun(file, blob.size)
-
-            def write(piece: bytes | memoryview) -> None:
-                with _writing(path):  # at once: around it, this would pass for the network's error
-                    _write(file, piece)
-                    if reused:
-                        mark(file.fileno(), file.tell())
-                sha.update(piece)
-
-            while at < blob.size:
-                at += fetch(at, write)
-            if reused:
-                unmark(file.fileno(), at)
-            if durable:
-                os.fsync(file.fileno())
-        if sha.hexdigest() != blob.sha256:
+        digest, held = _fetched(blob, path, fetch, durable)
+        if digest != blob.sha256 and held:
+            partial.unlink()
+            digest, held = _fetched(blob, path, fetch, durable)
+        if digest != blob.sha256:
             partial.unlink()
             raise WireError(
                 f"the server gave other bytes than those of {blob.sha256[:16]}…",
@@ -87,6 +76,31 @@ def download(blob: Blob, path: Path, fetch: Fetch, *, durable: bool = True) -> N
         partial.replace(path)
         if durable:
             sync_folder(path.parent)
+
+
+def _fetched(blob: Blob, path: Path, fetch: Fetch, durable: bool) -> tuple[str, int]:
+    """Complete the file beside ``path``: its digest, and how much of it was there before."""
+    partial = partial_of(path)
+    partial.touch()
+    with partial.open("r+b", buffering=0) as file:
+        reused = marked(file.fileno()) is not None
+        sha, held = _begun(file, blob.size)
+        at = held
+
+        def write(piece: bytes | memoryview) -> None:
+            with _writing(path):  # at once: around it, this would pass for the network's error
+                _write(file, piece)
+                if reused:
+                    mark(file.fileno(), file.tell())
+            sha.update(piece)
+
+        while at < blob.size:
+            at += fetch(at, write)
+        if reused:
+            unmark(file.fileno(), at)
+        if durable:
+            os.fsync(file.fileno())
+    return sha.hexdigest(), held
 
 
 def upload(blob: Blob, path: Path, received: int, put: Put, whole: Whole | None = None) -> None:
