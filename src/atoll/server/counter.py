@@ -111,14 +111,23 @@ class Counter:
         self._unsettled: set[str] = set()
         self._used: frozenset[str] = frozenset()
         self._read: dict[str, tuple[str, Answer]] = {}
+        # As far as the run had come when this server started.
+        self._behind = max((_place(r.task) for r in office.store.contributions(run)), default=())
 
     # Sites --------------------------------------------------------------------------------------
 
     @property
     def taken_up(self) -> bool:
-        """Whether calls are open; not before the first step after a start, nor after a disk's trouble."""
+        """Whether the run has come back to where it was before a start or a disk's trouble.
+
+        Its calls are opened one after another from the first. While those are open that have been answered
+        already, what later ones name is not there yet, and will be.
+        """
         with self.lock:
-            return self._desk is not None
+            if self._desk is None:
+                return False
+            reached = max(map(_place, self._desk.tasks), default=_FIRST)
+            return reached > self._behind
 
     def tasks(self, site: ClientId, have: Collection[str]) -> list[TaskBody]:
         """What ``site`` is asked for and does not have; what was lost here is asked for in any case."""
