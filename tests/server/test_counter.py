@@ -8,7 +8,7 @@ from collections.abc import Callable
 import played_sites as played
 import pytest
 
-from atoll.core.errors import Unreachable
+from atoll.core.errors import AtollError, Unreachable
 from atoll.server.counter import site_of
 from atoll.wire.messages import ReceiptBody
 
@@ -118,6 +118,38 @@ def test_an_answer_that_comes_while_a_run_is_taken_up_again_is_neither_refused_n
     assert world.service.job(run).reason == "completed"
     for site in world.sites.values():
         assert len(site.worked) == len(set(site.worked))
+
+
+@pytest.mark.parametrize("kind", ["sums", "ready", "train"])
+def test_what_a_later_task_names_is_on_its_way_while_a_run_is_taken_up_again(
+    world: World, kind: str
+) -> None:
+    """A site that fetches it meanwhile is told to try again, not that there is no such thing."""
+    run = world.submit(played.heart_spec("rounds.count=1"))
+    world.reach(kind)
+    named = {name: world.service.poll(name, ()).tasks[0].plan.sha256 for name in world.sites}
+    world.kill()
+    said: list[str] = []
+
+    def meanwhile(operation: str) -> None:
+        world.store.before = lambda operation: None
+        for name, sha256 in named.items():
+            try:
+                world.service.blob(name, sha256)
+                said.append("there")
+            except AtollError as error:
+                said.append(type(error).__name__)
+        world.store.before = meanwhile
+
+    world.store.before = meanwhile
+    world.service.step()
+    world.store.before = lambda operation: None
+    assert "Unreachable" in said
+    assert set(said) <= {"Unreachable", "there"}
+    for name, sha256 in named.items():
+        assert world.service.blob(name, sha256).size
+    world.run()
+    assert world.service.job(run).reason == "completed"
 
 
 @pytest.mark.parametrize(
