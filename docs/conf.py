@@ -27,7 +27,7 @@ napoleon_use_rtype = False
 nitpick_ignore_regex = [
     ("py:.*", r"(?!atoll\.).*"),
     ("py:class", r"atoll\.job\.schema\..*"),
-    ("py:class", r"atoll\.(\w+\.)+_\w+"),
+    ("py:(class|obj)", r"atoll\.(\w+\.)+_\w+"),
     # Two classes in signatures of other rooms, without pages of their own.
     ("py:class", r"atoll\.(models\.torch_flat\.Bench|report\.markup\.Safe)"),
 ]

@@ -14,21 +14,21 @@ from atoll.core.layout import Array
 
 __all__ = ["Memo"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class Memo(Generic[T]):
+class Memo(Generic[_T]):
     """Something for each site, as long as the same arrays are asked about."""
 
     def __init__(self) -> None:
-        self._kept: dict[int, tuple[tuple[weakref.ref[Array], ...], T]] = {}
+        self._kept: dict[int, tuple[tuple[weakref.ref[Array], ...], _T]] = {}
 
-    def __reduce__(self) -> tuple[type[Memo[T]], tuple[()]]:
+    def __reduce__(self) -> tuple[type[Memo[_T]], tuple[()]]:
         return (type(self), ())
 
     def of(
-        self, site: int, data: Mapping[str, Array], names: Sequence[str], make: Callable[[], T]
-    ) -> T:
+        self, site: int, data: Mapping[str, Array], names: Sequence[str], make: Callable[[], _T]
+    ) -> _T:
         """What was made of these columns of a site, made now if they are others than before.
 
         Args:

@@ -1,7 +1,7 @@
 """Columns brought to one scale: what every site needs to do so with its own rows.
 
 The rows themselves stay where they are. A finding tells the parameters, and its ``result`` applies them to a
-table: see :func:`atoll.stats.standardise` and :func:`atoll.stats.combat`.
+table: see :mod:`atoll.stats.harmonising`.
 """
 
 from __future__ import annotations
