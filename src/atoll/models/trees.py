@@ -17,7 +17,17 @@ import numpy as np
 from atoll.core.errors import DataError, Fault
 from atoll.core.layout import Array
 
-__all__ = ["Column", "Loss", "Trees", "cells_of", "packed", "places", "step", "unpacked", "width_of"]
+__all__ = [
+    "Column",
+    "Loss",
+    "Trees",
+    "cells_of",
+    "packed",
+    "places",
+    "step",
+    "unpacked",
+    "width_of",
+]
 
 Loss = Literal["logistic", "squared"]
 
