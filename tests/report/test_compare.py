@@ -90,6 +90,16 @@ def test_a_site_with_few_rows_of_a_class_gets_a_caution(manifest: dict[str, Any]
     )
 
 
+def test_of_classes_that_are_held_back_none_is_said_to_be_small(manifest: dict[str, Any]) -> None:
+    """A large one may be hidden beside a small one, so that the number of all rows does not tell."""
+    labels = {"a": 400, "b": "suppressed", "c": "suppressed"}
+    manifest["cards"] = [{"site": "north", "rows": 440, "labels": labels}]
+    assert comparison_table(manifest)[0].caution == (
+        "The site holds back how many rows of class 'b' or 'c' it has, "
+        "for some of its counts are small, so this can be chance."
+    )
+
+
 def test_the_same_number_under_two_names_is_shown_once() -> None:
     sites = {"a": {"alone": {"confusion": 0.5, "accuracy": 0.5}, "federated": {"accuracy": 0.6}}}
     row = comparison_table({"comparison": {"metric": "accuracy", "sites": sites}})[0]

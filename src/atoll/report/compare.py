@@ -141,8 +141,8 @@ def _few(manifest: Mapping[str, Any]) -> dict[str, str]:
         hidden = sorted(str(label) for label, n in labels.items() if n == SUPPRESSED)
         if hidden:
             told[str(card.get("site"))] = (
-                f"The site has fewer rows of class {' or '.join(map(repr, hidden))} than its rule lets it "
-                "tell, so this can be chance."
+                f"The site holds back how many rows of class {' or '.join(map(repr, hidden))} it has, "
+                "for some of its counts are small, so this can be chance."
             )
             continue
         counts = {str(label): number(n) or 0.0 for label, n in labels.items()}
