@@ -46,6 +46,6 @@ def discretion_of(
         max(minimum, 1 if asked is None else asked.minimum),
         person or ("" if asked is None else asked.person),
         strict,
-        settled_of(spec, sites).kind in ("masked", "encrypted"),
+        settled_of(spec, sites).hidden,
         spec.privacy.record is not None,
     )

@@ -20,7 +20,7 @@ from atoll.data.readers import read_examples, sites_from_files
 from atoll.data.synthetic import fcube, synthetic
 from atoll.job.arrays import array_islands, arrays_agree, arrays_survey, examples_islands
 from atoll.job.dealing import partitioned
-from atoll.job.discretion import OPEN, Discretion
+from atoll.job.discretion import Rule, no_rule
 from atoll.job.islands import Islands, islands_of, together
 from atoll.job.options import checked_options
 from atoll.job.schema import DataSpec, JobSpec
@@ -53,16 +53,12 @@ def _nothing(clients: Collection[ClientId]) -> list[Fault]:
     return []
 
 
-def _open(sites: int) -> Discretion:
-    return OPEN
-
-
 def load_islands(
     spec: JobSpec,
     folder: Path,
     seed: int,
     expect: Callable[[Collection[ClientId]], list[Fault]] = _nothing,
-    rule: Callable[[int], Discretion] = _open,
+    rule: Rule = no_rule,
 ) -> Islands:
     """Read, check, partition, split and preprocess the job's data.
 
@@ -96,9 +92,7 @@ def load_islands(
     return made
 
 
-def _gathered(
-    spec: JobSpec, folder: Path, stream: Seed, rule: Callable[[int], Discretion]
-) -> Islands:
+def _gathered(spec: JobSpec, folder: Path, stream: Seed, rule: Rule) -> Islands:
     """One site per file of rows that are no table."""
     if spec.data.partition is not None:
         fault = Fault("data.partition", "the data already have sites, one a file", "remove it")

@@ -10,7 +10,7 @@ of columns. Where too few persons are behind them, they are not made inexact; th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -28,7 +28,7 @@ from atoll.data.schema import Schema
 from atoll.data.table import Table
 from atoll.data.telling import Telling
 
-__all__ = ["OPEN", "Discretion"]
+__all__ = ["OPEN", "Discretion", "Rule", "no_rule"]
 
 _WAYS = "set privacy.aggregation = 'masked' with five sites or more"
 
@@ -150,6 +150,14 @@ class Discretion:
 
 OPEN = Discretion()
 """Nothing is held back."""
+
+Rule = Callable[[int], Discretion]
+"""What may be told of the rows of a run over so many sites."""
+
+
+def no_rule(sites: int) -> Discretion:
+    """The rule that holds nothing back, however many sites there are."""
+    return OPEN
 
 
 def _rare(names: Array, levels: Array, telling: Telling) -> bool:

@@ -23,7 +23,7 @@ from atoll.data.schema import Schema, check_sites
 from atoll.data.table import Table
 from atoll.data.telling import EXACT, Telling
 from atoll.job.dealing import partitioned
-from atoll.job.discretion import OPEN, Discretion
+from atoll.job.discretion import OPEN, Discretion, Rule, no_rule
 from atoll.job.faults import Gathering
 from atoll.job.islands import Islands, card, together, untold
 from atoll.job.schema import DataSpec, JobSpec
@@ -52,16 +52,12 @@ class Halves:
     telling: Telling = field(default=EXACT)
 
 
-def _open(sites: int) -> Discretion:
-    return OPEN
-
-
 def tabular_islands(
     spec: JobSpec,
     folder: Path,
     stream: Seed,
     expect: Expect,
-    rule: Callable[[int], Discretion] = _open,
+    rule: Rule = no_rule,
 ) -> Islands:
     """A federation from one table per site, or from one table with sites or a partition.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from atoll.node.encrypting import KEY_STEPS, Encrypted
 from atoll.node.masking import SUBJECTS, Find, Masked
@@ -56,7 +55,5 @@ class Summed:
         if body.kind in _OWN:
             return self._encrypted
         shared = body.kind in (*SUBJECTS, "pledge")
-        return self._encrypted if shared and self._due(find(body.plan.blob)) else self._masked
-
-    def _due(self, path: Path) -> bool:
-        return self._encrypted.due(path)
+        encrypted = shared and self._encrypted.due(find(body.plan.blob))
+        return self._encrypted if encrypted else self._masked
