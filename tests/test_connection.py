@@ -223,6 +223,27 @@ def test_watching_survives_a_server_that_restarts(tmp_path, monkeypatch):
         list(ada.watch("x", patience=0.0))
 
 
+def test_a_server_that_goes_between_the_last_round_and_how_it_ended_is_waited_for(ada, monkeypatch):
+    run = ada.submit(HEART)
+    ada.cancel(run)
+    ask, away, told = ada._channel.json, [1, 1, 1], []
+
+    def asked(method, path, *more, **named):
+        if path.endswith(run) and away:
+            away.pop()
+            raise Unreachable("nobody is there")
+        return ask(method, path, *more, **named)
+
+    monkeypatch.setattr(ada._channel, "json", asked)
+    assert ada.wait(run).status == "cancelled"
+    away.append(1)
+    with pytest.raises(Unreachable):
+        ada.show(run)
+    away.append(1)
+    assert ada.show(run, patience=9.0, notice=told.append).status == "cancelled"
+    assert ["does not answer" in told[0], "answers again" in told[-1]] == [True, True]
+
+
 # Results -------------------------------------------------------------------------------------------
 
 

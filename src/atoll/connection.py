@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from atoll.core.errors import (
@@ -43,6 +43,13 @@ __all__ = ["Connection", "Membership", "RunInfo", "connect", "default_home"]
 
 _WAIT = 25.0
 _BREATHS = (0.2, 0.5, 1.0, 2.0, 5.0)
+_T = TypeVar("_T")
+Notice = Callable[[str], None]
+"""Told what a person may want to know while they wait."""
+
+
+def _silent(text: str) -> None:
+    """Tells nobody."""
 
 
 @dataclass(frozen=True)
@@ -218,15 +225,24 @@ class Connection:
         reply = self._channel.json("GET", "/v1/jobs", None, JobsReply)
         return tuple(map(_info, reply.jobs))
 
-    def show(self, run: str) -> RunInfo:
+    def show(self, run: str, *, patience: float = 0.0, notice: Notice = _silent) -> RunInfo:
         """One run.
+
+        Args:
+            run: its id.
+            patience: as in :meth:`watch`; 0 does not wait for a server that is away.
+            notice: likewise.
 
         Raises:
             NotFound: there is none with this id.
+            Unreachable: no answer for too long.
         """
         from atoll.wire.messages import JobReply
 
-        return _info(self._channel.json("GET", _path(run), None, JobReply))
+        def ask() -> JobReply:
+            return self._channel.json("GET", _path(run), None, JobReply)
+
+        return _info(_patiently(ask, patience, notice))
 
     def watch(
         self,
@@ -234,7 +250,7 @@ class Connection:
         *,
         after: int = 0,
         patience: float = 600.0,
-        notice: Callable[[str], None] = lambda text: None,
+        notice: Notice = _silent,
     ) -> Iterator[Mapping[str, Any]]:
         """The records of a run's rounds as they end, until the run does.
 
@@ -252,29 +268,13 @@ class Connection:
         """
         from atoll.wire.messages import RoundsReply
 
-        tries, silent_since = 0, time.monotonic()
-        while True:
+        def ask() -> RoundsReply:
             query = f"after={after}&wait={_WAIT:g}"
-            try:
-                reply = self._channel.json(
-                    "GET",
-                    f"{_path(run)}/rounds",
-                    None,
-                    RoundsReply,
-                    query=query,
-                    timeout=_WAIT + 15,
-                )
-            except Unreachable as error:
-                if time.monotonic() - silent_since > patience:
-                    raise
-                if not tries:
-                    notice(f"the server does not answer; waiting for it ({error.message})")
-                time.sleep(_BREATHS[min(tries, len(_BREATHS) - 1)])
-                tries += 1
-                continue
-            if tries:
-                notice("the server answers again")
-            tries, silent_since = 0, time.monotonic()
+            path, timeout = f"{_path(run)}/rounds", _WAIT + 15
+            return self._channel.json("GET", path, None, RoundsReply, query=query, timeout=timeout)
+
+        while True:
+            reply = _patiently(ask, patience, notice)
             for record in reply.rounds:
                 after = max(after, int(record["round"]))
                 yield record
@@ -285,7 +285,7 @@ class Connection:
         """Wait for a run's end; returns how it ended."""
         for _ in self.watch(run, patience=patience):
             pass
-        return self.show(run)
+        return self.show(run, patience=patience)
 
     def cancel(self, run: str) -> RunInfo:
         """End a run.
@@ -349,6 +349,29 @@ class Connection:
         with contextlib.suppress(OSError, StorageError):
             path = self.home / "submitted.json"
             _write(path, {**_json(path), run: rounds})
+
+
+def _patiently(ask: Callable[[], _T], patience: float, notice: Notice) -> _T:
+    """What ``ask`` gives, as soon as the server can be reached.
+
+    Raises:
+        Unreachable: not within so many seconds.
+    """
+    tries, began = 0, time.monotonic()
+    while True:
+        try:
+            found = ask()
+        except Unreachable as error:
+            if time.monotonic() - began >= patience:
+                raise
+            if not tries:
+                notice(f"the server does not answer; waiting for it ({error.message})")
+            time.sleep(_BREATHS[min(tries, len(_BREATHS) - 1)])
+            tries += 1
+            continue
+        if tries:
+            notice("the server answers again")
+        return found
 
 
 def _info(reply: JobReply) -> RunInfo:

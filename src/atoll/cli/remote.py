@@ -38,6 +38,8 @@ _Proxy = Annotated[
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _FAILED = 4
+_PATIENCE = 600.0
+"""Seconds for which a server that is away is waited for while a run is watched."""
 
 
 def _connect(home: Path | None, proxy: str | None, code: str = "") -> Connection:
@@ -116,7 +118,7 @@ def watch(
     from atoll.report.progress import progress
 
     with _connect(home, proxy) as federation:
-        info = federation.show(run)
+        info = federation.show(run, patience=_PATIENCE, notice=talk)
         total = federation.planned(run) or max(info.rounds, 1)
         if as_json:
             for record in federation.watch(run, notice=talk):
@@ -125,7 +127,7 @@ def watch(
             with progress(total, title=info.name) as watcher:
                 for record in federation.watch(run, notice=talk):
                     watcher(record)
-        info = federation.show(run)
+        info = federation.show(run, patience=_PATIENCE, notice=talk)
     if not as_json:
         data_line(_text(info))
     if info.status != "completed":
