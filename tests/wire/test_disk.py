@@ -11,6 +11,7 @@ from random import Random
 import pytest
 
 from atoll.core.errors import StorageError
+from atoll.wire import disk as module
 from atoll.wire.disk import Disk, RealDisk, keep
 from atoll.wire.lossy_disk import LossyDisk
 
@@ -122,6 +123,34 @@ class TestRealDisk:
         monkeypatch.setattr(Path, "replace", lambda a, b: (done.append("rename"), replace(a, b))[1])
         keep(RealDisk(), tmp_path / "x", [b"1"])
         assert done == [str(tmp_path / ".x.partial"), "rename", str(tmp_path)]
+
+    @pytest.mark.parametrize("size", [1000, 300_000, 1 << 20])
+    def test_disk_begins_with_what_is_complete_and_with_nothing_twice(
+        self, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun: list[tuple[int, int]] = []
+        monkeypatch.setattr(module, "_AHEAD", 1 << 16)
+        monkeypatch.setattr(
+            module, "_beginning", lambda: lambda n, start, size, how: begun.append((start, size))
+        )
+        raw, disk = Random(size).randbytes(size), RealDisk()
+        cut = size // 3
+        disk.append(tmp_path / "parts", 0, raw[:cut])
+        disk.append(tmp_path / "parts", cut, raw[cut:])
+        parts, begun[:] = list(begun), []
+        disk.write(tmp_path / "whole", [raw[:cut], b"", raw[cut:]])
+        assert begun == parts
+        assert [start for start, _ in begun] == [
+            sum(n for _, n in begun[:i]) for i in range(len(begun))
+        ]
+        assert sum(length for _, length in begun) == size >> 16 << 16
+        assert disk.read(tmp_path / "parts") == disk.read(tmp_path / "whole") == raw
+
+    def test_long_piece_is_kept_whole_and_named_by_its_digest(self, tmp_path: Path) -> None:
+        raw = Random(1).randbytes(700_001)
+        blob = keep(RealDisk(), tmp_path / "x", [raw[:3], memoryview(raw)[3:]])
+        assert (blob.sha256, blob.size) == (hashlib.sha256(raw).hexdigest(), len(raw))
+        assert (tmp_path / "x").read_bytes() == raw
 
 
 class TestPowerFailure:

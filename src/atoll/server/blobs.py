@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Protocol
 
 from atoll.core.errors import NotFound, StateError, StorageError, TooLarge, Unreachable, WireError
-from atoll.wire.disk import Disk, Piece, RealDisk
+from atoll.wire.disk import Disk, Piece, RealDisk, Told
 from atoll.wire.frames import Blob
 from atoll.wire.spares import LARGE
 
@@ -176,17 +176,9 @@ class FolderBlobs:
 
     def put_pieces(self, pieces: Iterable[Piece]) -> Blob:
         """Keep what the pieces make together."""
-        sha, size = hashlib.sha256(), 0
-
-        def counted() -> Iterator[Piece]:
-            nonlocal size
-            for piece in pieces:
-                sha.update(piece)
-                size += len(piece)
-                yield piece
-
-        self._write(counted(), sha.hexdigest)
-        return Blob(sha.hexdigest(), size)
+        told = Told(pieces)
+        self._write(told, lambda: told.blob.sha256)
+        return told.blob
 
     def _write(self, pieces: Iterable[Piece], digest: Callable[[], str], size: int = LARGE) -> None:
         """A new file, named by the digest as it is when all pieces are written."""
