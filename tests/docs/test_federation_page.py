@@ -48,6 +48,9 @@ def test_the_page_s_commands_found_a_federation_that_survives_its_server(tmp_pat
     )
     try:
         out, _ = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired as late:
+        # What a command in the background has said is the reason, and the page waits for it.
+        pytest.fail(f"the page does not come to its end:\n{(late.output or b'').decode()}")
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
