@@ -255,8 +255,8 @@ def memory(given: argparse.Namespace) -> Found:
     )
 
 
-def _tests(*places: str) -> tuple[int, int, float]:
-    """Run tests; how many passed, how many did not, seconds."""
+def _tests(*places: str) -> tuple[int, list[str], float]:
+    """Run tests; how many passed, which did not and why, seconds. All that these said is shown."""
     began = time.monotonic()
     command = [sys.executable, "-m", "pytest", *places]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -264,7 +264,10 @@ def _tests(*places: str) -> tuple[int, int, float]:
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error)", end)}
     if not counts:
         sys.exit(f"{' '.join(command)}:\n{done.stdout}{done.stderr}")
-    return counts.pop("passed", 0), sum(counts.values()), time.monotonic() - began
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    return counts.pop("passed", 0), failed, time.monotonic() - began
 
 
 @dataclass(frozen=True)
@@ -289,9 +292,8 @@ class Checked:
         note("tests", places=self.places, passed=passed, failed=failed, seconds=seconds)
         words = " ".join(f"'{place}'" if " " in place else place for place in self.places)
         holds = self.holds or f"{passed} checks hold"
-        found = f"{failed} OF {passed + failed} FAIL" if failed else holds
-        wrong = missed(tests_fail=failed > 0)
-        return Found(self.promise, f"`pytest {words}`", self.goal, found, wrong)
+        found = f"{len(failed)} OF {passed + len(failed)} FAIL" if failed else holds
+        return Found(self.promise, f"`pytest {words}`", self.goal, found, tuple(failed))
 
 
 def storms(given: argparse.Namespace) -> Found:
