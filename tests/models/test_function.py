@@ -42,6 +42,21 @@ def test_a_function_of_named_arrays_is_a_trainer(work):
     assert metrics["rows"] == Count(4)
 
 
+def test_a_function_may_change_what_it_is_given(work):
+    def more(parameters, data, context):
+        for array in parameters.values():
+            array += 1
+        return parameters, None
+
+    first = {"w": np.zeros(3, np.float32), "b": np.zeros((), np.float32), "n": np.array(2)}
+    trainer = FunctionTrainer(first, more, spread)
+    start = trainer.initial(Seed(0))
+    start.flags.writeable = False
+    got = trainer.fit(start, DATA, work=work(), rule=LocalRule(), seed=Seed(0), round=0)
+    assert (got.parameters - start).tolist() == [1.0] * 5
+    assert sorted(start.tolist()) == [0.0] * 4 + [2.0]
+
+
 def test_the_context_tells_what_was_asked_for(work):
     seen = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from pathlib import Path
@@ -71,6 +72,8 @@ def start(home: _Folder = None) -> None:
         rules = stewarded(at, settings)
         agent = Agent(at, known.site, channel, settings, trust=trusted(at, known), steward=rules)
         talk(f"{known.site} works for {known.federation} at {known.server}; stop with Ctrl-C")
+        gc.collect()
+        gc.freeze()  # what is here now stays: later collections need not look at it again
         with stop_on_signal(agent):
             agent.run()
     talk("stopped; what was in progress is done again after the next start")

@@ -229,7 +229,7 @@ class Layout:
         return vector
 
     def unpack(self, vector: Array) -> dict[str, Array]:
-        """Named tensors in their own dtypes (whole numbers are rounded), aliases included.
+        """Named copies in their own dtypes (whole numbers are rounded), aliases included.
 
         NumPy has no ``bfloat16``: such entries keep the vector's dtype, which holds them exactly.
         """

@@ -222,8 +222,8 @@ class FunctionTrainer:
         return arrays
 
     def _named(self, parameters: Array) -> dict[str, Array]:
-        tensors = self.layout.unpack(parameters)
-        return {name: np.array(value) for name, value in tensors.items()}
+        """Copies, which the user's function may change."""
+        return self.layout.unpack(parameters)
 
     def _packed(self, named: Named, source: str, *, exact: bool = True) -> Array:
         expected = {e.name: e for e in self.layout.entries}
