@@ -10,6 +10,7 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import Equivocation, NotFound, Unreachable
 from atoll.core.values import Update
 from atoll.data.readers import read_table
+from atoll.data.table import Table
 from atoll.job import deployed
 from atoll.job.load import parse_job
 from atoll.job.package import pack, spec_to_plain
@@ -307,6 +309,12 @@ class Deployed:
         self.schema: Any = None
         self.sums: dict[str, Any] = {}
 
+    def alone(self, rows: Table) -> None:
+        """As after the preparation of a run whose only site has these rows."""
+        (site,) = self.servers
+        self.schema = deployed.agree(self.spec, {site: deployed.survey(self.spec, site, rows)})
+        self.sums = dict(deployed.column_sums_at(self.spec, self.schema, site, rows).vectors)
+
     def plan(self) -> bytes:
         schema = None if self.schema is None else deployed.schema_to_plain(self.schema)
         body = {
@@ -421,6 +429,21 @@ def fit(parameters, data, context):
 """
 
 
+def asked(
+    folder: Path, job: Mapping[str, Any], kind: str, model: bytes | None, **more: Any
+) -> tuple[ResultBody, dict[str, Any]]:
+    """What a real node, the only site of a job, answers to one task that a server makes as it likes."""
+    server = FakeServer()
+    (folder / "east.csv").write_text(table_text(1))
+    run = Deployed(
+        parse_job(job_tables(algorithm={"name": "fedavg"}, **job)), {"east": server}, folder
+    )
+    run.alone(read_table(folder / "east.csv"))
+    with Running(node_at(folder, "east", server, table_text(1))):
+        task = server.offer(run.task(kind, "east", broadcast=model, **more))
+        return server.result(task.id)
+
+
 class Solo:
     """One site's run whose training sleeps as long as the broadcast says."""
 
@@ -434,9 +457,7 @@ class Solo:
         spec = parse_job(job_tables(model=model, algorithm={"name": "fedavg"}))
         self.server, self.size = server, size
         self.run = Deployed(spec, {"east": server}, code, run)
-        rows = read_table(code / "east.csv")
-        self.run.schema = deployed.agree(spec, {"east": deployed.survey(spec, "east", rows)})
-        self.run.sums = dict(deployed.column_sums_at(spec, self.run.schema, "east", rows).vectors)
+        self.run.alone(read_table(code / "east.csv"))
 
     def task(self, seconds: float = 0.0, **more: Any) -> TaskBody:
         """A training task, not yet offered."""

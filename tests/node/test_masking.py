@@ -8,11 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from fake_federation import Deployed, FakeServer, Running, job_tables, node_at, table_text
+from fake_federation import asked, job_tables
 
 from atoll.core.errors import AuthError, StorageError
-from atoll.data.readers import read_table
-from atoll.job import deployed
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
 from atoll.node.masking import Masked
@@ -25,32 +23,20 @@ from atoll.privacy.secagg.terms import Member, Occasion
 from atoll.wire.frames import encode
 from atoll.wire.messages import BlobRef, TaskBody
 
+MASKED = {"privacy": {"aggregation": "masked"}}
+
 
 def test_a_plain_training_task_of_a_masked_job_is_not_answered_with_integers(
     tmp_path: Path,
 ) -> None:
     """A server that leaves out the protocol would see what a single site sends."""
-    server, privacy = FakeServer(), {"aggregation": "masked"}
-    spec = parse_job(job_tables(privacy=privacy, algorithm={"name": "fedavg"}))
-    (tmp_path / "east.csv").write_text(table_text(1))
-    run = Deployed(spec, {"east": server}, tmp_path)
-    rows = read_table(tmp_path / "east.csv")
-    run.schema = deployed.agree(spec, {"east": deployed.survey(spec, "east", rows)})
-    run.sums = dict(deployed.column_sums_at(spec, run.schema, "east", rows).vectors)
-    with Running(node_at(tmp_path, "east", server, table_text(1))):
-        task = server.offer(run.task("train", "east", broadcast=encode({}, {})))
-        body, arrays = server.result(task.id)
+    body, arrays = asked(tmp_path, MASKED, "train", encode({}, {}))
     assert body.status in ("failed", "refused")
     assert not arrays
 
 
 def test_a_message_of_the_protocol_for_a_job_that_is_not_masked_is_refused(tmp_path: Path) -> None:
-    server = FakeServer()
-    spec = parse_job(job_tables(algorithm={"name": "fedavg"}))
-    run = Deployed(spec, {"east": server}, tmp_path)
-    with Running(node_at(tmp_path, "east", server, table_text(1))):
-        task = server.offer(run.task("commit", "east", broadcast=encode({}, {})))
-        body, _ = server.result(task.id)
+    body, _ = asked(tmp_path, {}, "commit", encode({}, {}))
     assert body.status in ("failed", "refused")
 
 
@@ -84,17 +70,8 @@ def test_a_damaged_file_of_pins_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["sums", "evaluate"])
 def test_figures_of_a_masked_job_do_not_leave_in_clear(tmp_path: Path, kind: str) -> None:
     """A real node is asked for them as a job without masks is."""
-    server = FakeServer()
-    spec = parse_job(job_tables(privacy={"aggregation": "masked"}, algorithm={"name": "fedavg"}))
-    (tmp_path / "east.csv").write_text(table_text(1))
-    run = Deployed(spec, {"east": server}, tmp_path)
-    rows = read_table(tmp_path / "east.csv")
-    run.schema = deployed.agree(spec, {"east": deployed.survey(spec, "east", rows)})
-    run.sums = dict(deployed.column_sums_at(spec, run.schema, "east", rows).vectors)
     model = None if kind == "sums" else encode({}, {})
-    with Running(node_at(tmp_path, "east", server, table_text(1))):
-        task = server.offer(run.task(kind, "east", broadcast=model, about=kind))
-        body, arrays = server.result(task.id)
+    body, arrays = asked(tmp_path, MASKED, kind, model, about=kind)
     assert body.status in ("failed", "refused")
     assert not arrays
     assert not body.metrics
