@@ -17,7 +17,8 @@ from atoll.job import deployed
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
 from atoll.models.linear import LinearTrainer
-from atoll.node.lying import SITES, Stage, digest_of
+from atoll.node.cast import SITES
+from atoll.node.lying import Stage, digest_of
 from atoll.node.orders import DatasetBody, Order, done_only
 from atoll.node.settings import Settings
 from atoll.node.workplace import Workplace

@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 
 from atoll.cli.main import main
+from atoll.core.errors import MissingExtra
 from atoll.job.buffered import Starts
-from atoll.node import buffers
+from atoll.node import buffers, lies, lies_of_ciphers, lying, masking
 from atoll.node.lies import LIES, told
+from atoll.node.lies_of_ciphers import CIPHER_LIES
 from atoll.node.masking import Masked
 from atoll.node.settings import Masking, Settings
+from atoll.privacy.he import contexts
 from atoll.privacy.secagg import ledger
 from atoll.privacy.secagg import session as sessions
+from atoll.wire import disk
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -25,8 +29,24 @@ def test_every_site_gives_up_and_releases_nothing(lie: str, tmp_path: Path) -> N
     assert found.withstood, found.refused
 
 
-def test_there_are_twenty_lies() -> None:
-    assert len(LIES) == 20
+def test_there_are_twenty_two_lies() -> None:
+    assert len(LIES) == 22
+
+
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No power fails here."""
+    monkeypatch.setattr(disk, "_sync", lambda path: None)
+
+
+@pytest.mark.parametrize("lie", ["another factor", "another plan"])
+def test_a_node_that_does_what_it_is_told_to_whatever_the_others_are_is_noticed(
+    lie: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it was when terms said nothing of that: all six committed themselves and shared their keys."""
+    for module in (lying, masking):
+        monkeypatch.setattr(module, "work_mark", lambda task, buffered: "one")
+    assert told(lie, tmp_path).refused == {}
 
 
 @pytest.mark.parametrize(
@@ -86,9 +106,25 @@ def test_a_node_that_gives_an_update_twice_is_noticed(
 
 
 def test_the_command_shows_all_of_them_and_ends_well(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(lies_of_ciphers, "CIPHER_LIES", dict(list(CIPHER_LIES.items())[:2]))
     assert main(["audit", "server", "--home", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["lies"]
-    assert [line["released"] for line in found] == [[]] * 20
+    assert {line["rounds"] for line in found} == {"masked", "encrypted"}
+    assert [line["released"] for line in found] == [[]] * 24
     assert {line["gave_up"] for line in found} == {6}
+
+
+def test_without_tenseal_the_command_says_what_it_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed() -> None:
+        raise MissingExtra("encrypted aggregation needs TenSEAL", remedy="pip install 'atoll[he]'")
+
+    monkeypatch.setattr(contexts, "installed", installed)
+    monkeypatch.setattr(lies, "LIES", {"in clear": LIES["in clear"]})
+    assert main(["audit", "server", "--home", str(tmp_path), "--json"]) == 0
+    said = capsys.readouterr()
+    assert [line["lie"] for line in json.loads(said.out)["lies"]] == ["in clear"]
+    assert "left out" in said.err

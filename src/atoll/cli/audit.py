@@ -223,29 +223,47 @@ def server(
 ) -> None:
     """Let a server lie to six sites with this node's rules; tell what the sites release.
 
-    Twenty lies about masked rounds. Ends with status 4 if any site gave what it should not have.
+    Twenty-two lies about masked rounds, and where TenSEAL is installed twenty-six about encrypted ones. Ends
+    with status 4 if any site gave what it should not have.
     """
     from tempfile import TemporaryDirectory
 
+    from atoll.core.errors import MissingExtra
+    from atoll.node import lies, lies_of_ciphers
     from atoll.node.home import Home, default_home
-    from atoll.node.lies import LIES, told
     from atoll.node.settings import read_settings
+    from atoll.privacy.he import contexts
 
     settings = read_settings(Home((home or default_home()).expanduser().absolute()).settings)
     found = []
-    for lie in LIES:
+    names = dict.fromkeys(lies.LIES, "masked")
+    try:
+        contexts.installed()
+        names |= dict.fromkeys(lies_of_ciphers.CIPHER_LIES, "encrypted")
+    except MissingExtra as error:
+        talk(f"lies about encrypted rounds are left out: {error}")
+    for lie in names:
         with TemporaryDirectory(prefix="atoll-audit-") as folder:
-            found.append(told(lie, Path(folder), settings))
+            found.append(lies.told(lie, Path(folder), settings))
     lines = [(one, next(iter(one.refused.values()), "")) for one in found]
     if as_json:
         told_of = [
-            {"lie": x.lie, "released": x.released, "gave_up": len(x.refused), "reason": why}
+            {
+                "rounds": names[x.lie],
+                "lie": x.lie,
+                "released": x.released,
+                "gave_up": len(x.refused),
+                "reason": why,
+            }
             for x, why in lines
         ]
         data_line(json.dumps({"lies": told_of}, indent=2))
     else:
-        rows = [(x.lie, str(len(x.released)), str(len(x.refused)), why[:80]) for x, why in lines]
-        data_line(table_of(("lie", "released", "gave up", "first reason"), rows))
+        rows = [
+            (names[x.lie], x.lie, str(len(x.released)), str(len(x.refused)), why[:80])
+            for x, why in lines
+        ]
+        data_line(table_of(("rounds", "lie", "released", "gave up", "first reason"), rows))
     if not all(one.withstood for one in found):
         talk("a site released what it should not have: please report this")
         raise typer.Exit(4)

@@ -31,6 +31,7 @@ from atoll.job.schema import JobSpec
 from atoll.job.sites import plan_of
 from atoll.privacy.secagg.terms import Lane
 from atoll.runtime.figures import COUNTS, DIGITS, spread
+from atoll.wire.messages import TaskBody
 
 __all__ = [
     "SUBJECTS",
@@ -44,6 +45,7 @@ __all__ = [
     "kinds_from_plain",
     "model_mark",
     "sums_digest",
+    "work_mark",
 ]
 
 Subject = Literal["train", "sums", "evaluate"]
@@ -66,6 +68,23 @@ def job_name(job: str, run: str, about: str) -> str:
 def model_mark(about: str, model: str) -> str:
     """Under which name sums that start from ``model`` (a digest) are compared with one another."""
     return model if about == "train" else hashlib.sha256(f"{about} {model}".encode()).hexdigest()
+
+
+def work_mark(task: TaskBody, *, buffered: bool = False) -> str:
+    """What a task says beside its model that decides what comes of it, as one text for all sites of a sum.
+
+    Sites that were told different things here could be told apart in their sum, as surely as by another model:
+    by a factor, a share of the work, a learning rate that falls with the version, other sums of columns in the
+    plan, other code.
+
+    Args:
+        task: of one site.
+        buffered: whether sites start from versions of their own, each with a factor of its own, as in a buffer.
+    """
+    own = () if buffered else (task.version, task.scale, task.repeat)
+    code = sorted((name, ref.sha256) for name, ref in task.code.items())
+    text = json.dumps([task.plan.sha256, code, task.fraction, *own], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sums_digest(spec: Mapping[str, Any], schema: Mapping[str, Any]) -> str:

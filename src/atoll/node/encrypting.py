@@ -33,11 +33,11 @@ from typing import Any
 
 import numpy as np
 
-from atoll.core.errors import AuthError, StateError, raise_faults
+from atoll.core.errors import AuthError, StateError, WireError, raise_faults
 from atoll.core.layout import Array
-from atoll.job.summed import SUBJECTS, job_name, model_mark, sums_digest
+from atoll.job.summed import SUBJECTS, job_name, model_mark, sums_digest, work_mark
 from atoll.node.link import INLINE
-from atoll.node.masking import Find, Trained
+from atoll.node.masking import Find, Trained, start_of
 from atoll.node.orders import Order, Report
 from atoll.node.peers import Trust
 from atoll.node.plans import Plan, read_plan
@@ -91,7 +91,7 @@ class Encrypted:
         self._plans: dict[str, Plan] = {}
         self._trained: dict[str, Trained] = {}
         self._answered = ""
-        self._secret: tuple[bytes, SecretContext] | None = None
+        self._secret: tuple[int, bytes, SecretContext] | None = None
 
     # What it is about ---------------------------------------------------------------------------
 
@@ -123,7 +123,8 @@ class Encrypted:
         if report.digest:
             self._site.spool.begin(self._run, report.digest)
         memory = Path(order.keep) if report.kept else None
-        self._trained[order.task.id] = Trained(order.task.id, Path(order.result), memory)
+        task = order.task
+        self._trained[task.id] = Trained(task.id, Path(order.result), memory, start_of(task))
         return True
 
     def held(self, body: TaskBody, find: Find) -> Held | None:
@@ -137,6 +138,8 @@ class Encrypted:
         if body.kind in SUBJECTS and (found := self.trained(body)) is None:
             self._terms(body, self._said(body, find), find)  # better refused before the work
             return None
+        if found is not None and found.start != start_of(body):
+            raise AuthError(f"task {body.id} is from another model than its work was begun with")
         frame = self._answer(body, self._said(body, find), found, find)
         held = self._site.spool.finish(
             self._run,
@@ -168,7 +171,10 @@ class Encrypted:
             "pledge": self._pledge,
             "open": self._open,
         }
-        return encode(_done(body), steps[body.kind](body, terms, said))
+        try:
+            return encode(_done(body), steps[body.kind](body, terms, said))
+        except KeyError as error:
+            raise WireError(f"a message of the step {body.kind!r} without {error}") from error
 
     def _greet(self, body: TaskBody, terms: Terms, said: Arrays) -> Mapping[str, Array]:
         own = greeting(
@@ -285,11 +291,13 @@ class Encrypted:
         return terms.index(self._site.name)
 
     def _key(self, terms: Terms) -> tuple[bytes, SecretContext]:
-        if self._secret is None:
+        # For as many sites as the plan of this very task has: that is in the terms, so all sites cut into
+        # digits alike. Who did it otherwise would have the last digits of its own stand out in the sum.
+        (sites,) = {len(plan.sites) for plan in self._plans.values()}
+        if self._secret is None or self._secret[0] != sites:
             raw = self._keys.key(self._run)
-            sites = max(len(plan.sites) for plan in self._plans.values())
-            self._secret = raw, SecretContext(Parameters.exact(max(2, sites)), raw)
-        return self._secret
+            self._secret = sites, raw, SecretContext(Parameters.exact(max(2, sites)), raw)
+        return self._secret[1:]
 
     def _said(self, body: TaskBody, find: Find) -> Arrays:
         if body.said is None:
@@ -337,7 +345,7 @@ class Encrypted:
             if names != {*plan.sites}:
                 raise AuthError("the key of a run is for all of its sites, and for no others")
             job = job_name(plan.spec.hash(), self._run, "key")
-            return Approved(job, "", (key_lane(len(plan.sites)),), rule)
+            return Approved(job, "", (key_lane(len(plan.sites)),), rule, work_mark(body))
         about = body.kind if body.kind in SUBJECTS else body.about
         if (at.round, at.attempt) != (body.number, 0):
             raise AuthError(f"task {body.id} comes with the terms of round {at.round}")
@@ -345,7 +353,8 @@ class Encrypted:
         if other:
             raise AuthError(f"lane {other[0]!r} is not one of whole numbers")
         job = job_name(plan.spec.hash(), self._run, about)
-        return Approved(job, self._start(body, about, path, find), terms.lanes, rule)
+        start = self._start(body, about, path, find)
+        return Approved(job, start, terms.lanes, rule, work_mark(body))
 
     def _start(self, body: TaskBody, about: str, path: Path, find: Find) -> str:
         """What the round starts from, in the form in which sums are compared."""

@@ -1,4 +1,4 @@
-"""A server that lies to this node's code: twenty lies, and what comes of each.
+"""A server that lies to this node's code, and what comes of each lie.
 
 Six sites are made in a folder, with keys of their own and the rules of this site's ``node.toml``. Each is the
 code that a node runs: tasks and answers are frames, the book of rounds is on the disk. The server holds the
@@ -6,7 +6,7 @@ key that all sites believe and shows each of them what it likes. No site may rel
 answer in clear what it adds up under masks only.
 
 :data:`LIES` names them; :func:`told` tells one. Those about buffers of asynchronous runs are in
-:mod:`atoll.node.lies_of_buffers`.
+:mod:`atoll.node.lies_of_buffers`, those about encrypted runs in :mod:`atoll.node.lies_of_ciphers`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import cast
 
 from atoll.job.summed import SUBJECTS
+from atoll.node.cast import NOW, SITES, Cast
 from atoll.node.lies_of_buffers import BUFFER_LIES, BUFFERED
-from atoll.node.lying import NOW, SITES, Message, Stage, digest_of
+from atoll.node.lies_of_ciphers import CIPHER_LIES
+from atoll.node.lying import Message, Stage, digest_of
+from atoll.node.lying_encrypted import EncryptedStage
 from atoll.node.settings import Settings
 from atoll.privacy.secagg.keys import Pair
 from atoll.privacy.secagg.messages import Commitment, Opening, Pledge, Roster, Survivors
@@ -35,7 +38,7 @@ class Told:
 
     Args:
         lie: its name.
-        released: sites that released shares when they should not have, or would answer in clear.
+        released: sites that released shares, opened a sum or would answer in clear when they should not have.
         refused: what each site said to it, by name.
     """
 
@@ -194,6 +197,28 @@ def _fewer_sites(stage: Stage) -> None:
             stage.ask(name, kind, SITES[:4])
 
 
+def _told_apart(stage: Stage) -> None:
+    """Half of the sites get other terms than the rest, each of them in order; then all are to share."""
+    said = list[Commitment]()
+    for name in SITES:
+        said += cast(list[Commitment], stage.show(name, stage.invitation(stage.terms(site=name))))
+    for name in SITES:
+        stage.show(name, Roster(tuple(said)))
+
+
+def _another_factor(stage: Stage) -> None:
+    """In a synchronous run the updates of three sites are to count for next to nothing."""
+    stage.scale = lambda name: 1.0 if name < SITES[3] else 1e-9
+    _told_apart(stage)
+
+
+def _another_plan(stage: Stage) -> None:
+    """Three sites are shown a plan with other sums of columns: their features come out as zeros."""
+    honest, other = stage.cast.plan(), stage.cast.plan(schema={"x": 0})
+    stage.plan = lambda name: honest if name < SITES[3] else other
+    _told_apart(stage)
+
+
 LIES: Mapping[str, Callable[[Stage], None]] = {
     "both lists": _both_lists,
     "split survivors": _split_survivors,
@@ -209,19 +234,25 @@ LIES: Mapping[str, Callable[[Stage], None]] = {
     "second unmask": _second_unmask,
     "in clear": _in_clear,
     "fewer sites": _fewer_sites,
+    "another factor": _another_factor,
+    "another plan": _another_plan,
     **BUFFER_LIES,
 }
-"""What a server may try."""
+"""What a server of masked runs may try."""
 
 
 def told(name: str, folder: Path, settings: Settings | None = None) -> Told:
     """Tell a lie to six sites with the rules of this one.
 
     Args:
-        name: one of :data:`LIES`.
+        name: one of :data:`LIES`, or of :data:`~atoll.node.lies_of_ciphers.CIPHER_LIES`, which take TenSEAL.
         folder: an empty one.
         settings: of this site.
     """
+    if name in CIPHER_LIES:
+        ciphers = EncryptedStage(Cast(folder, settings or Settings(), "encrypted"))
+        CIPHER_LIES[name](ciphers)
+        return Told(name, tuple(ciphers.released), dict(ciphers.refused))
     stage = Stage(folder, settings or Settings(), BUFFERED if name in BUFFER_LIES else {})
     LIES[name](stage)
     return Told(name, tuple(stage.released), dict(stage.refused))

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any, cast
 
 from atoll.job.buffered import Starts
-from atoll.node.lying import SITES, Stage, digest_of
+from atoll.node.cast import SITES
+from atoll.node.lying import Stage, digest_of
 from atoll.privacy.secagg.messages import Commitment, Roster
 
 __all__ = ["BUFFERED", "BUFFER_LIES"]

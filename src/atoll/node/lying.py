@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,18 +12,11 @@ import numpy as np
 
 from atoll.core.errors import AtollError
 from atoll.job.buffered import Starts
-from atoll.job.load import parse_job
-from atoll.job.package import spec_to_plain
-from atoll.job.summed import Subject
-from atoll.node.home import Home
-from atoll.node.link import Link
+from atoll.job.summed import Subject, work_mark
+from atoll.node.cast import FEDERATION, LENGTH, NOW, RUN, SITES, Cast, vectors_of
 from atoll.node.masking import Masked
 from atoll.node.orders import Order, Report
-from atoll.node.peers import Peers, Trust
-from atoll.node.pledges import Pledges
 from atoll.node.settings import Settings
-from atoll.node.site import Site
-from atoll.node.spool import Spool
 from atoll.privacy.secagg import server as machine
 from atoll.privacy.secagg.codec import read, written
 from atoll.privacy.secagg.messages import (
@@ -42,25 +34,12 @@ from atoll.privacy.secagg.messages import (
     Vector,
 )
 from atoll.privacy.secagg.server import Server
-from atoll.privacy.secagg.terms import (
-    Lane,
-    Member,
-    Occasion,
-    Terms,
-    model_digest,
-    rule_text,
-    usual_threshold,
-)
-from atoll.wire.frames import Allowed, Blob, decode, encode
-from atoll.wire.identity import Identity
+from atoll.privacy.secagg.terms import Lane, Occasion, Terms, model_digest, usual_threshold
+from atoll.wire.frames import Allowed, decode, encode
 from atoll.wire.messages import BlobRef, ResultBody, TaskBody
 
-__all__ = ["NOW", "SITES", "Lie", "Message", "Stage", "digest_of", "honest", "vectors_of"]
+__all__ = ["Lie", "Message", "Stage", "digest_of", "honest"]
 
-SITES = tuple(f"site-{number}" for number in range(1, 7))
-NOW = 1_700_000_000.0
-_LENGTH = 40
-_FEDERATION, _RUN = "rehearsal", "lies"
 _ANY = Allowed(most_arrays=100, most_bytes=1 << 24)
 _KINDS: Mapping[type, str] = {
     Invitation: "commit",
@@ -76,13 +55,6 @@ _ANSWERS: Mapping[str, type[FromSite]] = {
     "pledge": Pledge,
     "release": Release,
 }
-_JOB: dict[str, Any] = {
-    "name": "lies",
-    "data": {"source": "sites/*.csv", "target": "y"},
-    "model": {"kind": "logistic"},
-    "privacy": {"aggregation": "masked"},
-}
-
 Message = Invitation | FromServer
 Lie = Callable[[int, Message], Message | None]
 """Gets a site's index and the honest message to it; gives the one that it is shown, None for none."""
@@ -91,11 +63,6 @@ Lie = Callable[[int, Message], Message | None]
 def honest(index: int, message: Message) -> Message:
     """The message as it is."""
     return message
-
-
-def vectors_of(version: float) -> dict[str, Any]:
-    """The model of a version."""
-    return {"parameters": np.full(_LENGTH, float(version), np.float32)}
 
 
 def digest_of(version: float) -> str:
@@ -118,6 +85,7 @@ class Stage:
         refused: why sites gave up.
         buffer: what each site is told of its buffer; None in a synchronous run.
         scale: how much each site's update is to count.
+        plan: what each site is told of the run.
     """
 
     folder: Path
@@ -130,54 +98,40 @@ class Stage:
     scale: Callable[[str], float] = lambda name: 1.0
 
     def __post_init__(self) -> None:
-        self._key = Identity.create(self.folder / "server.pem")
+        self.cast = Cast(self.folder, self.settings, "masked", self.tables)
+        self.members = self.cast.members
         self._attempt: dict[str, int] = {}
-        keys = {name: Identity.create(self.folder / f"{name}.pem") for name in SITES}
-        self.members = tuple(Member(name, key.public_bytes) for name, key in keys.items())
-        job = parse_job({**_JOB, **self.tables})
-        self.spec = spec_to_plain(job)
-        self.rule = rule_text(self.spec["privacy"])
-        self.job = f"{job.hash()}/{_RUN}"
-        run = {"run": _RUN, "spec": self.spec, "sites": list(SITES), "schema": None}
-        self.plan = self._file(run, {})
-        self._books: dict[str, Pledges] = {}
-        self.sites = {name: self._site(name, key) for name, key in keys.items()}
+        plan = self.cast.plan()
+        self.plan: Callable[[str], BlobRef] = lambda name: plan
+        self.sites = {n: Masked(RUN, self.cast.node(n), lambda: NOW) for n in SITES}
 
-    def _site(self, name: str, key: Identity) -> Masked:
-        home = Home(self.folder / name)
-        home.make()
-        peers = Peers(home.peers)
-        peers.pin({m.name: hashlib.sha256(m.key).hexdigest() for m in self.members})
-        self._books[name] = Pledges(home.pledges, key)
-        trust = Trust(_FEDERATION, self._key.public_bytes, key, self._books[name], peers)
-        link, cache = cast(Link, SimpleNamespace()), cast(Any, SimpleNamespace())
-        spool = Spool(home.spool)
-        site = Site(home, name, self.settings, link, spool, cache, lambda: 0.0, trust)
-        return Masked(_RUN, site, lambda: NOW)
-
-    def _file(self, body: Mapping[str, Any], arrays: Mapping[str, Any]) -> BlobRef:
-        raw = encode(body, arrays)
-        blob = Blob.of(raw)
-        (self.folder / blob.sha256).write_bytes(raw)
-        return BlobRef.of(blob)
-
-    def _find(self, blob: Blob) -> Path:
-        return self.folder / blob.sha256
-
-    def terms(self, number: int = 0, **changes: Any) -> Terms:
-        """An honest round's."""
-        attempt = changes.pop("attempt", 0)
+    def terms(self, number: int = 0, site: str = SITES[0], **changes: Any) -> Terms:
+        """An honest round's, as one site is told."""
+        attempt, cast = changes.pop("attempt", 0), self.cast
         model = digest_of(number) if self.buffer is None else self.buffer(SITES[0]).mark
-        at = Occasion(_FEDERATION, self.job, number, attempt, model)
-        lanes = (Lane("delta", _LENGTH, 1000.0, 32, 1.0, "refuse"),)
-        usual = usual_threshold(len(SITES))
-        honest = Terms(at, self.members, usual, lanes, NOW + 60, weight_rule=self.rule)
+        at = Occasion(FEDERATION, f"{cast.hash}/{RUN}", number, attempt, model)
+        lanes = (Lane("delta", LENGTH, 1000.0, 32, 1.0, "refuse"),)
+        work = work_mark(self._bare(site, number), buffered=self.buffer is not None)
+        usual, rule = usual_threshold(len(SITES)), cast.rule
+        honest = Terms(at, self.members, usual, lanes, NOW + 60, weight_rule=rule, work=work)
         return replace(honest, **changes)
 
     def invitation(self, terms: Terms) -> Invitation:
         """``terms``, with the server's good signature."""
-        bare = Invitation(terms)
-        return replace(bare, signature=self._key.sign(bare.signed()))
+        return self.cast.invitation(terms)
+
+    def _bare(self, name: str, number: int) -> TaskBody:
+        """What a site is to do in a round, without model and message."""
+        return TaskBody(
+            id=RUN,
+            run=RUN,
+            kind="train",
+            number=number,
+            client=name,
+            plan=self.plan(name),
+            version=number,
+            scale=self.scale(name),
+        )
 
     def task(self, name: str, message: Message, number: int = 0, model: float = -1.0) -> TaskBody:
         """A message to a site as its node gets it, with the model of a version."""
@@ -190,14 +144,14 @@ class Stage:
         told = {} if shown is None else {"starts": shown.to_plain()}
         said = np.frombuffer(written(message), np.uint8)
         return TaskBody(
-            id=f"{_RUN}.{kind}.{number}-{attempt}.{name}-{len(self.heard.get(name, ()))}",
-            run=_RUN,
+            id=f"{RUN}.{kind}.{number}-{attempt}.{name}-{len(self.heard.get(name, ()))}",
+            run=RUN,
             kind=kind,  # type: ignore[arg-type]  # checked by the schema
             number=number,
             client=name,
-            plan=self.plan,
-            broadcast=self._file({"run": _RUN}, start),
-            said=self._file({"kind": kind, **told}, {"said": said}),
+            plan=self.plan(name),
+            broadcast=self.cast.file({"run": RUN}, start),
+            said=self.cast.file({"kind": kind, **told}, {"said": said}),
             version=version,
             scale=self.scale(name),
         )
@@ -211,7 +165,7 @@ class Stage:
         try:
             if kind == "train":
                 self.work(site, body)
-            frame = site.answer(body, self._find)
+            frame = site.answer(body, self.cast.find)
         except AtollError as error:
             self.refused[name] = error.message
             return []
@@ -227,9 +181,9 @@ class Stage:
         """What the worker process does."""
         path = self.folder / f"{body.client}-{body.number}.result"
         done = ResultBody(task=body.id, status="done").model_dump()
-        path.write_bytes(encode(done, {"delta": np.arange(_LENGTH, dtype=np.int32)}))
+        path.write_bytes(encode(done, {"delta": np.arange(LENGTH, dtype=np.int32)}))
         order = SimpleNamespace(
-            task=body, plan=str(self._find(self.plan.blob)), result=str(path), keep=""
+            task=body, plan=str(self.cast.find(body.plan.blob)), result=str(path), keep=""
         )
         report = SimpleNamespace(kept=False, digest="")
         site.keep(cast(Order, order), cast(Report, report))
@@ -242,21 +196,21 @@ class Stage:
             kind: what it is asked for.
             sites: whom the plan names.
         """
-        spec = {**self.spec, "privacy": {**self.spec["privacy"], "aggregation": "auto"}}
-        plan = {"run": _RUN, "spec": spec, "sites": list(sites), "schema": None}
+        spec = {**self.cast.spec, "privacy": {**self.cast.spec["privacy"], "aggregation": "auto"}}
+        plan = {"run": RUN, "spec": spec, "sites": list(sites), "schema": None}
         body = TaskBody(
-            id=f"{_RUN}.{kind}.0.{name}",
-            run=_RUN,
+            id=f"{RUN}.{kind}.0.{name}",
+            run=RUN,
             kind=kind,
             number=0,
             client=name,
-            plan=self._file(plan, {}),
+            plan=self.cast.file(plan, {}),
             about=kind,
         )
         site = self.sites[name]
         try:
-            if site.concerns(body, self._find):
-                site.answer(body, self._find)
+            if site.concerns(body, self.cast.find):
+                site.answer(body, self.cast.find)
             self.released.append(name)
         except AtollError as error:
             self.refused[name] = error.message
@@ -264,7 +218,7 @@ class Stage:
     def play(self, lie: Lie = honest, number: int = 0, terms: Terms | None = None) -> Server:
         """Play a round in which every message to a site passes through ``lie``."""
         at = terms or self.terms(number)
-        server, effects = Server.start(at, self._key.sign)
+        server, effects = Server.start(at, self.cast.sign)
         events = list[machine.Event]()
         while True:
             for effect in effects:

@@ -32,7 +32,7 @@ from atoll.core.errors import (
     UpdateRefused,
     WireError,
 )
-from atoll.job.summed import SUBJECTS, job_name, model_mark, sums_digest
+from atoll.job.summed import SUBJECTS, job_name, model_mark, sums_digest, work_mark
 from atoll.node.buffers import Buffers, Shown
 from atoll.node.link import INLINE
 from atoll.node.orders import Order, Report
@@ -58,7 +58,7 @@ from atoll.privacy.secagg.terms import Terms, model_digest, rule_text, usual_thr
 from atoll.wire.frames import Allowed, Blob, encode, head, open_frame
 from atoll.wire.messages import ResultBody, TaskBody, read_body
 
-__all__ = ["SUBJECTS", "Masked", "Trained"]
+__all__ = ["SUBJECTS", "Masked", "Trained", "start_of"]
 
 _SAID = "said"
 _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
@@ -138,7 +138,7 @@ class Masked:
         if body.kind in SUBJECTS:
             return None if self.trained(body) else body
         subject = body.about, body.number
-        begun = *subject, _start(body)
+        begun = *subject, start_of(body)
         if body.kind != "commit" or begun == self._begun or subject in self._trained:
             return None
         self._begun = begun
@@ -154,7 +154,7 @@ class Masked:
             self._site.spool.begin(self._run, report.digest)
         memory = Path(order.keep) if report.kept else None
         subject = order.task.kind, order.task.number
-        start = _start(order.task)
+        start = start_of(order.task)
         self._trained[subject] = Trained(order.task.id, Path(order.result), memory, start)
         return True
 
@@ -213,7 +213,7 @@ class Masked:
             heard = read(_HEARD[body.kind], raw)
             if isinstance(heard, Invitation):
                 self._said = {}
-                self._forget((body.about, body.number), _start(body))
+                self._forget((body.about, body.number), start_of(body))
             self._said[body.id] = self._answered(body, heard, find)
         return self._said[body.id]
 
@@ -270,7 +270,7 @@ class Masked:
                 f"this site takes no part in attempt {key[2]} of round {key[1]}",
                 remedy="it was started anew in the middle, and its keys are gone; the next has new ones",
             )
-        if body.kind in SUBJECTS and _start(body) != self._start:
+        if body.kind in SUBJECTS and start_of(body) != self._start:
             raise AuthError(f"task {body.id} is from another model than its round was begun with")
         return self._machine[1]
 
@@ -286,7 +286,7 @@ class Masked:
                 f"the keys of {', '.join(unknown[:5])} are not pinned here as the server shows them",
                 remedy="compare fingerprints with them, then: atoll node peers --pin",
             )
-        self._start = _start(body)
+        self._start = start_of(body)
         self._machine = _attempt(body), machine.Site(name, trust.signer, policy)
         return machine.Invite(invitation, approved, os.urandom(32), self._now())
 
@@ -315,7 +315,9 @@ class Masked:
         if other:
             raise AuthError(f"lane {other[0]!r} is not one of whole numbers")
         name = job_name(plan.spec.hash(), self._run, body.about)
-        return Approved(name, self._mark(body, path, terms, find), terms.lanes, rule_text(privacy))
+        mark = self._mark(body, path, terms, find)
+        work = work_mark(body, buffered=plan.spec.rounds.mode == "async" and body.about == "train")
+        return Approved(name, mark, terms.lanes, rule_text(privacy), work)
 
     def _mark(self, body: TaskBody, path: Path, terms: Terms, find: Find) -> str:
         """What the round starts from, in the form in which sums are compared."""
@@ -457,10 +459,11 @@ def _enough_noise(privacy: Mapping[str, Any], arrays: Mapping[str, Any], terms: 
         )
 
 
-def _start(body: TaskBody) -> Start:
+def start_of(body: TaskBody) -> Start:
     """What the worker would make of it depends on this alone."""
     model = body.broadcast.sha256 if body.broadcast else ""
-    return body.version, body.scale, body.fraction, body.repeat, model, body.plan.sha256
+    code = tuple(sorted((name, ref.sha256) for name, ref in body.code.items()))
+    return body.version, body.scale, body.fraction, body.repeat, model, body.plan.sha256, code
 
 
 def _attempt(body: TaskBody) -> Attempt:

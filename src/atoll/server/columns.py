@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 
 from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import DataError, Fault, UpdateRefused
@@ -29,6 +30,7 @@ def masked_sums(
     schema: Schema,
     make: Make,
     key: PublicContext | None = None,
+    work: str = "",
 ) -> Generator[Call, Sequence[Outcome], Mapping[str, Array]]:
     """The calls of one such round about columns; returns the sums over all sites.
 
@@ -39,12 +41,14 @@ def masked_sums(
         schema: what the sites agreed on.
         make: makes tasks.
         key: of an encrypted run, the public half.
+        work: what all sites are told to do.
 
     Raises:
         DataError: a site is not in the sum; all such sites are named.
     """
     plain = json.loads(row.spec)
     masking = lanes_summed(column_lanes(spec, schema), plain["privacy"], key)
+    masking = replace(masking, work=work)
     digest, seconds = sums_digest(plain, schema_to_plain(schema)), office.settings.round
     masked = summed_round(office, row, masking, 0, digest, make, seconds, about="sums")
     summed = yield from masked.play([Task(site, 0) for site in row.sites])

@@ -21,6 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,7 @@ class EncryptedRound:
         key: the public half.
         begun: whether a server before this one may have begun the round.
         about: what is added up.
+        work: what all sites are told to do beside the model.
 
     Attributes:
         answers: digests of what sites have answered, by task, where the round knows more than its calls.
@@ -87,10 +89,11 @@ class EncryptedRound:
         key: PublicContext,
         begun: bool = True,
         about: Subject = "train",
+        work: str = "",
     ) -> None:
         self._office, self._row, self._lanes = office, row, lanes
         self._number, self._model, self._make, self._seconds = number, model, make, seconds
-        self._key, self._begun, self._about = key, begun, about
+        self._key, self._begun, self._about, self._work = key, begun, about, work
         self._own = {"round": number, "about": about, "model": model}
         self.answers: dict[str, str] = {}
         self._total = SealedSum(key)
@@ -282,9 +285,7 @@ class EncryptedRound:
         job = job_name(row.job_hash, row.id, self._about)
         model = model_mark(self._about, self._model)
         at = Occasion(office.federation, job, self._number, 0, model)
-        return Terms(
-            at, bare.cohort, bare.threshold, self._lanes, bare.expiry, weight_rule=bare.weight_rule
-        )
+        return replace(bare, occasion=at, lanes=self._lanes, work=self._work)
 
     # Notes --------------------------------------------------------------------------------------
 

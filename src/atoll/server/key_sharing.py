@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def invited(office: Office, terms: Terms) -> dict[str, Array]:
 
 
 def shared_key(
-    office: Office, row: RunRow, make: Make
+    office: Office, row: RunRow, make: Make, work: str = ""
 ) -> Generator[Call, Sequence[Outcome], PublicContext]:
     """The calls of the agreement; returns the public half.
 
@@ -86,6 +87,7 @@ def shared_key(
         office: of the server.
         row: the run.
         make: makes tasks.
+        work: what sites are told to do beside that.
 
     Raises:
         JobConflict: the run has too few sites.
@@ -93,7 +95,7 @@ def shared_key(
         DataError: a site does not take part; all such sites are named.
     """
     installed()
-    terms = terms_of(office, row, row.sites, "key")
+    terms = replace(terms_of(office, row, row.sites, "key"), work=work)
     raise_faults(JobConflict, "this run cannot be encrypted", terms.faults())
     parameters = Parameters.exact(max(2, terms.sites))
     told, ask = invited(office, terms), _Asking(office, row, make)

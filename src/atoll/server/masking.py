@@ -90,12 +90,14 @@ class Masking:
         threshold: how many sites must stay; 0 for the usual.
         degree: neighbours of each site; 0 for all.
         rule: what the job says of privacy; bound into the terms.
+        work: what all sites are told to do; likewise (:func:`~atoll.job.summed.work_mark`).
     """
 
     lanes: tuple[Lane, ...]
     threshold: int = 0
     degree: int = 0
     rule: str = ""
+    work: str = ""
 
 
 def masking_of(row: RunRow, parts: Parts) -> Masking | None:
@@ -319,6 +321,7 @@ class _Attempt:
             expiry,
             masking.degree,
             masking.rule,
+            masking.work,
         )
 
     # Steps --------------------------------------------------------------------------------------
@@ -482,16 +485,13 @@ class _Attempt:
         lost = f"there is no sum: {self.failure or 'the round was given up'}"
         outcomes = []
         for task in self._tasks:
-            site = task.client
-            seconds = self._seconds.get(site, 0.0)
+            site, seconds = task.client, self._seconds.get(task.client, 0.0)
             if site in members:
                 outcomes.append(Outcome(site, "contributed", 0, "", seconds))
             else:
                 found = self._outcomes.get(site)
                 outcomes.append(found or Outcome(site, "dropped", 0, lost, seconds))
-        sums: dict[str, Array] = {}
-        if self.total is not None:
-            sums = dict(self.total.integers())
+        sums = dict[str, Array]({} if self.total is None else self.total.integers())
         count = len(members)
         return Summed(
             Aggregate(sums, float(count), float(count), count, 0),

@@ -41,7 +41,7 @@ from atoll.server.office import Office
 from atoll.server.preparing import Prepared, body_of
 from atoll.server.slabs import BySlabs
 from atoll.server.store.contract import RoundRow, RunRow
-from atoll.server.summing import summed_round, summing_of
+from atoll.server.summing import summed_round, summing_of, told_alike
 from atoll.wire.frames import Blob
 from atoll.wire.messages import BlobRef, ResultBody, TaskBody
 from atoll.wire.metrics import metrics_from_plain
@@ -210,6 +210,8 @@ class Playing:
             )
 
         version = call.tasks[0].version if call.tasks else 0
+        some = [self._training(task, call.number, call.broadcasts) for task in call.tasks[:1]]
+        masking = told_alike(masking, some, buffered=self._buffering is not None)
         if self._buffering is None:
             told, model = None, model_digest(call.broadcasts[version].vectors)
         else:
@@ -299,10 +301,11 @@ class Playing:
             more["kept"] = kept.get(site, "")
             return self._body(kind, call.number, site, call.broadcast, name, **more)
 
+        alone = self._body("evaluate", call.number, call.clients[0], call.broadcast)
         masked = summed_round(
             self._office,
             self._row,
-            replace(masking, lanes=lanes_of(kinds)),
+            told_alike(replace(masking, lanes=lanes_of(kinds)), [alone]),
             call.number,
             model_digest(call.broadcast.vectors),
             make,

@@ -35,7 +35,7 @@ from atoll.job.build import Job
 from atoll.job.datasets import own_arrays
 from atoll.job.package import spec_from_plain
 from atoll.job.study import Agreed
-from atoll.job.summed import check_columns, column_shapes
+from atoll.job.summed import check_columns, column_shapes, work_mark
 from atoll.privacy.he.contexts import PublicContext
 from atoll.runtime.client import Parts
 from atoll.runtime.figures import Kinds
@@ -227,7 +227,8 @@ class Preparing:
             return body_of(row, plan, kind, 0, task.client, name, **more)
 
         office, spec = self._office, self._spec
-        self._sums = yield from masked_sums(office, row, spec, schema, make, self._key)
+        work = work_mark(body_of(row, plan, "sums", 0, row.sites[0]))
+        self._sums = yield from masked_sums(office, row, spec, schema, make, self._key, work)
 
     def _shared_key(self) -> Generator[Call, Sequence[Outcome], PublicContext]:
         """The sites' key, of which the server gets the public half."""
@@ -237,7 +238,8 @@ class Preparing:
         def make(kind: str, task: Task, name: str, said: Blob) -> TaskBody:
             return body_of(row, plan, kind, 0, task.client, name, said=BlobRef.of(said))
 
-        return (yield from shared_key(office, row, make))
+        work = work_mark(body_of(row, plan, "greet", 0, row.sites[0]))
+        return (yield from shared_key(office, row, make, work))
 
     def _given(self) -> Array | None:
         """The initial vector that came with the job."""

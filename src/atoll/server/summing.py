@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from atoll.job.summed import Subject
+from atoll.job.summed import Subject, work_mark
 from atoll.privacy.he.contexts import PublicContext
 from atoll.privacy.secagg.terms import Lane, rule_text
 from atoll.runtime.client import Parts
@@ -15,8 +15,9 @@ from atoll.server.encrypting import EncryptedRound
 from atoll.server.masking import Make, MaskedRound, Masking, masking_of
 from atoll.server.office import Office
 from atoll.server.store.contract import RunRow
+from atoll.wire.messages import TaskBody
 
-__all__ = ["Encrypting", "Masking", "lanes_summed", "summed_round", "summing_of"]
+__all__ = ["Encrypting", "Masking", "lanes_summed", "summed_round", "summing_of", "told_alike"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ def summing_of(row: RunRow, parts: Parts, key: PublicContext | None) -> Masking 
     return lanes_summed(lanes, json.loads(row.spec)["privacy"], key)
 
 
+def told_alike(masking: Masking, tasks: Sequence[TaskBody], *, buffered: bool = False) -> Masking:
+    """``masking``, with what all sites of a round are told to do bound into its terms.
+
+    Args:
+        masking: of the round.
+        tasks: one of the round's, without its message; none where nobody is asked.
+        buffered: whether sites start from versions of their own.
+    """
+    return replace(masking, work=work_mark(tasks[0], buffered=buffered)) if tasks else masking
+
+
 def summed_round(
     office: Office,
     row: RunRow,
@@ -77,9 +89,18 @@ def summed_round(
         more: for masked rounds alone.
     """
     if isinstance(masking, Encrypting) and masking.key is not None:
-        lanes, key = masking.lanes, masking.key
         return EncryptedRound(
-            office, row, lanes, number, model, make, seconds, key=key, begun=begun, about=about
+            office,
+            row,
+            masking.lanes,
+            number,
+            model,
+            make,
+            seconds,
+            key=masking.key,
+            begun=begun,
+            about=about,
+            work=masking.work,
         )
     return MaskedRound(
         office, row, masking, number, model, make, seconds, begun=begun, about=about, **more

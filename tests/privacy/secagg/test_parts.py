@@ -114,7 +114,7 @@ def test_sealed_shares_open_only_where_they_belong():
         {"expiry": 99.0},
         {"degree": 2},
         {"weight_rule": "examples"},
-        {"noise": "skellam"},
+        {"work": "another plan"},
         {"lanes": ()},
         *(
             {"occasion": {field: value}}

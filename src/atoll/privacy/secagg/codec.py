@@ -206,7 +206,7 @@ _FIELDS: Mapping[type, Mapping[str, Callable[[Part], Any]]] = {
     | {"excess": _text},
     Terms: {"occasion": _one(Occasion), "cohort": _several(_one(Member)), "threshold": _whole}
     | {"lanes": _several(_one(Lane)), "expiry": _real, "degree": _whole}
-    | {"weight_rule": _text, "noise": _text},
+    | {"weight_rule": _text, "work": _text},
     Invitation: {"terms": _one(Terms), "signature": _bytes},
     Commitment: {"sender": _whole, "channel": _bytes, "mask": _bytes, "seed_hash": _bytes}
     | {"signature": _bytes},

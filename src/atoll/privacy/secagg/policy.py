@@ -56,14 +56,14 @@ class Approved:
         model: hash of the global model as it arrived here.
         lanes: the vectors, with their bounds.
         weight_rule: of the job.
-        noise: of the job.
+        work: what this site was told to do beside the model.
     """
 
     job: str
     model: str
     lanes: tuple[Lane, ...]
     weight_rule: str = ""
-    noise: str = ""
+    work: str = ""
 
     def differs(self, terms: Terms) -> list[Fault]:
         """Where ``terms`` say something else."""
@@ -72,7 +72,7 @@ class Approved:
             "model": (self.model, terms.occasion.model),
             "lanes": (self.lanes, terms.lanes),
             "weight rule": (self.weight_rule, terms.weight_rule),
-            "noise": (self.noise, terms.noise),
+            "work": (self.work, terms.work),
         }
         return [
             Fault(name, f"is {theirs!r}, approved was {ours!r}")

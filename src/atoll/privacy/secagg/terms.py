@@ -157,7 +157,7 @@ class Terms:
         expiry: moment (Unix seconds) after which nobody takes part any more.
         degree: neighbours of each site, an even number; 0 for everybody.
         weight_rule: how weights are made, as declared by the job; bound, not read.
-        noise: the declared differential privacy; bound, not read.
+        work: what all sites are told to do beside the model (:func:`atoll.job.summed.work_mark`); bound, not read.
     """
 
     occasion: Occasion
@@ -167,7 +167,7 @@ class Terms:
     expiry: float
     degree: int = 0
     weight_rule: str = ""
-    noise: str = ""
+    work: str = ""
 
     @cached_property
     def context(self) -> bytes:
@@ -189,7 +189,7 @@ class Terms:
                 )
                 for lane in self.lanes
             ),
-            (self.weight_rule, self.noise),
+            (self.weight_rule, self.work),
         )
 
     @property
