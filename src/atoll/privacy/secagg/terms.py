@@ -157,7 +157,7 @@ class Terms:
         expiry: moment (Unix seconds) after which nobody takes part any more.
         degree: neighbours of each site, an even number; 0 for everybody.
         weight_rule: how weights are made, as declared by the job; bound, not read.
-        work: what all sites are told to do beside the model (:func:`atoll.job.summed.work_mark`); bound, not read.
+        work: what all sites are told to do beside the model, hashed; bound, not read.
     """
 
     occasion: Occasion
