@@ -78,7 +78,7 @@ def discrete_laplace(source: Source, size: int, scale: int) -> Whole:
 
 
 def laplace(source: Source, size: int, scale: float) -> Array:
-    """``size`` Laplace draws on a grid of about 2^-24 of ``scale``, float64; never less noise than that.
+    """``size`` Laplace draws on a grid of about 2^-23 of ``scale``, float64; never less noise than that.
 
     Add them to values on the same grid (:func:`~atoll.privacy.dp.noise.grid_of`), or round afterwards.
     """

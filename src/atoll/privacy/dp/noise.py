@@ -5,7 +5,7 @@ can name gives it another key. Mechanisms take a :class:`Source`, so that tests 
 
 Continuous noise on a computer is not continuous: the low bits of a floating-point sum can tell what it
 was before the noise (Mironov, *On Significance of the Least Significant Bits*, CCS 2012). Here noise
-and value are both rounded to one grid, a power of two about 2^-24 of the standard deviation; their sum
+and value are both rounded to one grid, a power of two about 2^-23 of the standard deviation; their sum
 is exact, and what reads it afterwards (float32, the mean) cannot undo it. Rounding the value may move two
 neighbouring ones apart by one cell in each coordinate, and :func:`noised` adds so much more noise.
 Draws are whole numbers of cells (:mod:`atoll.privacy.dp.normal`); the probability of each is right to some
@@ -23,12 +23,9 @@ import numpy as np
 
 from atoll.core.errors import JobError, MissingExtra, UpdateRefused
 from atoll.core.layout import Array
-from atoll.privacy.dp.normal import BLOCK, LARGEST, Normals, Whole
+from atoll.privacy.dp.normal import BLOCK, FINE, LARGEST, Normals, Whole
 
 __all__ = ["Draws", "Source", "SystemSource", "chosen", "gaussian", "grid_of", "noised", "words"]
-
-_FINE = 24
-"""Binary digits of the grid below the standard deviation."""
 
 _EXACT = 2.0**52
 """Cells up to which a value with its noise is exact in float64."""
@@ -114,12 +111,12 @@ def chosen(source: Source, rows: int, rate: float) -> np.ndarray[Any, np.dtype[n
 
 
 def grid_of(sd: float) -> float:
-    """The grid that goes with a standard deviation: a power of two, about 2^-24 of it.
+    """The grid that goes with a standard deviation: a power of two, about 2^-23 of it.
 
-    >>> grid_of(1.0) == 2.0**-24, grid_of(1.9) == 2.0**-24
+    >>> grid_of(1.0) == 2.0**-23, grid_of(1.9) == 2.0**-23
     (True, True)
     """
-    return math.ldexp(1.0, math.frexp(sd)[1] - 1 - _FINE)
+    return math.ldexp(1.0, math.frexp(sd)[1] - 1 - FINE)
 
 
 def gaussian(source: Source, size: int, sd: float) -> Array:
@@ -132,12 +129,8 @@ def gaussian(source: Source, size: int, sd: float) -> Array:
         raise JobError(f"noise with standard deviation {sd}")
     out = np.empty(size)
     grid = grid_of(sd)
-    normals, cells = Normals(source, sd / grid, size), np.empty(min(size, BLOCK), np.int32)
-    for start in range(0, size, BLOCK):
-        part = out[start : start + BLOCK]
-        normals.fill(cells[: part.size])
-        np.copyto(part, cells[: part.size])
-        part *= grid
+    for place, cells in Normals(source, sd / grid, size).blocks(size):
+        np.multiply(cells, grid, out=out[place])
     return out
 
 
@@ -151,7 +144,7 @@ def noised(
 ) -> Array:
     """``values`` with Gaussian noise that hides a contribution of L2 norm ``bound``.
 
-    The standard deviation is ``noise_multiplier * bound`` and about 2^-24 sqrt(size) of itself more, for
+    The standard deviation is ``noise_multiplier * bound`` and about 2^-23 sqrt(size) of itself more, for
     what rounding to the grid adds to the contribution. The sum is exact before it takes the dtype of
     the result, so what was released is :class:`~atoll.privacy.dp.events.Gaussian` with this multiplier.
 
@@ -180,23 +173,36 @@ class _Noise:
         self.sd = _deviation(size, bound, noise_multiplier)
         self.grid = grid_of(self.sd)
         self._normals = Normals(source, self.sd / self.grid, size)
-        self._drawn, self._sum = np.empty(min(size, BLOCK), np.int32), _Sum(self.grid)
+        self._work = np.empty(min(size, BLOCK))
 
     def added(self, values: Array, out: Array) -> Array:
         """Put ``values`` with noise into ``out``; see :func:`noised`."""
         flat, into = np.ascontiguousarray(values).reshape(-1), out.reshape(-1)
-        for start in range(0, flat.size, BLOCK):
-            given = flat[start : start + BLOCK]
-            fresh, most = self._drawn[: given.size], _longest(given) / self.grid
-            if not most < _EXACT:
-                raise UpdateRefused(
-                    f"a value beyond {_EXACT * self.grid:g}, or not finite, under noise of {self.sd:g}"
-                )
-            self._normals.fill(fresh)
-            small = most < LARGEST and given.dtype == into.dtype == np.float32
-            add = self._sum.narrow if small else self._sum.wide
-            add(given, fresh, into[start : start + BLOCK])
+        halved = self.grid == 1 and flat.dtype == into.dtype == np.float32
+        for place, cells in self._normals.blocks(flat.size):
+            own = flat[place]
+            add = self._narrow if halved and _are_small(own) else self._wide
+            add(own, cells, into[place])
         return out
+
+    def _narrow(self, values: Array, cells: Whole, out: Array) -> None:
+        """The same as :meth:`_wide` in half the width."""
+        whole = self._work.view(np.int32)[: values.size]
+        np.copyto(whole, values, "unsafe")
+        np.add(whole, cells, whole)
+        np.copyto(out, whole, "unsafe")
+
+    def _wide(self, values: Array, cells: Whole, out: Array) -> None:
+        """Cut values to the grid, add whole numbers of cells, go back: exact up to the last step."""
+        whole = self._work[: values.size]
+        np.multiply(values, 1 / self.grid, out=whole, dtype=np.float64)
+        np.trunc(whole, out=whole)
+        if not _longest(whole) < _EXACT:
+            raise UpdateRefused(
+                f"a value beyond {_EXACT * self.grid:g}, or not finite, under noise of {self.sd:g}"
+            )
+        np.add(whole, cells, out=whole)
+        np.multiply(whole, self.grid, out=out, casting="same_kind")
 
 
 def _deviation(size: int, bound: float, noise_multiplier: float) -> float:
@@ -205,46 +211,15 @@ def _deviation(size: int, bound: float, noise_multiplier: float) -> float:
     return sd + noise_multiplier * grid_of(sd) * math.sqrt(size)
 
 
+def _are_small(values: Array) -> bool:
+    """Whether 30 bits hold them all: shown in one pass by their length; not if one is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(values @ values < float(LARGEST) ** 2)
+
+
 def _longest(values: Array) -> float:
     """The largest absolute value, without a copy; NaN if there is one."""
     return max(float(np.maximum.reduce(values)), -float(np.minimum.reduce(values)))
-
-
-class _Sum:
-    """Rounds values to the grid, adds whole numbers of cells, and goes back: exact up to the last step.
-
-    Args:
-        grid: a power of two.
-    """
-
-    def __init__(self, grid: float) -> None:
-        self.grid = grid
-        self._wide, self._whole = np.empty(0), np.empty(0, np.int32)
-
-    def narrow(self, values: Array, cells: Whole, out: Array) -> None:
-        """The same as :meth:`wide` in half the width, for float32 values below 2^30 cells."""
-        if not 2.0**-100 < self.grid < 2.0**100:  # beyond what float32 scales without loss
-            return self.wide(values, cells, out)
-        if self._whole.size < values.size:
-            self._whole = np.empty(values.size, np.int32)
-        whole, scaled = self._whole[: values.size], self.grid != 1
-        np.rint(np.multiply(values, np.float32(1 / self.grid), out) if scaled else values, out)
-        np.copyto(whole, out, "unsafe")  # whole numbers already
-        np.add(whole, cells, whole)
-        np.copyto(out, whole, "unsafe")
-        if scaled:
-            np.multiply(out, np.float32(self.grid), out)
-        return None
-
-    def wide(self, values: Array, cells: Whole, out: Array) -> None:
-        """Write ``values`` with ``cells`` added into ``out``, at most a block."""
-        if self._wide.size < values.size:
-            self._wide = np.empty(values.size)
-        own = self._wide[: values.size]
-        np.multiply(values, 1 / self.grid, out=own, dtype=np.float64)
-        np.rint(own, out=own)
-        np.add(own, cells, out=own)
-        np.multiply(own, self.grid, out=out, casting="same_kind")
 
 
 class Draws:
