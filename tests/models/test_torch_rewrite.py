@@ -1,4 +1,4 @@
-"""Recorded steps in another order: fewer values to go through, the same bits."""
+"""Recorded steps in operations that do less: the same values, most of them to the last bit."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from atoll.core.seeds import Seed
 from atoll.models import torch_fit
 from atoll.models.torch import TorchTrainer
 from atoll.models.torch_record import record
-from atoll.models.torch_rewrite import rewritten
+from atoll.models.torch_rewrite import rewritten, scored
 
 WORK = LocalWork(2, batch_size=4, optimizer=Optimizer(lr=0.1))
 RELU = torch.ops.aten.relu.default
@@ -139,3 +139,66 @@ def test_a_value_that_is_no_number_is_passed_on_all_the_same():
     )
     assert np.isnan(done.loss)
     assert np.isnan(done.parameters).any()
+
+
+def classifier(ignored=-100, **options):
+    def forward(module, loss, x, y):
+        return nn.functional.cross_entropy(module(x), y, ignore_index=ignored, **options)
+
+    return forward
+
+
+def taped(forward, labels=(0, 2, 1, 1)):
+    torch.manual_seed(0)
+    net, x, y = nn.Linear(6, 3), torch.randn(4, 6), torch.tensor(labels)
+    return record(forward, net, None, list(net.parameters()), (x, y))
+
+
+def names(tape):
+    return {str(call.func).split(".")[1] for call in tape.calls}
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_cross_entropy_reads_a_one_at_each_label(reduction):
+    tape = taped(classifier(reduction=reduction))
+    found = scored(tape)
+    assert found.hot.shape == (4, 3)
+    assert {n for n in names(tape) if "nll" in n}
+    assert not {n for n in names(found.tape) if "nll" in n}
+
+
+def test_other_losses_stay_as_they_are():
+    weights = torch.tensor([1.0, 2.0, 3.0])
+    others = {
+        "weights": classifier(weight=weights),
+        "a class is left out": classifier(ignored=2),
+        "smoothed": classifier(label_smoothing=0.1),
+        "single": classifier(reduction="none"),
+        "scaled": lambda m, loss, x, y: 2 * classifier()(m, loss, x, y),
+        "other labels": lambda m, loss, x, y: classifier()(m, loss, x, 2 - y),
+        "twice": lambda m, loss, x, y: classifier()(m, loss, x, y) + classifier()(m, loss, -x, y),
+    }
+    for name, forward in others.items():
+        whole = forward
+        if name == "single":
+            whole = lambda m, loss, x, y: forward(m, loss, x, y).mean()  # noqa: B023, E731
+        assert scored(taped(whole)) is None, name
+
+
+def test_rows_of_a_negative_label_are_left_out_as_torch_leaves_them_out():
+    rng = np.random.default_rng(1)
+    labels = np.array([0, 2, -100, 1, 1, 0, -100, 2])
+    clients = [
+        Examples(rng.normal(size=(8, 6)).astype(np.float32), y) for y in (labels, abs(labels) % 3)
+    ]
+
+    def fit(path, data):
+        torch.manual_seed(3)
+        trainer = TorchTrainer(nn.Linear(6, 3), path=path)
+        start = trainer.initial(Seed(0))
+        return trainer.fit(start, data, work=WORK, rule=LocalRule(), seed=Seed(1), round=0)
+
+    for data in clients:
+        general, compiled = (fit(path, data) for path in ("general", "compiled"))
+        np.testing.assert_allclose(compiled.parameters, general.parameters, rtol=1e-5, atol=1e-6)
+        assert compiled.loss == pytest.approx(general.loss, rel=1e-5)

@@ -292,6 +292,7 @@ def kernels():
         "bmm": (image[0], image[1]),
         "addmm": (c, a, b),
         "baddbmm": (image[0], image[0], image[1]),
+        "dot": (c, c),
         "clone": (a,),
         "index_select": (a, 0, torch.tensor([1, 3])),
         "threshold_backward": (a, same, 0),

@@ -28,12 +28,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 import numpy as np
 
 from atoll.core.contracts import Controlled, Lane, Together
-from atoll.core.errors import (
-    JobConflict,
-    JobError,
-    MissingExtra,
-    suggest,
-)
+from atoll.core.errors import JobConflict, JobError, MissingExtra, suggest
 from atoll.core.layout import Array, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metrics
@@ -48,8 +43,9 @@ try:
 
     from atoll.models.torch_algebra import LOSSES as SUMMABLE
     from atoll.models.torch_algebra import dense, train_controlled, train_together
+    from atoll.models.torch_batch import Batch
     from atoll.models.torch_chain import Chain, Scratch, Setting, chain_of, group_size, pays
-    from atoll.models.torch_fit import OPTIMIZERS, Batch, Steps, Walk, alone, generator, recurs
+    from atoll.models.torch_fit import OPTIMIZERS, Steps, Walk, alone, generator, recurs
     from atoll.models.torch_flat import (
         Bench,
         layout_of,

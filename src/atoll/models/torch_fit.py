@@ -16,20 +16,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from atoll.core.errors import DataError, JobError, suggest
+from atoll.core.errors import JobError, suggest
 from atoll.core.layout import Array
 from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
-from atoll.models.batches import learning_rate, passes
-from atoll.models.torch_flat import Bench, tensor_over
+from atoll.models.torch_batch import Batch, face, rated
+from atoll.models.torch_flat import Bench
 from atoll.models.torch_record import Forward, Tape, Untraceable, record
-from atoll.models.torch_rewrite import rewritten
+from atoll.models.torch_rewrite import rewritten, scored
 from atoll.models.torch_tape import Program
 
-__all__ = ["OPTIMIZERS", "Batch", "Steps", "Walk", "alone", "generator", "recurs"]
+__all__ = ["OPTIMIZERS", "Steps", "Walk", "alone", "generator", "recurs"]
 
 OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "sgd": ("SGD", ("momentum", "nesterov", "weight_decay")),
@@ -104,6 +105,7 @@ class Steps:
             self.reason = "some parameters have a dtype of their own"
         self._never = bool(self.reason)
 
+    @np.errstate(all="ignore")  # values that are not finite are looked for where training ends
     def walk(
         self,
         batch: Batch,
@@ -127,7 +129,7 @@ class Steps:
         known = dict[int, _Step | None]()
         if not fused:
             bench.gradient.zero_()  # a replayed step does not write where there is no gradient
-        for lr, index in _batches(batch.rows, work, seed, round):
+        for lr, index in rated(batch.rows, work, seed, round):
             share = 1.0 / len(index) if self.summed else 1.0
             given = None if augment is None else self._augmented(batch, index, augment)
             replay = not self._never and recurs(len(index), work)
@@ -167,13 +169,13 @@ class Steps:
         return loss.item()
 
     def _augmented(
-        self, batch: Batch, index: Tensor, augment: Callable[[Tensor], Tensor]
+        self, batch: Batch, index: Array, augment: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:
         x, y = batch.take(index)
         return augment(x), y
 
     def _step(
-        self, batch: Batch, index: Tensor, given: tuple[Tensor, Tensor] | None, fused: _Fused
+        self, batch: Batch, index: Array, given: tuple[Tensor, Tensor] | None, fused: _Fused
     ) -> _Step | None:
         """The compiled step for batches of this shape; None where it turned out not to exist.
 
@@ -183,7 +185,15 @@ class Steps:
         shape, dtype = batch.shape, batch.dtype
         if given is not None:
             shape, dtype = given[0].shape[1:], given[0].dtype
-        key = (len(index), shape, dtype, batch.y.shape[1:], batch.y.dtype, fused)
+        key = (
+            len(index),
+            shape,
+            dtype,
+            batch.target_shape,
+            batch.targets,
+            batch.classes > 0,
+            fused,
+        )
         self.reason = self._refused.get(key, "")
         if self.reason:
             return None
@@ -192,13 +202,15 @@ class Steps:
                 self._programs.clear()
             try:
                 features = torch.empty((len(index), *shape), dtype=dtype)
-                self._programs[key] = self._compile(batch, index, features, fused)
+                self._programs[key] = self._compile(batch, len(index), features, fused)
             except Untraceable as found:
                 self.reason = self._refused[key] = str(found)
                 return None
-        return self._programs[key]
+        step = self._programs[key]
+        # A label beyond the classes is autograd's to refuse.
+        return step if step.hot is None or batch.classes <= step.hot.shape[1] else None
 
-    def _compile(self, batch: Batch, index: Tensor, plain: Tensor, fused: _Fused) -> _Step:
+    def _compile(self, batch: Batch, rows: int, plain: Tensor, fused: _Fused) -> _Step:
         """Record a step on a made-up batch and hold its first replay against autograd.
 
         Whether a step can be replayed must not depend on anybody's data or progress, so it starts from
@@ -207,7 +219,7 @@ class Steps:
         bench, state = self.bench, torch.get_rng_state()
         kept = bench.snapshot()
         x = bench.formatted(plain)
-        y = torch.empty((len(index), *batch.y.shape[1:]), dtype=batch.y.dtype)
+        y = torch.empty((rows, *batch.target_shape), dtype=batch.targets)
         draw = torch.Generator().manual_seed(1)
         for made_up in (x, y):
             made_up.normal_(generator=draw) if made_up.is_floating_point() else made_up.zero_()
@@ -216,16 +228,20 @@ class Steps:
             tape = record(self.forward, bench.module, self.loss, bench.trained, (x, y))
             try:
                 moved = bench.velocity if fused == "velocity" else (bench.weights, bench.views)
-                program = Program(rewritten(tape), moved[1], bench.slopes, fused=bool(fused))
+                head = scored(tape) if batch.classes else None
+                shorter = rewritten(tape if head is None else head.tape)
+                program = Program(shorter, moved[1], bench.slopes, fused=bool(fused))
+                step = _Step(program, x, y, plain, None if head is None else head.hot)
                 _hold(program, tape, *(moved if fused else (None, bench.slopes)))
             except RuntimeError as error:  # an operation that works otherwise without autograd
                 raise Untraceable(f"a replayed step fails: {error}") from error
         finally:
             bench.restore(kept)
             torch.set_rng_state(state)
-        return _Step(program, x, y, plain if plain.data_ptr() == x.data_ptr() else None)
+        return step
 
 
+@np.errstate(all="ignore")
 def _hold(program: Program, tape: Tape, moved: Tensor | None, got: Sequence[Tensor]) -> None:
     """Hold a program's first run against autograd's; what it changes outside the bench is put back.
 
@@ -268,76 +284,44 @@ def _near(a: Tensor, b: Tensor, size: float = 1.0) -> bool:
     return torch.allclose(a, b, rtol=near, atol=near * size, equal_nan=True)
 
 
-@dataclass(eq=False)
 class _Step:
-    """A program and the buffers it reads its batch from."""
-
-    program: Program
-    x: Tensor
-    y: Tensor
-    plain: Tensor | None
-
-    def load(self, batch: Batch, index: Tensor, given: tuple[Tensor, Tensor] | None) -> None:
-        """Put in the rows ``index``, or ``given`` in their place."""
-        if given is None and self.plain is not None:
-            torch.index_select(batch.y, 0, index, out=self.y)
-            torch.index_select(batch.x, 0, index, out=self.plain)
-            return
-        x, y = given or batch.take(index)
-        self.x.copy_(x)
-        self.y.copy_(y)
-
-
-class Batch:
-    """Gathers batches of one client's rows into buffers that are used again.
-
-    Gathering also puts them at aligned addresses: matrix kernels may round otherwise elsewhere, and
-    shared memory of a worker process lies elsewhere.
+    """A program and the buffers it reads its batch from.
 
     Args:
-        data: features and targets.
-        bench: whose dtype float features get.
-        targets: dtype of the targets; None for the bench's.
-        size: most rows of a batch.
-
-    Raises:
-        DataError: features and targets of different lengths.
+        program: of batches of one shape.
+        x: features as the module takes them.
+        y: targets.
+        plain: memory for features as they are given, which may be that of ``x``.
+        hot: where the program wants a 1 at each row's label, ``(rows, classes)``.
     """
 
-    def __init__(self, data: Any, bench: Bench, targets: torch.dtype | None, size: int) -> None:
-        x, y = tensor_over(data.features), tensor_over(data.targets)
-        if len(x) != len(y):
-            raise DataError(
-                f"{len(x)} rows of features and {len(y)} targets",
-                remedy="check how this client's data were read",
-            )
-        self.dtype = bench.compute if x.is_floating_point() else x.dtype
-        self.x, self.y = x.to(self.dtype), y.to(targets or bench.compute)
-        self.rows, self.shape = len(x), x.shape[1:]
-        self._size, self._held = size, list[Tensor]()
+    def __init__(
+        self, program: Program, x: Tensor, y: Tensor, plain: Tensor, hot: Tensor | None
+    ) -> None:
+        self.program, self.x, self.y = program, x, y
+        self.hot = None if hot is None else hot.numpy()
+        into = face(plain), face(y)
+        same = plain.data_ptr() == x.data_ptr()
+        self._faces = None if into[0] is None or into[1] is None or not same else (into[0], into[1])
+        self._labels, self._rows = into[1], None
+        if self.hot is not None:
+            self._rows = np.eye(self.hot.shape[1], dtype=self.hot.dtype)
+        self._pick()
 
-    def take(self, index: Array | Tensor) -> tuple[Tensor, Tensor]:
-        """Features and targets of the rows ``index``, ``(<= size,)`` int64."""
-        if not self._held:
-            self._held += [
-                torch.empty((self._size, *t.shape[1:]), dtype=t.dtype) for t in (self.x, self.y)
-            ]
-        n = len(index)
-        rows = index if isinstance(index, Tensor) else torch.from_numpy(index)
-        x, y = (
-            torch.index_select(t, 0, rows, out=into[:n])
-            for t, into in zip((self.x, self.y), self._held, strict=True)
-        )
-        return x, y
+    def load(self, batch: Batch, index: Array, given: tuple[Tensor, Tensor] | None) -> None:
+        """Put in the rows ``index``, or ``given`` in their place."""
+        if given is None and self._faces is not None and batch.faces is not None:
+            for rows, into in zip(batch.faces, self._faces, strict=True):
+                rows.take(index, 0, into, "clip")  # any other mode would go through a buffer
+        else:
+            x, y = given or batch.take(index)
+            self.x.copy_(x)
+            self.y.copy_(y)
+        self._pick()
 
-
-def _batches(rows: int, work: LocalWork, seed: Seed, round: int) -> Iterator[tuple[float, Tensor]]:
-    """For each step its learning rate and the row numbers of its batch."""
-    for epoch, order, size in passes(rows, work, seed):
-        lr = learning_rate(work, round=round, epoch=epoch)
-        if len(order):
-            for index in torch.split(torch.from_numpy(order), size):
-                yield lr, index
+    def _pick(self) -> None:
+        if self._rows is not None and self._labels is not None:
+            self._rows.take(self._labels, 0, self.hot, "clip")
 
 
 def generator(seed: Seed) -> torch.Generator:

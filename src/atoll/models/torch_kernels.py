@@ -67,6 +67,14 @@ def _relu(args: Any, kwargs: Mapping[str, Any], buffers: Sequence[Tensor]) -> Ca
     return partial(torch.clamp_min, args[0], 0, out=buffers[0])
 
 
+def _log_softmax(
+    args: Any, kwargs: Mapping[str, Any], buffers: Sequence[Tensor]
+) -> Callable[[], object]:
+    if args[2]:  # from half precision to single
+        return partial(_aten._log_softmax.out, *args, out=buffers[0])
+    return partial(torch.log_softmax, args[0], args[1], out=buffers[0])
+
+
 def _copied(
     args: Any, kwargs: Mapping[str, Any], buffers: Sequence[Tensor]
 ) -> Callable[[], object]:
@@ -103,6 +111,7 @@ def _pool_back(
 _TABLE: dict[Any, Build] = {
     _aten.mm.default: _out(torch.mm),
     _aten.bmm.default: _out(torch.bmm),
+    _aten.dot.default: _out(torch.dot),
     _aten.addmm.default: _out(torch.addmm),
     _aten.baddbmm.default: _out(torch.baddbmm),
     _aten.add.Tensor: _out(torch.add),
@@ -121,7 +130,7 @@ _TABLE: dict[Any, Build] = {
     _aten.threshold_backward.default: _named(_aten.threshold_backward.grad_input, "grad_input"),
     _aten.tanh_backward.default: _named(_aten.tanh_backward.grad_input, "grad_input"),
     _aten.sigmoid_backward.default: _named(_aten.sigmoid_backward.grad_input, "grad_input"),
-    _aten._log_softmax.default: _named(_aten._log_softmax.out, "out"),
+    _aten._log_softmax.default: _log_softmax,
     _aten._log_softmax_backward_data.default: _named(_aten._log_softmax_backward_data.out, "out"),
     _aten.nll_loss_forward.default: _named(_aten.nll_loss_forward.output, "output", "total_weight"),
     _aten.nll_loss_backward.default: _named(_aten.nll_loss_backward.grad_input, "grad_input"),

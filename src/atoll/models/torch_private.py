@@ -29,7 +29,8 @@ try:
     from torch import Tensor, nn
 
     from atoll.models.torch import LOSSES, OPTIMIZERS, TorchTrainer
-    from atoll.models.torch_fit import Batch, alone, generator
+    from atoll.models.torch_batch import Batch
+    from atoll.models.torch_fit import alone, generator
     from atoll.models.torch_flat import Bench, starts_with_group_norm
     from atoll.models.torch_private_check import choose, faults, made_up
     from atoll.models.torch_private_rows import Rows

@@ -3,6 +3,7 @@
 What :mod:`atoll.models.torch_record` wrote down is rewritten:
 
 * results lie in buffers that are planned once and shared by values that never live together;
+* small operations are NumPy's (:mod:`atoll.models.torch_arrays`);
 * views are taken once, dead operations and gradients of the data are left out;
 * the weight gradient of a dense layer is never stored: ``W += -lr * dZ^T X`` is one product
   (``addmm_``), where nothing else reads the gradient;
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atoll.models.torch_arrays import on_arrays
 from atoll.models.torch_kernels import CONSTANTS, IDENTITIES, into_buffers
 from atoll.models.torch_record import Call, Tape, Untraceable, memory, mutates, tensors
 
@@ -279,7 +281,8 @@ class Program:
             self._keep(outs, call.out.detach().clone())
         elif not shares and (build := into_buffers(call.func)) is not None and not later:
             buffers = [self._buffer(t) for t in outs]
-            self.steps.append(build(args, kwargs, buffers))
+            small = on_arrays(call.func, args, kwargs, buffers)
+            self.steps += small or [build(args, kwargs, buffers)]
             self._keep(outs, tuple(buffers))
         elif not shares and build is not None:
             buffers = [self._buffer(t) for t in outs]
