@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -74,9 +75,8 @@ def test_answers_are_those_of_a_federation_of_tables(tmp_path, rows):
         lambda whom: SimpleNamespace(table=stats.principal_components(whom, ["age", "sick"])),
     ):
         pd.testing.assert_frame_equal(ask(deployed).table, ask(federation).table)
-    assert stats.t_test(deployed, "age", "sex").table["p"].iloc[0] == (
-        stats.t_test(federation, "age", "sex").p
-    )
+    assert model.fit(deployed).summary() == model.fit(federation).summary()
+    assert model.fit(deployed).title == "Logistic regression of sick over sites"
     assert [(spec.name, sites) for spec, sites in here.specs] == [
         (f"statistics-{kind}", ("east", "west"))
         for kind in (
@@ -89,9 +89,27 @@ def test_answers_are_those_of_a_federation_of_tables(tmp_path, rows):
             "standardise",
             "combat",
             "principal-components",
-            "t-test",
+            "logistic",
+            "logistic",
         )
     ]
+
+
+def test_tests_of_institutions_give_what_they_give_over_tables(tmp_path, rows):
+    deployed = stats.connect(Here(tmp_path), source="rows.csv", complete=["age"])
+    federation = stats.Federation.of(rows, site="site")
+    for ask in (
+        lambda whom: stats.t_test(whom, "age", "sex"),
+        lambda whom: stats.anova(whom, "age", "sex"),
+        lambda whom: stats.chi_squared(whom, "sick", "sex"),
+        lambda whom: stats.fisher(whom, "sick", "sex"),
+        lambda whom: stats.mann_whitney(whom, "age", "sex", bins=64),
+        lambda whom: stats.log_rank(whom, "age", "sick", "sex", stats.Axis(horizon=80)),
+    ):
+        there, here = ask(deployed), ask(federation)
+        assert type(there) is type(here)
+        for name, value in vars(here).items():
+            np.testing.assert_equal(getattr(there, name), value)
 
 
 def test_what_institutions_told_goes_on_a_page(tmp_path, rows):

@@ -27,6 +27,7 @@ from atoll.core.values import State
 from atoll.job.build import Job
 from atoll.job.inquiries.inquiry import Finding
 from atoll.job.inquiries.page import shown
+from atoll.job.inquiries.results import result_to_plain
 from atoll.job.study import Agreed
 from atoll.report.folder import RunFolder, plain, write_atomic
 from atoll.report.markup import Safe, tag
@@ -59,10 +60,12 @@ class Answer:
         notes = list(found.notes)
         return {
             "name": self.name,
+            "title": found.title,
             "table": table,
             "index": found.index,
             "facts": facts,
             "notes": notes,
+            "result": result_to_plain(found.result),
         }
 
 

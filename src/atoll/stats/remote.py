@@ -25,6 +25,7 @@ from atoll.connection import connect as joined
 from atoll.core.errors import Forbidden, JobError, StateError
 from atoll.job.inquiries.inquiry import Finding, Inquiry
 from atoll.job.inquiries.registry import as_options
+from atoll.job.inquiries.results import result_from_plain
 
 __all__ = ["Deployed", "Told", "connect", "read_results"]
 
@@ -41,6 +42,8 @@ class Told(Finding):
         notes: what a reader has to know.
         folder: where the run's files lie.
         trees: what :meth:`exported` gives.
+        title: what was found; empty for none.
+        own: the result of a test; None of other analyses.
     """
 
     name: str
@@ -50,11 +53,13 @@ class Told(Finding):
     notes: tuple[str, ...] = ()
     folder: Path | None = None
     trees: Mapping[str, Any] | None = None
+    title: str = ""
+    own: Any = None
 
     @property
-    def result(self) -> Told:
-        """Itself: the analysis' own result stays with the run."""
-        return self
+    def result(self) -> Any:
+        """Of a test its own result; of others this, for theirs stays with the run."""
+        return self if self.own is None else self.own
 
     def records(self) -> list[dict[str, Any]]:
         """The lines."""
@@ -87,14 +92,17 @@ def read_results(folder: str | Path) -> dict[str, Told]:
         if "refused" in one:
             raise Forbidden(f"analysis {one['name']!r} is not shown: {one['refused']}")
         model = path.parent / "models" / f"{one['name']}.json"
+        notes, own = tuple(one["notes"]), one.get("result")
         found[one["name"]] = Told(
             one["name"],
             one["table"],
-            one.get("index", ""),  # not in folders of earlier versions
+            one.get("index", ""),  # what follows by name is not in folders of earlier versions
             one["facts"],
-            tuple(one["notes"]),
+            notes,
             Path(folder),
             json.loads(model.read_text(encoding="utf-8")) if model.is_file() else None,
+            one.get("title", ""),
+            None if own is None else result_from_plain(own, notes),
         )
     return found
 
@@ -161,8 +169,8 @@ def connect(
 ) -> Deployed:
     """The institutions of a federation, to be asked like a federation of tables.
 
-    What they answer is a :class:`Told`: the ``table``, figures and notes of what a federation of tables finds,
-    also where a function such as :func:`~atoll.stats.testing.t_test` gives the result of a test.
+    What they answer is a :class:`Told`: the ``table``, figures, notes and ``summary`` of what a federation of
+    tables finds. A function such as :func:`~atoll.stats.testing.t_test` gives the result of the test, as there.
 
     Args:
         home: folder of the researcher's key, as in :func:`atoll.connection.connect`; or a connection.

@@ -46,6 +46,8 @@ class Found(Finding):
     size: str
     notes: tuple[str, ...]
 
+    title = ""
+
     def records(self) -> list[dict[str, Any]]:
         """One line a centre."""
         names = self.result.features

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from atoll.algorithms.statistics.analysis import Analysis
 from atoll.core.errors import JobError
 from atoll.job.inquiries.book import Codebook
-from atoll.job.inquiries.frames import frame
+from atoll.job.inquiries.frames import frame, summary
 
 __all__ = ["Answers", "Estimator", "Finding", "Inquiry", "facts_of", "settle"]
 
@@ -23,11 +23,13 @@ class Finding(ABC):
         result: the analysis' own result, with all its numbers.
         notes: what a reader has to know.
         index: the column that names the table's lines; empty for none.
+        title: what was found, for a heading; empty for none.
     """
 
     result: Any
     notes: tuple[str, ...]
     index: str = ""
+    title: str
 
     @abstractmethod
     def records(self) -> list[dict[str, Any]]:
@@ -49,6 +51,10 @@ class Finding(ABC):
             MissingExtra: pandas is not installed.
         """
         return frame(self.records(), self.index)
+
+    def summary(self) -> str:
+        """Figures and table for the terminal, in the manner of statsmodels."""
+        return summary(self.title, self.facts(), self.records(), self.notes)
 
 
 class Inquiry(Protocol):

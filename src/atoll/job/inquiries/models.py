@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from atoll.algorithms.statistics import glm_negative, mixed
 from atoll.algorithms.statistics.analysis import Analysis
 from atoll.algorithms.statistics.glm import GLM
@@ -95,29 +93,6 @@ class Fitted(Finding):
     def facts(self) -> dict[str, Any]:
         """Numbers of the whole fit that the result has, by name."""
         return facts_of(self.result, _FACTS)
-
-    def summary(self) -> str:
-        """A table for the terminal, in the manner of statsmodels."""
-        lines = [self.title, "=" * 84]
-        facts = [f"{name}: {_number(value)}" for name, value in self.facts().items()]
-        lines += [f"{left:<39}{right}" for left, right in _pairs(facts)]
-        heads = ("coef", "std err", "z", "p", "low", "high")
-        lines += ["-" * 84, f"{'':<24}" + "".join(f"{head:>10}" for head in heads)]
-        for record in self.records():
-            numbers = "".join(f"{_number(record[head], 3):>10}" for head in heads)
-            lines.append(f"{record['name'][:23]:<24}{numbers}")
-        return "\n".join([*lines, "=" * 84, *(f"note: {note}" for note in self.notes)])
-
-
-def _pairs(items: Sequence[str]) -> list[tuple[str, str]]:
-    padded = [*items, ""] if len(items) % 2 else list(items)
-    return list(zip(padded[::2], padded[1::2], strict=True))
-
-
-def _number(value: Any, digits: int = 6) -> str:
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    return f"{value:.{digits}g}"
 
 
 def fitted(book: Codebook, result: Any, title: str, ratios: str = "") -> Fitted:

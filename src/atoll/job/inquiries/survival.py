@@ -43,6 +43,8 @@ class FittedCurves(Finding):
     curves: tuple[curves.Curve, ...]
     notes: tuple[str, ...]
 
+    title = ""
+
     def records(self) -> list[dict[str, Any]]:
         """One line a step."""
         return [

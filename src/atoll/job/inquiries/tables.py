@@ -46,6 +46,8 @@ class Sheet(Finding):
     index: str = ""
     notes: tuple[str, ...] = ()
 
+    title = ""
+
     def records(self) -> list[dict[str, Any]]:
         """The lines."""
         return [dict(line) for line in self.lines]
