@@ -11,6 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import masked_sites as masked
 import played_sites as played
 
 
@@ -18,6 +19,12 @@ import played_sites as played
 def hospitals() -> dict[str, Any]:
     """The four hospitals' tables."""
     return played.heart_tables()
+
+
+@pytest.fixture(scope="session")
+def six() -> dict[str, Any]:
+    """Six sites' tables, of the same rows."""
+    return masked.six_tables()
 
 
 @pytest.fixture

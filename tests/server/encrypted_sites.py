@@ -103,14 +103,3 @@ class EncryptedWorld(masked.MaskedWorld):
 
     def site(self, name: str, table: Any) -> EncryptedSite:
         return EncryptedSite(name, table, self.home / "nodes" / name, lambda: self.time)
-
-    def reached(self, kind: str, about: str = "train") -> None:
-        """Take turns until sites are asked for that."""
-        for _ in range(200):
-            self.service.step()
-            asked = [t for n in self.sites for t in self.service.poll(n, ()).tasks]
-            if any((t.kind, t.about) == (kind, about) for t in asked):
-                return
-            for site in self.sites.values():
-                site.turn(self.service)
-        raise AssertionError(kind)

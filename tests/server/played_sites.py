@@ -221,12 +221,19 @@ class World:
                     return turn
         return rounds
 
-    def reach(self, kind: str, number: int = 0) -> None:
-        """Take turns until sites are asked for that, and nobody has answered."""
+    def reach(self, kind: str, number: int = 0, about: str = "") -> None:
+        """Take turns until sites are asked for that, and nobody has answered.
+
+        Args:
+            kind: of the task.
+            number: of the round, or a later one.
+            about: what is added up, in a round of several steps; empty for any.
+        """
         for _ in range(1000):
             self.service.step()
             tasks = [t for n in self.sites for t in self.service.poll(n, ()).tasks]
-            if any(t.kind == kind and t.number >= number for t in tasks):
+            wanted = [t for t in tasks if t.kind == kind and t.number >= number]
+            if any(about in ("", t.about) for t in wanted):
                 return
             for site in self.sites.values():
                 site.turn(self.service)
@@ -239,9 +246,28 @@ class World:
             self.time = min(end, self.time + every)
             self.run(absent=absent)
 
+    def ended(self, run: str, absent: tuple[str, ...] = (), most: float = 4000.0) -> str:
+        """Let time pass until the run has ended, with all but ``absent``; its status."""
+        self.run(absent=absent)
+        until = self.time + most
+        while self.store.run(run).status == "open" and self.time < until:
+            self.wait(20, absent=absent)
+        return str(self.store.run(run).status)
+
     def hash(self, run: str) -> str:
         row = self.store.last_round(run)
         return "" if row is None else row.model_hash
+
+
+def model_hash(
+    home: Path, tables: Mapping[str, Any], spec: JobSpec, absent: tuple[str, ...] = ()
+) -> str:
+    """Of the model after a job whose sites hide nothing; ``absent`` go before the first round."""
+    world = World(home, tables)
+    run = world.submit(spec)
+    world.reach("train")
+    assert world.ended(run, absent) == "completed"
+    return world.hash(run)
 
 
 def heart_spec(*overrides: str) -> JobSpec:

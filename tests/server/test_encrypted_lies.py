@@ -18,14 +18,9 @@ from atoll.node.run_keys import RunKeys
 VICTIM, OPENER = "cleveland", "hungary"
 
 
-@pytest.fixture(scope="module")
-def four() -> dict[str, Any]:
-    return played.heart_tables()
-
-
 @pytest.fixture
-def world(tmp_path: Path, four: Any) -> encrypted.EncryptedWorld:
-    return encrypted.EncryptedWorld(tmp_path / "home", four)
+def world(tmp_path: Path, hospitals: Any) -> encrypted.EncryptedWorld:
+    return encrypted.EncryptedWorld(tmp_path / "home", hospitals)
 
 
 def submitted(world: encrypted.EncryptedWorld) -> str:
@@ -108,7 +103,7 @@ def test_a_sum_that_too_few_have_pledged_themselves_to_is_not_opened(world):
 def test_no_site_pledges_itself_to_a_second_sum_in_a_round(world):
     """Two sums over sets that differ by one site would show what that site has sent."""
     run = submitted(world)
-    world.reached("open")
+    world.reach("open", about="train")
     site = world.sites[OPENER]
     (task,) = [t for t in site.asked if t.kind == "pledge" and t.about == "train"]
     site.spool.pop(task.id)
@@ -167,16 +162,16 @@ def test_a_server_that_puts_keys_of_its_own_between_the_sites_is_found(world, ki
     assert holders == [VICTIM]  # who has made it
 
 
-def test_sites_that_nobody_has_pinned_get_no_key(tmp_path, four):
-    world = encrypted.EncryptedWorld(tmp_path / "home", four)
+def test_sites_that_nobody_has_pinned_get_no_key(tmp_path, hospitals):
+    world = encrypted.EncryptedWorld(tmp_path / "home", hospitals)
     for site in world.sites.values():
         site.home.peers.unlink()
     assert "atoll node peers --pin" in reason(world, "greet")
 
 
-def test_the_site_s_own_rule_on_the_fewest_sites_counts(tmp_path, four, monkeypatch):
+def test_the_site_s_own_rule_on_the_fewest_sites_counts(tmp_path, hospitals, monkeypatch):
     monkeypatch.setattr(encrypted.EncryptedSite, "smallest", 5)
-    world = encrypted.EncryptedWorld(tmp_path / "home", four)
+    world = encrypted.EncryptedWorld(tmp_path / "home", hospitals)
     assert "cohort: has 4 sites" in reason(world, "greet")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +24,25 @@ LAST = "va-long-beach"
 QUIET = "evaluation.every=50"
 
 
-@pytest.fixture(scope="module")
-def four() -> dict[str, Any]:
-    """Four hospitals' tables; three of them are enough for a sum."""
-    return played.heart_tables()
-
-
 def spec(aggregation: str, *more: str, rounds: int = 1) -> Any:
     return played.heart_spec(f"privacy.aggregation={aggregation}", f"rounds.count={rounds}", *more)
 
 
 @pytest.fixture(scope="module")
-def quantised(four: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+def quantised(hospitals: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """The hash of the model after a quantised job of the same kind, with all sites or all but the last."""
-    known: dict[Any, str] = {}
 
+    @cache
     def hash_of(absent: tuple[str, ...] = (), rounds: int = 1) -> str:
-        key = absent, rounds
-        if key not in known:
-            world = played.World(tmp_path_factory.mktemp("quantised"), four)
-            run = world.submit(spec("quantised", QUIET, rounds=rounds))
-            world.reach("train")
-            ended(world, run, absent)
-            known[key] = world.hash(run)
-        return known[key]
+        home = tmp_path_factory.mktemp("quantised")
+        return played.model_hash(home, hospitals, spec("quantised", QUIET, rounds=rounds), absent)
 
     return hash_of
 
 
 @pytest.fixture
-def world(tmp_path: Path, four: Any) -> encrypted.EncryptedWorld:
-    return encrypted.EncryptedWorld(tmp_path / "home", four)
-
-
-def ended(world: Any, run: str, absent: tuple[str, ...] = (), most: float = 3000.0) -> str:
-    """Let time pass until the run has ended; its status."""
-    world.run(absent=absent)
-    until = world.time + most
-    while world.store.run(run).status == "open" and world.time < until:
-        world.wait(20, absent=absent)
-    return str(world.store.run(run).status)
+def world(tmp_path: Path, hospitals: Any) -> encrypted.EncryptedWorld:
+    return encrypted.EncryptedWorld(tmp_path / "home", hospitals)
 
 
 def released(world: encrypted.EncryptedWorld) -> list[Any]:
@@ -89,7 +69,7 @@ def test_an_encrypted_run_has_the_bits_of_the_quantised_one_and_tells_its_figure
 
 def test_no_secret_is_in_what_the_server_holds_and_none_could_be_loaded_there(world):
     run = world.submit(spec("encrypted", QUIET))
-    world.reached("pledge")
+    world.reach("pledge", about="train")
     raws = {site.keys(run) for site in world.sites.values()}
     assert len(raws) == 1  # one key, at all sites
     (raw,) = raws
@@ -128,7 +108,7 @@ def test_a_dealer_that_hands_the_secret_to_the_server_is_refused(world):
 
     dealer.lie = lie
     run = world.submit(spec("encrypted", QUIET))
-    assert ended(world, run) == "failed"
+    assert world.ended(run) == "failed"
     assert "a secret key where a public one belongs" in world.store.run(run).reason
 
 
@@ -136,7 +116,7 @@ def test_a_dealer_that_hands_the_secret_to_the_server_is_refused(world):
 def test_the_sum_is_exact_whatever_step_one_of_four_sites_dies_in(world, quantised, step):
     world.sites[LAST].dies_at = step
     run = world.submit(spec("encrypted", QUIET))
-    assert ended(world, run) == "completed"
+    assert world.ended(run) == "completed"
     # Whose ciphertext has come is in the sum, even if its site is gone when that is opened.
     inside = step != "train"
     assert world.hash(run) == quantised(() if inside else (LAST,))
@@ -147,7 +127,7 @@ def test_below_two_thirds_nothing_is_opened(world):
     for name in (LAST, "hungary"):
         world.sites[name].dies_at = "train"
     run = world.submit(spec("encrypted", QUIET, "rounds.max_aborts=1", "rounds.deadline=300"))
-    assert ended(world, run) == "failed"
+    assert world.ended(run) == "failed"
     assert not released(world)
 
 
@@ -168,7 +148,7 @@ def test_a_server_that_is_killed_after_every_single_answer_comes_to_the_same_bit
 @pytest.mark.parametrize("step", ["deal", "take", "sums", "train", "pledge", "open"])
 def test_nodes_that_are_killed_before_any_step_go_on_with_what_is_on_disk(world, quantised, step):
     run = world.submit(spec("encrypted", QUIET))
-    world.reach(step) if step in ("deal", "take", "sums") else world.reached(step)
+    world.reach(step) if step in ("deal", "take", "sums") else world.reach(step, about="train")
     for site in world.sites.values():
         site.begin()
     world.run()
@@ -220,7 +200,7 @@ def test_a_false_tag_ends_the_round_without_a_sum_and_nothing_is_opened(world):
         arrays.update(tag=arrays["tag"] ^ 1) if task.kind == "train" else None
     )
     run = world.submit(spec("encrypted", QUIET, "rounds.max_aborts=1"))
-    assert ended(world, run) == "failed"
+    assert world.ended(run) == "failed"
     assert not released(world)
     reasons = {s.reasons["open"] for s in world.sites.values() if "open" in s.reasons}
     assert all("is not the sum of these 4 sites' ciphertexts" in reason for reason in reasons)
@@ -235,14 +215,16 @@ def test_a_ciphertext_that_is_not_what_it_says_is_left_out(world, quantised, wha
 
     world.sites[LAST].lie = lie
     run = world.submit(spec("encrypted", QUIET))
-    assert ended(world, run) == "completed"
+    assert world.ended(run) == "completed"
     assert world.hash(run) == quantised((LAST,))
 
 
-def test_a_run_between_two_sites_is_refused_for_each_would_know_the_other_s_update(tmp_path, four):
-    world = encrypted.EncryptedWorld(tmp_path / "home", dict(list(four.items())[:2]))
+def test_a_run_between_two_sites_is_refused_for_each_would_know_the_other_s_update(
+    tmp_path, hospitals
+):
+    world = encrypted.EncryptedWorld(tmp_path / "home", dict(list(hospitals.items())[:2]))
     run = world.submit(spec("encrypted", QUIET))
-    assert ended(world, run) == "failed"
+    assert world.ended(run) == "failed"
     assert "has 2 sites" in world.store.run(run).reason
 
 
@@ -255,12 +237,12 @@ def test_the_server_keeps_a_type_of_key_that_opens_nothing(world):
     assert not key.handle().is_private()
 
 
-def test_scaffold_sends_both_its_vectors_as_ciphertexts(world, four, tmp_path):
+def test_scaffold_sends_both_its_vectors_as_ciphertexts(world, hospitals, tmp_path):
     more = ("algorithm.name=scaffold", "algorithm.weights=uniform")
     run = world.submit(spec("encrypted", *more, rounds=2))
     world.run()
     assert world.store.run(run).reason == "completed"
-    plain = played.World(tmp_path / "quantised", four)
+    plain = played.World(tmp_path / "quantised", hospitals)
     other = plain.submit(spec("quantised", *more, rounds=2))
     plain.run()
     assert world.hash(run) == plain.hash(other)
@@ -269,6 +251,6 @@ def test_scaffold_sends_both_its_vectors_as_ciphertexts(world, four, tmp_path):
 def test_a_server_without_the_library_says_which_one_before_it_asks_for_a_key(world, monkeypatch):
     monkeypatch.setitem(sys.modules, "tenseal", None)
     run = world.submit(spec("encrypted", QUIET))
-    assert ended(world, run) == "failed"
+    assert world.ended(run) == "failed"
     assert "pip install 'atoll[he]'" in world.store.run(run).reason
     assert not any(task.kind == "greet" for site in world.sites.values() for task in site.asked)

@@ -34,12 +34,6 @@ def spec(aggregation: str, buffer: int, *more: str, rounds: int = 3, mode: str =
     return made.model_copy(update={"rounds": paced})
 
 
-@pytest.fixture(scope="module")
-def six() -> dict[str, Any]:
-    """Six sites' tables."""
-    return masked.six_tables()
-
-
 def halves(six: dict[str, Any]) -> dict[str, Any]:
     """Twelve sites: each of the six cut in two."""
     return {
@@ -59,26 +53,14 @@ def twelve(tmp_path: Path, six: dict[str, Any]) -> masked.MaskedWorld:
     return masked.MaskedWorld(tmp_path / "home", halves(six))
 
 
-def ended(world: Any, run: str, most: float = 4000.0) -> str:
-    """Let time pass until the run has ended."""
-    world.run()
-    until = world.time + most
-    while world.store.run(run).status == "open" and world.time < until:
-        world.wait(20)
-    return str(world.store.run(run).status)
-
-
 def records(world: Any, run: str) -> list[dict[str, Any]]:
     return [dict(row.record) for row in world.store.rounds(run)]
 
 
 def quantised(home: Path, tables: dict[str, Any], rounds: int, *more: str) -> str:
     """The model of the synchronous run with the same integers."""
-    world = played.World(home / "quantised", tables)
-    run = world.submit(spec("quantised", 6, *more, rounds=rounds, mode="sync"))
-    world.run()
-    assert world.store.run(run).status == "completed"
-    return world.hash(run)
+    made = spec("quantised", 6, *more, rounds=rounds, mode="sync")
+    return played.model_hash(home / "quantised", tables, made)
 
 
 def test_a_buffer_of_everybody_has_the_bits_of_synchronous_rounds(world, six, tmp_path):
@@ -170,7 +152,7 @@ def test_the_sum_is_exact_whatever_step_a_site_dies_in(world, six, tmp_path, ste
     """Five of six are enough; who sent its integers is in the sum, even if it is gone when that is opened."""
     world.sites["switzerland"].dies_at = step
     run = world.submit(spec("masked", 6, rounds=1))
-    assert ended(world, run) == "completed"
+    assert world.ended(run) == "completed"
     inside = step in ("pledge", "release")
     left = set(six) if inside else set(six) - {"switzerland"}
     last = records(world, run)[-1]
@@ -190,7 +172,7 @@ def test_below_the_threshold_nothing_is_opened_and_nothing_is_lost(world, six):
     for name in ("cleveland B", "switzerland"):
         world.sites[name].dies_at = "fit"
     run = world.submit(spec("masked", 6, "rounds.max_aborts=2"))
-    assert ended(world, run, 9000) == "failed"
+    assert world.ended(run, most=9000) == "failed"
     assert "4 sites are ready, and no 6 of them can be in one sum" in world.store.run(run).reason
     assert not [
         r for s in world.sites.values() for r in s.book.records if r.occasion.job.count("/") == 1
@@ -283,7 +265,7 @@ def test_in_a_storm_of_kills_every_sum_is_of_whole_buffers_and_no_update_is_in_t
             twelve.time += 5.0
         if twelve.store.run(run).status != "open":
             break
-    assert ended(twelve, run) == "completed", twelve.store.run(run).reason
+    assert twelve.ended(run) == "completed", twelve.store.run(run).reason
     once(twelve)
     for record in records(twelve, run):
         if record["committed"]:
@@ -321,7 +303,7 @@ def test_a_ready_site_says_nothing_else(world):
 
     site._work = work
     run = world.submit(spec("masked", 6, rounds=1))
-    assert ended(world, run) == "completed"
+    assert world.ended(run) == "completed"
     record = records(world, run)[-1]
     assert "in the clear" in record["missing"]["switzerland"]
     assert not any(isinstance(error, UpdateRefused) for error in site.refusals)

@@ -16,11 +16,6 @@ from atoll.wire.frames import decode
 from atoll.wire.messages import ResultBody
 
 
-@pytest.fixture(scope="module")
-def six() -> dict[str, Any]:
-    return masked.six_tables()
-
-
 def spec(aggregation: str, *more: str) -> Any:
     return played.heart_spec(f"privacy.aggregation={aggregation}", "rounds.count=2", *more)
 

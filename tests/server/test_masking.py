@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,6 @@ from atoll.wire.frames import decode, encode
 VICTIMS = ("cleveland B", "switzerland")
 
 
-@pytest.fixture(scope="module")
-def six() -> dict[str, Any]:
-    """Six sites' tables."""
-    return masked.six_tables()
-
-
 def spec(aggregation: str, *more: str, rounds: int = 1) -> Any:
     return played.heart_spec(
         f"privacy.aggregation={aggregation}",
@@ -39,29 +34,14 @@ def spec(aggregation: str, *more: str, rounds: int = 1) -> Any:
     )
 
 
-def ended(world: Any, run: str, absent: tuple[str, ...] = (), most: float = 2000.0) -> str:
-    """Let time pass until the run has ended, with all but ``absent``; its status."""
-    world.run(absent=absent)
-    until = world.time + most
-    while world.store.run(run).status == "open" and world.time < until:
-        world.wait(20, absent=absent)
-    return str(world.store.run(run).status)
-
-
 @pytest.fixture(scope="module")
 def quantised(six: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """The hash of the model after a quantised job of the same kind."""
-    known: dict[Any, str] = {}
 
+    @cache
     def hash_of(absent: tuple[str, ...] = (), rounds: int = 1, *more: str) -> str:
-        key = absent, rounds, more
-        if key not in known:
-            world = played.World(tmp_path_factory.mktemp("quantised"), six)
-            run = world.submit(spec("quantised", *more, rounds=rounds))
-            world.reach("train")
-            assert ended(world, run, absent) == "completed"
-            known[key] = world.hash(run)
-        return known[key]
+        home = tmp_path_factory.mktemp("quantised")
+        return played.model_hash(home, six, spec("quantised", *more, rounds=rounds), absent)
 
     return hash_of
 
@@ -103,7 +83,9 @@ def test_memory_of_a_client_follows_the_attempt_that_counted(world, quantised):
     more = ("algorithm.name=scaffold", "algorithm.weights=uniform")
     run = world.submit(spec("masked", *more, rounds=3))
     for number in range(3):
-        reached(world, "pledge", number)  # integers and memory have been made, and are used again
+        world.reach(
+            "pledge", number, about="train"
+        )  # integers and memory have been made, and are used again
         for name in list(world.sites)[number : number + 3]:
             world.sites[name].begin()
     world.run()
@@ -115,7 +97,7 @@ def test_memory_of_a_client_follows_the_attempt_that_counted(world, quantised):
 def test_a_cohort_that_no_round_can_be_masked_with_ends_the_round_with_the_reason(world):
     """Six sites and a threshold of two: whoever asks for that is told."""
     run = world.submit(spec("masked", "rounds.max_aborts=1"))
-    reached(world, "commit")
+    world.reach("commit", about="train")
     assert world.store.run(run).status == "open"
     terms = masking.MaskedRound(
         world.service._office,
@@ -138,7 +120,7 @@ def test_the_sum_is_exact_whatever_step_two_of_six_sites_die_in(world, quantised
     for name in VICTIMS:
         world.sites[name].dies_at = step
     run = world.submit(spec("masked"))
-    assert ended(world, run) == "completed"
+    assert world.ended(run) == "completed"
     # Who has sent its masked input is in the sum, even if it is gone when the sum is opened.
     inside = step in ("pledge", "release")
     assert world.hash(run) == quantised(() if inside else VICTIMS)
@@ -151,7 +133,7 @@ def test_below_the_threshold_nothing_is_opened_and_the_record_says_who_was_missi
     for name in (*VICTIMS, "hungary A"):
         world.sites[name].dies_at = "train"
     run = world.submit(spec("masked", "rounds.max_aborts=1", "rounds.deadline=300"))
-    assert ended(world, run) == "failed"
+    assert world.ended(run) == "failed"
     row = world.store.run(run)
     assert "hungary A" in row.reason
     assert "0 of 6" in row.reason
@@ -160,7 +142,7 @@ def test_below_the_threshold_nothing_is_opened_and_the_record_says_who_was_missi
 
 def test_sites_that_lose_their_keys_take_part_in_the_next_attempt(world, quantised):
     run = world.submit(spec("masked"))
-    reached(world, "share")
+    world.reach("share", about="train")
     for name in list(world.sites)[:3]:
         world.sites[name].begin()
     world.run()
@@ -179,18 +161,6 @@ def notes(world: masked.MaskedWorld, run: str) -> list[dict[str, Any]]:
 def steps(world: masked.MaskedWorld, run: str) -> set[str]:
     """The steps that have begun."""
     return {note["step"] for note in notes(world, run)}
-
-
-def reached(world: masked.MaskedWorld, kind: str, number: int = 0) -> None:
-    """Take turns until sites are asked for that."""
-    for _ in range(100):
-        world.service.step()
-        open_now = [t for n in world.sites for t in world.service.poll(n, ()).tasks]
-        if any((t.kind, t.number, t.about) == (kind, number, "train") for t in open_now):
-            return
-        for site in world.sites.values():
-            site.turn(world.service)
-    raise AssertionError(kind)
 
 
 def test_a_server_that_is_killed_after_every_single_answer_comes_to_the_same_bits(world, quantised):
@@ -213,7 +183,7 @@ def test_a_server_that_is_killed_after_every_single_answer_comes_to_the_same_bit
 def test_who_was_not_heard_before_a_kill_is_not_heard_after_it(world, quantised, step):
     """The set that was told to sites must be the same after the kill, though a late answer would fit."""
     run = world.submit(spec("masked"))
-    reached(world, step)
+    world.reach(step, about="train")
     following = masked.STEPS[masked.STEPS.index(step) + 1]
     others = [site for name, site in world.sites.items() if name != "switzerland"]
     for _ in range(100):
@@ -225,7 +195,7 @@ def test_who_was_not_heard_before_a_kill_is_not_heard_after_it(world, quantised,
         world.time += 5
     assert following in steps(world, run)
     world.kill()
-    assert ended(world, run) == "completed"
+    assert world.ended(run) == "completed"
     inside = step == "pledge"
     assert world.hash(run) == quantised(() if inside else ("switzerland",))
     assert all(len(rounds) <= 1 for rounds in releases(world).values())
@@ -236,7 +206,7 @@ def test_after_a_release_a_round_without_a_sum_is_not_tried_again(world):
     for name in list(world.sites)[:3]:
         world.sites[name].dies_at = "release"
     run = world.submit(spec("masked", "rounds.max_aborts=1", "rounds.deadline=100"))
-    assert ended(world, run) == "failed"
+    assert world.ended(run) == "failed"
     assert {n["attempt"] for n in notes(world, run) if n["round"] == 0} == {0}
 
 
@@ -291,7 +261,7 @@ def test_a_site_whose_shares_do_not_open_is_left_out_of_the_next_attempt(world, 
 
     culprit._work = work
     run = world.submit(spec("masked"))
-    assert ended(world, run) == "completed"
+    assert world.ended(run) == "completed"
     assert [n["attempt"] for n in notes(world, run) if n["step"] == "commit"] == [0, 1]
     assert world.hash(run) == quantised(("switzerland",))
     assert "6 sites say: " in world.record(run)["missing"]["switzerland"]
@@ -352,7 +322,7 @@ def test_a_site_that_says_what_no_honest_site_says_is_left_out_by_name(
     site = world.sites["switzerland"]
     tampered(change, kind)(site)
     run = world.submit(spec("masked"))
-    assert ended(world, run) == "completed"
+    assert world.ended(run) == "completed"
     assert world.hash(run) == quantised(("switzerland",))
     record = world.record(run)
     assert list(record["missing"]) == ["switzerland"]
@@ -370,6 +340,6 @@ def test_a_site_that_came_back_with_its_first_key_is_known_by_that_one(world):
         world.store.add_invite(Invite(secret, name, "site", world.time + 1))
         world.store.join(secret, name, key, world.time)
     run = world.submit(spec("masked"))
-    assert ended(world, run) == "completed"
+    assert world.ended(run) == "completed"
     assert world.store.run(run).reason == "completed"
     assert name in world.record(run)["contributed"]
