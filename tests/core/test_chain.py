@@ -63,7 +63,7 @@ def passed(chain: Chain, *values: float) -> Array:
     ]
     total = sum(u.vectors["delta"] for u in updates)
     aggregate = Aggregate({"delta": np.asarray(total)}, float(len(values)), 1.0, len(values), 0)
-    back, after = chain.server(aggregate, state)
+    back, after = chain.server(aggregate, state, 3)
     for link in chain.links:
         assert after.slots[f"{link.name}.rounds"].tolist() == [1.0]
     return back.sums["delta"]
@@ -96,7 +96,7 @@ def test_an_empty_chain_hands_back_the_very_objects() -> None:
     aggregate = Aggregate({}, 1.0, 1.0, 1, 1)
     assert chain.client(update, Task("a", 0), told, Seed(1)) is update
     assert chain.told(told, {}) is told
-    assert chain.server(aggregate, state) == (aggregate, state)
+    assert chain.server(aggregate, state, 3) == (aggregate, state)
     assert chain.begun(state, LAYOUT) is state
 
 

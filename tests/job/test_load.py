@@ -34,7 +34,8 @@ def test_order_and_spelling_of_numbers_do_not_change_the_hash(job_file):
 
 
 def test_stated_defaults_do_not_change_the_hash(job_file):
-    assert read_spec(job_file()).hash() == read_spec(job_file("[local]\nbatch_size = 32\n")).hash()
+    for stated in ("[local]\nbatch_size = 32\n", "[rounds]\nseparation = 1\n"):
+        assert read_spec(job_file()).hash() == read_spec(job_file(stated)).hash()
 
 
 @pytest.mark.parametrize(

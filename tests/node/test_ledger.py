@@ -18,6 +18,7 @@ from atoll.node.journal import read_journal
 from atoll.node.ledger import Accounts, Charge, Entry, Limit, composed_epsilon
 from atoll.node.ledger_file import Ledger, read_ledger
 from atoll.privacy.dp.events import Gaussian, MatrixGaussian, to_plain
+from atoll.runtime.schedule import Turns
 from atoll.wire.disk import RealDisk
 from atoll.wire.lossy_disk import LossyDisk
 
@@ -147,6 +148,32 @@ def test_noise_over_a_whole_run_is_counted_once_and_only_for_the_rounds_it_was_m
     assert accounts.spent(LIMIT) == 2.0
     accounts.take(Entry(of(4), "returned"))
     assert accounts.spent(LIMIT) == 1.0
+
+
+def test_a_job_whose_sites_rest_is_refused_when_it_asks_more_often_than_it_says(
+    tmp_path: Path,
+) -> None:
+    book, turns = ledger(tmp_path / "ledger.jsonl"), Turns(rounds=9, visits=3, separation=4)
+    limit = Limit("heart", 100.0, 1e-5)
+
+    def ask(number: int, run: str = "r1") -> None:
+        book.reserve(charge(number, run=run), [limit], turns)
+
+    ask(2)
+    for near in (0, 3, 5):
+        with pytest.raises(PolicyError, match="3 of 9 rounds, 4 apart"):
+            ask(near)
+    book.settle("r1.train.2.east")  # nothing left: it may be asked again at once
+    ask(3)
+    book.release("r1.train.3.east", "a" * 64)
+    ask(7)
+    with pytest.raises(PolicyError, match="3 of 9 rounds"):
+        ask(12)  # the plan has nine rounds, whatever the server says their numbers are
+    ask(3, "r2")  # another run of the job is paid for by itself
+    assert book.spent(limit) == 3.0
+    again = ledger(tmp_path / "ledger.jsonl")
+    with pytest.raises(PolicyError, match="4 apart"):
+        again.reserve(charge(9), [limit], turns)
 
 
 def test_a_job_that_asks_for_epsilon_3_over_50_rounds_stops_at_3(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from atoll.node.pricing import Cost, Facts, price
 from atoll.node.settings import Policy
 from atoll.node.spool import Spool
 from atoll.node.steward import Asked, Steward, charged
+from atoll.runtime.schedule import Turns
 from atoll.wire.frames import encode
 from atoll.wire.messages import BlobRef, ResultBody, TaskBody
 
@@ -251,6 +252,36 @@ def test_a_job_s_noise_at_the_sites_has_a_price(
     assert (cost.unit, cost.at_server) == (unit, at_server)
     assert (cost.events and cost.events[0]["kind"]) == kind
     assert price(parse_job(ff.job_tables()), facts) == []
+
+
+RESTING = {"count": 9, "cohort": "uniform", "size": 1, "separation": 4}
+
+
+def test_a_job_whose_sites_rest_says_so_in_its_price() -> None:
+    banded = {"epsilon": 3.0, "mechanism": "banded"}
+    tables = ff.job_tables(privacy={"clip": 1.0, "client": banded}, algorithm={"name": "fedavg"})
+    (cost,) = price(parse_job({**tables, "rounds": RESTING}), Facts())
+    assert cost.turns == Turns(rounds=9, visits=3, separation=4)
+    event = (cost.events or ({},))[0]
+    assert (event["participations"], event["separation"], event["bands"]) == (3, 4, 4)
+    record = ff.job_tables(privacy={"record": {"epsilon": 3.0}}, algorithm={"name": "fedavg"})
+    (rested,) = price(parse_job({**record, "rounds": RESTING}), Facts(rows=40))
+    (each,) = price(parse_job({**record, "rounds": {"count": 3}}), Facts(rows=40))
+    assert rested.events == each.events  # as much noise as for the three rounds it may be in
+    assert (rested.turns, each.turns) == (Turns(9, 3, 4), None)
+
+
+def test_a_server_that_asks_a_site_sooner_than_the_job_says_is_refused(tmp_path: Path) -> None:
+    place = Place(tmp_path, limit=100.0)
+    place.cost = [Cost("record", ONE, turns=Turns(rounds=9, visits=3, separation=4))]
+    place.steward.admit(task(1), asked())
+    place.steward.leave(charged(task(1)), "a" * 64)
+    with pytest.raises(PolicyError, match="3 of 9 rounds, 4 apart"):
+        place.steward.admit(task(2), asked())
+    place.start()  # nor after a restart
+    with pytest.raises(PolicyError, match="4 apart"):
+        place.steward.admit(task(4), asked())
+    place.steward.admit(task(5), asked())
 
 
 def test_a_round_of_dp_sgd_costs_as_many_steps_as_the_site_s_rows_make() -> None:

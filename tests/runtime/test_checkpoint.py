@@ -140,6 +140,30 @@ def test_the_two_newest_are_kept_and_what_a_crash_left_is_removed(tmp_path):
     assert checkpoint.newest(tmp_path).name == names[-1]
 
 
+@pytest.mark.parametrize("call", ["unlink", "rename"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_write_that_is_killed_and_done_again_unless_it_was_done_leaves_two(
+    tmp_path, monkeypatch, call, after
+):
+    for rounds in (3, 9):
+        checkpoint.write(tmp_path, progress(rounds), JOB, {})
+    original = getattr(checkpoint.Path, call)
+
+    def killed(self, *rest):
+        if after:
+            original(self, *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.Path, call, killed)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.write(tmp_path, progress(10), JOB, {})
+    monkeypatch.undo()
+    if checkpoint.newest(tmp_path).name != "round-00000010.safetensors":
+        checkpoint.write(tmp_path, progress(10), JOB, {})
+    names = [p.name for p in sorted(tmp_path.iterdir())]
+    assert names == ["round-00000009.safetensors", "round-00000010.safetensors"]
+
+
 @pytest.mark.parametrize("call", ["fsync", "rename", "open"])
 def test_a_disk_error_leaves_the_earlier_checkpoint_whole(tmp_path, monkeypatch, call):
     before = checkpoint.write(tmp_path, progress(1), JOB, {})
@@ -169,6 +193,22 @@ def test_the_model_hash_is_of_bytes_and_dtype():
     assert checkpoint.model_hash(zeros) == checkpoint.model_hash(np.zeros(4, np.float32)[::2])
     hashes = {checkpoint.model_hash(v) for v in (zeros, np.zeros(1), -zeros, np.zeros(2))}
     assert len(hashes) == 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", ">f4"])
+def test_a_model_hash_can_be_taken_while_the_model_is_made(dtype, monkeypatch):
+    vector = np.arange(7).astype(dtype)
+    wanted = checkpoint.model_hash(vector)
+    vector.flags.writeable = False
+    made = checkpoint.ModelHash(vector.dtype)
+    made.take(vector[:3])
+    made.keep(vector)  # not all of it
+    assert checkpoint.model_hash(vector) == wanted
+    made.take(vector[3:])
+    assert made.hex == wanted
+    made.keep(vector)
+    monkeypatch.setattr(checkpoint.hashlib, "sha256", None)  # it is not taken again
+    assert checkpoint.model_hash(vector) == wanted
 
 
 def test_bytes_and_file_hold_the_same_and_bytes_are_checked_alike(tmp_path):

@@ -143,8 +143,12 @@ def test_workers_stand_in_their_order(watch, hands):
 def test_a_watched_loop_gives_the_same_bits_and_accounts_for_its_time():
     parts = rc.parts(FedAvg())
 
+    saves = []
+
     def slow(progress):
+        began = time.perf_counter()
         time.sleep(0.02)
+        saves.append(time.perf_counter() - began)
 
     def run(watch):
         loop = Loop(
@@ -159,10 +163,12 @@ def test_a_watched_loop_gives_the_same_bits_and_accounts_for_its_time():
         return loop.run().progress.state.parameters
 
     watch = Stopwatch()
-    assert run(watch).tobytes() == run(None).tobytes()
+    unwatched = run(None).tobytes()
+    saves.clear()
+    assert run(watch).tobytes() == unwatched
     profile = watch.profile()
     seconds = {p.name: p.seconds for p in profile.phases}
-    assert seconds["checkpoint"] >= 0.06
+    assert seconds["checkpoint"] >= sum(saves) >= 0.06
     assert {"cohort", "broadcast", "training", "server", "evaluation", "record"} <= set(seconds)
     assert profile.tasks == 3 * len(rc.SIZES)
     assert sum(seconds.values()) == pytest.approx(profile.total)
@@ -170,4 +176,5 @@ def test_a_watched_loop_gives_the_same_bits_and_accounts_for_its_time():
     plain = profile.to_plain()
     assert sum(p["share"] for p in plain["phases"]) == pytest.approx(1.0)
     later = {p["name"]: p["later"] for p in plain["phases"]}
-    assert later["checkpoint"] == pytest.approx(0.02, rel=0.5)
+    # The mean after the first round, and what a busy machine takes between two clocks.
+    assert 0.02 <= sum(saves[1:]) / 2 <= later["checkpoint"] <= seconds["checkpoint"]

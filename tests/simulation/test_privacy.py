@@ -67,6 +67,49 @@ def test_an_aborted_round_costs_nothing() -> None:
     assert made.rounds[2]["privacy"]["epsilon"] == made.ledger[0]["epsilon"]
 
 
+PAIRS = Synchronous(Cohort("uniform", 1, separation=4))
+"""One of five clients a round, each at most in every fourth."""
+
+
+@pytest.mark.parametrize("mechanism", ["gaussian", "tree", "banded", "blt"])
+def test_clients_that_rest_need_less_noise_for_the_same_epsilon(mechanism: Any) -> None:
+    settings = {**private(epsilon=5.0, mechanism=mechanism), "stop": Stop(9)}
+    made = run(**settings, schedule=PAIRS)
+    assert 4.9 < made.ledger[-1]["epsilon"] <= 5.0
+    (event,) = made.ledger[-1]["events"]
+    if mechanism == "gaussian":
+        assert event["count"] == 3  # of nine rounds, one client is in three at most
+    else:
+        assert (event["rounds"], event["participations"], event["separation"]) == (9, 3, 4)
+    if mechanism == "banded":
+        assert event["bands"] == 4  # as many as there are rounds between two visits
+    seen: dict[str, int] = {}
+    for number, record in enumerate(made.rounds):
+        (client,) = record["contributed"]
+        assert number - seen.get(client, -4) >= 4
+        seen[client] = number
+
+
+def test_aborted_rounds_are_rest_as_well_and_cost_as_if_they_had_committed() -> None:
+    trainer, clients = moody(b=rc.RAISES, d=rc.RAISES)
+    settings = private(noise_multiplier=5.0)
+    stop = Stop(9, max_aborts=9)
+    made = simulate(job(trainer=trainer, schedule=PAIRS, stop=stop, **settings), clients)
+    committed = [record["committed"] for record in made.rounds]
+    assert not all(committed)
+    last = made.rounds[-1]["privacy"]
+    assert last["epsilon"] == pytest.approx(epsilon([Gaussian(5.0, count=3)], last["delta"]))
+
+
+def test_rows_of_a_site_that_rests_cost_the_rounds_that_it_is_in() -> None:
+    often = run(**by_row(epsilon=4.0), stop=Stop(8), schedule=Synchronous(Cohort("uniform", 1)))
+    seldom = run(**by_row(epsilon=4.0), stop=Stop(8), schedule=PAIRS)
+    for made in (often, seldom):
+        assert 3.9 < made.ledger[-1]["epsilon"] <= 4.0
+    noise = [made.ledger[-1]["events"][0]["noise_multiplier"] for made in (often, seldom)]
+    assert noise[1] < 0.7 * noise[0]
+
+
 @pytest.mark.parametrize(
     "privacy",
     [

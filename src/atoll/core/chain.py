@@ -167,7 +167,7 @@ class Link(Protocol):
         Args:
             aggregate: what came out of the link behind it.
             slots: all slots.
-            round: version of the model that the round started from.
+            round: rounds that ended before this one, aborted ones among them.
         """
         ...
 
@@ -320,13 +320,19 @@ class Chain:
             update = link.client(update, passage)
         return update
 
-    def server(self, aggregate: Aggregate, state: State) -> tuple[Aggregate, State]:
-        """The server halves, in reverse; the aggregate for the algorithm, and the state to start from."""
+    def server(self, aggregate: Aggregate, state: State, round: int) -> tuple[Aggregate, State]:
+        """The server halves, in reverse; the aggregate for the algorithm, and the state to start from.
+
+        Args:
+            aggregate: of a round that commits.
+            state: that it started from.
+            round: rounds that ended before it, aborted ones among them.
+        """
         if not self.links:
             return aggregate, state
         slots = dict(state.slots)
         for link in reversed(self.links):
-            aggregate, changed = link.server(aggregate, slots, state.round)
+            aggregate, changed = link.server(aggregate, slots, round)
             slots |= {name: freeze(np.asarray(slot)) for name, slot in changed.items()}
         return aggregate, replace(state, slots=slots)
 

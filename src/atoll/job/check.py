@@ -152,7 +152,8 @@ def _rounds(spec: JobSpec, folder: Path) -> None:
 def _pacing(spec: JobSpec) -> Iterator[Fault]:
     rounds = spec.rounds
     if rounds.mode == "async":
-        for key in ("cohort", "size", "rate", "cohort_weights", "over_selection", "deadline"):
+        sync = ("cohort", "size", "rate", "cohort_weights", "separation", "over_selection")
+        for key in (*sync, "deadline"):
             if key in rounds.model_fields_set:
                 yield Fault(f"rounds.{key}", "has no meaning in an asynchronous run", "remove it")
         return
@@ -163,6 +164,12 @@ def _pacing(spec: JobSpec) -> Iterator[Fault]:
             )
     if rounds.cohort in ("uniform", "weighted") and not rounds.size:
         yield Fault("rounds.size", f"a {rounds.cohort} cohort needs a size", "set rounds.size")
+    if rounds.separation > 1 and rounds.cohort not in ("uniform", "weighted"):
+        yield Fault(
+            "rounds.separation",
+            f"a cohort of {rounds.cohort!r} leaves nobody out for some rounds",
+            "set rounds.cohort = 'uniform' with a size, or separation = 1",
+        )
     if rounds.cohort == "weighted" and not rounds.cohort_weights:
         yield Fault(
             "rounds.cohort_weights",

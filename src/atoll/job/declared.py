@@ -10,9 +10,12 @@ from atoll.core.contracts import Weighting
 from atoll.core.errors import Fault
 from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
 
-__all__ = ["ClientPrivacy", "Privacy", "RowPrivacy", "declared_faults"]
+__all__ = ["CORRELATED", "ClientPrivacy", "Privacy", "RowPrivacy", "declared_faults"]
 
-_CENTRAL = ("auto", "gaussian", "tree", "banded")
+CORRELATED = ("tree", "banded", "blt")
+"""Mechanisms whose noise is correlated over rounds."""
+
+_CENTRAL = ("auto", "gaussian", *CORRELATED)
 _SHARED = ("auto", "skellam", "discrete_gaussian")
 _OWN = ("auto", "gaussian")
 
@@ -27,10 +30,11 @@ class ClientPrivacy:
         delta: at which epsilon is stated.
         where: who adds the noise: the ``server``, the ``sites`` (a share each, inside the mask) or each
             ``client`` (all of it, which hides its update from everybody: local privacy).
-        mechanism: ``gaussian``, ``tree`` or ``banded`` at the server, ``skellam`` or
+        mechanism: ``gaussian``, ``tree``, ``banded`` or ``blt`` at the server, ``skellam`` or
             ``discrete_gaussian`` at the sites; ``auto`` for the first of each.
         amplified: whether secret Poisson sampling is counted.
-        bands: of ``banded``.
+        bands: of ``banded``; 0 for as many as there are rounds between two visits of a client.
+        buffers: most that ``blt`` has.
         colluders: sites whose shares of the noise do not count.
         open_metrics: whether figures of clients' rows may be released outside epsilon.
     """
@@ -39,11 +43,12 @@ class ClientPrivacy:
     epsilon: float = 0.0
     delta: float = 1e-5
     where: Literal["server", "sites", "client"] = "server"
-    mechanism: Literal["auto", "gaussian", "tree", "banded", "skellam", "discrete_gaussian"] = (
-        "auto"
-    )
+    mechanism: Literal[
+        "auto", "gaussian", "tree", "banded", "blt", "skellam", "discrete_gaussian"
+    ] = "auto"
     amplified: bool = False
-    bands: int = 8
+    bands: int = 0
+    buffers: int = 4
     colluders: int = 0
     open_metrics: bool = False
 
@@ -232,7 +237,7 @@ def _mechanism_faults(
         )
     if client.where == "client":
         yield from _local_faults(privacy, client, schedule)
-    correlated = client.mechanism in ("tree", "banded")
+    correlated = client.mechanism in CORRELATED
     if correlated and privacy.clip_by == "adaptive":
         yield Fault(
             "privacy.clip_by",

@@ -82,6 +82,7 @@ from atoll.job.tables import schedule_of, weighting_of
 from atoll.runtime.checkpoint import model_hash
 from atoll.runtime.client import Parts
 from atoll.runtime.clock import Clock
+from atoll.runtime.schedule import turns_of
 
 __all__ = [
     "agree",
@@ -318,7 +319,8 @@ def parts_at(
     raise_faults(JobConflict, "this job cannot run", job.privacy_faults, site=site)
     if len(islands.train[site]):
         rows = (len(islands.train[site]),)
-        trainer = record_trainer(job.privacy, trainer, rows, job.local, job.stop.rounds)
+        own = turns_of(job.schedule, job.stop.rounds).visits
+        trainer = record_trainer(job.privacy, trainer, rows, job.local, own)
         if job.privacy.record is not None:
             wrong = record_faults(trainer, islands.train[site])
             raise_faults(JobConflict, "this model cannot be trained privately", wrong, site=site)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 from atoll.aggregation.gate import Gate
 from atoll.core.chain import Chain, Link, Range, Setting
@@ -19,9 +19,10 @@ from atoll.core.contracts import Task, Weighting
 from atoll.core.errors import Fault, JobConflict
 from atoll.core.metrics import Metrics
 from atoll.data.population import ids_of, rows_of
-from atoll.job.declared import ClientPrivacy, Privacy, RowPrivacy, declared_faults
+from atoll.job.declared import CORRELATED, ClientPrivacy, Privacy, RowPrivacy, declared_faults
 from atoll.job.record import record_account
 from atoll.privacy.dp.accounting import calibrate
+from atoll.privacy.dp.buffers import tuned
 from atoll.privacy.dp.clipping import noise_for_vectors
 from atoll.privacy.dp.events import Event, Gaussian, MatrixGaussian, Neighbouring
 from atoll.privacy.links.account import RunAccount
@@ -35,7 +36,13 @@ from atoll.privacy.links.shares import Shares, Target
 from atoll.privacy.secagg.terms import Lane
 from atoll.runtime.client import Parts
 from atoll.runtime.pattern import blank_of
-from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
+from atoll.runtime.schedule import (
+    Asynchronous,
+    Schedule,
+    Synchronous,
+    Turns,
+    turns_of,
+)
 
 __all__ = [
     "ClientPrivacy",
@@ -94,7 +101,7 @@ def chain_of(
     if not len(parts.clients):
         return Chain()
     if not privacy:
-        return Chain(account=None if site else _of_rows(privacy, parts, rounds, outside))
+        return Chain(account=None if site else _of_rows(privacy, parts, schedule, rounds, outside))
     sent, cohort = _sent(parts), cohort_of(schedule, len(parts.clients))
     model = int(parts.trainer.layout.shared.stop)
     vectors = {name: math.prod(shape) for name, (shape, _) in sorted(sent.shapes.items())}
@@ -110,11 +117,11 @@ def chain_of(
     elif client is not None and client.where == "sites":
         shares = _shares(privacy, client, schedule, rounds)
     elif client is not None and client.where == "client":
-        own = LocalNoise(_multiplier(client, rounds), privacy.clip)
+        own = LocalNoise(_multiplier(client, schedule, rounds), privacy.clip)
         links.append(own)
         reach = own.range
         if not site:
-            account = _account(client, own.events()[0], rounds, outside)
+            account = _account(client, own.events()[0], schedule, rounds, outside)
     if privacy.integers:
         quantise = _quantise(privacy, parts, sent, vectors, reach, shares)
         links.append(quantise)
@@ -122,13 +129,13 @@ def chain_of(
             added = NoiseShares(shares, quantise.bound, quantise.values, model, cohort)
             links.append(added)
             if not site:  # which does not know n
-                account = _account(client, added.events()[0], rounds, outside)
+                account = _account(client, added.events()[0], schedule, rounds, outside)
     if privacy.aggregation == "masked":
         links.append(Mask(privacy.threshold, privacy.degree))
     elif privacy.aggregation == "encrypted":
         links.append(Encrypt())
     if not site:
-        account = account or _of_rows(privacy, parts, rounds, outside)
+        account = account or _of_rows(privacy, parts, schedule, rounds, outside)
     return Chain(tuple(links), cohort, account)
 
 
@@ -197,7 +204,7 @@ def _sampling(client: ClientPrivacy, schedule: Schedule) -> float:
 def _shares(privacy: Privacy, client: ClientPrivacy, schedule: Schedule, rounds: int) -> Shares:
     target = None
     if not client.noise_multiplier:
-        target = Target(client.epsilon, client.delta, rounds)
+        target = Target(client.epsilon, client.delta, turns_of(schedule, rounds).visits)
     kind = "skellam" if client.mechanism == "auto" else client.mechanism
     return Shares(
         client.noise_multiplier,
@@ -219,43 +226,49 @@ def _central(
     outside: Sequence[str],
 ) -> tuple[Link, RunAccount]:
     grid = privacy.clip if privacy.integers else 0.0
-    if client.mechanism in ("tree", "banded"):
-        z = client.noise_multiplier or _calibrated(client, rounds, 1.0)
-        spec = _correlated(client, rounds, z)
-        return CorrelatedNoise(spec, values, grid), _account(client, spec, rounds, outside)
-    q = _sampling(client, schedule)
-    z = client.noise_multiplier or _calibrated(client, rounds, q)
-    event = Gaussian(z, q)
+    z = _multiplier(client, schedule, rounds)
+    if client.mechanism in CORRELATED:
+        spec = _correlated(client, turns_of(schedule, rounds), z)
+        account = _account(client, spec, schedule, rounds, outside)
+        return CorrelatedNoise(spec, values, grid), account
+    event = Gaussian(z, _sampling(client, schedule))
     deviation = 0.0
     if privacy.clip_by == "adaptive":
         # A twentieth of the cohort is usual, but noise on the count alone must not cost it all.
         deviation = max(cohort / 20, 2.0 * z)
         noise_for_vectors(z, deviation)
         grid = _most(privacy) if privacy.integers else 0.0
-    return CentralNoise(z, event, grid, deviation), _account(client, event, rounds, outside)
+    account = _account(client, event, schedule, rounds, outside)
+    return CentralNoise(z, event, grid, deviation), account
 
 
-def _correlated(client: ClientPrivacy, rounds: int, z: float) -> MatrixGaussian:
-    """Every client may take part in every round."""
-    mechanism: Literal["tree", "banded"] = "tree" if client.mechanism == "tree" else "banded"
-    bands = min(client.bands, rounds) if mechanism == "banded" else 1
-    return MatrixGaussian(mechanism, z, rounds, bands, participations=rounds)
+def _correlated(client: ClientPrivacy, turns: Turns, z: float) -> MatrixGaussian:
+    rounds, own, apart = turns.rounds, turns.visits, turns.separation
+    if client.mechanism == "blt":
+        decays, scales = tuned(rounds, own, apart, client.buffers)
+        return MatrixGaussian("blt", z, rounds, 1, own, apart, 1, decays, scales)
+    if client.mechanism == "tree":
+        return MatrixGaussian("tree", z, rounds, 1, own, apart)
+    return MatrixGaussian("banded", z, rounds, min(client.bands or apart, rounds), own, apart)
 
 
-def _multiplier(client: ClientPrivacy, rounds: int) -> float:
-    return client.noise_multiplier or _calibrated(client, rounds, 1.0)
+def _multiplier(client: ClientPrivacy, schedule: Schedule, rounds: int) -> float:
+    """The multiplier z as it is given, or so that the target is met at the last planned round."""
+    if client.noise_multiplier:
+        return client.noise_multiplier
+    return _calibrated(client, turns_of(schedule, rounds), _sampling(client, schedule))
 
 
 @lru_cache(maxsize=32)
-def _calibrated(client: ClientPrivacy, rounds: int, q: float) -> float:
-    if client.mechanism in ("tree", "banded"):
+def _calibrated(client: ClientPrivacy, turns: Turns, q: float) -> float:
+    if client.mechanism in CORRELATED:
         return calibrate(
             client.epsilon,
             client.delta,
-            rounds,
-            shape=lambda z: _correlated(client, rounds, z),
+            turns.rounds,
+            shape=lambda z: _correlated(client, turns, z),
         )
-    return calibrate(client.epsilon, client.delta, rounds, q, neighbouring=_relation(client))
+    return calibrate(client.epsilon, client.delta, turns.visits, q, neighbouring=_relation(client))
 
 
 def _relation(client: ClientPrivacy) -> Neighbouring:
@@ -264,10 +277,11 @@ def _relation(client: ClientPrivacy) -> Neighbouring:
 
 
 def _account(
-    client: ClientPrivacy, event: Event, rounds: int, outside: Sequence[str]
+    client: ClientPrivacy, event: Event, schedule: Schedule, rounds: int, outside: Sequence[str]
 ) -> RunAccount:
     more = ["federated evaluation"] if client.open_metrics else []
     planned = 0 if client.noise_multiplier else rounds
+    apart = turns_of(schedule, rounds).separation
     return RunAccount(
         event,
         client.delta,
@@ -276,7 +290,9 @@ def _account(
         client.epsilon,
         planned,
         (*outside, *more),
-        attempts=client.where == "client",  # an aborted round has seen the updates
+        # A client that sends its own noise has sent it; and rounds without a client are told by all rounds.
+        attempts=client.where == "client" or apart > 1,
+        separation=apart,
     )
 
 
@@ -304,20 +320,20 @@ def client_event(
         lattice = shares.lattice(cohort, privacy.clip or privacy.bound, values)
         return lattice.event(shares.sampling)
     if client.where == "client":
-        return Gaussian(_multiplier(client, rounds))
-    if client.mechanism in ("tree", "banded"):
-        return _correlated(client, rounds, _multiplier(client, rounds))
-    q = _sampling(client, schedule)
-    return Gaussian(client.noise_multiplier or _calibrated(client, rounds, q), q)
+        return Gaussian(_multiplier(client, schedule, rounds))
+    z = _multiplier(client, schedule, rounds)
+    if client.mechanism in CORRELATED:
+        return _correlated(client, turns_of(schedule, rounds), z)
+    return Gaussian(z, _sampling(client, schedule))
 
 
 def _of_rows(
-    privacy: Privacy, parts: Parts, rounds: int, outside: Sequence[str]
+    privacy: Privacy, parts: Parts, schedule: Schedule, rounds: int, outside: Sequence[str]
 ) -> RunAccount | None:
     if privacy.record is None:
         return None
     rows = [rows_of(parts.clients, client) for client in ids_of(parts.clients)]
-    return record_account(privacy, rows, parts.local, rounds, tuple(outside))
+    return record_account(privacy, rows, parts.local, turns_of(schedule, rounds), tuple(outside))
 
 
 def cohort_of(schedule: Schedule, population: int) -> int:

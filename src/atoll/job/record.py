@@ -23,6 +23,7 @@ from atoll.privacy.dp.events import Gaussian
 from atoll.privacy.dp.noise import Draws
 from atoll.privacy.dp.rdp import rdp_epsilon
 from atoll.privacy.links.account import RunAccount
+from atoll.runtime.schedule import Turns
 
 __all__ = [
     "record_account",
@@ -44,7 +45,7 @@ def record_trainer(
         trainer: the job's.
         rows: numbers of training rows of those whom it will train.
         work: local work of a task.
-        rounds: planned ones.
+        rounds: planned ones that a client may be in.
 
     Raises:
         JobConflict: this kind of trainer has no private form, or no noise keeps the target.
@@ -86,7 +87,7 @@ def record_event(privacy: RowPrivacy, rows: int, work: LocalWork, rounds: int) -
         privacy: the section.
         rows: training rows of the site.
         work: local work of a task.
-        rounds: planned ones.
+        rounds: planned ones that a client may be in.
 
     Raises:
         JobConflict: no noise keeps the target.
@@ -97,16 +98,20 @@ def record_event(privacy: RowPrivacy, rows: int, work: LocalWork, rounds: int) -
 
 
 def record_account(
-    privacy: Privacy, rows: Iterable[int], work: LocalWork, rounds: int, outside: tuple[str, ...]
+    privacy: Privacy,
+    rows: Iterable[int],
+    work: LocalWork,
+    turns: Turns,
+    outside: tuple[str, ...],
 ) -> RunAccount | None:
     """The account of the site whose rows it costs most; None where the job does not ask for it."""
     record = privacy.record
     counts = sorted({n for n in rows if n > 0})
     if record is None or not counts:
         return None
-    events = [record_event(record, n, work, rounds) for n in counts]
-    worst = max(events, key=lambda event: rdp_epsilon([event] * rounds, record.delta))
-    planned = 0 if record.noise_multiplier else rounds
+    events = [record_event(record, n, work, turns.visits) for n in counts]
+    worst = max(events, key=lambda event: rdp_epsilon([event] * turns.visits, record.delta))
+    planned = 0 if record.noise_multiplier else turns.rounds
     return RunAccount(
         worst,
         record.delta,
@@ -117,6 +122,7 @@ def record_account(
         (*outside, "figures of held-out rows") if record.open_metrics else outside,
         method="rdp",
         attempts=True,
+        separation=turns.separation,
     )
 
 

@@ -145,6 +145,7 @@ class RoundsSpec(Section):
     size: int = Field(0, ge=0)
     rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     cohort_weights: dict[str, NotNegative] = Field(default_factory=dict)
+    separation: int = Field(1, ge=1)
     over_selection: NotNegative = 0.0
     deadline: Positive | None = None
     quorum: NotNegative = 1
@@ -218,11 +219,12 @@ class ClientPrivacySpec(Section):
     epsilon: NotNegative = 0.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     where: Literal["server", "sites", "client"] = "server"
-    mechanism: Literal["auto", "gaussian", "tree", "banded", "skellam", "discrete_gaussian"] = (
-        "auto"
-    )
+    mechanism: Literal[
+        "auto", "gaussian", "tree", "banded", "blt", "skellam", "discrete_gaussian"
+    ] = "auto"
     amplified: bool = False
-    bands: int = Field(8, ge=1)
+    bands: int = Field(0, ge=0)
+    buffers: int = Field(4, ge=1, le=8)
     colluders: int = Field(0, ge=0)
     open_metrics: bool = False
 
@@ -304,8 +306,8 @@ class JobSpec(Section):
     def definition(self) -> dict[str, Any]:
         """What the job *is*: everything that can change the result's bits.
 
-        Sections on privacy and statistics that ask for nothing are left out: such jobs keep the hash they
-        always had.
+        Sections on privacy and statistics that ask for nothing, and keys that came later and say nothing,
+        are left out: such jobs keep the hash they always had.
         """
         away = {"executor", "checkpoint"}
         if self.privacy == PrivacySpec():
@@ -315,6 +317,8 @@ class JobSpec(Section):
         plain = self.model_dump(mode="json", exclude=away)
         if self.privacy.counts is None and "privacy" in plain:
             del plain["privacy"]["counts"]
+        if self.rounds.separation == 1:
+            del plain["rounds"]["separation"]
         return plain
 
     def hash(self) -> str:

@@ -82,7 +82,7 @@ def schedule_of(spec: JobSpec) -> Schedule:
     given = spec.rounds
     if given.mode == "async":
         return Asynchronous(given.buffer, given.concurrency, given.max_staleness)
-    cohort = Cohort(given.cohort, given.size, given.rate, given.cohort_weights)
+    cohort = Cohort(given.cohort, given.size, given.rate, given.cohort_weights, given.separation)
     return Synchronous(cohort, given.over_selection, given.deadline or math.inf, given.quorum)
 
 

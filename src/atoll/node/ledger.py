@@ -26,6 +26,7 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 from atoll.core.errors import AtollError, DataError, PolicyError
+from atoll.runtime.schedule import Turns
 
 __all__ = [
     "QUERY",
@@ -219,6 +220,7 @@ class Accounts:
         self._open: dict[str, dict[str, None]] = {}
         self._single: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
         self._whole: defaultdict[tuple[str, str], dict[str, Charge]] = defaultdict(dict)
+        self._rounds: defaultdict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -251,6 +253,11 @@ class Accounts:
             del self._open[entry.charge.run]
 
     def _count(self, charge: Charge, sign: int) -> None:
+        rounds = self._rounds[_series(charge)]
+        if sign > 0:
+            rounds[charge.task] = charge.round
+        else:
+            rounds.pop(charge.task, None)
         for event in filter(_noisy, charge.events):
             one, times = _text({**event, "count": 1}), int(event.get("count", 1))
             if not _is_whole(event):
@@ -296,15 +303,26 @@ class Accounts:
             self._answers[key] = self._epsilon(events, limit.delta, limit.neighbouring)
         return self._answers[key]
 
-    def check(self, charge: Charge, limits: Iterable[Limit]) -> None:
+    def check(self, charge: Charge, limits: Iterable[Limit], turns: Turns | None = None) -> None:
         """Refuse a charge that would overdraw one of the ``limits`` of its dataset.
+
+        Args:
+            charge: of a round.
+            limits: those of its dataset count.
+            turns: how often the job may ask; None for as often as the limits and events let it.
 
         Raises:
             PolicyError: with what is left; or the charge hides nothing of what the limit is about, or
-                goes on longer than its events allow.
+                the job asks more often than it says or its events allow.
             AtollError: the events cannot be added up.
         """
-        self._check_runs(charge)
+        told = [
+            Turns(event["rounds"], event["participations"], event["separation"])
+            for event in charge.events
+            if _is_whole(event)
+        ]
+        for each in [*told, *([] if turns is None else [turns])]:
+            self._check_turns(charge, each)
         for limit in limits:
             if limit.dataset != charge.dataset:
                 continue
@@ -318,26 +336,22 @@ class Accounts:
             if not after <= limit.epsilon:
                 raise _overdrawn(charge, limit, self.spent(limit), after)
 
-    def _check_runs(self, charge: Charge) -> None:
-        """Events that stand for many rounds say how often one may take part, and how far apart."""
-        for event in charge.events:
-            if not _is_whole(event):
-                continue
-            held = self._whole[charge.dataset, _of_run(charge, event)]
-            others = {c.round for task, c in held.items() if task != charge.task}
-            gap = min((abs(charge.round - r) for r in others), default=math.inf)
-            rounds = {*others, charge.round}
-            if (
-                len(rounds) > event["participations"]
-                or gap < event["separation"]
-                or max(rounds) - min(rounds) >= event["rounds"]
-            ):
-                raise PolicyError(
-                    f"{charge}: its noise allows {event['participations']} rounds of "
-                    f"{event['rounds']} at this site, {event['separation']} apart; "
-                    f"this would be round {len(rounds)} of them",
-                    remedy="let the job plan as many rounds as it asks for",
-                )
+    def _check_turns(self, charge: Charge, turns: Turns) -> None:
+        """What a job promises of its rounds is kept to here: the server that counts them may lie."""
+        held = self._rounds.get(_series(charge), {})
+        others = {number for task, number in held.items() if task != charge.task}
+        gap = min((abs(charge.round - number) for number in others), default=math.inf)
+        rounds = {*others, charge.round}
+        if (
+            len(rounds) > turns.visits
+            or gap < turns.separation
+            or max(rounds) - min(rounds) >= turns.rounds
+        ):
+            raise PolicyError(
+                f"{charge}: the job may ask a site for {turns.visits} of {turns.rounds} rounds, "
+                f"{turns.separation} apart; this would be round {len(rounds)} of them",
+                remedy="let the job plan as many rounds as it asks for",
+            )
 
     def balances(self, limits: Iterable[Limit]) -> list[Balance]:
         """Where every dataset stands that has a limit or a charge."""
@@ -396,6 +410,12 @@ def _of_run(charge: Charge, event: Plain) -> str:
     """Under which name an event that stands for a whole run is counted once."""
     one, times = _text({**event, "count": 1}), int(event.get("count", 1))
     return json.dumps([f"{charge.run} {charge.job}", charge.unit, one, times])
+
+
+def _series(charge: Charge) -> tuple[str, ...]:
+    """What rounds are counted together for: those of one run that have the same task but for its number."""
+    kind, _, rest = charge.task.partition(f".{charge.round}.")
+    return (charge.dataset, charge.run, charge.job, kind if rest else "")
 
 
 def _text(event: Plain) -> str:

@@ -23,6 +23,7 @@ from typing import Any
 from atoll.core.errors import AuthError, DataError, PolicyError, StateError, StorageError
 from atoll.node.journal import Head, Journal, Reading, Signer, read_journal
 from atoll.node.ledger import Accounts, Charge, Entry, Epsilon, Limit, State, composed_epsilon
+from atoll.runtime.schedule import Turns
 from atoll.wire.disk import Disk
 
 __all__ = ["Ledger", "read_ledger"]
@@ -106,7 +107,9 @@ class Ledger:
         with self._lock:
             self._trouble = self._trouble or self._journal.objection(seen)
 
-    def reserve(self, charge: Charge, limits: Iterable[Limit] = ()) -> None:
+    def reserve(
+        self, charge: Charge, limits: Iterable[Limit] = (), turns: Turns | None = None
+    ) -> None:
         """Set aside what a round is going to cost; it counts when this returns.
 
         The same charge again is no other one. A charge that was given back may be reserved anew.
@@ -114,9 +117,11 @@ class Ledger:
         Args:
             charge: of the round's task.
             limits: those of its dataset count.
+            turns: how often the job may ask; None for as often as the limits let it.
 
         Raises:
-            PolicyError: a limit would be overdrawn, or an answer to this task has left the site.
+            PolicyError: a limit would be overdrawn, the job asks too often, or an answer to this task has
+                left the site.
             StateError: the task has another charge.
             StorageError: it could not be written, or this is an old copy of the ledger.
             AtollError: the events cannot be added up.
@@ -138,7 +143,7 @@ class Ledger:
                 self._confirm(known)
                 return
             limits = [limit for limit in limits if limit.dataset == charge.dataset]
-            self._accounts.check(charge, limits)
+            self._accounts.check(charge, limits, turns)
             under = tuple(map(str, limits))
             self._write(Entry(charge, "reserved", at=self._now(), limits=under))
 

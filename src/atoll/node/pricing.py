@@ -17,6 +17,7 @@ from atoll.job.schema import JobSpec, StatisticsSpec
 from atoll.job.tables import local_work, privacy_of, schedule_of
 from atoll.node.ledger import QUERY
 from atoll.privacy.dp.events import to_plain
+from atoll.runtime.schedule import Turns, turns_of
 
 __all__ = ["Cost", "Events", "Facts", "price"]
 
@@ -48,11 +49,13 @@ class Cost:
         unit: whose presence is hidden: ``record``, ``person`` or ``site``.
         events: what is released; None while that cannot be told.
         at_server: whether the noise is added by the server, which then has seen the sum without it.
+        turns: how often the job may ask one site; None where it leaves that to its events.
     """
 
     unit: str
     events: Events | None
     at_server: bool = False
+    turns: Turns | None = None
 
     @property
     def hides(self) -> bool:
@@ -74,18 +77,21 @@ def price(spec: JobSpec, facts: Facts) -> Sequence[Cost]:
     if spec.statistics is not None:
         return [Cost("site", (_query(spec.statistics),))]
     privacy, found = privacy_of(spec), list[Cost]()
+    turns = turns_of(schedule_of(spec), spec.rounds.count)
+    told = turns if turns.separation > 1 else None
     if privacy.record is not None:
-        found.append(Cost("record", _of_rows(spec, privacy.record, facts)))
+        events = _of_rows(spec, privacy.record, facts, turns.visits)
+        found.append(Cost("record", events, turns=told))
     if privacy.client is not None:
         events = _of_site(spec, privacy, facts)
-        found.append(Cost("site", events, privacy.client.where == "server"))
+        found.append(Cost("site", events, privacy.client.where == "server", told))
     return found
 
 
-def _of_rows(spec: JobSpec, record: RowPrivacy, facts: Facts) -> Events | None:
+def _of_rows(spec: JobSpec, record: RowPrivacy, facts: Facts, visits: int) -> Events | None:
     if not facts.rows:
         return None
-    event = record_event(record, facts.rows, local_work(spec), spec.rounds.count)
+    event = record_event(record, facts.rows, local_work(spec), visits)
     return (to_plain(event),)
 
 

@@ -176,7 +176,7 @@ class Steward:
         )
         if task.kind == "train":
             self._give_up_earlier(task)
-            self._ledger.reserve(charge, limits)
+            self._ledger.reserve(charge, limits, cost.turns)
         elif task.kind in (*_BEFORE, "fit"):
             self._ledger.afford(charge, limits)  # better told before the work than after it
 

@@ -177,7 +177,7 @@ def pieces(
 
 
 def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, Any]) -> Path:
-    """Write ``progress`` durably; older checkpoints but one are removed afterwards.
+    """Write ``progress`` durably; older checkpoints but one are removed.
 
     Args:
         folder: where checkpoints lie; made if missing.
@@ -196,10 +196,12 @@ def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, A
             file.writelines(pieces(progress, job_hash, extra))
             file.flush()
             os.fsync(file.fileno())
+        # Before the new name is there, so that a run killed in between does this again.
+        older = sorted({*folder.glob("round-*.safetensors")} - {path})[:-1]
+        for old in (*older, *({*folder.glob("*.partial")} - {partial})):
+            old.unlink()
         partial.rename(path)
         _sync_folder(folder)
-        for old in (*sorted(folder.glob("round-*.safetensors"))[:-2], *folder.glob("*.partial")):
-            old.unlink()
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

@@ -347,7 +347,7 @@ class Loop:
             reason = self._why_not(plan, aggregate, outcomes)
             if not reason:
                 with timed(self.watch, "server"):
-                    aggregate, state = self.parts.chain.server(aggregate, state)
+                    aggregate, state = self.parts.chain.server(aggregate, state, progress.rounds)
                     state = algorithm.server(state, aggregate)
                 memories = {**memories, **changed} if changed else memories
                 pace = replace(pace, repeat=0)

@@ -21,7 +21,16 @@ from atoll.core.values import ClientId
 from atoll.runtime.clock import Clock
 from atoll.runtime.cohort import Cohort
 
-__all__ = ["Asynchronous", "Pace", "Plan", "Population", "Schedule", "Synchronous"]
+__all__ = [
+    "Asynchronous",
+    "Pace",
+    "Plan",
+    "Population",
+    "Schedule",
+    "Synchronous",
+    "Turns",
+    "turns_of",
+]
 
 
 Event = tuple[float, int, ClientId, int, int, float]
@@ -64,6 +73,7 @@ class Pace:
         starts: dispatches per client.
         started: for each client its last version and how many tasks it began from it.
         idle: clients that arrived and wait to be dispatched again.
+        resting: who was invited to the last rounds, the oldest first, where clients rest.
     """
 
     clock: float = 0.0
@@ -74,6 +84,7 @@ class Pace:
     starts: Mapping[ClientId, int] = field(default_factory=dict)
     started: Mapping[ClientId, tuple[int, int]] = field(default_factory=dict)
     idle: int = 0
+    resting: tuple[tuple[ClientId, ...], ...] = ()
 
     def versions(self) -> set[int]:
         """Model versions that tasks under way started from."""
@@ -90,6 +101,7 @@ class Pace:
             "starts": dict(self.starts),
             "started": {c: list(v) for c, v in self.started.items()},
             "idle": self.idle,
+            "resting": [list(cohort) for cohort in self.resting],
         }
 
     @classmethod
@@ -100,6 +112,7 @@ class Pace:
                 **raw,
                 "events": tuple(tuple(e) for e in raw["events"]),
                 "started": {c: (v[0], v[1]) for c, v in raw["started"].items()},
+                "resting": tuple(tuple(cohort) for cohort in raw.get("resting", ())),
             }
         )
 
@@ -166,6 +179,8 @@ class Synchronous:
         found = self.cohort.faults(population)
         if self.over_selection < 0:
             found.append(f"over_selection {self.over_selection!r} is below 0")
+        elif not found:
+            found += self.cohort.crowd(population, self.over_selection)
         if self.over_selection and self.cohort.kind not in ("uniform", "weighted"):
             found.append(f"over_selection needs a cohort of fixed size, not {self.cohort.kind!r}")
         if not self.deadline > 0:
@@ -182,7 +197,10 @@ class Synchronous:
         """Invite, wait, and close the round."""
         number = pace.attempts
         stream = people.seed / "round" / number
-        invited = self.cohort.draw(people.clients, stream, extra=self.over_selection)
+        resting = [client for cohort in pace.resting for client in cohort]
+        invited = self.cohort.draw(
+            people.clients, stream, extra=self.over_selection, resting=resting
+        )
         arrivals: list[tuple[float, int, Task]] = []
         missing: dict[ClientId, tuple[str, str]] = {}
         gone = 0.0
@@ -217,7 +235,13 @@ class Synchronous:
             quorum=max(1, quorum),
             abort=abort,
         )
-        return plan, replace(pace, clock=plan.clock, attempts=number + 1, repeat=pace.repeat + 1)
+        return plan, replace(
+            pace,
+            clock=plan.clock,
+            attempts=number + 1,
+            repeat=pace.repeat + 1,
+            resting=self.cohort.after(pace.resting, invited),
+        )
 
     def _close(
         self,
@@ -412,6 +436,31 @@ def _shuffled(n: int, seed: Seed) -> Iterator[int]:
         j = int(rng.integers(i, n))
         yield moved.get(j, j)
         moved[j] = moved.pop(i, i)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How often a job may ask one client.
+
+    Args:
+        rounds: T, all that are planned, aborted ones among them.
+        visits: most of them that one client is invited to.
+        separation: rounds from one invitation to the next, at least.
+    """
+
+    rounds: int
+    visits: int
+    separation: int
+
+
+def turns_of(schedule: Schedule, rounds: int) -> Turns:
+    """How often a schedule asks one client in so many rounds.
+
+    >>> turns_of(Synchronous(Cohort("uniform", 2, separation=4)), 10)
+    Turns(rounds=10, visits=3, separation=4)
+    """
+    apart = schedule.cohort.separation if isinstance(schedule, Synchronous) else 1
+    return Turns(rounds, -(-rounds // apart), apart)
 
 
 def check_schedule(schedule: Schedule, population: int) -> None:

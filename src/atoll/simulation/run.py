@@ -40,6 +40,7 @@ from atoll.runtime.loop import Evaluation, Loop
 from atoll.runtime.masked import MaskedExecutor
 from atoll.runtime.processes import ProcessExecutor
 from atoll.runtime.profile import Stopwatch, timed
+from atoll.runtime.schedule import turns_of
 from atoll.runtime.serial import SerialExecutor
 from atoll.simulation.compare import compare, pooled
 
@@ -226,7 +227,8 @@ def _trainer(job: Job, islands: Islands) -> Trainer:
     if job.privacy.record is None or job.privacy_faults:
         return trainer
     rows = [rows_of(islands.train, client) for client in ids_of(islands.train)]
-    return record_trainer(job.privacy, trainer, rows, job.local, job.stop.rounds)
+    own = turns_of(job.schedule, job.stop.rounds).visits
+    return record_trainer(job.privacy, trainer, rows, job.local, own)
 
 
 def _has_sites(job: Job) -> bool:

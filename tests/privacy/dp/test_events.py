@@ -27,6 +27,7 @@ EVENTS = [
     Skellam(1e6, 100.0, 12, 0.5),
     MatrixGaussian("banded", 3.0, 100, 8, 4, 25),
     MatrixGaussian("tree", 3.0, 100),
+    MatrixGaussian("blt", 3.0, 100, decays=(0.9, 0.5), scales=(0.1, 0.4)),
     Laplace(2.0),
     Geometric(2.0, 3),
     Selection(0.1, 5),
@@ -43,6 +44,35 @@ def test_an_event_survives_json(event):
 def test_an_event_cannot_be_changed(event):
     with pytest.raises(FrozenInstanceError):
         event.count = 1
+
+
+def test_what_is_empty_is_left_out_so_that_old_ledgers_are_read():
+    old = {"mechanism": "tree", "deviation": 5.0, "rounds": 8, "bands": 1, "participations": 2}
+    old |= {"kind": "matrix_gaussian", "separation": 3, "count": 1}
+    event = from_plain(old)
+    assert event == MatrixGaussian("tree", 5.0, rounds=8, participations=2, separation=3)
+    assert to_plain(event) == old
+    assert b"decays" not in canonical([event])
+
+
+@pytest.mark.parametrize(
+    "buffers",
+    [
+        {},
+        {"decays": (0.5,)},
+        {"decays": (0.5,), "scales": (0.2, 0.2)},
+        {"decays": (1.0,), "scales": (0.2,)},
+        {"decays": (0.5, 0.4), "scales": (0.6, 0.5)},
+        {"decays": (0.5,), "scales": (-0.1,)},
+        {"decays": 0.5, "scales": 0.5},
+        {"decays": ("a",), "scales": (0.5,)},
+    ],
+)
+def test_buffers_whose_coefficients_would_rise_or_that_are_none_are_refused(buffers):
+    with pytest.raises(JobError):
+        MatrixGaussian("blt", 1.0, 10, **buffers)
+    with pytest.raises(JobError):
+        MatrixGaussian("tree", 1.0, 10, decays=(0.5,), scales=(0.5,))
 
 
 def test_an_unknown_kind_is_refused_with_the_nearest():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from atoll.core.errors import StateError
 from atoll.privacy.dp.accounting import epsilon
 from atoll.privacy.dp.events import Gaussian, MatrixGaussian
-from atoll.privacy.dp.matrix import coefficients, dense, sensitivity, start, step
+from atoll.privacy.dp.matrix import coefficients, dense, error, memory, sensitivity, start, step
 
 
 class Counted:
@@ -39,11 +39,13 @@ def streamed(monkeypatch):
 SPECS = [
     *(MatrixGaussian("banded", 2.0, rounds=13, bands=b) for b in (1, 2, 5, 13)),
     *(MatrixGaussian("tree", 2.0, rounds=t) for t in (1, 2, 7, 8, 13)),
+    MatrixGaussian("blt", 2.0, rounds=13, decays=(0.9, 0.3), scales=(0.2, 0.5)),
+    MatrixGaussian("blt", 2.0, rounds=1, decays=(0.9,), scales=(0.2,)),
 ]
 
 
 def named(spec):
-    return f"{spec.mechanism} {spec.rounds} {spec.bands}"
+    return f"{spec.mechanism} {spec.rounds} {spec.bands} {len(spec.decays)}"
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=named)
@@ -59,6 +61,13 @@ def test_noise_round_by_round_is_the_dense_form(spec, streamed):
     left, _ = dense(spec)
     np.testing.assert_allclose(np.cumsum(made, axis=0), left @ (2.0 * 0.5 * w), atol=1e-10)
     assert state.round == spec.rounds
+
+
+def test_a_run_keeps_a_vector_for_each_band_but_one_each_level_or_each_buffer():
+    buffered = MatrixGaussian("blt", 1.0, 256, decays=(0.9, 0.3), scales=(0.2, 0.5))
+    plans = [MatrixGaussian("banded", 1.0, 256, 16), MatrixGaussian("tree", 1.0, 256), buffered]
+    assert [memory(spec) for spec in plans] == [15, 9, 2]
+    assert [start(spec, 5).kept.shape for spec in plans] == [(15, 5), (9, 5), (2, 5)]
 
 
 @pytest.mark.parametrize("mechanism", ["banded", "tree"])
@@ -86,6 +95,35 @@ def worst(spec):
 def test_banded_sensitivity_is_that_of_the_worst_pattern(rounds, bands, k, separation):
     spec = MatrixGaussian("banded", 1.0, rounds, min(bands, rounds), k, separation)
     assert sensitivity(spec) == pytest.approx(worst(spec))
+
+
+@given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 5), st.floats(0.05, 0.95))
+@settings(max_examples=60, deadline=None)
+def test_sensitivity_of_buffers_is_that_of_the_worst_pattern(rounds, k, separation, decay):
+    pairs = {"decays": (decay, 0.5), "scales": (0.4, 0.6)}
+    spec = MatrixGaussian("blt", 1.0, rounds, 1, k, separation, **pairs)
+    assert sensitivity(spec) == pytest.approx(worst(spec))
+
+
+@pytest.mark.parametrize(
+    ("rounds", "k", "separation", "bands", "squared", "noise"),
+    [
+        # jax-privacy 2.0.0: toeplitz.minsep_sensitivity_squared and per_query_error (mean) of the first
+        # coefficients of optimal_max_error_strategy_coefs.
+        (256, 1, 256, 256, 2.8310499318613527, 2.668782331185351),
+        (256, 4, 64, 64, 9.55539243318174, 5.598973207874126),
+        (256, 4, 64, 256, 17.480719120185864, 6.631610895750972),
+        (256, 16, 16, 8, 27.494068145751953, 19.63902375510673),
+        (100, 10, 10, 10, 17.91343941586092, 9.610999308158835),
+        (50, 3, 7, 20, 9.63796652423106, 4.739004382442516),
+    ],
+)
+def test_banded_sensitivity_and_error_are_those_of_jax_privacy(
+    rounds, k, separation, bands, squared, noise
+):
+    spec = MatrixGaussian("banded", 1.0, rounds, bands, k, separation)
+    assert sensitivity(spec) ** 2 == pytest.approx(squared, rel=1e-12)
+    assert error(spec) == pytest.approx(noise, rel=1e-9)
 
 
 @given(st.integers(1, 12), st.integers(1, 3), st.integers(1, 5))
@@ -126,16 +164,11 @@ def test_a_run_costs_one_gaussian_release():
     )
 
 
-def rms_of_sums(spec):
-    """Root mean square over rounds of the noise in the sums, at multiplier 1."""
-    left, _ = dense(spec)
-    return math.sqrt((left**2).sum() / spec.rounds) * sensitivity(spec)
-
-
 def test_correlated_noise_leaves_less_in_the_sums():
-    alone = rms_of_sums(MatrixGaussian("banded", 1.0, 256, 1))
-    tree = rms_of_sums(MatrixGaussian("tree", 1.0, 256))
-    banded = rms_of_sums(MatrixGaussian("banded", 1.0, 256, 256))
+    alone = error(MatrixGaussian("banded", 1.0, 256, 1))
+    tree = error(MatrixGaussian("tree", 1.0, 256))
+    banded = error(MatrixGaussian("banded", 1.0, 256, 256))
+    assert alone == pytest.approx(math.sqrt(257 / 2))
     assert banded < tree < alone
     assert banded < alone / 3
 

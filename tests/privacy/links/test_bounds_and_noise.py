@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,10 +122,16 @@ def test_noise_on_a_quantised_sum_covers_what_rounding_adds() -> None:
     assert deviation(noisy) == pytest.approx(2.0 + math.sqrt(SIZE) * 2.0, rel=0.06)
 
 
-@pytest.mark.parametrize("mechanism", ["tree", "banded"])
+FOUR = {
+    "tree": MatrixGaussian("tree", 1.0, 4),
+    "banded": MatrixGaussian("banded", 1.0, 4, 3),
+    "blt": MatrixGaussian("blt", 1.0, 4, decays=(0.7,), scales=(0.5,)),
+}
+
+
+@pytest.mark.parametrize("mechanism", FOUR)
 def test_correlated_noise_goes_on_from_its_slots_and_ends_with_the_plan(mechanism: str) -> None:
-    bands = 3 if mechanism == "banded" else 1
-    spec = MatrixGaussian(mechanism, 1.0, 4, bands)  # type: ignore[arg-type]  # one of two words
+    spec = FOUR[mechanism]
     link, total = CorrelatedNoise(spec, SIZE), np.zeros(SIZE)
     slots = {**ROUND, **link.start(LAYOUT)}
     assert link.tell(slots) == {}  # who knows the noise can take it away
@@ -139,6 +147,27 @@ def test_correlated_noise_goes_on_from_its_slots_and_ends_with_the_plan(mechanis
     assert 1.5 < deviation(total) < 0.9 * 2.0 * math.sqrt(4)
     with pytest.raises(Exception, match="planned rounds"):
         link.server(zeros(), slots, 4)
+
+
+@pytest.mark.parametrize("mechanism", FOUR)
+def test_a_round_carries_the_noise_of_those_that_were_aborted_before_it(
+    mechanism: str, replayed: Callable[..., Any]
+) -> None:
+    spec = FOUR[mechanism]
+
+    def released(rounds: Sequence[int]) -> list[Array]:
+        link = CorrelatedNoise(spec, SIZE, source=replayed())
+        slots, made = {**ROUND, **link.start(LAYOUT)}, []
+        for number in rounds:
+            noisy, changed = link.server(zeros(), slots, number)
+            slots |= changed
+            made.append(noisy.sums["delta"])
+        return made
+
+    every, some = released(range(4)), released([1, 3])
+    cell = 1.01 * grid_of(spec.deviation * 2.0)  # each round is rounded once
+    np.testing.assert_allclose(some[0], every[0] + every[1], rtol=0, atol=cell)
+    np.testing.assert_allclose(some[1], every[2] + every[3], rtol=0, atol=cell)
 
 
 @pytest.mark.parametrize("kind", ["skellam", "discrete_gaussian"])

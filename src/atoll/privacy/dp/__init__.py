@@ -12,5 +12,6 @@ module                  what
 ``distributed``         noise in shares, one at each site, enough when some are lost
 ``clipping``            bounds on what one unit may contribute
 ``matrix``              noise that is correlated over rounds, for jobs that cannot sample
+``buffers``             which buffers do the work of many bands in it
 ======================  ========================================================================
 """

@@ -159,30 +159,60 @@ class MatrixGaussian:
     """Noise correlated over rounds, of one whole run of rounds; see :mod:`atoll.privacy.dp.matrix`.
 
     Args:
-        mechanism: ``tree`` or ``banded``.
+        mechanism: ``tree``, ``banded`` or ``blt``.
         deviation: standard deviation of the independent noise over one unit's contribution in L2.
         rounds: T, all that are planned.
-        bands: b of ``banded``; 1 is independent noise. Not used by ``tree``.
+        bands: b of ``banded``; 1 is independent noise.
         participations: k, most rounds that one unit takes part in.
         separation: fewest rounds from one participation to the next.
         count: how many such runs.
+        decays: theta of each buffer of ``blt``, in (0, 1); empty elsewhere.
+        scales: omega of each buffer of ``blt``, above 0 and in all at most 1; empty elsewhere.
     """
 
-    mechanism: Literal["tree", "banded"]
+    mechanism: Literal["tree", "banded", "blt"]
     deviation: float
     rounds: int
     bands: int = 1
     participations: int = 1
     separation: int = 1
     count: int = 1
+    decays: tuple[float, ...] = ()
+    scales: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        more = _unknown("mechanism", self.mechanism, ("tree", "banded"))
+        for name in ("decays", "scales"):
+            if isinstance(value := getattr(self, name), list):  # which JSON makes of it
+                object.__setattr__(self, name, tuple(value))
+        more = _unknown("mechanism", self.mechanism, ("tree", "banded", "blt"))
         if not more and self.mechanism == "banded" and self.bands > self.rounds:
             more.append(Fault("bands", f"{self.bands} bands in {self.rounds} rounds"))
+        more += self._buffers()
         whole = ("rounds", "bands", "participations", "separation")
         _check(self, positive=("deviation",), whole=whole, more=more)
+
+    def _buffers(self) -> list[Fault]:
+        """Coefficients that rise, or fall below 0, have another sensitivity than we compute."""
+        both = {"decays": self.decays, "scales": self.scales}
+        found = [
+            Fault(name, f"{values!r} is no list of numbers above 0 and below 1")
+            for name, values in both.items()
+            if type(values) is not tuple or not all(_real(v) and 0 < v <= 1 for v in values)
+        ]
+        if not found and (len(self.decays), bool(self.decays)) != (
+            len(self.scales),
+            self.mechanism == "blt",
+        ):
+            reason = (
+                f"{len(self.decays)} decays and {len(self.scales)} scales of {self.mechanism!r}"
+            )
+            found.append(Fault("decays", reason))
+        if not found and (1 in self.decays or math.fsum(self.scales) > 1):
+            found.append(
+                Fault("scales", f"{self.scales} are together more than 1, or a decay is 1")
+            )
+        return found
 
     @property
     def noise_multiplier(self) -> float:
@@ -318,12 +348,12 @@ def _real(value: object) -> bool:
 
 
 def to_plain(event: Event) -> dict[str, Any]:
-    """The event as JSON values; :func:`from_plain` reads it back.
+    """The event as JSON values; :func:`from_plain` reads it back. What is empty is left out.
 
     >>> to_plain(Gaussian(1.0, 0.01, 1000))
     {'kind': 'gaussian', 'noise_multiplier': 1.0, 'sampling': 0.01, 'count': 1000}
     """
-    return {"kind": _NAMES[type(event)], **asdict(event)}
+    return {"kind": _NAMES[type(event)], **{k: v for k, v in asdict(event).items() if v != ()}}
 
 
 def from_plain(plain: Mapping[str, Any]) -> Event:
@@ -336,9 +366,10 @@ def from_plain(plain: Mapping[str, Any]) -> Event:
     if not isinstance(kind, str) or kind not in _KINDS:
         raise JobError(f"unknown privacy event {kind!r}", remedy=suggest(str(kind), _KINDS))
     own = {field.name for field in fields(_KINDS[kind])}
+    may = {field.name for field in fields(_KINDS[kind]) if field.default == ()}
     given = {name: value for name, value in plain.items() if name != "kind"}
-    if set(given) != own:
-        wrong = ", ".join(sorted(set(given) ^ own))
+    if not own - may <= set(given) <= own:
+        wrong = ", ".join(sorted((set(given) - own) | (own - may - set(given))))
         raise JobError(f"a {kind} event with other fields than its own: {wrong}")
     return _KINDS[kind](**given)
 
@@ -354,9 +385,10 @@ def canonical(events: Iterable[Event]) -> bytes:
 
 
 def _numbers(event: Event) -> dict[str, Any]:
-    """The fields, real ones as floats: 1 and 1.0 must not give two hashes."""
+    """The fields, real ones as floats: 1 and 1.0 must not give two hashes. What is empty is left out."""
     return {
         f.name: float(value) if f.type == "float" else value
         for f in fields(event)
         for value in (getattr(event, f.name),)
+        if value != ()
     }

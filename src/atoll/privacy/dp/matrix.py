@@ -2,7 +2,7 @@
 
 A job without sampling releases what each round adds, x_t, and needs the sums of all rounds so far. With
 A the lower triangle of ones and A = B C, releasing C x + w protects x, and multiplying by B gives sums with
-noise B w: round t gets x_t + (C^-1 w)_t. Two choices of C, both made round by round:
+noise B w: round t gets x_t + (C^-1 w)_t. Three choices of C, all made round by round:
 
 * ``banded``: C is a Toeplitz matrix whose first b coefficients are those of the square root of A,
   binom(2j, j) / 4^j, normalised (Kalinin, Lampert, *Banded Square Root Matrix Factorization*, NeurIPS
@@ -10,6 +10,8 @@ noise B w: round t gets x_t + (C^-1 w)_t. Two choices of C, both made round by r
 * ``tree``: a binary tree over rounds, each of whose nodes has noise of its own (Kairouz et al., *Practical
   and Private (Deep) Learning without Sampling or Shuffling*, ICML 2021,
   https://arxiv.org/abs/2103.00039). Needs one noise for each level.
+* ``blt``: C is a Toeplitz matrix whose coefficients are a sum of a few falling powers, so that one vector for
+  each of them stands for all noises before (:mod:`atoll.privacy.dp.buffers`).
 
 Since C x is released under Gaussian noise, adaptively chosen x cost no more than fixed ones (Denisov et
 al., NeurIPS 2022, https://arxiv.org/abs/2202.08312). What a unit that takes part in k rounds, at least s
@@ -26,10 +28,11 @@ import numpy as np
 
 from atoll.core.errors import StateError
 from atoll.core.layout import Array
+from atoll.privacy.dp import buffers
 from atoll.privacy.dp.events import MatrixGaussian
 from atoll.privacy.dp.noise import Source, gaussian
 
-__all__ = ["Correlated", "coefficients", "dense", "sensitivity", "start", "step"]
+__all__ = ["Correlated", "coefficients", "dense", "error", "memory", "sensitivity", "start", "step"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,7 @@ class Correlated:
 
     Args:
         round: rounds that have their noise.
-        kept: noises that are still needed, ``(b - 1, d)`` or ``(levels, d)``, float64.
+        kept: what is still needed of earlier noises, ``(m, d)`` with m of :func:`memory`, float64.
     """
 
     round: int
@@ -47,8 +50,18 @@ class Correlated:
 
 def start(spec: MatrixGaussian, size: int) -> Correlated:
     """Before the first round of a run over vectors of ``size`` values."""
-    rows = spec.bands - 1 if spec.mechanism == "banded" else spec.rounds.bit_length()
-    return Correlated(0, np.zeros((rows, size)))
+    return Correlated(0, np.zeros((memory(spec), size)))
+
+
+def memory(spec: MatrixGaussian) -> int:
+    """How many vectors of the model's length a run keeps: bands less one, levels, or buffers."""
+    match spec.mechanism:
+        case "banded":
+            return spec.bands - 1
+        case "tree":
+            return spec.rounds.bit_length()
+        case "blt":
+            return len(spec.decays)
 
 
 def step(
@@ -71,21 +84,27 @@ def step(
             remedy="plan more rounds before the run starts",
         )
     fresh = gaussian(source, state.kept.shape[1], spec.deviation * bound)
-    return (_banded if spec.mechanism == "banded" else _tree)(spec, state, fresh)
+    return _STEPS[spec.mechanism](spec, state, fresh)
 
 
 def coefficients(spec: MatrixGaussian) -> Array:
-    """First column of ``banded``'s C: b values that start with 1, ``(b,)``.
+    """First column of a Toeplitz C, starting with 1: ``(b,)`` of ``banded``, ``(T,)`` of ``blt``.
 
     Not scaled to length 1: the sensitivity counts the length.
 
     >>> coefficients(MatrixGaussian("banded", 1.0, rounds=4, bands=3)).tolist()
     [1.0, 0.5, 0.375]
     """
+    if spec.mechanism == "blt":
+        return buffers.coefficients(*_pairs(spec), spec.rounds)
     out = np.ones(spec.bands)
     for j in range(1, spec.bands):
         out[j] = out[j - 1] * (2 * j - 1) / (2 * j)
     return out
+
+
+def _pairs(spec: MatrixGaussian) -> tuple[Array, Array]:
+    return np.array(spec.decays), np.array(spec.scales)
 
 
 def _banded(spec: MatrixGaussian, state: Correlated, fresh: Array) -> tuple[Array, Correlated]:
@@ -97,6 +116,13 @@ def _banded(spec: MatrixGaussian, state: Correlated, fresh: Array) -> tuple[Arra
     kept = np.empty_like(state.kept)
     kept[0], kept[1:] = made, state.kept[:-1]
     return made, Correlated(state.round + 1, kept)
+
+
+def _buffered(spec: MatrixGaussian, state: Correlated, fresh: Array) -> tuple[Array, Correlated]:
+    """Forward substitution again; row j holds y_(t-1) + theta_j y_(t-2) + theta_j^2 y_(t-3) + ..."""
+    decays, scales = _pairs(spec)
+    made = fresh - scales @ state.kept
+    return made, Correlated(state.round + 1, decays[:, None] * state.kept + made)
 
 
 def _tree(spec: MatrixGaussian, state: Correlated, fresh: Array) -> tuple[Array, Correlated]:
@@ -113,6 +139,9 @@ def _tree(spec: MatrixGaussian, state: Correlated, fresh: Array) -> tuple[Array,
     return fresh - before, Correlated(t, kept)
 
 
+_STEPS = {"banded": _banded, "tree": _tree, "blt": _buffered}
+
+
 @lru_cache(maxsize=64)
 def sensitivity(spec: MatrixGaussian) -> float:
     """Most that a unit with contributions of L2 norm 1 changes C x by, in L2 (Frobenius).
@@ -120,24 +149,11 @@ def sensitivity(spec: MatrixGaussian) -> float:
     Contributions of one unit may point anywhere, so rows of C that see several count them in line.
     Participations that do not fit into the rounds are not counted.
     """
-    k = min(spec.participations, 1 + (spec.rounds - 1) // spec.separation)
-    if spec.mechanism == "banded":
-        return _banded_sensitivity(spec, k)
-    return _tree_sensitivity(spec, k)
-
-
-def _banded_sensitivity(spec: MatrixGaussian, k: int) -> float:
-    """C is Toeplitz with falling coefficients above 0: the worst is to come early and often.
-
-    Kalinin and Lampert 2024, Theorem 2: participations in rounds 0, s, 2s, ...
-    """
-    c = coefficients(spec)
-    row = np.zeros(spec.rounds)
-    for i in range(k):
-        first = i * spec.separation
-        last = min(spec.rounds, first + spec.bands)
-        row[first:last] += c[: last - first]
-    return math.sqrt(float(row @ row))
+    if spec.mechanism == "tree":
+        k = min(spec.participations, 1 + (spec.rounds - 1) // spec.separation)
+        return _tree_sensitivity(spec, k)
+    plan = spec.rounds, spec.participations, spec.separation
+    return buffers.unit_change(coefficients(spec), *plan)
 
 
 def _tree_sensitivity(spec: MatrixGaussian, k: int) -> float:
@@ -155,13 +171,12 @@ def _tree_sensitivity(spec: MatrixGaussian, k: int) -> float:
 def dense(spec: MatrixGaussian) -> tuple[Array, Array]:
     """B and C as matrices, for checks at small T: ``(T, m)`` and ``(m, T)``, B C = the sums.
 
-    ``banded`` has m = T; ``tree`` has one row for each node that is ever closed.
+    Toeplitz C have m = T; ``tree`` has one row for each node that is ever closed.
     """
     rounds = spec.rounds
     sums = np.tri(rounds)
-    if spec.mechanism == "banded":
-        c = coefficients(spec)
-        matrix = sum(c[j] * np.eye(rounds, k=-j) for j in range(spec.bands))
+    if spec.mechanism != "tree":
+        matrix = sum(c * np.eye(rounds, k=-j) for j, c in enumerate(coefficients(spec)))
         return np.linalg.solve(matrix.T, sums.T).T, np.asarray(matrix)
     # Node t is closed at round t and covers the rounds that its lowest bit says.
     cover = np.zeros((rounds, rounds))
@@ -173,3 +188,12 @@ def dense(spec: MatrixGaussian) -> tuple[Array, Array]:
             use[t - 1, rest - 1] = 1.0
             rest &= rest - 1
     return use, cover
+
+
+def error(spec: MatrixGaussian) -> float:
+    """Root mean square over rounds of the noise in the sums, for a contribution of 1 at multiplier 1.
+
+    Mechanisms that are to cost the same are compared by it.
+    """
+    left, _ = dense(spec)
+    return sensitivity(spec) * math.sqrt(float((left**2).sum()) / spec.rounds)

@@ -30,6 +30,8 @@ class RunAccount:
         method: of accounting; ``rdp`` is an upper bound that costs milliseconds.
         attempts: whether aborted rounds cost as committed ones do: what clients themselves
             released is released.
+        separation: rounds from one invitation of a client to the next, at least. Above 1 aborted rounds
+            must count, for they are among those that a client rests.
     """
 
     event: Event
@@ -41,14 +43,15 @@ class RunAccount:
     outside: Sequence[str] = ()
     method: Literal["best", "rdp"] = "best"
     attempts: bool = False
+    separation: int = 1
 
     def events(self, rounds: int) -> list[Event]:
-        """All that was released in so many committed rounds."""
+        """All that was released of one unit in so many counted rounds."""
         if not rounds:
             return []
         if isinstance(self.event, MatrixGaussian):
             return [self.event]
-        return [replace(self.event, count=self.event.count * rounds)]
+        return [replace(self.event, count=self.event.count * -(-rounds // self.separation))]
 
     def epsilon(self, rounds: int) -> float:
         """Epsilon after so many committed rounds."""

@@ -113,9 +113,11 @@ def _lengthened(bound: float, grid: float, slots: Mapping[str, Array], size: int
 
 @dataclass(frozen=True, eq=False)
 class CorrelatedNoise(Passive):
-    """Noise of the server that partly cancels over rounds: tree or banded, over all planned rounds.
+    """Noise of the server that partly cancels over rounds: tree, banded or BLT, over all planned rounds.
 
-    What later rounds need of it lies in the server's slots, which must stay at the server.
+    What later rounds need of it lies in the server's slots, which must stay at the server. A round that
+    was aborted has its noise as well, which the next one that commits carries with its own: so rounds
+    stand as far apart for the noise as they do for the clients, and the sums are those of the mechanism.
 
     Args:
         spec: the mechanism; its noise is in units of the clip.
@@ -157,8 +159,10 @@ class CorrelatedNoise(Passive):
         bound = _lengthened(float(slots[BOUND][0]), self.grid, slots, whole.size)
         grid = grid_of(self.spec.deviation * bound)
         bound += grid * math.sqrt(whole.size)  # the values are rounded to the noise's grid
-        state = matrix.Correlated(int(slots[_ROUND][0]), slots[_KEPT])
-        noise, after = matrix.step(self.source, self.spec, state, bound)
+        after, noise = matrix.Correlated(int(slots[_ROUND][0]), slots[_KEPT]), np.zeros(whole.size)
+        while after.round <= round:
+            fresh, after = matrix.step(self.source, self.spec, after, bound)
+            noise += fresh
         # The noise goes to the grid as well: the sum is exact, and so the ideal one, rounded.
         whole = (np.rint(whole / grid) + np.rint(noise / grid)) * grid
         kept = {_KEPT: after.kept, _ROUND: np.array([float(after.round)])}
