@@ -159,7 +159,7 @@ def test_no_seed_reaches_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
         told = np.random.default_rng(seed)
 
         def fill(self: Any, into: Any) -> None:
-            into.view(np.uint8)[...] = told.integers(0, 256, into.nbytes, np.uint8)
+            into.reshape(-1).view(np.uint8)[...] = told.integers(0, 256, into.nbytes, np.uint8)
 
         monkeypatch.setattr(noise.SystemSource, "fill", fill)
         return run(**private(noise_multiplier=1.0)).vector
