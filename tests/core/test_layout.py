@@ -91,6 +91,17 @@ def test_views_share_memory_with_the_vector_and_have_the_entries_shapes():
     assert vector.tolist() == [0, 1, 2, 3, 4, 5, 6, -1, 8, 42]
 
 
+def test_unpacked_tensors_are_copies_unless_only_those_of_other_dtypes_need_be():
+    vector = np.arange(10, dtype=np.float32)
+    copies, seen = MIXED.unpack(vector), MIXED.unpack(vector, copy=False)
+    assert {name: value.tolist() for name, value in copies.items()} == {
+        name: value.tolist() for name, value in seen.items()
+    }
+    assert not any(np.shares_memory(value, vector) for value in copies.values())
+    shared = [name for name, value in seen.items() if np.shares_memory(value, vector)]
+    assert sorted(shared) == ["bn.mean", "head.weight"]
+
+
 def test_views_of_a_read_only_vector_are_read_only():
     vector = np.zeros(10, np.float32)
     vector.flags.writeable = False

@@ -21,6 +21,7 @@ from atoll.core.metrics import Count, Mean
 from atoll.core.seeds import Seed
 from atoll.core.values import Aggregate, State, Update
 from atoll.job.standing import Rows
+from atoll.runtime.checkpoint import model_hash
 from atoll.runtime.client import Parts
 from atoll.server import slabs
 from atoll.server.folding import pattern_of
@@ -105,6 +106,7 @@ def test_every_algorithms_server_step_is_the_same_by_slabs(name: str, slab: int)
     assert parts.round == whole.round == 3
     assert parts.trained == whole.trained
     assert parts.parameters.tobytes() == whole.parameters.tobytes()
+    assert model_hash(parts.parameters) == model_hash(whole.parameters.copy())  # taken on the way
     assert parts.slots.keys() == whole.slots.keys()
     for slot in whole.slots:
         assert parts.slots[slot].tobytes() == whole.slots[slot].tobytes(), slot
@@ -219,3 +221,43 @@ def test_a_large_model_is_stood_for_by_a_small_one_of_its_kind() -> None:
         assert pattern.metrics == {n: type(m) for n, m in update.metrics.items()}
         assert pattern.weighs
         assert pattern.counts
+
+
+def place(vector: Any) -> int:
+    return int(vector.__array_interface__["data"][0])
+
+
+def test_a_models_memory_serves_the_next_one_once_nobody_holds_any_part_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(slabs, "_LARGE", 4)
+    rooms, f4 = slabs.Rooms(), np.dtype(np.float32)
+    first = rooms.take(2048, f4)
+    first[:] = 1
+    first.flags.writeable = False
+    part, at = memoryview(first)[1027:1029], place(first)
+    del first
+    second = rooms.take(2048, f4)  # a part of the first is still known
+    second[:] = 2
+    assert part.tolist() == [1, 1]
+    assert place(second) != at
+    del part
+    third = rooms.take(2048, f4)
+    assert place(third) == at
+    assert third.flags.writeable
+    del second, third
+    assert rooms.take(1024, np.dtype(np.float64)).size == 1024  # another kind, the same bytes
+    assert rooms.take(100, f4).size == 100
+
+
+def test_no_more_memory_is_kept_than_a_round_makes_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slabs, "_LARGE", 4)
+    rooms, f4 = slabs.Rooms(), np.dtype(np.float32)
+    held = [rooms.take(2048, f4) for _ in range(3)]
+    places = [place(vector) for vector in held]
+    rooms.most = 2
+    while held:
+        del held[0]
+    again = [rooms.take(2048, f4) for _ in range(2)]
+    assert {place(vector) for vector in again} == set(places[:2])
+    assert len(rooms._free) == 0

@@ -228,16 +228,19 @@ class Layout:
                 )
         return vector
 
-    def unpack(self, vector: Array) -> dict[str, Array]:
-        """Named copies in their own dtypes (whole numbers are rounded), aliases included.
+    def unpack(self, vector: Array, *, copy: bool = True) -> dict[str, Array]:
+        """Named tensors in their own dtypes (whole numbers are rounded), aliases included.
 
+        They are copies; those of the vector's dtype are views of it where ``copy`` is false.
         NumPy has no ``bfloat16``: such entries keep the vector's dtype, which holds them exactly.
         """
         tensors: dict[str, Array] = {}
         for e, view in zip(self.entries, self.views(vector).values(), strict=True):
             dtype = np.dtype(self.dtype if e.dtype == "bfloat16" else e.dtype)
             # np.rint turns an array of shape () into a scalar, which is no tensor
-            value = np.asarray(np.rint(view) if dtype.kind in "iub" else view).astype(dtype)
+            value = np.asarray(np.rint(view) if dtype.kind in "iub" else view).astype(
+                dtype, copy=copy
+            )
             for name in (e.name, *e.aliases):
                 tensors[name] = value
         return tensors

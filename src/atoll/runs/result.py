@@ -63,13 +63,13 @@ class Run:
     @property
     def parameters(self) -> dict[str, Array]:
         """The final model as named arrays; personal entries hold their initial values."""
-        return self.trainer.layout.unpack(self._whole(self.vector))
+        return self.named(self.vector)
 
     @property
     def best_parameters(self) -> dict[str, Array]:
         """The best model by the watched metric; the final one when none was watched."""
         best = self.progress.best
-        return self.trainer.layout.unpack(self._whole(best.parameters if best else self.vector))
+        return self.named(best.parameters if best else self.vector)
 
     @property
     def findings(self) -> Mapping[str, Any]:
@@ -133,6 +133,10 @@ class Run:
         write_results(target, self)
         return write_report(target)
 
+    def named(self, shared: Array, *, copy: bool = True) -> dict[str, Array]:
+        """Shared parameters as named arrays, as in :attr:`parameters`; see :meth:`Layout.unpack`."""
+        return self.trainer.layout.unpack(self._whole(shared), copy=copy)
+
     def _whole(self, shared: Array) -> Array:
         layout = self.trainer.layout
         if layout.shared.stop == layout.size:
@@ -145,7 +149,7 @@ def write_results(folder: RunFolder, run: Run) -> None:
     """Write the model, the best model when one was watched, and the manifest."""
     meta = {"job": str(run.manifest["job_hash"]), "layout": run.trainer.layout.to_json()}
     if run.job.study is None:  # which trains nothing
-        write_model(folder.model, run.parameters, meta)
-    if run.progress.best is not None:
-        write_model(folder.path / "best.safetensors", run.best_parameters, meta)
+        write_model(folder.model, run.named(run.vector, copy=False), meta)
+    if (best := run.progress.best) is not None:
+        write_model(folder.path / "best.safetensors", run.named(best.parameters, copy=False), meta)
     folder.write_manifest(run.manifest)

@@ -28,6 +28,7 @@ from atoll.runtime.schedule import Pace
 
 __all__ = [
     "Best",
+    "ModelHash",
     "Progress",
     "decode",
     "encode",
@@ -84,23 +85,42 @@ _latest: tuple[weakref.ref[Array], str] | None = None
 
 def model_hash(parameters: Array) -> str:
     """SHA-256 over the parameters' bytes (little-endian) and dtype, in hex."""
-    global _latest
     latest = _latest
     if latest is not None and latest[0]() is parameters:
         return latest[1]
-    found = _model_hash(parameters)
-    if not parameters.flags.writeable:
-        _latest = weakref.ref(parameters), found
-    return found
+    found = ModelHash(parameters.dtype)
+    found.take(parameters)
+    found.keep(parameters)
+    return found.hex
 
 
-def _model_hash(parameters: Array) -> str:
-    # Its text with the byte order; float32 and float64, all that a state has, go by their names.
-    native = parameters.dtype.isnative
-    spelt = dtype_name(parameters.dtype) if native else str(parameters.dtype)
-    sha = hashlib.sha256(spelt.encode())
-    sha.update(np.ascontiguousarray(parameters, parameters.dtype.newbyteorder("<")).data)
-    return sha.hexdigest()
+class ModelHash:
+    """The same hash of a vector that is still being made, taken from its start on.
+
+    Args:
+        dtype: of the vector.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        # Its text with the byte order; float32 and float64, all that a state has, go by their names.
+        self._sha = hashlib.sha256((dtype_name(dtype) if dtype.isnative else str(dtype)).encode())
+        self._size = 0
+
+    def take(self, part: Array) -> None:
+        """The next values."""
+        self._sha.update(np.ascontiguousarray(part, part.dtype.newbyteorder("<")).data)
+        self._size += part.size
+
+    def keep(self, parameters: Array) -> None:
+        """These are all the values, and will not change: :func:`model_hash` need not look at them again."""
+        global _latest
+        if self._size == parameters.size and not parameters.flags.writeable:
+            _latest = weakref.ref(parameters), self._sha.hexdigest()
+
+    @property
+    def hex(self) -> str:
+        """Of the values so far."""
+        return self._sha.hexdigest()
 
 
 def _arrays(progress: Progress) -> dict[str, Array]:

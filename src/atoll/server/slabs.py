@@ -11,10 +11,15 @@ them against the whole step, bit for bit); another's gets the whole sums.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import mmap
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +31,7 @@ from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update, freeze
 from atoll.privacy.secagg.sums import LaneSums
+from atoll.runtime.checkpoint import ModelHash
 
 __all__ = ["SLAB", "BySlabs", "SlabFold", "Totals"]
 
@@ -38,6 +44,9 @@ _WORKERS = min(4, os.cpu_count() or 1)
 
 _PARTS = 4
 """Parts in which a slab is added up, one after the other."""
+
+_LARGE = 8 << 20
+"""Bytes of a vector whose memory is worth keeping."""
 
 _IN_MEMORY = 32 << 20
 """Bytes of updates that may stay in memory instead of being read again."""
@@ -53,6 +62,46 @@ class _Held:
     factor: float
     reaches: Mapping[str, int]
     vectors: Reopen
+
+
+class Rooms:
+    """Memory of a run's vectors that nobody knows any more, for those of the next round.
+
+    The system clears each new page first, which takes longer than to fill it. A round makes its vectors
+    while those before it are still there: what is kept between rounds is memory that it needs in any case.
+
+    Attributes:
+        most: vectors that a round makes; so many are kept.
+    """
+
+    def __init__(self) -> None:
+        self.most = 1
+        self._free: list[mmap.mmap] = []
+
+    def take(self, size: int, dtype: np.dtype[Any]) -> Array:
+        """A vector of whatever was there."""
+        wanted = size * dtype.itemsize
+        if wanted < _LARGE or not hasattr(mmap, "MAP_ANONYMOUS"):
+            return np.empty(size, dtype)
+        raw = self._found(wanted)
+        # Whoever holds the vector or a part of it holds this: the memory is free when it goes.
+        owner = (ctypes.c_char * wanted).from_buffer(raw)
+        weakref.finalize(owner, self._keep, raw).atexit = False
+        return np.frombuffer(memoryview(owner).cast("B"), dtype)
+
+    def _keep(self, raw: mmap.mmap) -> None:
+        if len(self._free) < self.most:
+            self._free.append(raw)
+
+    def _found(self, wanted: int) -> mmap.mmap:
+        while self._free:
+            with contextlib.suppress(IndexError):  # another thread was first
+                if len(raw := self._free.pop()) == wanted:
+                    return raw
+        made = mmap.mmap(-1, wanted, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError, AttributeError):
+            made.madvise(mmap.MADV_HUGEPAGE)
+        return made
 
 
 class Totals(Mapping[str, Array]):
@@ -187,10 +236,12 @@ class BySlabs:
     Args:
         inner: the algorithm.
         slab: values at a time.
+        rooms: where vectors as long as the model are made.
     """
 
     inner: Algorithm
     slab: int = SLAB
+    rooms: Rooms = field(default_factory=Rooms, repr=False)
 
     @property
     def needs_correction(self) -> bool:
@@ -234,30 +285,39 @@ class BySlabs:
         made: dict[str, Array] = {}
         part_size = -(-self.slab // _PARTS)
 
-        def step(start: int) -> None:
+        def step(start: int) -> slice:
             stop, opened = min(start + self.slab, size), sums.opened()
             # In parts: what is computed on the way stays in the processor's cache.
             for first in range(start, stop, part_size):
                 piece(slice(first, min(first + part_size, stop)), opened)
+            return slice(start, stop)
 
         def piece(here: slice, opened: Sequence[Mapping[str, Array]]) -> None:
             found = replace(aggregate, sums=sums.between(here, opened=opened))
             part = self.inner.server(_part(state, here), found)
             vectors = {_MODEL: part.parameters, **part.slots}
             if not made:
-                made.update((n, _room(v, part.parameters.shape, size)) for n, v in vectors.items())
+                long = {n: v for n, v in vectors.items() if v.shape == part.parameters.shape}
+                self.rooms.most = len(long)
+                made.update(
+                    {**vectors, **{n: self.rooms.take(size, v.dtype) for n, v in long.items()}}
+                )
             for name, vector in vectors.items():
                 if made[name].shape == (size,):
                     made[name][here] = vector
 
-        step(0)
+        first = step(0)
+        model = made[_MODEL]
+        hashed = ModelHash(model.dtype)
+        hashed.take(model[first])
         # Slabs know nothing of each other, and NumPy lets go of the interpreter while it computes.
         with ThreadPoolExecutor(_WORKERS, "atoll-slab") as workers:
-            for _ in workers.map(step, range(self.slab, size, self.slab)):
-                pass
-        parameters = freeze(made.pop(_MODEL))
-        slots = {name: freeze(slot) for name, slot in made.items()}
-        return replace(state, round=state.round + 1, parameters=parameters, slots=slots)
+            for done in workers.map(step, range(self.slab, size, self.slab)):
+                hashed.take(model[done])
+        frozen = {name: freeze(vector) for name, vector in made.items()}
+        hashed.keep(model)
+        slots = {name: slot for name, slot in frozen.items() if name != _MODEL}
+        return replace(state, round=state.round + 1, parameters=model, slots=slots)
 
 
 def _by_parameter(algorithm: Algorithm) -> bool:
@@ -272,8 +332,3 @@ def _part(state: State, here: slice) -> State:
         trained = slice(0, 0)
     slots = {n: s[here] if s.shape == state.parameters.shape else s for n, s in state.slots.items()}
     return State(state.round, state.parameters[here], trained, state.population, slots)
-
-
-def _room(vector: Array, part: tuple[int, ...], size: int) -> Array:
-    """Where a vector of full length is put together; one that is not of the model's length is whole."""
-    return np.empty(size, vector.dtype) if vector.shape == part else vector
