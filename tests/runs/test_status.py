@@ -43,6 +43,17 @@ def test_being_late_after_enough_others_or_not_drawn_is_not_lost():
     assert participation_status("completed", drawn) == "completed"
 
 
+def test_a_site_whose_every_answer_came_too_late_is_named_though_it_is_at_work_at_the_end():
+    """An asynchronous run: c is thrown away once, starts anew, and is on its way when the run ends."""
+    made = rounds("abc", "ab", "ab", why="surplus: still at work")
+    made[0]["contributed"].pop("c")
+    assert participation_status("completed", made) == "completed"
+    made[1]["missing"]["c"] = "late: 5 versions old, at most 4"
+    assert participation_status("completed", made) == "completed without c from round 1"
+    made[0]["contributed"]["c"] = 1
+    assert participation_status("completed", made) == "completed"
+
+
 def test_of_many_lost_sites_the_first_five_are_named():
     made = rounds("abcdefgh", "a", invited="abcdefgh")
     status = participation_status("completed", made)

@@ -326,3 +326,15 @@ def test_a_buffer_is_shown_as_it_is(world):
     assert len(seen) == 6
     assert {found.mark for found in seen} == {seen[0].mark}
     assert seen[0].sites == dict.fromkeys(world.sites, 0)
+
+
+def test_a_site_that_is_always_the_slowest_never_counts_and_is_named(world, six):
+    """Five of six make a buffer, and alone with an old version the sixth can be in none."""
+    run = world.submit(spec("masked", 5, "rounds.max_staleness=9"))
+    world.reach("fit")
+    slow, *fast = six
+    for _ in range(3):  # its work would be done when the others' sum is
+        rounds(world, run, fast)
+    assert world.ended(run) == "completed"
+    assert [sorted(r["contributed"]) for r in records(world, run)] == [sorted(fast)] * 3
+    assert world.store.run(run).reason == f"completed without {slow} from round 1"
