@@ -188,7 +188,8 @@ def test_control_variates_in_terms_of_rows_are_the_ones_of_whole_vectors(case, d
         float(np.linalg.norm(together.dense(m, x) - c_i))
         for m, x, c_i in zip(compact, clients, own, strict=True)
     )
-    assert gap <= 1e3 * NEAR[dtype] * max(float(np.linalg.norm(c_i)) for c_i in own)
+    # One of 0 has none at all.
+    assert gap <= 1e3 * NEAR[dtype] * max(1e-3, *(float(np.linalg.norm(c_i)) for c_i in own))
 
 
 def test_where_the_parameters_lie_in_memory_does_not_show():

@@ -343,6 +343,10 @@ class Bench:
             copied[where].view(shape).copy_(_turned(flat[where].view(shape)))
         return out
 
+    def handed(self, flat: Tensor) -> Array:
+        """A vector like ``flat`` in the layout's order, which may be its own memory."""
+        return self.laid_out(flat) if self._turned else flat.numpy()
+
     def vector(self) -> Array:
         """A copy of the vector, with what the module itself changed (buffers, frozen entries)."""
         self.collect()
@@ -371,8 +375,10 @@ def _turned(view: Tensor) -> Tensor:
 
 
 def finite(vector: Tensor) -> bool:
-    """Whether all values are finite; the extremes tell, for a NaN is passed on by both."""
-    return all(math.isfinite(end.item()) for end in torch.aminmax(vector)) if len(vector) else True
+    """Whether all values are finite: where their sum is, and else where both extremes are."""
+    if not len(vector) or math.isfinite(vector.sum().item()):
+        return True
+    return all(math.isfinite(end.item()) for end in torch.aminmax(vector))
 
 
 class _Unlocked:

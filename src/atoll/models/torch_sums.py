@@ -16,6 +16,7 @@ from atoll.core.contracts import Lane, Together
 from atoll.core.errors import JobConflict
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
+from atoll.core.seeds import Seed
 from atoll.models.batches import plan
 from atoll.models.torch_fit import Walk, alone
 from atoll.models.torch_flat import Bench, finite
@@ -62,19 +63,21 @@ def add_up(
     Raises:
         JobConflict: the sum is not finite; whose fault it is shows where they are trained one by one.
     """
-    total, change = torch.zeros_like(bench.flat), torch.empty_like(bench.flat)
-    start, steps, losses = None, list[int](), list[float]()
-    for lane in lanes:
-        with alone(lane.seed), torch.no_grad():
+    start = bench.arranged(parameters, slice(0, len(parameters)))
+    total, steps, losses = torch.empty_like(bench.flat), list[int](), list[float]()
+    with alone(Seed(0)), torch.no_grad():
+        for number, lane in enumerate(lanes):
+            torch.default_generator.manual_seed(lane.seed.integer())
             bench.load(parameters)
-            if start is None:
-                start = bench.flat.clone()
             done = walk(lane)
             bench.collect()
-            torch.sub(bench.flat, start, out=change)
-            total.add_(change, alpha=lane.weight)
-        steps.append(len(done.rates))
-        losses.append(done.losses / steps[-1] if steps[-1] else float("nan"))
+            change = bench.flat.sub_(start)
+            if number:
+                total.add_(change, alpha=lane.weight)
+            else:
+                torch.mul(change, lane.weight, out=total)
+            steps.append(len(done.rates))
+            losses.append(done.losses / steps[-1] if steps[-1] else float("nan"))
     if not finite(total):
         raise JobConflict("the sum of the changes is not finite")
-    return Together(bench.laid_out(total), steps, losses)
+    return Together(bench.handed(total), steps, losses)
