@@ -8,9 +8,17 @@ from typing import Literal
 
 from atoll.core.contracts import Weighting
 from atoll.core.errors import Fault
+from atoll.privacy.dp.events import Gaussian
 from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
 
-__all__ = ["CORRELATED", "ClientPrivacy", "Privacy", "RowPrivacy", "declared_faults"]
+__all__ = [
+    "CORRELATED",
+    "ClientPrivacy",
+    "MetricsPrivacy",
+    "Privacy",
+    "RowPrivacy",
+    "declared_faults",
+]
 
 CORRELATED = ("tree", "banded", "blt")
 """Mechanisms whose noise is correlated over rounds."""
@@ -64,6 +72,7 @@ class RowPrivacy:
         delta: at which epsilon is stated.
         micro_batch: most rows whose gradients are held at once; 0 for as many as fit.
         open_metrics: whether figures of held-out rows may be released outside epsilon.
+        beside: what is released of rows beside training, all of it: figures with noise.
     """
 
     clip: float = 1.0
@@ -72,6 +81,26 @@ class RowPrivacy:
     delta: float = 1e-5
     micro_batch: int = 0
     open_metrics: bool = False
+    beside: tuple[Gaussian, ...] = ()
+
+
+@dataclass(frozen=True)
+class MetricsPrivacy:
+    """``[privacy.metrics]``: noise on figures of held-out rows, inside the epsilon of ``[privacy.record]``.
+
+    Args:
+        noise_multiplier: z of one evaluation; 0 where it follows from ``share``.
+        share: part of epsilon that all planned evaluations together may take.
+        loss: a row's loss counts as at most this.
+        every: rounds from one evaluation to the next.
+        evaluations: planned ones.
+    """
+
+    noise_multiplier: float = 0.0
+    share: float = 0.1
+    loss: float = 4.0
+    every: int = 1
+    evaluations: int = 0
 
 
 @dataclass(frozen=True)
@@ -91,6 +120,7 @@ class Privacy:
         quantile: share of updates that an adaptive clip leaves as they are.
         client: client-level differential privacy; None for none.
         record: record-level differential privacy; None for none.
+        metrics: how figures of held-out rows are noised; None for not at all.
         max_norm: updates of a larger L2 norm are refused; 0 for no limit.
         bits: of the integers that a model's values become.
     """
@@ -105,6 +135,7 @@ class Privacy:
     quantile: float = 0.5
     client: ClientPrivacy | None = None
     record: RowPrivacy | None = None
+    metrics: MetricsPrivacy | None = None
     max_norm: float = 0.0
     bits: Literal[32, 64] = 32
 
@@ -134,7 +165,35 @@ def declared_faults(
         found += _client_faults(privacy, privacy.client, schedule, weighting, federated)
     if privacy.record is not None:
         found += _row_faults(privacy, privacy.record, federated)
+    if privacy.metrics is not None:
+        found += _metrics_faults(privacy, privacy.metrics, federated)
     return found
+
+
+def _metrics_faults(privacy: Privacy, metrics: MetricsPrivacy, federated: bool) -> Iterator[Fault]:
+    record = privacy.record
+    if record is None:
+        yield Fault(
+            "privacy.metrics",
+            "noises figures of rows, and the job hides no rows",
+            "add privacy.record, or remove the table",
+        )
+        return
+    if record.open_metrics:
+        reason = "beside privacy.record.open_metrics, which tells the same figures without noise"
+        yield Fault("privacy.metrics", reason, "remove one of the two")
+    if not federated:
+        reason = "noises figures of held-out rows, and the job asks for none"
+        remedy = "set evaluation.federated = true with evaluation.every, or remove the table"
+        yield Fault("privacy.metrics", reason, remedy)
+    if not metrics.noise_multiplier and not record.epsilon:
+        reason = "takes a share of an epsilon that the job does not name"
+        remedy = "set privacy.metrics.noise_multiplier, or privacy.record.epsilon"
+        yield Fault("privacy.metrics", reason, remedy)
+    elif federated and not record.beside:
+        reason = "is not in the account of [privacy.record]"
+        remedy = "take the record from atoll.job.figures.with_figures, with evaluations above 0"
+        yield Fault("privacy.metrics", reason, remedy)
 
 
 def _row_faults(privacy: Privacy, record: RowPrivacy, federated: bool) -> Iterator[Fault]:
@@ -148,11 +207,12 @@ def _row_faults(privacy: Privacy, record: RowPrivacy, federated: bool) -> Iterat
         yield Fault(
             "privacy.record", "names no noise", "set noise_multiplier, or epsilon and delta"
         )
-    if federated and not record.open_metrics:
+    if federated and not record.open_metrics and privacy.metrics is None:
         yield Fault(
             "evaluation.federated",
             "releases figures of held-out rows without noise, outside epsilon",
-            "set evaluation.federated = false, or privacy.record.open_metrics = true to say so",
+            "add [privacy.metrics] for noise on them, set evaluation.federated = false, or "
+            "privacy.record.open_metrics = true to say so",
         )
 
 

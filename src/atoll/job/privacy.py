@@ -20,6 +20,7 @@ from atoll.core.errors import Fault, JobConflict
 from atoll.core.metrics import Metrics
 from atoll.data.population import ids_of, rows_of
 from atoll.job.declared import CORRELATED, ClientPrivacy, Privacy, RowPrivacy, declared_faults
+from atoll.job.figures import figures_of
 from atoll.job.record import record_account
 from atoll.privacy.dp.accounting import calibrate
 from atoll.privacy.dp.buffers import tuned
@@ -398,7 +399,7 @@ def with_chain(
         found = [] if site else chain_faults(chain, parts, schedule)
     except JobConflict as error:
         return parts, [*error.faults] or [Fault("privacy", error.message, error.remedy)]
-    parts = replace(parts, chain=chain)
+    parts = replace(parts, chain=chain, figures=figures_of(privacy))
     most = {} if found else {lane.name: round(lane.bound) for lane in lanes_of(parts)}
     return replace(parts, gate=Gate(privacy.max_norm, most)), found
 

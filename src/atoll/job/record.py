@@ -8,6 +8,7 @@ the server included. Training, not committing, is what costs: rounds that were a
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
@@ -105,7 +106,7 @@ def record_account(
     outside: tuple[str, ...],
 ) -> RunAccount | None:
     """The account of the site whose rows it costs most; None where the job does not ask for it."""
-    record = privacy.record
+    record, metrics = privacy.record, privacy.metrics
     counts = sorted({n for n in rows if n > 0})
     if record is None or not counts:
         return None
@@ -123,6 +124,8 @@ def record_account(
         method="rdp",
         attempts=True,
         separation=turns.separation,
+        figures=replace(record.beside[0], count=1) if record.beside else None,
+        every=1 if metrics is None else metrics.every,
     )
 
 
@@ -133,15 +136,16 @@ def _multiplier(privacy: RowPrivacy, rows: int, work: LocalWork, rounds: int) ->
     cost = private.releases(private.RecordPrivacy(privacy.clip, 1.0), rows, work)
 
     def kept(z: float) -> bool:
-        spent = rdp_epsilon([Gaussian(z, cost.sampling, cost.count * rounds)], privacy.delta)
-        return spent <= privacy.epsilon
+        training = Gaussian(z, cost.sampling, cost.count * rounds)
+        return rdp_epsilon([training, *privacy.beside], privacy.delta) <= privacy.epsilon
 
     low, high = 0.0, 0.25
     while not kept(high):
         low, high = high, 2 * high
         if high > _MOST:
             raise JobConflict(
-                f"no noise below {_MOST:g} times the clip keeps epsilon {privacy.epsilon:g}",
+                f"no noise below {_MOST:g} times the clip keeps epsilon {privacy.epsilon:g}"
+                + (", for figures of held-out rows take it all" if privacy.beside else ""),
                 remedy="ask for a larger epsilon, or fewer rounds or epochs",
             )
     while high - low > 1e-3 * high:

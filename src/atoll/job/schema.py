@@ -240,6 +240,14 @@ class RowPrivacySpec(Section):
     open_metrics: bool = False
 
 
+class MetricsPrivacySpec(Section):
+    """``[privacy.metrics]``: noise on figures of held-out rows."""
+
+    noise_multiplier: NotNegative = 0.0
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    loss: Positive = 4.0
+
+
 class CountsSpec(Section):
     """``[privacy.counts]``: how many persons stand at least behind a number that a site tells."""
 
@@ -261,6 +269,7 @@ class PrivacySpec(Section):
     quantile: Share = 0.5
     client: ClientPrivacySpec | None = None
     record: RowPrivacySpec | None = None
+    metrics: MetricsPrivacySpec | None = None
     counts: CountsSpec | None = None
 
 
@@ -317,6 +326,8 @@ class JobSpec(Section):
         plain = self.model_dump(mode="json", exclude=away)
         if self.privacy.counts is None and "privacy" in plain:
             del plain["privacy"]["counts"]
+        if self.privacy.metrics is None and "privacy" in plain:
+            del plain["privacy"]["metrics"]
         if self.rounds.separation == 1:
             del plain["rounds"]["separation"]
         return plain

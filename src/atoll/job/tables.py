@@ -9,6 +9,7 @@ from atoll.core.contracts import Weighting
 from atoll.core.errors import Fault, JobError
 from atoll.core.local import LocalWork, Optimizer
 from atoll.core.local import Schedule as RateSchedule
+from atoll.job.figures import metrics_privacy, with_figures
 from atoll.job.privacy import ClientPrivacy, Privacy, RowPrivacy
 from atoll.job.schema import JobSpec
 from atoll.runtime.clock import Availability, Clock, Delay, read_intervals, read_seconds
@@ -88,7 +89,7 @@ def schedule_of(spec: JobSpec) -> Schedule:
 
 def privacy_of(spec: JobSpec) -> Privacy:
     """``[privacy]``."""
-    given, client = spec.privacy, spec.privacy.client
+    given, client, metrics = spec.privacy, spec.privacy.client, metrics_privacy(spec)
     return Privacy(
         aggregation=given.aggregation,
         bound=given.bound,
@@ -100,7 +101,10 @@ def privacy_of(spec: JobSpec) -> Privacy:
         clip_by=given.clip_by,
         quantile=given.quantile,
         client=None if client is None else ClientPrivacy(**client.model_dump()),
-        record=None if given.record is None else RowPrivacy(**given.record.model_dump()),
+        record=None
+        if given.record is None
+        else with_figures(RowPrivacy(**given.record.model_dump()), metrics),
+        metrics=metrics,
     )
 
 

@@ -28,7 +28,7 @@ from atoll.core.seeds import Seed
 from atoll.models.batches import learning_rate, passes, plan
 from atoll.models.linear_stack import Stack, residual
 from atoll.models.optimizers import flat_optimizer
-from atoll.models.scores import check_labels, classification_scores, regression_scores
+from atoll.models.scores import check_labels, classification_scores, hits, regression_scores
 
 __all__ = ["LinearTrainer"]
 
@@ -66,6 +66,10 @@ class _Affine:
         if self.intercept is not None:
             z += self.intercept
         return z
+
+
+_FIGURES = ("accuracy", "loss")
+"""Of single rows; the first is for classes only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,6 +299,23 @@ class LinearTrainer:
             else:
                 found = classification_scores(targets, outputs, exact_auc=self.exact_auc)
         return {"loss": Mean.of(loss / len(targets), len(targets)), **found}
+
+    def per_row(self, parameters: Array, data: Any) -> dict[str, Array]:
+        """``loss`` of each row, and for classes ``accuracy``: whether it was right. Each ``(n,)``."""
+        if len(data) == 0:
+            return dict.fromkeys(_FIGURES[self.kind == "linear" :], np.zeros(0))
+        rows, targets = self._examples(data)
+        model, losses = self._affine(parameters), list[Array]()
+        outputs = list[Array]()
+        with np.errstate(all="ignore"):
+            for x, y in self._blocks(rows, targets):
+                z = model.outputs(x)
+                outputs.append(z.T.copy())
+                losses.append(residual(self.kind, z, y))
+        found = {"loss": np.concatenate(losses)}
+        if self.kind != "linear":
+            found["accuracy"] = hits(targets, np.concatenate(outputs))
+        return found
 
     def _examples(self, data: Any) -> tuple[Array, Array]:
         rows, targets = self._pair(data)

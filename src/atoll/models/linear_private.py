@@ -133,6 +133,10 @@ class PrivateLinearTrainer:
         """As without privacy: not protected."""
         return self.trainer.evaluate(parameters, data)
 
+    def per_row(self, parameters: Array, data: Any) -> dict[str, Array]:
+        """Likewise, row by row; for who adds noise to their sums."""
+        return self.trainer.per_row(parameters, data)
+
     def clipped_sum(self, parameters: Array, data: Any, chosen: Array) -> Array:
         """Sum of the clipped gradients of the rows ``chosen``, ``(layout.size,)``: not protected.
 

@@ -21,7 +21,7 @@ from atoll.core.metrics import (
     Regression,
 )
 
-__all__ = ["check_labels", "classification_scores", "regression_scores", "sigmoid"]
+__all__ = ["check_labels", "classification_scores", "hits", "regression_scores", "sigmoid"]
 
 
 def sigmoid(logits: Array) -> Array:
@@ -89,6 +89,19 @@ def classification_scores(
             RankedScores.of(flat, odds) if exact_auc else BinnedAUC.of(flat, sigmoid(odds))
         )
     return metrics
+
+
+def hits(truth: Array, logits: Array) -> Array:
+    """For each row whether the class with the largest logit is its own, ``(n,)``; a part where it has several.
+
+    Args:
+        truth: class indices, ``(n,)`` or ``(n, steps)``.
+        logits: as for :func:`classification_scores`.
+    """
+    z = logits[:, 0] if logits.ndim == truth.ndim + 1 and logits.shape[1] == 1 else logits
+    found = (z > 0) if z.ndim == truth.ndim else z.argmax(1)
+    same = (found.astype(np.int64) == truth.astype(np.int64)).reshape(len(truth), -1)
+    return np.asarray(same.mean(axis=1))
 
 
 def regression_scores(truth: Array, predicted: Array) -> dict[str, Metric]:

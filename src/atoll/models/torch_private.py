@@ -34,6 +34,7 @@ try:
     from atoll.models.torch_flat import Bench, starts_with_group_norm
     from atoll.models.torch_private_check import choose, faults, made_up
     from atoll.models.torch_private_rows import Rows
+    from atoll.models.torch_rows import per_row
 except ImportError as missing:  # pragma: no cover - depends on the installation
     raise MissingExtra(
         "torch is not installed", remedy="pip install 'atoll[torch]', or use a linear model"
@@ -206,6 +207,10 @@ class PrivateTorchTrainer:
     def evaluate(self, parameters: Array, data: Any) -> Metrics:
         """As without privacy: not protected."""
         return self.trainer.evaluate(parameters, data)
+
+    def per_row(self, parameters: Array, data: Any) -> dict[str, Array]:
+        """Likewise, row by row; for who adds noise to their sums."""
+        return per_row(self.trainer, parameters, data)
 
     def _summed_up(self, parameters: Array, data: Any, chosen: Array) -> Bench:
         way = self._way(data)

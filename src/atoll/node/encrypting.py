@@ -225,7 +225,7 @@ class Encrypted:
         book = self._trust.book
         book.keep(Record("join", terms.occasion, terms.context))
         book.keep(Record("input", terms.occasion, terms.context))
-        if body.kind == "train":
+        if body.kind != "sums":
             self._site.leave(body, found.result)
         path = found.result.with_suffix(".encrypted")
         arrays = {**joined(sealed), "root": _bytes(root), "tag": _bytes(tag)}

@@ -235,7 +235,7 @@ class Masked:
         done, integers = trained.read()
         if done.status != "done":
             raise StateError(done.reason)
-        if body.about == "train":
+        if body.about != "sums":
             self._site.leave(body, trained.result)
         path = trained.result.with_suffix(".masked")
         self._masked_file(body, event, integers, path)

@@ -7,7 +7,7 @@ values are noised. How many sites share the noise is read from the model as it c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from atoll.job.declared import Privacy, RowPrivacy
@@ -50,12 +50,14 @@ class Cost:
         events: what is released; None while that cannot be told.
         at_server: whether the noise is added by the server, which then has seen the sum without it.
         turns: how often the job may ask one site; None where it leaves that to its events.
+        figures: what one evaluation of held-out rows releases, with noise; empty where that costs nothing.
     """
 
     unit: str
     events: Events | None
     at_server: bool = False
     turns: Turns | None = None
+    figures: Events = ()
 
     @property
     def hides(self) -> bool:
@@ -81,7 +83,8 @@ def price(spec: JobSpec, facts: Facts) -> Sequence[Cost]:
     told = turns if turns.separation > 1 else None
     if privacy.record is not None:
         events = _of_rows(spec, privacy.record, facts, turns.visits)
-        found.append(Cost("record", events, turns=told))
+        figures = tuple(to_plain(replace(e, count=1)) for e in privacy.record.beside)
+        found.append(Cost("record", events, turns=told, figures=figures))
     if privacy.client is not None:
         events = _of_site(spec, privacy, facts)
         found.append(Cost("site", events, privacy.client.where == "server", told))

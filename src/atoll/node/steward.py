@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ _WITHOUT = {
     "sums": 'set preprocessing.mode = "site" in the job',
     "evaluate": "set evaluation.federated = false in the job",
 }
+_EVALUATION = re.compile(r"\.evaluate\.(\d+)-[0-9a-f-]+\.")
 Verdict = Literal["failed", "refused"]
 _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
 
@@ -73,8 +75,14 @@ class Asked:
 
 
 def charged(task: TaskBody) -> str:
-    """Under which name a round's answer is charged: all tries of a round at a site have one."""
-    return f"{task.run}.train.{task.number}.{task.client}"
+    """Under which name an answer is charged: all tries of a round, or of an evaluation, have one at a site."""
+    kind = "evaluate" if "evaluate" in (task.kind, task.about) else "train"
+    return f"{task.run}.{kind}.{task.number}.{task.client}"
+
+
+def _charged(task: str) -> str:
+    """The same from a task's id; that of an evaluation names its model too."""
+    return _EVALUATION.sub(r".evaluate.\1.", task)
 
 
 def verdict(error: Exception) -> Verdict:
@@ -164,17 +172,22 @@ class Steward:
             )
 
     def _pay(self, task: TaskBody, asked: Asked, cost: Cost, limits: Sequence[Limit]) -> None:
+        figures = task.kind == "evaluate"
+        if figures and not cost.figures:
+            return
         charge = Charge(
             charged(task),
             asked.dataset,
             cost.unit,
-            tuple(cost.events or ()),
-            asked.spec.hash(),
+            tuple((cost.figures if figures else cost.events) or ()),
+            asked.spec.hash() + ("/figures" if figures else ""),  # whose rounds are counted apart
             task.run,
             task.number,
             asked.researcher,
         )
-        if task.kind == "train":
+        if figures:
+            self._ledger.reserve(charge, limits)
+        elif task.kind == "train":
             self._give_up_earlier(task)
             self._ledger.reserve(charge, limits, cost.turns)
         elif task.kind in (*_BEFORE, "fit"):
@@ -234,11 +247,12 @@ class Steward:
             StateError, StorageError: as :meth:`leave`.
             WireError: the result cannot be read.
         """
-        known = self._ledger.entry(held.task)
+        task = _charged(held.task)
+        known = self._ledger.entry(task)
         if known is None or (known.state != "reserved" and known.answer == held.blob.sha256):
             return
         if open_frame(held.path, _ANY)[0].get("status") == "done":
-            self._ledger.release(held.task, held.blob.sha256)
+            self._ledger.release(task, held.blob.sha256)
 
     def settle(self, task: str) -> None:
         """The server needs no answer to a task any more; what never left is given back.
@@ -246,7 +260,7 @@ class Steward:
         While the disk takes nothing it stays counted.
         """
         try:
-            self._ledger.settle(task)
+            self._ledger.settle(_charged(task))
         except StorageError as error:
             log.warning("%s stays counted in the privacy ledger: %s", task, error)
 
@@ -325,7 +339,8 @@ def _faults(
             f"{what} is for jobs whose noise is added before the server can see anything",
             'set privacy.client.where = "sites", or privacy.record, in the job',
         )
-    if task.kind in _FIGURES and not policy.open_figures:
+    noised = task.kind == "evaluate" and any(cost.figures for cost in costs)
+    if task.kind in _FIGURES and not policy.open_figures and not noised:
         yield Fault(
             "policy.open_figures",
             f"{_FIGURES[task.kind]} of {what} do not leave without noise",

@@ -298,7 +298,8 @@ class Workplace:
         if parts.chain.gives("sums only"):
             return _Done(integers_of(found, kinds_of(found)))
         shown = _leaving(_gate(order, run).figures(found, rows))
-        fields = {"metrics": shown, "examples": len(parts.held_out[client])}
+        rows = 0 if parts.figures is not None else len(parts.held_out[client])
+        fields = {"metrics": shown, "examples": rows}
         return _Done(fields=fields)
 
 

@@ -39,6 +39,11 @@ def statement_of(chain: Chain, committed: int, attempted: int) -> dict[str, Any]
     outside = spent["outside"]
     said["differential privacy"] = str(guarantee)
     said["not counted in it"] = ", ".join(outside) if outside else "nothing that the job releases"
+    if figures := spent.get("figures"):
+        said["figures of held-out rows"] = (
+            f"with noise of each client, in it: {figures['evaluations']} evaluations, by themselves "
+            f"epsilon {figures['epsilon']:.3g}. How far off a figure may be stands beside it as its _error"
+        )
     return {**said, **spent}
 
 

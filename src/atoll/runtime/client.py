@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -34,7 +34,17 @@ from atoll.core.seeds import Seed
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, State, Update
 from atoll.data.population import known_rows, rows_of
 
-__all__ = ["Done", "Parts", "Takes", "answer_task", "evaluate_client", "fold_task", "work_on"]
+__all__ = [
+    "Done",
+    "Figures",
+    "Parts",
+    "RowWise",
+    "Takes",
+    "answer_task",
+    "evaluate_client",
+    "fold_task",
+    "work_on",
+]
 
 Done = tuple[Outcome, Memory | None]
 """What became of a task, and the client's new memory (None when there is nothing to keep)."""
@@ -49,6 +59,27 @@ class Takes(Protocol):
 
     def add_sum(self, group: Aggregate) -> None:
         """Take what a group of updates adds up to."""
+        ...
+
+
+class Figures(Protocol):
+    """How figures of held-out rows are told where they may not be told as they are."""
+
+    def of(self, rows: Mapping[str, Array]) -> Metrics:
+        """One client's figures, from one number a row for each of them."""
+        ...
+
+    def errors(self, metrics: Metrics, clients: int) -> Mapping[str, float]:
+        """The standard errors of figures of so many clients together, under names of their own."""
+        ...
+
+
+@runtime_checkable
+class RowWise(Protocol):
+    """A trainer that can tell what it gives for each row."""
+
+    def per_row(self, parameters: Array, data: Any) -> Mapping[str, Array]:
+        """For each figure one number a row, ``(n,)``."""
         ...
 
 
@@ -68,6 +99,7 @@ class Parts:
             the sites of a deployment, and so to the same bits.
         chain: what an update passes on its way out.
         gate: what an update is held against before it may enter a sum.
+        figures: how figures of held-out rows are told; None for as they are.
     """
 
     algorithm: Algorithm
@@ -80,6 +112,7 @@ class Parts:
     apart: bool = False
     chain: Chain = field(default_factory=Chain)
     gate: Gate = field(default_factory=Gate)
+    figures: Figures | None = None
 
     def start(self) -> State:
         """The state before the first round: the algorithm's, with the slots of the chain."""
@@ -265,8 +298,13 @@ def evaluate_client(parts: Parts, parameters: Any, client: ClientId, memory: Mem
     """
     task = Task(client, 0)
     whole = parts.work(task).full(parameters, memory)
+    trainer, held_out = parts.trainer, parts.held_out[client]
     try:
-        return parts.trainer.evaluate(whole, parts.held_out[client])
+        if parts.figures is None:
+            return trainer.evaluate(whole, held_out)
+        if not isinstance(trainer, RowWise):
+            raise ClientError(f"{type(trainer).__name__} gives no figures row by row", site=client)
+        return parts.figures.of(trainer.per_row(whole, held_out))
     except AtollError:
         raise
     except Exception as error:

@@ -414,12 +414,17 @@ class Loop:
             model = self.parts.broadcast(state)
             sites = yield Evaluate(number, model, names, progress.memories)
             if isinstance(sites, Merged):
-                shown["federated"] = _shown(sites.metrics) or None
+                shown["federated"] = self._figures(sites.metrics, len(sites.clients)) or None
                 return shown
             heard = [sites[c] for c in names if c in sites]
-            shown["federated"] = _shown(merge_all(heard)) or None
-            shown["sites"] = {c: _shown(sites.get(c, _NONE)) for c in names}
+            shown["federated"] = self._figures(merge_all(heard), len(heard)) or None
+            shown["sites"] = {c: self._figures(sites.get(c, _NONE), 1) for c in names}
         return shown
+
+    def _figures(self, metrics: Metrics, clients: int) -> dict[str, float]:
+        """Numbers for the record; beside those with noise how far off they may be."""
+        told = self.parts.figures
+        return _shown(metrics) | dict({} if told is None else told.errors(metrics, clients))
 
     def _whole(self, shared: Array) -> Array:
         """The coordinator has no personal part of its own: its initial values."""

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from atoll.privacy.dp.accounting import epsilon
-from atoll.privacy.dp.events import Event, MatrixGaussian, Neighbouring, Unit, to_plain
+from atoll.privacy.dp.events import Event, Gaussian, MatrixGaussian, Neighbouring, Unit, to_plain
 
 __all__ = ["RunAccount"]
 
@@ -32,6 +32,8 @@ class RunAccount:
             released is released.
         separation: rounds from one invitation of a client to the next, at least. Above 1 aborted rounds
             must count, for they are among those that a client rests.
+        figures: what one evaluation of held-out rows costs beside that; None where it costs nothing.
+        every: rounds from one evaluation to the next; there is one more at the end.
     """
 
     event: Event
@@ -44,6 +46,8 @@ class RunAccount:
     method: Literal["best", "rdp"] = "best"
     attempts: bool = False
     separation: int = 1
+    figures: Gaussian | None = None
+    every: int = 1
 
     def events(self, rounds: int) -> list[Event]:
         """All that was released of one unit in so many counted rounds."""
@@ -51,7 +55,12 @@ class RunAccount:
             return []
         if isinstance(self.event, MatrixGaussian):
             return [self.event]
-        return [replace(self.event, count=self.event.count * -(-rounds // self.separation))]
+        found: list[Event] = [
+            replace(self.event, count=self.event.count * -(-rounds // self.separation))
+        ]
+        if self.figures is not None:
+            found.append(replace(self.figures, count=-(-rounds // self.every)))
+        return found
 
     def epsilon(self, rounds: int) -> float:
         """Epsilon after so many committed rounds."""
@@ -94,7 +103,19 @@ class RunAccount:
             "rounds": rounds,
             "events": [to_plain(event) for event in self.events(rounds)],
             "outside": list(self.outside),
+            **self._of_figures(rounds),
         }
+
+    def _of_figures(self, rounds: int) -> Mapping[str, Any]:
+        """What part of that the figures have: their own epsilon, were there nothing else."""
+        if self.figures is None or not rounds:
+            return {}
+        count = -(-rounds // self.every)
+        alone = epsilon(
+            [replace(self.figures, count=count)], self.delta, self.neighbouring, self.method
+        )
+        z = self.figures.noise_multiplier
+        return {"figures": {"epsilon": alone, "evaluations": count, "noise_multiplier": z}}
 
     def over(self, rounds: int) -> str:
         """Why no further round may begin after so many; empty while one may."""
