@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from atoll import stats
-from atoll.core.errors import JobError
-from atoll.job.inquiries import tables
+from atoll.core.errors import DataError, JobError
+from atoll.job.inquiries import tables, tests
+from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.registry import KINDS, as_options, inquiry_of
 
 SURVIVAL = {"time": "days", "event": "died", "horizon": 400.0}
@@ -94,11 +97,65 @@ def test_several_names_may_come_as_anything_that_lists_them(features):
         (lambda: stats.MixedModel("y", ["age"], level=95), "level is 95"),
         (lambda: stats.CoxRegression("t", "e", ["a"], stats.Axis(9), ties="exact"), "ties is"),
         (lambda: stats.KaplanMeier("t", "e", stats.Axis()), "both must be positive"),
+        (lambda: stats.KMeans(["age"], 2.5), "clusters is 2.5"),
+        (lambda: stats.GradientBoosting("y", ["age"], kept="a"), "kept is 'a'"),
+        (lambda: stats.GradientBoosting(["y"], ["age"]), "outcome is \\['y'\\]"),
+        (lambda: stats.ComBat(["u"], by_site="no"), "by_site is 'no'"),
+        (lambda: tables.Frequent("code", least=10.5), "least is 10.5"),
+        (lambda: tests.RankTest("age", "sex", bins=2.5), "bins is 2.5"),
     ],
 )
 def test_an_option_that_means_nothing_is_refused_before_anybody_is_asked(make, message):
     with pytest.raises(JobError, match=message):
         make()
+
+
+BOOK = Codebook(("age", "sex", "died"), {"sex": ("f", "m")}, frozenset({"died"}))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        tests.TTest("sex", "sex"),
+        tests.Anova("sex", "died"),
+        tests.RankTest("sex", "died"),
+        stats.KMeans(["age", "sex"], 2),
+        stats.GaussianMixture(["sex"], 2),
+        stats.KaplanMeier("sex", "died", stats.Axis(horizon=9)),
+        stats.CoxRegression("sex", "died", ["age"], stats.Axis(horizon=9)),
+        stats.Standardisation(["sex"]),
+        tables.Describe(["sex"]),
+    ],
+    ids=lambda asked: type(asked).__name__,
+)
+def test_codes_of_categories_are_not_taken_for_numbers(asked):
+    with pytest.raises(DataError, match="'sex' holds categories"):
+        asked.analysis(BOOK)
+
+
+def test_no_columns_are_all_of_them_only_where_that_is_said():
+    assert tables.Describe(quantiles=[]).analysis(BOOK).columns() == ("age", "died")
+    for asked in (stats.ComBat([]), stats.KMeans([], 2)):
+        with pytest.raises(DataError, match="no column of numbers"):
+            asked.analysis(BOOK)
+
+
+def test_a_seed_that_sites_could_not_use_is_refused_here():
+    with pytest.raises(JobError, match="seed must be from 0"):
+        stats.GradientBoosting("died", ["age"], seed=-1).analysis(BOOK)
+
+
+@pytest.mark.parametrize("wanted", [(1,), (1, 2, 3)])
+def test_a_range_has_two_ends(wanted):
+    with pytest.raises(DataError, match="is no range"):
+        BOOK.selection({"age": wanted})
+
+
+def test_numbers_of_numpy_are_the_numbers_that_they_are():
+    asked = stats.KMeans(["age"], np.int64(3), seed=np.uint8(5))
+    assert asked == made("k_means", {"columns": ["age"], "clusters": 3, "seed": 5})
+    assert json.loads(json.dumps(as_options(asked)))["clusters"] == 3
+    assert as_options(tables.Describe(quantiles=np.array([0.5], np.float32)))["quantiles"] == [0.5]
 
 
 def test_an_inquiry_of_one_s_own_is_of_the_kind_it_extends_or_of_none():

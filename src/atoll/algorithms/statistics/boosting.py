@@ -128,6 +128,7 @@ class GradientBoosting:
             ("gain", 0, np.inf),
             ("weight", 0, np.inf),
             ("patience", 0, np.inf),
+            ("seed", 0, 2**64 - 1),
         ):
             if not low <= getattr(self, name) <= high:
                 raise JobError(

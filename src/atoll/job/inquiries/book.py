@@ -107,6 +107,8 @@ class Codebook:
                 remedy = suggest(text, known)
                 raise DataError(f"column {name!r} has no category {text!r}", remedy=remedy)
             return float(known.index(text))
+        if isinstance(wanted, tuple) and len(wanted) != 2:
+            raise DataError(f"column {name!r}: {wanted!r} is no range", remedy="give (low, high)")
         ends = [end for end in wanted if end is not None] if isinstance(wanted, tuple) else [wanted]
         for number in ends:
             if not isinstance(number, numbers.Real | np.bool_):

@@ -13,6 +13,7 @@ from atoll.core.layout import Array
 from atoll.core.seeds import Seed
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Estimator, Finding, facts_of
+from atoll.job.inquiries.tables import numbers_of
 
 __all__ = ["Found", "GaussianMixture", "KMeans"]
 
@@ -93,9 +94,12 @@ class KMeans(Estimator):
 
     def analysis(self, book: Codebook) -> Analysis:
         """The clusters."""
-        book.check(*self.columns)
         return cluster.KMeans(
-            self.columns, self.clusters, Seed(self.seed), self.starts, standardise=self.standardise
+            numbers_of(book, self.columns),
+            self.clusters,
+            Seed(self.seed),
+            self.starts,
+            standardise=self.standardise,
         )
 
     def finding(self, book: Codebook, found: Any) -> Found:
@@ -126,9 +130,8 @@ class GaussianMixture(Estimator):
 
     def analysis(self, book: Codebook) -> Analysis:
         """The mixture."""
-        book.check(*self.columns)
         return mixture.GaussianMixture(
-            self.columns, self.components, Seed(self.seed), self.covariance
+            numbers_of(book, self.columns), self.components, Seed(self.seed), self.covariance
         )
 
     def finding(self, book: Codebook, found: Any) -> Found:

@@ -39,7 +39,8 @@ class Standardisation(Estimator):
 
     def analysis(self, book: Codebook) -> Analysis:
         """Moments of each column."""
-        return harmonise.Standardise(numbers_of(book, self.columns), self.ddof, book.rule)
+        names = numbers_of(book, self.columns or book.numeric())
+        return harmonise.Standardise(names, self.ddof, book.rule)
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a column."""

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
+
+import numpy as np
 
 from atoll.algorithms.statistics.analysis import Analysis
 from atoll.core.errors import JobError
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.frames import frame, summary
 
-__all__ = ["Answers", "Estimator", "Finding", "Inquiry", "facts_of", "settle"]
+__all__ = ["Answers", "Checked", "Estimator", "Finding", "Inquiry", "facts_of"]
+
+_SIMPLE: Mapping[Any, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (numbers.Integral, "a whole number"),
+    float: (numbers.Real, "a number"),
+    str: (str, "text"),
+}
 
 
 class Finding(ABC):
@@ -92,15 +102,26 @@ class Answers(Protocol):
         ...
 
 
-class Estimator(Inquiry):
-    """An inquiry with the manners of scikit-learn: options at construction, data at :meth:`fit`.
+class Checked(Inquiry):
+    """An inquiry, a dataclass, whose options are held against their types when it is made.
 
     Raises:
-        JobError: an option that is none of the known ones, or a level that is no share.
+        JobError: text in place of a list, a value of another type, or a word that is none of the known ones.
     """
 
     def __post_init__(self) -> None:
-        settle(self)
+        _settle(self)
+
+
+class Estimator(Checked):
+    """An inquiry with the manners of scikit-learn: options at construction, data at :meth:`fit`.
+
+    Raises:
+        JobError: as :class:`Checked`, or a level that is no share.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         level = getattr(self, "level", 0.95)
         if not 0 < level < 1:
             raise JobError(f"level is {level:g}", remedy="give a share, such as 0.95")
@@ -127,19 +148,23 @@ def facts_of(result: Any, names: Sequence[str]) -> dict[str, Any]:
     return {n.replace("_", " "): getattr(result, n) for n in names if hasattr(result, n)}
 
 
-def settle(inquiry: Any) -> None:
-    """Hold the options of an inquiry against their types, for ``__post_init__``: several values become a tuple.
-
-    Raises:
-        JobError: text in place of a list, or a word that is none of the known ones.
-    """
+def _settle(inquiry: Any) -> None:
+    """Hold the options of an inquiry against their types; several values become a tuple."""
     hints = typing.get_type_hints(type(inquiry))
     for option in dataclasses.fields(inquiry):
-        name, value, hint = option.name, getattr(inquiry, option.name), hints[option.name]
+        name, value, hint = option.name, _plain(getattr(inquiry, option.name)), hints[option.name]
         kind, known = typing.get_origin(hint), typing.get_args(hint)
         if kind is typing.Literal and value not in known:
             raise JobError(f"{name} is {value!r}", remedy=f"known: {', '.join(map(str, known))}")
+        if hint in _SIMPLE and not isinstance(value, _SIMPLE[hint][0]):
+            raise JobError(f"{name} is {value!r}", remedy=f"give {_SIMPLE[hint][1]}")
         if kind in (Sequence, tuple):
             if isinstance(value, str):
                 raise JobError(f"{name} is the text {value!r}", remedy=f"give a list: [{value!r}]")
-            object.__setattr__(inquiry, name, tuple(value))
+            value = tuple(map(_plain, value))
+        object.__setattr__(inquiry, name, value)
+
+
+def _plain(value: Any) -> Any:
+    """A number of NumPy's as Python's own; others as they are."""
+    return value.item() if isinstance(value, np.generic) else value

@@ -20,9 +20,9 @@ from atoll.algorithms.statistics.survival_logrank import LogRank as LogRankAnaly
 from atoll.core.errors import Forbidden
 from atoll.core.layout import Array
 from atoll.job.inquiries.book import Codebook
-from atoll.job.inquiries.inquiry import Estimator, Finding
+from atoll.job.inquiries.inquiry import Checked, Estimator, Finding
 from atoll.job.inquiries.models import Fitted, fitted
-from atoll.job.inquiries.tables import Sheet
+from atoll.job.inquiries.tables import Sheet, numbers_of
 
 __all__ = ["CoxRegression", "FittedCurves", "KaplanMeier", "LogRank"]
 
@@ -96,6 +96,7 @@ class KaplanMeier(Estimator):
     def analysis(self, book: Codebook) -> Analysis:
         """The curves."""
         book.check(*self.named())
+        numbers_of(book, [self.time])
         levels = book.codes(self.by) if self.by else ()
         return curves.KaplanMeier(
             self.time, self.event, self.axis, self.by, levels, level=self.level
@@ -160,7 +161,7 @@ def _median(curve: curves.Curve, ends: Array) -> float:
 
 
 @dataclass(frozen=True)
-class LogRank:
+class LogRank(Checked):
     """Do groups differ in survival?
 
     Args:
@@ -184,6 +185,7 @@ class LogRank:
     def analysis(self, book: Codebook) -> Analysis:
         """The test."""
         book.check(*self.named())
+        numbers_of(book, [self.time])
         strata = book.codes(self.strata) if _column(self.strata) else ()
         levels = book.codes(self.by)
         return LogRankAnalysis(
@@ -237,6 +239,7 @@ class CoxRegression(Estimator):
     def analysis(self, book: Codebook) -> Analysis:
         """The model."""
         book.check(*self.named())
+        numbers_of(book, [self.time])
         return Cox(
             self.time,
             self.event,

@@ -15,7 +15,7 @@ from atoll.algorithms.statistics.tables import CrossTable, HeavyHitters, Histogr
 from atoll.algorithms.statistics.together import Together
 from atoll.core.errors import DataError
 from atoll.job.inquiries.book import Codebook
-from atoll.job.inquiries.inquiry import Finding, settle
+from atoll.job.inquiries.inquiry import Checked, Finding
 
 __all__ = [
     "Bins",
@@ -58,23 +58,23 @@ class Sheet(Finding):
 
 
 def numbers_of(book: Codebook, columns: Sequence[str]) -> tuple[str, ...]:
-    """Columns of numbers: those named, else all.
+    """The columns named, if there are any and they hold numbers.
 
     Raises:
-        DataError: an unknown column, one of categories, or none at all.
+        DataError: none, an unknown column, or one of categories.
     """
-    names = tuple(columns) or book.numeric()
-    book.check(*names)
-    wrong = [name for name in names if name in book.levels]
+    book.check(*columns)
+    wrong = [name for name in columns if name in book.levels]
     if wrong:
-        raise DataError(f"column {wrong[0]!r} holds categories", remedy="use table_one")
-    if not names:
+        remedy = "name columns of numbers; table_one counts categories"
+        raise DataError(f"column {wrong[0]!r} holds categories", remedy=remedy)
+    if not columns:
         raise DataError("no column of numbers", remedy="name columns")
-    return names
+    return tuple(columns)
 
 
 @dataclass(frozen=True)
-class Describe:
+class Describe(Checked):
     """Count, missing, mean, standard deviation and quantiles of numbers, one line a column.
 
     Args:
@@ -88,7 +88,7 @@ class Describe:
     tolerance: float = 1e-9
 
     def __post_init__(self) -> None:
-        settle(self)
+        super().__post_init__()
         wrong = [q for q in self.quantiles if not 0 <= q <= 1]
         if wrong:
             raise DataError(f"the quantile {wrong[0]:g} is none", remedy="give levels in [0, 1]")
@@ -99,7 +99,7 @@ class Describe:
 
     def analysis(self, book: Codebook) -> Analysis:
         """Moments, and quantiles beside them."""
-        names, rule = numbers_of(book, self.columns), book.rule
+        names, rule = numbers_of(book, self.columns or book.numeric()), book.rule
         parts: dict[str, Analysis] = {"moments": Moments(names, rule=rule)}
         if self.quantiles:
             parts["quantiles"] = Quantiles(names, tuple(self.quantiles), self.tolerance, rule)
@@ -119,7 +119,7 @@ _HIDDEN = "suppressed"
 
 
 @dataclass(frozen=True)
-class TableOne:
+class TableOne(Checked):
     """The first table of a paper: every variable by group, in text.
 
     Numbers as mean (sd), categories as count (percent of the group). What is suppressed says so.
@@ -131,9 +131,6 @@ class TableOne:
 
     by: str = ""
     columns: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        settle(self)
 
     def named(self) -> tuple[str, ...]:
         """The columns and that of the groups, unless all are wanted."""
@@ -203,7 +200,7 @@ def _category_lines(
 
 
 @dataclass(frozen=True)
-class Bins:
+class Bins(Checked):
     """Counts between cut points, one line a bin; a bin holds its lower edge.
 
     Args:
@@ -215,7 +212,7 @@ class Bins:
     edges: Sequence[float]
 
     def __post_init__(self) -> None:
-        settle(self)
+        super().__post_init__()
         Histogram(self.column, tuple(self.edges))
 
     def named(self) -> tuple[str, ...]:
@@ -233,7 +230,7 @@ class Bins:
 
 
 @dataclass(frozen=True)
-class Crossed:
+class Crossed(Checked):
     """Counts by two categories with margins.
 
     Args:
@@ -258,7 +255,7 @@ class Crossed:
 
 
 @dataclass(frozen=True)
-class Correlation:
+class Correlation(Checked):
     """Correlations over the rows complete in all columns.
 
     Args:
@@ -267,16 +264,13 @@ class Correlation:
 
     columns: Sequence[str] = ()
 
-    def __post_init__(self) -> None:
-        settle(self)
-
     def named(self) -> tuple[str, ...]:
         """The columns."""
         return tuple(self.columns)
 
     def analysis(self, book: Codebook) -> Analysis:
         """Covariances."""
-        return Covariance(numbers_of(book, self.columns), book.rule)
+        return Covariance(numbers_of(book, self.columns or book.numeric()), book.rule)
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a column."""
@@ -284,7 +278,7 @@ class Correlation:
 
 
 @dataclass(frozen=True)
-class PrincipalComponents:
+class PrincipalComponents(Checked):
     """Variances and loadings of principal components, one line a component.
 
     Args:
@@ -295,16 +289,15 @@ class PrincipalComponents:
     columns: Sequence[str] = ()
     standardise: bool = True
 
-    def __post_init__(self) -> None:
-        settle(self)
-
     def named(self) -> tuple[str, ...]:
         """The columns."""
         return tuple(self.columns)
 
     def analysis(self, book: Codebook) -> Analysis:
         """Components of the covariance or correlation matrix."""
-        return Components(numbers_of(book, self.columns), self.standardise, book.rule)
+        return Components(
+            numbers_of(book, self.columns or book.numeric()), self.standardise, book.rule
+        )
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a component."""
@@ -312,7 +305,7 @@ class PrincipalComponents:
 
 
 @dataclass(frozen=True)
-class Frequent:
+class Frequent(Checked):
     """The whole numbers that at least so many persons have, the most frequent first.
 
     Args:

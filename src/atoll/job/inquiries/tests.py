@@ -9,13 +9,14 @@ from atoll.algorithms.statistics import comparisons
 from atoll.algorithms.statistics.analysis import Analysis
 from atoll.algorithms.statistics.ranks import MannWhitney
 from atoll.job.inquiries.book import Codebook
-from atoll.job.inquiries.tables import Sheet
+from atoll.job.inquiries.inquiry import Checked
+from atoll.job.inquiries.tables import Sheet, numbers_of
 
 __all__ = ["Anova", "ChiSquared", "Fisher", "RankTest", "TTest"]
 
 
 @dataclass(frozen=True)
-class TTest:
+class TTest(Checked):
     """Do two groups have the same mean? Welch's test, or Student's.
 
     Args:
@@ -34,7 +35,7 @@ class TTest:
 
     def analysis(self, book: Codebook) -> Analysis:
         """The test."""
-        book.check(self.column)
+        numbers_of(book, [self.column])
         groups = book.groups(self.by)
         return comparisons.TTest(self.column, self.by, groups, self.equal_variances, rule=book.rule)
 
@@ -44,7 +45,7 @@ class TTest:
 
 
 @dataclass(frozen=True)
-class Anova:
+class Anova(Checked):
     """Do several groups have the same mean?
 
     Args:
@@ -61,7 +62,7 @@ class Anova:
 
     def analysis(self, book: Codebook) -> Analysis:
         """The test."""
-        book.check(self.column)
+        numbers_of(book, [self.column])
         return comparisons.Anova(self.column, self.by, book.groups(self.by), book.rule)
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
@@ -70,7 +71,7 @@ class Anova:
 
 
 @dataclass(frozen=True)
-class ChiSquared:
+class ChiSquared(Checked):
     """Are two categories independent?
 
     Args:
@@ -97,7 +98,7 @@ class ChiSquared:
 
 
 @dataclass(frozen=True)
-class Fisher:
+class Fisher(Checked):
     """Are two categories of two levels independent? Exact; refused where a cell is small.
 
     Args:
@@ -122,7 +123,7 @@ class Fisher:
 
 
 @dataclass(frozen=True)
-class RankTest:
+class RankTest(Checked):
     """Does one group tend to larger values? From binned ranks; its p-value comes with a range.
 
     Args:
@@ -143,7 +144,7 @@ class RankTest:
 
     def analysis(self, book: Codebook) -> Analysis:
         """The test."""
-        book.check(self.column)
+        numbers_of(book, [self.column])
         groups = book.groups(self.by)
         return MannWhitney(self.column, self.by, groups, self.bins, self.whole, book.rule)
 
