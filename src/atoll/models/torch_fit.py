@@ -130,34 +130,31 @@ class Steps:
         if not fused:
             bench.gradient.zero_()  # a replayed step does not write where there is no gradient
         for lr, index in rated(batch.rows, work, seed, round):
-            share = 1.0 / len(index) if self.summed else 1.0
+            rows = len(index)
             given = None if augment is None else self._augmented(batch, index, augment)
-            replay = not self._never and recurs(len(index), work)
-            step = known.get(len(index)) if replay and given is None else None
+            if given is not None or rows not in known:
+                known[rows] = self._step(batch, index, given, fused) if recurs(rows, work) else None
+            step = known[rows]
             if step is None:
-                step = self._step(batch, index, given, fused) if replay else None
-                known[len(index)] = step
-            if step is None:
-                total += share * self._differentiate(*(given or batch.take(index)))
+                loss = self._differentiate(*(given or batch.take(index)))
             else:
-                self.reason = ""
                 step.load(batch, index, given)
-                step.program.run()
-                total += share * step.program.value().item()
-            if step is not None and fused and heavy is not None:
-                heavy.replayed(step.program, lr)
-            elif step is not None and fused:
-                if settle is not None:
-                    settle(lr)
-                step.program.update(-lr)
-            else:
+                loss = step.program.run()
+            total += loss / rows if self.summed else loss
+            rates.append(lr)
+            if step is None or not fused:
                 if work.clip_norm:
                     norm = torch.linalg.vector_norm(bench.gradient)
                     bench.gradient.mul_((work.clip_norm / (norm + 1e-6)).clamp_(max=1.0))
                 correct(bench.gradient)
                 move(lr)
                 bench.push()
-            rates.append(lr)
+            elif heavy is not None:
+                heavy.replayed(step.program, lr)
+            else:
+                if settle is not None:
+                    settle(lr)
+                step.program.update(-lr)
         return Walk(total, rates)
 
     def _differentiate(self, x: Tensor, y: Tensor) -> float:
@@ -182,6 +179,8 @@ class Steps:
         That one shape cannot be replayed says nothing of others: which of them comes first depends
         on who works on which client, and must not show.
         """
+        if self._never:
+            return None
         shape, dtype = batch.shape, batch.dtype
         if given is not None:
             shape, dtype = given[0].shape[1:], given[0].dtype

@@ -153,10 +153,11 @@ class Program:
         # The recorded tensors are no longer needed; buffers and views are held by the steps.
         del self._tape, self._keys, self._maker, self._where, self._twins, self._free
 
-    def run(self) -> None:
-        """Forward and backward."""
+    def run(self) -> float:
+        """Forward and backward; the loss."""
         for step in self.steps:
             step()
+        return float(self.value().item())
 
     def update(self, scale: float, keep: float = 1.0) -> None:
         """``weights <- keep * weights + scale * gradient``; with ``keep`` 0 whatever they hold."""
