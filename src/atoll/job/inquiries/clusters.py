@@ -66,7 +66,7 @@ def _checked(book: Codebook, rows: Array, what: str) -> None:
     least = book.rule.minimum
     if least > 1 and (rows < least).any():
         raise Forbidden(
-            f"a {what} has fewer than {least} persons", remedy="ask for fewer, or other columns"
+            f"a {what} has fewer than {least} rows", remedy="ask for fewer, or other columns"
         )
 
 
