@@ -246,6 +246,16 @@ class World:
             self.time = min(end, self.time + every)
             self.run(absent=absent)
 
+    def killed_after_every_answer(self, run: str, most: int = 400) -> None:
+        """Let the run end, while the server is killed and started anew after each single answer."""
+        for _ in range(most):
+            for site in self.sites.values():
+                self.service.step()
+                if site.turn(self.service):
+                    self.kill()
+            if self.store.run(run).status != "open":
+                return
+
     def ended(self, run: str, absent: tuple[str, ...] = (), most: float = 4000.0) -> str:
         """Let time pass until the run has ended, with all but ``absent``; its status."""
         self.run(absent=absent)

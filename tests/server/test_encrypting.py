@@ -133,13 +133,7 @@ def test_below_two_thirds_nothing_is_opened(world):
 
 def test_a_server_that_is_killed_after_every_single_answer_comes_to_the_same_bits(world, quantised):
     run = world.submit(spec("encrypted", QUIET))
-    for _ in range(60):
-        for site in world.sites.values():
-            world.service.step()
-            if site.turn(world.service):
-                world.kill()
-        if world.store.run(run).status != "open":
-            break
+    world.killed_after_every_answer(run)
     assert world.store.run(run).reason == "completed"
     assert world.hash(run) == quantised()
     assert len(released(world)) in (2, 3, 4)
@@ -148,7 +142,7 @@ def test_a_server_that_is_killed_after_every_single_answer_comes_to_the_same_bit
 @pytest.mark.parametrize("step", ["deal", "take", "sums", "train", "pledge", "open"])
 def test_nodes_that_are_killed_before_any_step_go_on_with_what_is_on_disk(world, quantised, step):
     run = world.submit(spec("encrypted", QUIET))
-    world.reach(step) if step in ("deal", "take", "sums") else world.reach(step, about="train")
+    world.reach(step, about="" if step in ("deal", "take", "sums") else "train")
     for site in world.sites.values():
         site.begin()
     world.run()

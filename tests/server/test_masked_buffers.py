@@ -223,13 +223,7 @@ def test_a_server_that_is_killed_after_every_single_answer_comes_to_the_same_bit
     world, six, tmp_path
 ):
     run = world.submit(spec("masked", 6, rounds=2))
-    for _ in range(400):
-        for site in world.sites.values():
-            world.service.step()
-            if site.turn(world.service):
-                world.kill()
-        if world.store.run(run).status != "open":
-            break
+    world.killed_after_every_answer(run)
     assert world.store.run(run).status == "completed"
     assert world.hash(run) == quantised(tmp_path, six, 2)
     once(world)

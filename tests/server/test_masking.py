@@ -165,13 +165,7 @@ def steps(world: masked.MaskedWorld, run: str) -> set[str]:
 
 def test_a_server_that_is_killed_after_every_single_answer_comes_to_the_same_bits(world, quantised):
     run = world.submit(spec("masked"))
-    for _ in range(400):
-        for site in world.sites.values():
-            world.service.step()
-            if site.turn(world.service):
-                world.kill()
-        if world.store.run(run).status != "open":
-            break
+    world.killed_after_every_answer(run)
     assert world.store.run(run).status == "completed"
     assert world.hash(run) == quantised()
     told = list(map(tuple, releases(world).values()))
