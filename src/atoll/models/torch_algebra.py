@@ -270,7 +270,7 @@ class _Group:
             if len(order) < n:
                 x[len(order) :] = 0  # whatever the group before has left there
                 x, y = x[: len(order)], y[: len(order)]
-            self._rows(lane, torch.from_numpy(order), x, y)
+            self._rows(lane, order, x, y)
         w, b = self.start[0]
         flat = self.x.view(k * n, -1)
         self.z0 = self.rooms.take("z0", (k, n, first.out), self.dtype)
@@ -289,22 +289,23 @@ class _Group:
                 for a, b in cuts
             ]
 
-    def _rows(self, lane: Lane, order: Tensor, x: Tensor, y: Tensor) -> None:
+    def _rows(self, lane: Lane, order: Array, x: Tensor, y: Tensor) -> None:
         """One client's rows and targets."""
-        features = tensor_over(lane.data.features)  # type: ignore[attr-defined]  # Examples
-        targets = tensor_over(lane.data.targets)  # type: ignore[attr-defined]
+        features = np.asarray(lane.data.features)  # type: ignore[attr-defined]  # Examples
+        targets = np.asarray(lane.data.targets)  # type: ignore[attr-defined]
         flat = features.reshape(len(features), -1)
-        if flat.shape[1] != x.shape[1] or not flat.is_floating_point():
+        if flat.shape[1] != x.shape[1] or flat.dtype.kind != "f":
             raise JobConflict(
                 f"rows of {flat.shape[1]} {flat.dtype} values for {x.shape[1]} inputs"
             )
-        if targets.shape[1:] != y.shape[1:]:
-            raise JobConflict(f"targets of {targets.shape[1:]} beside others of {y.shape[1:]}")
+        if targets.shape != (len(flat), *y.shape[1:]):
+            raise JobConflict(f"targets of {targets.shape} beside others of {y.shape[1:]}")
         for given, into in ((flat, x), (targets, y)):
-            if given.dtype == into.dtype:
-                torch.index_select(given, 0, order, out=into)
+            held = into.numpy()
+            if given.dtype == held.dtype and given.flags.c_contiguous:
+                given.take(order, 0, held, "clip")  # any other mode would go through a buffer
             else:
-                into.copy_(given[order])
+                into.copy_(tensor_over(given)[torch.from_numpy(order)])
 
     def _products(self, name: str, a: Tensor, b: Tensor) -> Tensor:
         """Products of each client's rows: how much a step on row j moves the outputs at row i."""
