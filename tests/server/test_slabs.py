@@ -98,9 +98,12 @@ def rounds(name: str, slab: int, long: bool) -> tuple[State, list[Mapping[str, t
 
 
 @pytest.mark.parametrize("name", sorted(ALGORITHMS))
-@pytest.mark.parametrize("slab", [5, 37, 7])
-def test_every_algorithms_server_step_is_the_same_by_slabs(name: str, slab: int) -> None:
-    """37 leaves a last slab of one value, as long as a scalar slot."""
+@pytest.mark.parametrize(("slab", "workers"), [(5, 2), (37, 2), (7, 2), (5, 1)])
+def test_every_algorithms_server_step_is_the_same_by_slabs(
+    name: str, slab: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """37 leaves a last slab of one value, as long as a scalar slot; with one worker three go together."""
+    monkeypatch.setattr(slabs, "_WORKERS", workers)
     whole, _ = rounds(name, SIZE, long=False)
     parts, _ = rounds(name, slab, long=True)
     assert parts.round == whole.round == 3

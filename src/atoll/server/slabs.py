@@ -45,6 +45,9 @@ _WORKERS = min(4, os.cpu_count() or 1)
 _PARTS = 4
 """Parts in which a slab is added up, one after the other."""
 
+_TOGETHER = 4
+"""Slabs of a large model for which the updates are opened once."""
+
 _LARGE = 8 << 20
 """Bytes of a vector whose memory is worth keeping."""
 
@@ -284,9 +287,10 @@ class BySlabs:
             return self.inner.server(state, aggregate)
         made: dict[str, Array] = {}
         part_size = -(-self.slab // _PARTS)
+        width = self.slab * max(1, min(_TOGETHER, size // (self.slab * 2 * _WORKERS)))
 
         def step(start: int) -> slice:
-            stop, opened = min(start + self.slab, size), sums.opened()
+            stop, opened = min(start + width, size), sums.opened()
             # In parts: what is computed on the way stays in the processor's cache.
             for first in range(start, stop, part_size):
                 piece(slice(first, min(first + part_size, stop)), opened)
@@ -312,7 +316,7 @@ class BySlabs:
         hashed.take(model[first])
         # Slabs know nothing of each other, and NumPy lets go of the interpreter while it computes.
         with ThreadPoolExecutor(_WORKERS, "atoll-slab") as workers:
-            for done in workers.map(step, range(self.slab, size, self.slab)):
+            for done in workers.map(step, range(width, size, width)):
                 hashed.take(model[done])
         frozen = {name: freeze(vector) for name, vector in made.items()}
         hashed.keep(model)
