@@ -7,14 +7,14 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 
 from atoll.core.contracts import Outcome, Task
-from atoll.core.errors import DataError, Fault, UpdateRefused
+from atoll.core.errors import DataError, UpdateRefused
 from atoll.core.layout import Array
 from atoll.data.schema import Schema
 from atoll.job.schema import JobSpec
 from atoll.job.summed import check_columns, column_lanes, column_totals, sums_digest
 from atoll.job.survey import schema_to_plain
 from atoll.privacy.he.contexts import PublicContext
-from atoll.server.desk import Call
+from atoll.server.desk import Call, all_took_part
 from atoll.server.masking import Make
 from atoll.server.office import Office
 from atoll.server.store.contract import RunRow
@@ -52,14 +52,7 @@ def masked_sums(
     digest, seconds = sums_digest(plain, schema_to_plain(schema)), office.settings.round
     masked = summed_round(office, row, masking, 0, digest, make, seconds, about="sums")
     summed = yield from masked.play([Task(site, 0) for site in row.sites])
-    lost = [o for o in summed.outcomes if o.status != "contributed"]
-    if lost:
-        raise DataError(
-            f"sums: {len(lost)} of {len(row.sites)} sites cannot take part",
-            site=lost[0].client,
-            faults=[Fault(o.client, o.reason or o.status) for o in lost],
-            remedy="mend it there, or submit the job for the other sites",
-        )
+    all_took_part("sums", summed.outcomes)
     totals = column_totals(spec, schema, summed.aggregate.sums)
     try:
         check_columns(totals)

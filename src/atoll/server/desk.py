@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from atoll.core.contracts import Outcome
+from atoll.core.errors import DataError, Fault
 from atoll.core.layout import Array
 from atoll.core.values import ClientId
 from atoll.runtime.gathering import (
@@ -34,7 +35,7 @@ from atoll.runtime.live import step as live_step
 from atoll.server.answers import Expected
 from atoll.wire.messages import ResultBody, TaskBody
 
-__all__ = ["Call", "Desk", "Take"]
+__all__ = ["Call", "Desk", "Take", "all_took_part"]
 
 Take = Callable[[TaskBody, ResultBody, Mapping[str, Array]], None]
 """Takes in the answer to a task that was done; raises ``UpdateRefused`` or ``WireError`` where it cannot."""
@@ -65,6 +66,26 @@ class Call:
     live: Live | None = None
     special: Mapping[str, Expected] = field(default_factory=dict)
     enough: int | None = None
+
+
+def all_took_part(what: str, outcomes: Sequence[Outcome]) -> None:
+    """Refuse to begin a run from which a site is missing.
+
+    Args:
+        what: sites were asked for.
+        outcomes: what became of it, of all sites of the run.
+
+    Raises:
+        DataError: names each that is missing, and why.
+    """
+    lost = [o for o in outcomes if o.status != "contributed"]
+    if lost:
+        raise DataError(
+            f"{what}: {len(lost)} of {len(outcomes)} sites cannot take part",
+            site=lost[0].client,
+            faults=[Fault(o.client, o.reason or o.status) for o in lost],
+            remedy="mend it there, or submit the job for the other sites",
+        )
 
 
 class Desk:

@@ -16,8 +16,6 @@ import numpy as np
 from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import (
     AuthError,
-    DataError,
-    Fault,
     JobConflict,
     UpdateRefused,
     WireError,
@@ -34,7 +32,7 @@ from atoll.privacy.secagg.codec import written
 from atoll.privacy.secagg.messages import Invitation
 from atoll.privacy.secagg.terms import Member, Occasion, Terms, rule_text, usual_threshold
 from atoll.server.answers import Expected
-from atoll.server.desk import Call
+from atoll.server.desk import Call, all_took_part
 from atoll.server.masking import Make
 from atoll.server.office import Office
 from atoll.server.store.contract import RunRow
@@ -161,14 +159,7 @@ class _Asking:
             tasks, expected, take, settings.round, settings.progress, needed=len(tasks)
         )
         office.hide(row.id, blob)
-        lost = [o for o in outcomes if o.status != "contributed"]
-        if lost:
-            raise DataError(
-                f"{kind}: {len(lost)} of {len(tasks)} sites cannot take part in the run's key",
-                site=lost[0].client,
-                faults=[Fault(o.client, o.reason or o.status) for o in lost],
-                remedy="mend it there, or submit the job for the other sites",
-            )
+        all_took_part(f"{kind}, for the run's key", outcomes)
         return answers
 
 

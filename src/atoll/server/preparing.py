@@ -26,7 +26,7 @@ from typing import Any
 
 from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Outcome, Task
-from atoll.core.errors import DataError, Fault, LayoutError
+from atoll.core.errors import DataError, LayoutError
 from atoll.core.layout import Array
 from atoll.core.values import ClientId, Update
 from atoll.data.schema import Schema
@@ -41,7 +41,7 @@ from atoll.runtime.client import Parts
 from atoll.runtime.figures import Kinds
 from atoll.server.answers import Expected
 from atoll.server.columns import masked_sums
-from atoll.server.desk import Call, Take
+from atoll.server.desk import Call, Take, all_took_part
 from atoll.server.key_sharing import shared_key
 from atoll.server.office import Office
 from atoll.server.store.contract import RunRow
@@ -166,16 +166,7 @@ class Preparing:
             needed=len(tasks),
             special={task.id: vector for task in tasks if task.initial},
         )
-        faults = [
-            Fault(o.client, o.reason or o.status) for o in outcomes if o.status != "contributed"
-        ]
-        if faults:
-            raise DataError(
-                f"{kind}: {len(faults)} of {len(tasks)} sites cannot take part",
-                site=faults[0].place,
-                faults=faults,
-                remedy="mend it there, or submit the job for the other sites",
-            )
+        all_took_part(kind, outcomes)
 
     def _show(self, phase: str) -> None:
         """Make the newest plan, and say how far the run is."""
