@@ -16,6 +16,7 @@ from private_jobs import TRUSTING, Private, cost, limit
 from test_kill import door_to, home_at
 
 from atoll.job.load import parse_job
+from atoll.job.package import spec_to_plain
 from atoll.node.budgets import Budgets
 from atoll.node.home import Home
 from atoll.node.ledger import Accounts, Limit
@@ -75,6 +76,21 @@ def test_a_job_stops_at_the_limit_and_the_next_researcher_is_refused_by_what_is_
         ff.eventually(lambda: set(states(tmp_path)) == {"settled"})
     assert accounts(tmp_path).spent(most) == cost(4)
     assert {e.charge.researcher for e in accounts(tmp_path).entries} == {"ana", "ben"}
+
+
+@pytest.mark.parametrize("mechanism", ["gaussian", "blt"])
+def test_a_server_that_lets_a_site_rest_for_less_than_the_job_says_is_refused(
+    tmp_path: Path, server: ff.FakeServer, mechanism: str
+) -> None:
+    asked = Private(server, tmp_path, mechanism=mechanism)
+    plain = spec_to_plain(asked.run.spec)
+    plain["rounds"] |= {"count": 6, "cohort": "uniform", "size": 1, "separation": 3}
+    asked.run.spec = parse_job(plain)
+    with east(tmp_path, server):
+        told = [server.result(asked.train().id)[0] for _ in range(5)]
+    assert [body.status for body in told] == ["done", "refused", "refused", "done", "refused"]
+    assert "2 of 6 rounds, 3 apart" in told[1].reason
+    assert {entry.charge.round for entry in accounts(tmp_path).entries} == {0, 3}
 
 
 def test_a_job_without_noise_is_refused_by_the_rule_and_unlimited_data_are_counted_too(

@@ -24,6 +24,13 @@ EXACT = {
 }
 
 
+REST = ("rounds.cohort=uniform", "rounds.size=2", "rounds.separation=2")
+BLT = (
+    *("privacy.clip=1.0", "algorithm.weights=uniform", "privacy.client.epsilon=20.0"),
+    "privacy.client.mechanism=blt",
+)
+
+
 def simulated(*overrides: str) -> Any:
     job = atoll.load_job(played.HEART, overrides=["evaluation.compare=false", *overrides])
     return atoll.simulate(job, executor="serial")
@@ -48,8 +55,10 @@ def test_a_deployed_run_has_the_bits_of_the_simulated_one(
     [
         (("privacy.clip=1.0", "algorithm.weights=uniform", "privacy.client.epsilon=20.0"), "site"),
         (("privacy.record.epsilon=20.0",), "record"),
+        ((*BLT, *REST), "site"),
+        (("privacy.record.epsilon=20.0", *REST), "record"),
     ],
-    ids=["clients", "rows"],
+    ids=["clients", "rows", "clients that rest", "rows of clients that rest"],
 )
 def test_a_deployed_run_says_what_it_spent(
     world: played.World, overrides: tuple[str, ...], unit: str

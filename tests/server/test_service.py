@@ -27,6 +27,7 @@ REGRESSION = (
     *("data.target='age'", "data.stratify=false", "data.columns.age={}"),
 )
 SCAFFOLD = ("rounds.count=4", "algorithm.name='scaffold'")
+RESTING = ("rounds.count=6", "rounds.cohort='uniform'", "rounds.size=2", "rounds.separation=2")
 
 
 def simulated(*overrides: str) -> Any:
@@ -45,6 +46,7 @@ def bare(record: Any) -> dict[str, Any]:
         ("rounds.count=4",),
         SCAFFOLD,
         ("rounds.count=5", "rounds.cohort='uniform'", "rounds.size=2"),
+        RESTING,
         ("rounds.count=3", "preprocessing.mode='site'", "algorithm.name='fednova'"),
         REGRESSION,
     ],
@@ -59,6 +61,13 @@ def test_a_deployed_run_ends_in_the_bits_and_records_of_the_simulation(
     assert world.hash(run) == twin.model_hash
     mine = [bare(record) for record in world.service.rounds(run).rounds]
     assert mine == [bare(record) for record in twin.rounds]
+
+
+def test_a_federation_too_small_for_its_sites_to_rest_is_told_at_submission(world: World) -> None:
+    with pytest.raises(JobError) as caught:
+        world.submit(played.heart_spec(*RESTING, "rounds.separation=3"))
+    (fault,) = caught.value.faults
+    assert "each at most once in 3 rounds, take 6 clients, and there are 4" in fault.message
 
 
 @pytest.mark.parametrize("first", [("rounds.count=4",), SCAFFOLD])
@@ -115,7 +124,7 @@ def test_a_file_is_read_by_name_and_range(world: World) -> None:
             world.service.file(run, name)
 
 
-@pytest.mark.parametrize("overrides", [("rounds.count=3",), SCAFFOLD])
+@pytest.mark.parametrize("overrides", [("rounds.count=3",), SCAFFOLD, RESTING])
 def test_killed_between_all_steps_and_answers_a_run_ends_in_the_same_bits(
     world: World, overrides: tuple[str, ...]
 ) -> None:
