@@ -100,6 +100,13 @@ def test_of_classes_that_are_held_back_none_is_said_to_be_small(manifest: dict[s
     )
 
 
+def test_a_site_whose_number_of_rows_is_held_back_gets_a_caution(manifest: dict[str, Any]) -> None:
+    manifest["cards"] = [{"site": "north", "rows": "suppressed", "target": {"mean": "suppressed"}}]
+    assert comparison_table(manifest)[0].caution == (
+        "The site holds back how many rows it has, for some of its counts are small, so this can be chance."
+    )
+
+
 def test_the_same_number_under_two_names_is_shown_once() -> None:
     sites = {"a": {"alone": {"confusion": 0.5, "accuracy": 0.5}, "federated": {"accuracy": 0.6}}}
     row = comparison_table({"comparison": {"metric": "accuracy", "sites": sites}})[0]

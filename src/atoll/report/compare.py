@@ -139,9 +139,10 @@ def _few(manifest: Mapping[str, Any]) -> dict[str, str]:
     for card in manifest.get("cards") or ():
         labels = card.get("labels") or {}
         hidden = sorted(str(label) for label, n in labels.items() if n == SUPPRESSED)
-        if hidden:
+        if hidden or card.get("rows") == SUPPRESSED:
+            of_class = f" of class {' or '.join(map(repr, hidden))}" if hidden else ""
             told[str(card.get("site"))] = (
-                f"The site holds back how many rows of class {' or '.join(map(repr, hidden))} it has, "
+                f"The site holds back how many rows{of_class} it has, "
                 "for some of its counts are small, so this can be chance."
             )
             continue
