@@ -143,6 +143,10 @@ def test_updates_in_clear_are_refused_where_the_policy_says_so(tmp_path: Path) -
     for aggregation in ("plain", "quantised"):
         with pytest.raises(PolicyError, match=r"policy\.unmasked"):
             place.steward.admit(task(kind="survey"), asked(spec(aggregation)))
+    with pytest.raises(
+        PolicyError, match="encrypted, under a key that every site has, and not masked"
+    ):
+        place.steward.admit(task(kind="survey"), asked(spec("encrypted")))
     place.steward.admit(task(kind="survey"), asked(spec("masked")))
 
 

@@ -320,7 +320,9 @@ def _faults(
     if not policy.unmasked and not settled.masked:
         yield Fault(
             "policy.unmasked",
-            f"single updates of this job reach the server without masks ({settled})",
+            "updates of this job are encrypted, under a key that every site has, and not masked"
+            if settled.hidden
+            else f"single updates of this job reach the server without masks ({settled})",
             'set privacy.aggregation = "masked" in the job',
         )
     limited = policy.private == "limited" and limits
