@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from atoll.core.errors import JobConflict
+from atoll.job import check
 from atoll.job.declared import declared_faults
 from atoll.job.figures import figures_of
 from atoll.job.load import parse_job
@@ -59,6 +61,15 @@ def test_noise_that_is_named_is_taken_as_it_is() -> None:
 def test_a_job_without_the_table_is_the_job_it_was() -> None:
     assert "metrics" not in spec().definition()["privacy"]
     assert spec().hash() != spec(metrics={}).hash()
+
+
+def test_a_figure_that_is_not_told_is_not_watched(tmp_path: Any) -> None:
+    job = spec(metrics={}, stop={"metric": "federated.auc"})
+    with pytest.raises(JobConflict) as caught:
+        check._metric(job, tmp_path)
+    assert "not among the figures" in str(caught.value)
+    check._metric(spec(metrics={}, stop={"metric": "federated.accuracy"}), tmp_path)
+    check._metric(spec(stop={"metric": "federated.auc"}), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,15 @@ def _metric(spec: JobSpec, folder: Path) -> None:
     if not name or spec.model.kind == "function":
         return
     known = _METRICS[spec.data.task]
+    if (
+        where == "federated"
+        and spec.privacy.metrics is not None
+        and name in known
+        and name not in ("loss", "accuracy")
+    ):
+        reason = f"{name!r} is not among the figures that privacy.metrics tells with noise"
+        fault = Fault("stop.metric", reason, f"watch federated.{known[0]}, or no figure")
+        raise JobConflict("stop", faults=[fault])
     if name not in known:
         remedy = suggest(spec.stop.metric, [f"{where}.{other}" for other in known])
         fault = Fault("stop.metric", f"a {spec.data.task} has no metric {name!r}", remedy)
