@@ -17,6 +17,7 @@ from atoll.job import deployed
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
 from atoll.models.linear import LinearTrainer
+from atoll.node import workplace
 from atoll.node.cast import SITES
 from atoll.node.lying import Stage, digest_of
 from atoll.node.orders import DatasetBody, Order, done_only
@@ -215,3 +216,23 @@ def test_a_version_that_was_another_model_before_is_refused(tmp_path: Path) -> N
         buffers.approved(plan, shown(SITES[3], v0="cc", v1="bb"), 3)
     with pytest.raises(AuthError, match="another model"):
         Buffers().approved(plan, replace(shown(SITES[3], v0="aa", v1="bb"), model="dd"), 3)
+
+
+def test_a_file_that_is_written_while_it_is_read_is_not_taken_for_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its digest says to the log of questions which rows they were about."""
+    bench, real = Bench(tmp_path), workplace.digest_of
+
+    def replaced(path: str) -> str:
+        digest = real(path)
+        (tmp_path / "new.csv").write_text(ff.table_text(2))
+        (tmp_path / "new.csv").rename(path)
+        return digest
+
+    monkeypatch.setattr(workplace, "digest_of", replaced)
+    body, _ = bench.do("survey")
+    assert (body.status, body.answer) == ("failed", {})
+    assert "was changed while it was read" in body.reason
+    monkeypatch.undo()
+    assert bench.do("survey")[0].status == "done"

@@ -6,6 +6,7 @@ Everything is computed by the same functions as in a simulation (:mod:`atoll.job
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 import traceback
@@ -187,13 +188,18 @@ class Workplace:
         """The site's rows, read once in the life of this process."""
         dataset = order.dataset.dataset
         if self._rows is None or self._rows[0] != dataset.path:
-            digest = digest_of(dataset.path)
+            seen, digest = _stamp(dataset.path), digest_of(dataset.path)
             if order.digest and digest != order.digest:
                 raise StateError(
                     "the dataset's file has changed since the run began",
                     remedy="put back the file as it was, or start a new run",
                 )
             rows = open_examples(dataset) if own_arrays(spec.data) else open_table(dataset)
+            if _stamp(dataset.path) != seen:  # the digest may be that of other rows
+                raise StateError(
+                    "the dataset's file was changed while it was read",
+                    remedy="start a new run once it is whole",
+                )
             self._rows = dataset.path, rows, digest
         return self._rows[1]
 
@@ -328,6 +334,15 @@ def _work(order: Order) -> tuple[Any, ...]:
 def _gate(order: Order, run: _Run) -> Leaving:
     """Through which everything passes that a run of training tells at this site."""
     return Leaving.of(run.spec, order.task.client, run.sites, order.dataset.dataset.rule)
+
+
+def _stamp(path: str) -> tuple[int, ...] | None:
+    """What tells one state of a file from the next; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def written(task: str, status: str, **fields: Any) -> dict[str, Any]:
