@@ -72,11 +72,12 @@ fit = "noop.py:fit"
 evaluate = "noop.py:evaluate"
 
 [algorithm]
-name = "fedavg"
+name = "{algorithm}"
 weights = "uniform"
 
 [rounds]
 count = {rounds}
+{mode}
 
 [evaluation]
 every = 0
@@ -85,6 +86,11 @@ federated = false
 compare = false
 """
 
+BUFFERED = """
+mode = "async"
+buffer = {sites}
+max_staleness = 16
+"""
 
 ROWS = "x,y\n" + "".join(f"{i},{i % 3}\n" for i in range(40))
 
@@ -128,7 +134,9 @@ def job(folder: Path, given: Given) -> Path:
     (folder / "rows.csv").write_text(ROWS)
     path = folder / "job.toml"
     privacy = f'\n[privacy]\naggregation = "{given.aggregation}"\n'
-    path.write_text(JOB.format(rounds=given.rounds) + privacy)
+    algorithm, mode = ("fedbuff", BUFFERED) if given.buffered else ("fedavg", "")
+    mode = mode.format(sites=given.sites)
+    path.write_text(JOB.format(rounds=given.rounds, algorithm=algorithm, mode=mode) + privacy)
     return path
 
 

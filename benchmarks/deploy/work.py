@@ -46,6 +46,7 @@ class Given:
         watch: whether memory is looked at, which costs time.
         keep: a folder to leave everything in; empty for none.
         aggregation: ``plain``, ``quantised``, ``masked`` or ``encrypted``; Atoll alone knows the others.
+        buffered: whether rounds are FedBuff's, each a buffer of all sites; Atoll alone.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Given:
     watch: bool
     keep: str
     aggregation: str = "plain"
+    buffered: bool = False
 
 
 def asked(doc: str | None) -> Given:
@@ -68,11 +70,14 @@ def asked(doc: str | None) -> Given:
     parser.add_argument("--keep", default="", help="a folder to leave everything in")
     kinds = ("plain", "quantised", "masked", "encrypted")
     parser.add_argument("--aggregation", choices=kinds, default="plain", help="masked: 5 sites on")
+    parser.add_argument("--buffered", action="store_true", help="FedBuff, a buffer of all sites")
     given = parser.parse_args()
     own = WORKLOADS[given.name]
-    values, rounds = given.values or own.values, given.rounds or own.rounds
-    keep, aggregation = given.keep, given.aggregation
-    return Given(given.name, values, rounds, given.sites, given.watch, keep, aggregation)
+    told = vars(given) | {
+        "values": given.values or own.values,
+        "rounds": given.rounds or own.rounds,
+    }
+    return Given(**told)
 
 
 def finish(

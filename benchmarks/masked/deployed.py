@@ -1,9 +1,10 @@
 """Masked rounds of a deployment beside plain ones; the table goes into ``docs/performance.md``.
 
-    python -m benchmarks.masked.deployed [--encrypted] [--repeats N] [--values 25000000] [--sites 6]
-        [--rounds 5] [--no-page]
+    python -m benchmarks.masked.deployed [--encrypted] [--buffered] [--repeats N] [--values 25000000]
+        [--sites 6] [--rounds 5] [--no-page]
 
 ``--encrypted`` puts encrypted rounds beside plain and masked ones, of a million parameters: they are slow.
+``--buffered`` takes FedBuff with a buffer of all sites instead of rounds.
 A server, nodes and workers on one machine, as ``benchmarks.deploy`` starts them, plain and masked in turns.
 Training adds a constant. A round counts from one last answer to the next; figures are medians over rounds
 after the first and then over turns, ratios medians of the ratios within one turn.
@@ -29,6 +30,7 @@ SLOW = ("plain", "masked", "encrypted")
 def run(way: str, given: argparse.Namespace) -> Result:
     """One run; seconds of its rounds and of processors of all its processes."""
     words = ["W5", "--sites", given.sites, "--values", given.values, "--rounds", given.rounds]
+    words += ["--buffered"] if given.buffered else []
     found = launch("deploy.ours", *words, "--aggregation", way, patience=PATIENCE)
     if "failed" in found:
         sys.exit(f"{way}: {found['failed']}")
@@ -57,6 +59,7 @@ def main() -> None:
     """Entry point."""
     parser = arguments(__doc__, repeats=3)
     parser.add_argument("--encrypted", action="store_true", help="beside plain and masked")
+    parser.add_argument("--buffered", action="store_true", help="FedBuff instead of rounds")
     parser.add_argument("--values", type=int, default=0, help="0: 25 M, and 1 M with ciphertexts")
     parser.add_argument("--sites", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
@@ -71,11 +74,15 @@ def main() -> None:
             told = f"{turn[way]['round']:.3g} s a round, {turn[way]['busy']:.3g} s of processors"
             print(f"  turn {number + 1}: {way}: {told}", file=sys.stderr)
         turns.append(turn)
-    about = f"{given.sites} sites, {given.values:,} float32 parameters, {given.rounds} rounds, "
+    kind = "FedBuff, " if given.buffered else ""
+    about = (
+        f"{kind}{given.sites} sites, {given.values:,} float32 parameters, {given.rounds} rounds, "
+    )
     table = [*lines(turns), "", f"{about}{given.repeats} turns. {remark(others)}"]
     print("\n".join(table))
     if not given.no_page:
-        write("encrypted-deployed" if given.encrypted else "masked-deployed", table)
+        kind = "buffered" if given.buffered else "encrypted" if given.encrypted else "masked"
+        write(f"{kind}-deployed", table)
 
 
 if __name__ == "__main__":
