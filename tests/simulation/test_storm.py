@@ -27,6 +27,7 @@ BUGS = {
     "forgotten key": {"G2"},
     "missing fence": {"G5"},
     "acknowledged first": {"G1", "G2"},
+    "acknowledged before the round": {"G1", "G2", "G3"},
     "double fold": {"G6"},
     "forgotten epoch": {"G5"},
 }

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from atoll.core.errors import AuthError, NotFound, WireError
 from atoll.server.bell import Bell
 from atoll.server.bodies import Coming
+from atoll.server.early import Early
 from atoll.server.gate import Gate, Roster
 from atoll.server.limits import KIB, MIB, Limits
 from atoll.server.metrics_page import Gauge, Meters, page
@@ -254,12 +255,13 @@ class Api:
         """
         if not _HEAD.fullmatch(asked.query.get("ledger", "")):
             raise WireError("ledger: this is no head of a ledger")
-        receipt = await self._long(self._delivered, asked)
+        found = await self._long(self._delivered, asked)
+        receipt = found if isinstance(found, ReceiptBody) else await self.news.receipt(asked, found)
         if "wait" not in asked.query:
             return _json(receipt)
         return Answer(await self.news.frame(asked, receipt), _STREAM)
 
-    def _delivered(self, asked: Asked) -> ReceiptBody:
+    def _delivered(self, asked: Asked) -> ReceiptBody | Early:
         task, service = asked.values["task"], self.service
         service.ledger(asked.name, asked.query.get("ledger", ""))
         if asked.heading.headers.get("content-type", "").startswith("application/json"):
@@ -268,6 +270,10 @@ class Api:
         raw = asked.raw
         # The body's digest is known: it is what was signed.
         named = None if asked.claim is None else Blob(asked.claim.digest.hex(), len(raw))
+        if (
+            named is not None and "wait" in asked.query
+        ):  # who waits for news need not be told at once
+            return service.offer(asked.name, task, raw, named)
         return service.deliver(asked.name, task, raw, named)
 
     async def blob(self, asked: Asked) -> Answer:

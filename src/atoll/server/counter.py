@@ -5,13 +5,14 @@ to be done about it the one thread that works does (:mod:`atoll.server.engine`).
 
 *Acknowledged means durable.* An answer is checked, its bytes are made durable, then its row is written.
 Until it has its place in the call, whatever could close the call waits, but other answers do not: rows
-that are written at the same time share one wait for the disk.
+that are written at the same time share one wait for the disk. A short answer may have its place at once and
+its receipt later, when it is written (:mod:`atoll.server.early`).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 from atoll.core.errors import (
@@ -27,8 +28,9 @@ from atoll.core.values import ClientId
 from atoll.runtime.gathering import Delivered, Event, Left, Refused, Seen
 from atoll.server.answers import Expected, read_answer
 from atoll.server.desk import Desk
+from atoll.server.early import Early
 from atoll.server.office import Office
-from atoll.server.store.contract import Contribution
+from atoll.server.store.contract import Contribution, Heard
 from atoll.wire.frames import Blob
 from atoll.wire.messages import ResultBody, TaskBody
 
@@ -111,6 +113,8 @@ class Counter:
         self._unsettled: set[str] = set()
         self._used: frozenset[str] = frozenset()
         self._read: dict[str, tuple[str, Answer]] = {}
+        self._early: dict[str, Early] = {}
+        self._written: set[str] = set()
         # As far as the run had come when this server started.
         self._behind = max((_place(r.task) for r in office.store.contributions(run)), default=())
 
@@ -235,6 +239,45 @@ class Counter:
                 self._read[task] = blob.sha256, (body, arrays)
         return self._contribute(site, task, blob, body)
 
+    def offer(self, site: ClientId, task: str, blob: Blob, frame: bytes) -> Early | None:
+        """Take in a short answer that need not be durable at once; None where it is to be delivered.
+
+        Args:
+            site: who sent it.
+            task: to which task.
+            blob: the frame's digest and size.
+            frame: its bytes.
+        """
+        office = self._office
+        with self.lock:
+            early, desk = self._early.get(task), self._accepting(task)
+            if early is not None or desk is None or not self._together(desk, task):
+                return early if early is not None and early.row.sha256 == blob.sha256 else None
+            expected = desk.expected(task)
+        try:
+            body, arrays = read_answer(frame, task, expected)
+        except (WireError, UpdateRefused):
+            return None
+        if blob.size > expected.largest:
+            return None
+        office.blobs.put(frame, blob)
+        with self.lock:
+            if self._accepting(task) is not desk:
+                return None
+            now = office.now()
+            row = self._row(site, task, blob, body, now)
+            early = self._early[task] = Early(row, now + office.settings.together)
+            self._read[task] = blob.sha256, (body, arrays)
+            self._unsettled.add(task)
+            for each in self._desks():
+                each.tell(Delivered(task, blob.sha256, now))
+        office.wake()
+        return early
+
+    def _together(self, desk: Desk, task: str) -> bool:
+        wanted = desk.call.together and self._office.settings.together > 0
+        return wanted and task not in desk.lost and not self._arriving
+
     def refuse(self, site: ClientId, task: str, blob: Blob, reason: str) -> None:
         """Close a task whose answer cannot be taken in; this too is durable."""
         self._office.event("refused", refusal(task, reason), self._run, site)
@@ -245,10 +288,16 @@ class Counter:
 
         Raises:
             Equivocation: another one is.
+            Unreachable: it is about to be written.
         """
         with self.lock:
             if any(task in desk.lost for desk in self._desks()):
                 return False
+            early = self._early.get(task)
+        if early is not None and early.row.sha256 != blob.sha256:
+            raise self._alarm(site, task, early.row.sha256, blob.sha256)
+        if early is not None:
+            raise Unreachable("this answer is just being written", remedy="try again")
         rows = self._office.store.contributions(self._run, task)
         row = next((row for row in rows if row.task == task), None)
         if row is not None and row.sha256 != blob.sha256:
@@ -271,17 +320,7 @@ class Counter:
             now = office.now()
             self._arriving += 1
         try:
-            row = Contribution(
-                run=self._run,
-                task=task,
-                client=site,
-                sha256=blob.sha256,
-                size=blob.size,
-                status=body.status,
-                examples=body.examples,
-                weight=body.weight,
-                received=now,
-            )
+            row = self._row(site, task, blob, body, now)
             found = office.store.contribute(office.epoch, row)
             if found == "different":
                 first = office.store.contributions(self._run, task)[0].sha256
@@ -295,6 +334,21 @@ class Counter:
         finally:
             self._arrived()
         return found == "same"
+
+    def _row(
+        self, site: ClientId, task: str, blob: Blob, body: ResultBody, now: float
+    ) -> Contribution:
+        return Contribution(
+            run=self._run,
+            task=task,
+            client=site,
+            sha256=blob.sha256,
+            size=blob.size,
+            status=body.status,
+            examples=body.examples,
+            weight=body.weight,
+            received=now,
+        )
 
     def _arrived(self) -> None:
         """Answers that are being written hold up everything that could close their call."""
@@ -338,6 +392,41 @@ class Counter:
             sha256, found = self._read.pop(task, ("", None))
         return found if sha256 == digest else None
 
+    def waiting(self) -> tuple[Contribution, ...]:
+        """Answers that are not written yet, in the order in which they came."""
+        with self.lock:
+            return tuple(early.row for early in self._early.values())
+
+    @property
+    def write_by(self) -> float | None:
+        """When the first of them is to be written by itself; None where there is none."""
+        with self.lock:
+            return min((early.until for early in self._early.values()), default=None)
+
+    def write(self) -> None:
+        """Write what waits for that.
+
+        Raises:
+            StorageError: it could not be; nobody was told that it is there.
+            FenceError: another server has taken over.
+        """
+        if waiting := self.waiting():
+            office = self._office
+            self.wrote(waiting, office.store.contribute_all(office.epoch, waiting))
+
+    def wrote(self, rows: Sequence[Contribution], found: Sequence[Heard]) -> None:
+        """These are durable now; their sites may be told."""
+        with self.lock:
+            for row, heard in zip(rows, found, strict=True):
+                self._early.pop(row.task).found = heard
+                self._written.add(row.client)
+
+    def told(self) -> set[ClientId]:
+        """Sites whose answers were written, or given up, since the last time; they are told now."""
+        with self.lock:
+            told, self._written = self._written, set()
+        return told
+
     def place(self, desk: Desk) -> None:
         """Open the next call; to be done under :attr:`lock`, together with what it takes over.
 
@@ -369,9 +458,14 @@ class Counter:
 
     def close(self) -> None:
         """No call is open any more."""
+        gone = Unreachable("this run is just being taken up again", remedy="send it again")
         with self.lock:
             self._desk = self._flying = None
             self._read.clear()
+            for early in self._early.values():
+                early.found = gone
+                self._written.add(early.row.client)
+            self._early.clear()
 
 
 def _named(task: TaskBody) -> set[str]:

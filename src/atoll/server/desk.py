@@ -55,6 +55,8 @@ class Call:
         live: a step of an asynchronous run: its tasks stay open when the call is complete.
         special: what the answers to some tasks may hold, by id, in place of ``expected``.
         enough: so many answers end the call; None: all are waited for.
+        together: whether answers may be written with what comes of the call: nothing is told to anybody
+            before that.
     """
 
     tasks: Sequence[TaskBody]
@@ -66,6 +68,7 @@ class Call:
     live: Live | None = None
     special: Mapping[str, Expected] = field(default_factory=dict)
     enough: int | None = None
+    together: bool = False
 
 
 def all_took_part(what: str, outcomes: Sequence[Outcome]) -> None:

@@ -127,17 +127,26 @@ class Engine:
                 self.counter.tell(Tick(now))
                 continue
             if not desk.complete:
-                return tick
+                return self._until(now, tick)
             if self._playing is not None:
                 self._playing.close(desk)
             self._open(desk.outcomes)
         return None
 
+    def _until(self, now: float, tick: float | None) -> float | None:
+        """When there is more to do; answers that have waited long enough for the others are written."""
+        due = self.counter.write_by
+        if due is not None and due <= now:
+            self.counter.write()
+            self._office.tell(self.counter.told())
+            due = None
+        return min((t for t in (tick, due) if t is not None), default=None)
+
     def _lives(self) -> Generator[Call, Sequence[Outcome], str]:
         preparing = Preparing(self._office, self._row)
         prepared = yield from preparing.calls()
         self.counter.settle()
-        self._playing = Playing(self._office, self._row, prepared, self.counter.commit)
+        self._playing = Playing(self._office, self._row, prepared, self.counter)
         return (yield from self._playing.calls())
 
     def _open(self, outcomes: Sequence[Outcome] | None) -> None:
@@ -150,6 +159,7 @@ class Engine:
             self._end("completed", end.value)
             return
         office = self._office
+        self.counter.write()  # nobody sees what came of answers that may still be lost
         with self.counter.lock:  # no answer may fall between the old desk and the new one
             desk = Desk(call, office.now(), office.heard)
             if self._playing is None or not self._playing.unheard:
@@ -157,7 +167,7 @@ class Engine:
             for site, reason in office.away.items():
                 desk.tell(Left(site, reason))
             self.counter.place(desk)
-        office.tell({task.client for task in call.tasks})
+        office.tell({task.client for task in call.tasks} | self.counter.told())
 
     def _recover(self, desk: Desk) -> None:
         """Answers that were acknowledged before the call was opened, in the order in which they came."""
@@ -226,6 +236,7 @@ class Engine:
         """Forget everything that is not durable."""
         life, self._life, self._playing = self._life, None, None
         self.counter.close()
+        self._office.tell(self.counter.told())
         self._office.hide(self.id)
         if life is not None:
             life.close()
@@ -256,6 +267,7 @@ class Engine:
 
     def _end(self, status: str, reason: str) -> None:
         office = self._office
+        self.counter.write()
         with self.counter.lock:
             office.store.set_run(office.epoch, self.id, status=status, reason=reason[:_LONGEST])
             self.ended = self.counter.ended = True

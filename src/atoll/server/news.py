@@ -20,6 +20,7 @@ import numpy as np
 from atoll.core.errors import AtollError, Unreachable, WireError
 from atoll.core.layout import Array
 from atoll.server.bell import Bell
+from atoll.server.early import Early
 from atoll.server.gate import Gate, Roster
 from atoll.server.limits import MIB, Limits
 from atoll.server.metrics_page import Meters
@@ -88,6 +89,22 @@ class News:
                     await self._still(asked)
         finally:
             self.meters.waiting -= 1
+
+    async def receipt(self, asked: Asked, early: Early) -> ReceiptBody:
+        """Wait until an answer of the sender's is durable.
+
+        Raises:
+            Unreachable: the server stops, or the sender has gone.
+            AtollError: why there will be no receipt.
+        """
+        with self.bell.place(asked.name) as event:
+            while (found := early.receipt()) is None:
+                if self.bell.closed:
+                    raise Unreachable("the server stops", remedy="send it again")
+                event.clear()
+                if not await _rings(event, asked, self.limits.wait):
+                    raise Unreachable(f"{asked.name} does not wait any longer")
+        return found
 
     async def _still(self, asked: Asked) -> None:
         """Whoever has waited is told nothing if the key was revoked meanwhile."""

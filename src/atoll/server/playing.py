@@ -8,7 +8,7 @@ checkpoint's bytes are durable first, then one transaction names them. Only then
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -34,6 +34,7 @@ from atoll.runtime.pattern import lanes_at
 from atoll.runtime.schedule import Asynchronous, Pace, Plan
 from atoll.server.answers import Expected
 from atoll.server.buffering import Buffering, is_ready, opening
+from atoll.server.counter import Counter
 from atoll.server.desk import Call, Desk, Take
 from atoll.server.folding import Pattern, TrainFold, pattern_of
 from atoll.server.masking import Masking, masking_of
@@ -63,20 +64,14 @@ class Playing:
         office: of the server.
         row: the run.
         prepared: what came of its preparation.
-        committed: called when a round is durable, with the ids of tasks that are still at work.
+        counter: of the run.
 
     Attributes:
         unheard: whether nobody can have answered the next call before it is opened, neither to this
             server nor to one before it.
     """
 
-    def __init__(
-        self,
-        office: Office,
-        row: RunRow,
-        prepared: Prepared,
-        committed: Callable[[Collection[str]], None],
-    ) -> None:
+    def __init__(self, office: Office, row: RunRow, prepared: Prepared, counter: Counter) -> None:
         self._office = office
         self._row = row
         self._plan = prepared.plan
@@ -84,7 +79,7 @@ class Playing:
         parts = prepared.parts
         self._parts = replace(parts, algorithm=BySlabs(parts.algorithm))
         self._job = job = prepared.job
-        self._committed = committed
+        self._counter = counter
         self._session = Session(
             job,
             self._parts,
@@ -327,8 +322,8 @@ class Playing:
         quorum: int,
         live: Live | None = None,
     ) -> Call:
-        silence = self._office.settings.progress
-        return Call(tasks, expected, take, self._deadline, silence, max(1, quorum), live)
+        limits = self._deadline, self._office.settings.progress, max(1, quorum)
+        return Call(tasks, expected, take, *limits, live, together=live is None)
 
     def _body(
         self,
@@ -408,12 +403,14 @@ class Playing:
             model_hash=record["model_hash"],
             tasks=tuple(trained.values()),
         )
-        office.store.commit_round(office.epoch, row)
+        for answer in (answers := self._counter.waiting()):  # what came of it is in the checkpoint
+            office.blobs.delete(self._answers.pop(answer.task, answer.sha256))
+        self._counter.wrote(answers, office.store.commit_round(office.epoch, row, answers))
         self._kept |= trained
         self._version = progress.state.round
         self._models |= shown
         flying = {f"{self._flights}{event[1]}.{event[2]}" for event in progress.pace.events}
-        self._committed(flying)
+        self._counter.commit(flying)
         if self._buffering is not None:
             done = bool(record["committed"])
             self._buffering.ended(progress.rounds - 1, self._opened, committed=done)

@@ -39,6 +39,7 @@ from atoll.core.values import ClientId
 from atoll.server.blobs import Blobs
 from atoll.server.board import Board, Poll
 from atoll.server.counter import site_of
+from atoll.server.early import Early
 from atoll.server.engine import ENDED, Engine
 from atoll.server.garbage import collect
 from atoll.server.office import LEDGERS, Office
@@ -134,7 +135,7 @@ class Service:
         if before is not None and 0 <= now - before < office.settings.progress / 100:
             return
         office.heard[site] = now
-        for engine in self._of(site):
+        for engine in self._board.of(site):
             engine.counter.hear(site, now)
 
     def poll(self, site: ClientId, have: Collection[str]) -> Poll:
@@ -185,6 +186,14 @@ class Service:
             UpdateRefused: the same.
         """
         return self._deliver(site, task, blob or Blob.of(frame), frame)
+
+    def offer(self, site: ClientId, task: str, frame: bytes, blob: Blob) -> Early | ReceiptBody:
+        """As :meth:`deliver`; the receipt may come with what is made of it, and ``on_change`` says when."""
+        with self._for_good():
+            engine = self._asking(site, task)
+        self.touch(site)
+        early = engine.counter.offer(site, task, blob, frame)
+        return early or self._deliver(site, task, blob, frame)
 
     def deliver_uploaded(self, site: ClientId, task: str, blob: Blob) -> ReceiptBody:
         """The same for an answer that has been uploaded as a blob.
@@ -263,9 +272,6 @@ class Service:
             raise StateError(f"run {run} has ended", remedy="drop this answer")
         raise NotFound(f"{site} has no task {task!r:.120}", remedy="ask for tasks")
 
-    def _of(self, site: ClientId) -> list[Engine]:
-        return self._board.of(site)
-
     # Members ------------------------------------------------------------------------------------
 
     def join(self, secret: bytes, name: str, key: bytes) -> Member:
@@ -296,7 +302,7 @@ class Service:
             self._members = active
             self._looked = office.now()
         for name, why in new.items():
-            for engine in self._of(name):
+            for engine in self._board.of(name):
                 engine.counter.leave(name, why)
 
     def _member(self, name: str) -> Member:
@@ -315,7 +321,7 @@ class Service:
             Unreachable: a run of the member is just being taken up again.
             NotFound: no task of its names that blob.
         """
-        engines = self._of(name)
+        engines = self._board.of(name)
         if not any(engine.counter.grants(name, sha256) for engine in engines):
             if not all(engine.counter.taken_up for engine in engines):
                 raise Unreachable("a run is just being taken up again", remedy="try again")
@@ -375,9 +381,7 @@ class Service:
         new = not office.blobs.has(sha256)
         try:
             held = office.blobs.append(Blob(sha256, size), offset, data, name)
-        except (
-            StateError
-        ) as error:  # a power failure took what came before: the site asks where to go on
+        except StateError as error:  # a power failure took what came before: to go on from there
             raise Unreachable(error.message, remedy=error.remedy) from error
         if new and held == size:
             self._uploaded.add((name, sha256))
@@ -412,8 +416,9 @@ class Service:
                     self._complete(by, ref.blob)
         with self._lock:
             row = accepted(office, by, body, sites)
+            engine = Engine(office, row)  # first: a run in the store has somebody to work on it
             office.store.add_run(office.epoch, row)
-            self._engines[row.id] = Engine(office, row)
+            self._engines[row.id] = engine
         office.event("submitted", f"{row.name} by {by}", row.id)
         office.wake()
         return row.id

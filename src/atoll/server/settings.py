@@ -17,6 +17,7 @@ class Settings:
     Args:
         holder: what a second server on the same store is told about this one.
         progress: a site that is silent for so long is not waited for, as long as others can do.
+        together: that a short answer may wait to be written together with what comes of it.
         round: longest call of a job that names no deadline, and of all preparation.
         members_every: between looks at who is still a member.
         retry: before a run whose disk or store refused is taken up again.
@@ -27,6 +28,7 @@ class Settings:
 
     holder: str = "a server"
     progress: float = 60.0
+    together: float = 0.05
     round: float = 3600.0
     members_every: float = 1.0
     retry: float = 5.0

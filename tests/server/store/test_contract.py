@@ -267,6 +267,46 @@ class TestRounds:
         assert again.kept("r1", "Ulm") == "r1.train.0.Ulm"
         assert again.kept("r1", "Berne") == ""
 
+    def test_answers_are_written_with_their_round(self, opener: Opener) -> None:
+        store = opener()
+        epoch = started(store)
+        ulm, bern = answer("r1.train.0.Ulm"), answer("r1.train.0.Bern", client="Bern")
+        assert store.contribute(epoch, ulm) == "new"
+        row = round_row(1, (bern.task, ulm.task))
+        assert store.commit_round(epoch, row, [ulm, bern]) == ("same", "new")
+        store.close()
+        again = opener()
+        assert again.contributions("r1") == (ulm, bern)
+        assert again.kept("r1", "Bern") == bern.task
+        assert again.last_round("r1") == row
+
+    def test_a_round_that_is_refused_writes_no_answers(self, store: Store) -> None:
+        epoch = started(store)
+        ulm, bern = answer("r1.train.0.Ulm"), answer("r1.train.0.Bern")
+        store.contribute(epoch, ulm)
+        other = answer(ulm.task, "b" * 64)
+        with pytest.raises(StateError, match=r"r1\.train\.0\.Ulm is not that"):
+            store.commit_round(epoch, round_row(1, (ulm.task,)), [bern, other])
+        with pytest.raises(StateError, match=r"r2\.train\.0\.Ulm is not that of run r1"):
+            store.commit_round(epoch, round_row(1), [answer("r2.train.0.Ulm", run="r2")])
+        with pytest.raises(NotFound):
+            store.commit_round(epoch, round_row(1, ("r1.train.0.Genoa",)), [bern])
+        with pytest.raises(FenceError):
+            store.commit_round(epoch - 1, round_row(1, (bern.task,)), [bern])
+        assert store.contributions("r1") == (ulm,)
+        assert store.last_round("r1") is None
+
+    def test_several_answers_are_written_at_once_or_not_at_all(self, store: Store) -> None:
+        epoch = started(store)
+        ulm, bern = answer("r1.train.0.Ulm"), answer("r1.train.0.Bern")
+        with pytest.raises(NotFound):
+            store.contribute_all(epoch, [ulm, answer("r9.train.0.Ulm")])
+        assert store.contributions("r1") == ()
+        assert store.contribute_all(epoch, [ulm, bern]) == ("new", "new")
+        again = [bern, answer(ulm.task, "b" * 64)]
+        assert store.contribute_all(epoch, again) == ("same", "different")
+        assert store.contributions("r1") == (ulm, bern)
+
     def test_contribution_enters_one_round_only(self, store: Store) -> None:
         epoch = started(store)
         store.contribute(epoch, answer("r1.train.0.Ulm"))

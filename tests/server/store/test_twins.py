@@ -95,6 +95,18 @@ class Twins(RuleBasedStateMachine):
         row = round_row(1 if last is None else last.number + 1, tuple(tasks), run)
         self.both(lambda s: s.commit_round(self.epoch, row))
 
+    @rule(off=OFF, tasks=st.lists(TASKS, max_size=3), letter=LETTERS)
+    def contribute_all(self, off: int, tasks: list[str], letter: str) -> None:
+        rows = [answer(task, letter * 64, received=self.now) for task in tasks]
+        self.both(lambda s: s.contribute_all(self.epoch + off, rows))
+
+    @rule(off=OFF, tasks=st.lists(TASKS, max_size=3, unique=True), letter=LETTERS, run=RUNS)
+    def commit_with_answers(self, off: int, tasks: list[str], letter: str, run: str) -> None:
+        last = self.stores[1].last_round(run)
+        row = round_row(1 if last is None else last.number + 1, tuple(tasks), run)
+        rows = [answer(task, letter * 64, received=self.now) for task in tasks]
+        self.both(lambda s: s.commit_round(self.epoch + off, row, rows))
+
     @rule(name=NAMES, text=LETTERS, expires=st.sampled_from([5.0, 1e9]))
     def add_invite(self, name: str, text: str, expires: float) -> None:
         self.both(lambda s: s.add_invite(invite(name, text, expires=expires)))

@@ -17,9 +17,11 @@ from atoll.core.errors import AtollError
 from atoll.node import fence
 from atoll.server import service
 from atoll.server.counter import Counter
+from atoll.server.early import Early
 from atoll.server.folding import TrainFold
 from atoll.server.store import rules
 from atoll.server.store.memory import MemoryStore
+from atoll.wire.messages import ReceiptBody
 
 __all__ = ["BUGS"]
 
@@ -92,6 +94,15 @@ def acknowledged_first(world: World) -> AbstractContextManager[Any]:
     return mock.patch.object(Counter, "_contribute", early)
 
 
+def acknowledged_before_the_round(world: World) -> AbstractContextManager[Any]:
+    """A site is told that its answer is there when it was taken in; it is written with the round."""
+
+    def early(self: Early) -> ReceiptBody:
+        return ReceiptBody(task=self.row.task, sha256=self.row.sha256, again=False)
+
+    return mock.patch.object(Early, "receipt", early)
+
+
 def double_fold(world: World) -> AbstractContextManager[Any]:
     """An answer that is heard twice is added twice."""
     take = TrainFold.take
@@ -115,6 +126,7 @@ BUGS: dict[str, Bug] = {
     "forgotten key": forgotten_key,
     "missing fence": missing_fence,
     "acknowledged first": acknowledged_first,
+    "acknowledged before the round": acknowledged_before_the_round,
     "double fold": double_fold,
     "forgotten epoch": forgotten_epoch,
 }

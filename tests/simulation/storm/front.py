@@ -15,9 +15,10 @@ from storm import kernel as k
 from storm.network import Request
 
 from atoll.core.errors import Forbidden, NotFound
+from atoll.server.early import Early
 from atoll.server.gate import Roster
 from atoll.server.service import Poll, Service
-from atoll.wire.frames import Allowed, decode, encode
+from atoll.wire.frames import Allowed, Blob, decode, encode
 from atoll.wire.messages import (
     NewsReply,
     PollReply,
@@ -119,13 +120,31 @@ class Front:
         finally:
             self._waiting[site].remove(event)
 
+    def _written(self, site: str, found: Early | ReceiptBody) -> ReceiptBody:
+        """The receipt, once there is one."""
+        if isinstance(found, ReceiptBody):
+            return found
+        event = k.Event()
+        self._waiting.setdefault(site, []).append(event)
+        try:
+            while (receipt := found.receipt()) is None:
+                event.clear()
+                event.wait(60.0)
+            return receipt
+        finally:
+            self._waiting[site].remove(event)
+
     def _deliver(self, site: str, task: str, request: Request) -> bytes:
+        query = {k: v[0] for k, v in parse_qs(request.query, keep_blank_values=True).items()}
         if request.headers["content-type"] == "application/json":
             blob = read_json(ReferenceBody, request.body).blob.blob
             receipt = self._service.deliver_uploaded(site, task, blob)
+        elif "wait" in query:
+            receipt = self._written(
+                site, self._service.offer(site, task, request.body, Blob.of(request.body))
+            )
         else:
             receipt = self._service.deliver(site, task, request.body)
-        query = {k: v[0] for k, v in parse_qs(request.query, keep_blank_values=True).items()}
         if "wait" not in query:
             return receipt.model_dump_json().encode()
         news, small = self._poll(site, query)

@@ -53,7 +53,7 @@ _DISK = (
 _STORE = (
     *("acquire", "lease", "members", "add_run", "run", "runs", "set_run", "contribute"),
     *("contributions", "commit_round", "rounds", "kept", "hold", "drop", "held", "holdings"),
-    *("add_event", "events"),
+    *("add_event", "events", "commit_round with answers"),
 )
 POINTS = (
     *(f"server store {when} {name}" for name in _STORE for when in ("before", "after")),

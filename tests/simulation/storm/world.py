@@ -82,6 +82,7 @@ class World:
             round=max(120.0, weather.deadline),
             members_every=3.0,
             retry=1.0,
+            together=self.random.choice((0.0, 0.05, 1.0)),
         )
 
     # Noting -------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ whatever each believes. What an administrator does from another process takes no
 
 *Exactly once.* A contribution's key is its run and task: :meth:`Store.contribute` keeps the first bytes
 it hears of and says ``"different"`` to any others. :meth:`Store.commit_round` writes a round and marks
-the contributions that went into it in one transaction; none can enter a second round.
+the contributions that went into it in one transaction; none can enter a second round. Contributions
+that came with the last of a round may be written in that transaction too.
 
 *Waits.* On most disks waiting for a commit is what a round costs. Contributions that arrive together
 share one commit, and small blobs (:meth:`Store.hold`) are written in the same transaction as the row
@@ -20,7 +21,7 @@ that names them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -297,17 +298,35 @@ class Store(Protocol):
         """
         ...
 
+    def contribute_all(self, epoch: int, rows: Sequence[Contribution]) -> tuple[Heard, ...]:
+        """The same for several answers, in one transaction.
+
+        Raises:
+            NotFound: there is no such run; none is written then.
+        """
+        ...
+
     def contributions(self, run: str, prefix: str = "") -> tuple[Contribution, ...]:
         """Answers to tasks whose id starts with ``prefix``, in order of arrival."""
         ...
 
-    def commit_round(self, epoch: int, row: RoundRow) -> None:
+    def commit_round(
+        self, epoch: int, row: RoundRow, answers: Sequence[Contribution] = ()
+    ) -> tuple[Heard, ...]:
         """Write a round and mark its contributions, together.
+
+        Args:
+            epoch: of the server.
+            row: the round.
+            answers: contributions that are not there yet, as for :meth:`contribute_all`.
+
+        Returns:
+            what was found of each of ``answers``.
 
         Raises:
             NotFound: there is no such run, or no contribution to one of the tasks.
             StateError: the number is not larger than the last one, or one of the contributions
-                went into an earlier round.
+                went into an earlier round, or one of ``answers`` is another than that which is there.
         """
         ...
 

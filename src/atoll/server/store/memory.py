@@ -17,9 +17,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from atoll.core.errors import StateError, StorageError
@@ -222,13 +223,14 @@ class MemoryStore:
 
     def contribute(self, epoch: int, row: Contribution) -> Heard:
         """Keep a site's answer unless its task has one."""
+        return self.contribute_all(epoch, [row])[0]
+
+    def contribute_all(self, epoch: int, rows: Sequence[Contribution]) -> tuple[Heard, ...]:
+        """The same for several answers."""
         with self._operation("contribute", epoch) as db:
-            _known(db, row.run)
-            first = db.contributions[row.run].get(row.task)
-            if first is None:
-                db.contributions[row.run][row.task] = row
-                return "new"
-            return "same" if first.sha256 == row.sha256 else "different"
+            for row in rows:
+                _known(db, row.run)
+            return tuple(_hear(db.contributions[row.run], row) for row in rows)
 
     def contributions(self, run: str, prefix: str = "") -> tuple[Contribution, ...]:
         """Answers to tasks whose id starts with ``prefix``."""
@@ -236,16 +238,22 @@ class MemoryStore:
             heard = db.contributions.get(run, {}).values()
             return tuple(row for row in heard if row.task.startswith(prefix))
 
-    def commit_round(self, epoch: int, row: RoundRow) -> None:
+    def commit_round(
+        self, epoch: int, row: RoundRow, answers: Sequence[Contribution] = ()
+    ) -> tuple[Heard, ...]:
         """Write a round and mark its contributions, together."""
         kept = replace(row, record=_copied(row.record))
-        with self._operation("commit_round", epoch) as db:
+        name = "commit_round with answers" if answers else "commit_round"
+        with self._operation(name, epoch) as db:
             _known(db, row.run)
-            heard, taken = db.contributions[row.run], db.taken[row.run]
+            heard, taken = dict(db.contributions[row.run]), db.taken[row.run]
+            found = tuple(rules.hear(row, one, partial(_hear, heard)) for one in answers)
             last = max((r.number for r in db.rounds[row.run]), default=0)
             rules.allow_round(row, last, {t: taken.get(t) for t in row.tasks if t in heard})
+            db.contributions[row.run] = heard
             db.rounds[row.run].append(kept)
             taken.update(dict.fromkeys(row.tasks, row.number))
+            return found
 
     def rounds(self, run: str, after: int = 0) -> tuple[RoundRow, ...]:
         """Rounds with a number larger than ``after``."""
@@ -310,6 +318,14 @@ def _known(db: MemoryDatabase, run: str) -> RunRow:
     if run not in db.runs:
         raise rules.no_run(run)
     return db.runs[run]
+
+
+def _hear(heard: dict[str, Contribution], row: Contribution) -> Heard:
+    """Keep an answer unless its task has one."""
+    if row.task not in heard:
+        heard[row.task] = row
+        return "new"
+    return "same" if heard[row.task].sha256 == row.sha256 else "different"
 
 
 def _copied(value: Any) -> Any:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from atoll.core.errors import AuthError, FenceError, NotFound, StateError
-from atoll.server.store.contract import Invite, Member, RoundRow
+from atoll.server.store.contract import Contribution, Heard, Invite, Member, RoundRow
 
 __all__ = [
     "admit",
     "allow_invite",
     "allow_round",
     "fence",
+    "hear",
     "held_by",
     "no_run",
     "nobody",
@@ -141,6 +142,19 @@ def _refuse_taken(name: str, namesakes: Sequence[Member]) -> None:
         raise StateError(
             f"{name!r} is a member already", remedy="revoke it first, or choose another name"
         )
+
+
+def hear(row: RoundRow, answer: Contribution, keep: Callable[[Contribution], Heard]) -> Heard:
+    """Keep an answer that is written with a round, or refuse both.
+
+    Args:
+        row: the round.
+        answer: of one of its sites.
+        keep: writes it where there is none, and says what it found.
+    """
+    if answer.run != row.run or (found := keep(answer)) == "different":
+        raise StateError(f"the answer to {answer.task} is not that of run {row.run}")
+    return found
 
 
 def allow_round(row: RoundRow, last: int, marks: Mapping[str, int | None]) -> None:

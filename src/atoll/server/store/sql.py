@@ -7,6 +7,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from sqlalchemy import (
@@ -245,7 +246,7 @@ class SqlStore:
         try:
             with self.database.driving(write=True) as cursor:
                 newest = int(self._often.epoch.run(cursor).fetchone()[0])
-                found = [self._hear(cursor, newest, one) for one in group]
+                found = [self._heard(cursor, newest, one) for one in group]
                 if all(isinstance(heard, AtollError) for heard in found):
                     changes = {}
                 self._flush(cursor, changes)
@@ -256,20 +257,39 @@ class SqlStore:
         for one, heard in zip(group, found, strict=True):
             one.heard = heard
 
-    def _hear(self, cursor: Any, newest: int, one: _Arrival) -> Heard | AtollError:
-        """What becomes of one; written where it is new. Nobody else can write meanwhile."""
-        row, often = one.row, self._often
+    def _heard(self, cursor: Any, newest: int, one: _Arrival) -> Heard | AtollError:
+        """What becomes of one of several that have nothing to do with each other."""
         try:
             rules.fence(one.epoch, newest)
         except FenceError as error:
             return error
-        if often.known_run.run(cursor, run=row.run).fetchone() is None:
-            return rules.no_run(row.run)
+        if self._often.known_run.run(cursor, run=one.row.run).fetchone() is None:
+            return rules.no_run(one.row.run)
+        return self._hear(cursor, one.row)
+
+    def _hear(self, cursor: Any, row: Contribution) -> Heard:
+        """Write an answer where it is new. Nobody else can write meanwhile."""
+        often = self._often
         first = often.first.run(cursor, of=row.run, named=row.task).fetchone()
         if first is None:
             often.add_answer.run(cursor, **vars(row))
             return "new"
         return "same" if first[0] == row.sha256 else "different"
+
+    def contribute_all(self, epoch: int, rows: Sequence[Contribution]) -> tuple[Heard, ...]:
+        """The same for several answers."""
+        changes = self._pending.changes()
+        with self.database.driving(epoch, write=True) as cursor:
+            for run in dict.fromkeys(row.run for row in rows):
+                self._check_known(cursor, run)
+            found = tuple(self._hear(cursor, row) for row in rows)
+            self._flush(cursor, changes)
+        self._pending.done(changes)
+        return found
+
+    def _check_known(self, cursor: Any, run: str) -> None:
+        if self._often.known_run.run(cursor, run=run).fetchone() is None:
+            raise rules.no_run(run)
 
     def contributions(self, run: str, prefix: str = "") -> tuple[Contribution, ...]:
         """Answers to tasks whose id starts with ``prefix``."""
@@ -278,12 +298,14 @@ class SqlStore:
         with self.database.reading() as db:
             return _rows(db, Contribution, query)
 
-    def commit_round(self, epoch: int, row: RoundRow) -> None:
+    def commit_round(
+        self, epoch: int, row: RoundRow, answers: Sequence[Contribution] = ()
+    ) -> tuple[Heard, ...]:
         """Write a round and mark its contributions, together."""
         often, changes = self._often, self._pending.changes()
         with self.database.driving(epoch, write=True) as cursor:
-            if often.known_run.run(cursor, run=row.run).fetchone() is None:
-                raise rules.no_run(row.run)
+            self._check_known(cursor, row.run)
+            heard = tuple(rules.hear(row, one, partial(self._hear, cursor)) for one in answers)
             last = often.last.run(cursor, of=row.run).fetchone()[0]
             marks: dict[str, int | None] = {}
             for task in row.tasks:
@@ -295,6 +317,7 @@ class SqlStore:
             often.set_mark.many(cursor, rows)
             self._flush(cursor, changes)
         self._pending.done(changes)
+        return heard
 
     def rounds(self, run: str, after: int = 0) -> tuple[RoundRow, ...]:
         """Rounds with a number larger than ``after``."""

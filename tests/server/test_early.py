@@ -1,0 +1,110 @@
+"""Answers that are written together with the round that they complete, and told of then."""
+
+from __future__ import annotations
+
+import played_sites as played
+import pytest
+
+from atoll.core.errors import Equivocation, StorageError, Unreachable
+from atoll.server.early import Early
+from atoll.wire.frames import Blob
+
+World = played.World
+
+
+def offered(world: World, *names: str) -> dict[str, Early]:
+    """What these sites (all, if none is named) are given for their answers to the present call."""
+    found: dict[str, Early] = {}
+    for name in names or world.sites:
+        (task,) = world.service.poll(name, ()).tasks
+        frame = world.sites[name].answer(world.service, task)
+        early = world.service.offer(name, task.id, frame, Blob.of(frame))
+        assert isinstance(early, Early)
+        found[name] = early
+    return found
+
+
+def operations(world: World) -> list[str]:
+    """The store's operations from now on."""
+    found: list[str] = []
+    world.store.before = found.append
+    return found
+
+
+def asked(world: World, kind: str = "evaluate") -> str:
+    """A run whose sites are asked for the last call of its only round, or for the one before that."""
+    run = world.submit(played.heart_spec("rounds.count=1"))
+    world.reach(kind)
+    return run
+
+
+def test_a_round_and_the_answers_that_complete_it_are_one_write(world: World) -> None:
+    run = asked(world)
+    seen = operations(world)
+    found = offered(world)
+    assert [early.receipt() for early in found.values()] == [None] * 4
+    assert not world.store.contributions(run, f"{run}.evaluate")
+    world.service.step()
+    assert "contribute" not in seen
+    assert seen.count("commit_round with answers") == 1
+    rows = {row.client: row.sha256 for row in world.store.contributions(run, f"{run}.evaluate")}
+    assert {n: e.receipt().sha256 for n, e in found.items()} == rows  # type: ignore[union-attr]
+    held = set(world.store.holdings())
+    assert not held & set(rows.values()), "nobody reads them again"
+
+
+def test_answers_are_written_before_another_call_is_opened(world: World) -> None:
+    run = asked(world, "train")
+    seen = operations(world)
+    found = offered(world)
+    world.service.step()
+    assert seen.count("contribute") == 1
+    assert not world.store.rounds(run)
+    assert all(early.receipt() is not None for early in found.values())
+    assert world.service.poll("hungary", ()).tasks[0].kind == "evaluate"
+
+
+def test_an_answer_that_completes_nothing_is_written_by_itself_in_time(world: World) -> None:
+    run = asked(world)
+    found = offered(world, "hungary", "cleveland")
+    due = world.service.step()
+    assert due is not None
+    assert due <= world.time + 0.05
+    assert found["hungary"].receipt() is None
+    world.time = due
+    world.service.step()
+    assert all(early.receipt() is not None for early in found.values())
+    assert len(world.store.contributions(run, f"{run}.evaluate")) == 2
+
+
+def test_the_same_answer_again_waits_too_and_another_is_an_alarm(world: World) -> None:
+    asked(world)
+    (task,) = world.service.poll("hungary", ()).tasks
+    frame = world.sites["hungary"].answer(world.service, task)
+    early = world.service.offer("hungary", task.id, frame, Blob.of(frame))
+    assert world.service.offer("hungary", task.id, frame, Blob.of(frame)) is early
+    with pytest.raises(Unreachable, match="just being written"):
+        world.service.deliver("hungary", task.id, frame)
+    with pytest.raises(Equivocation):
+        world.service.offer("hungary", task.id, b"other", Blob.of(b"other"))
+    assert task.id not in world.service.poll("hungary", {task.id}).gone
+
+
+def test_what_cannot_be_written_was_never_there(world: World) -> None:
+    run = asked(world)
+    found = offered(world)
+
+    def full(operation: str) -> None:
+        if operation.startswith("commit_round"):
+            raise StorageError("the disk is full")
+
+    world.store.before = full
+    world.service.step()
+    for early in found.values():
+        with pytest.raises(Unreachable):
+            early.receipt()
+    assert not world.store.contributions(run, f"{run}.evaluate")
+    world.store.before = lambda operation: None
+    world.time += 10.0
+    world.run()
+    assert world.service.job(run).reason == "completed"
