@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +24,7 @@ from atoll.node.cache import Cache
 from atoll.node.errands import Errands
 from atoll.node.fence import Fence
 from atoll.node.home import Home
-from atoll.node.link import Channel, Link
+from atoll.node.link import INLINE, Channel, Link
 from atoll.node.peers import Trust
 from atoll.node.settings import GIB, Settings
 from atoll.node.site import Site
@@ -226,8 +226,9 @@ class Agent:
             elif name in self._site.spool.runs:
                 self._over.add(name)
                 self._site.end(name)
-            for errands in list(self._runs.values()):
-                errands.settled(name)
+        # A long result's file serves the next one. A short one is removed, and new work need not wait for that.
+        short = [name for name in reply.gone if self._short(name)]
+        self._settle(name for name in reply.gone if name not in short)
         for body in reply.tasks:
             if body.client != self._site.name:
                 log.error("a task for %r was sent to %r", body.client, self._site.name)
@@ -236,6 +237,16 @@ class Agent:
             errands = self._runs.get(body.run) or self._start(body.run, again=False)
             if not errands.offer(body):
                 self._start(body.run, again=False).offer(body)
+        self._settle(short)
+
+    def _short(self, task: str) -> bool:
+        held = self._site.spool.result(task.partition(".")[0], task)
+        return held is not None and held.blob.size <= INLINE
+
+    def _settle(self, names: Iterable[str]) -> None:
+        for name in names:
+            for errands in list(self._runs.values()):
+                errands.settled(name)
 
     def _tell(self) -> None:
         runs = {run: errands.state() for run, errands in list(self._runs.items())}
