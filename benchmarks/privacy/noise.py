@@ -22,7 +22,7 @@ def emitted(quick: bool = False) -> Sequence[Figure]:
     bound, z = 2.0, 1.3
     added = noised(source, values, bound, z) - values
     figures.append(_judged("what a release adds to its values", added, z * bound))
-    # rounding to the grid widens the declared deviation by some 2^-24 sqrt(size)
+    # rounding to the grid widens the declared deviation by some 2^-23 sqrt(size)
     for kind in ("skellam", "discrete_gaussian"):
         shares = SharedNoise(1000.0, threshold=14, kind=kind)  # type: ignore[arg-type]
         total = np.zeros(draws, np.int64)
