@@ -379,6 +379,29 @@ def test_what_was_moved_when_the_disk_failed_is_finished_at_the_next_try(
     assert Spool(place).memory("r1", "t0") is not None
 
 
+@pytest.mark.parametrize("operation", ["fsync", "fsync_folder", "rename"])
+def test_a_result_whose_disk_failed_is_finished_at_the_next_try(operation: str) -> None:
+    disk = LossyDisk()
+    spool = Spool(PLACE, disk)
+    spool.begin("r1", "ab" * 32)
+    left = 2 if operation == "rename" else 1  # the first gives it its digest's name
+
+    def failing(asked: str, path: Path) -> None:
+        nonlocal left
+        left -= asked == operation
+        if asked == operation and left == 0:
+            raise OSError(5, "Input/output error")
+
+    disk.before = failing
+    with pytest.raises(StorageError, match="Input/output error"):
+        spool.finish("r1", "t0", result("t0"))
+    assert spool.results == ()
+    spool.finish("r1", "t0", result("t0", 2.0))  # who tries again has the first bytes no more
+    disk.crash()
+    (held,) = Spool(PLACE, disk).results
+    assert (held.path.suffix in (".result", ".fresh"), spool.read(held)) == (True, result("t0"))
+
+
 def test_nothing_is_left_of_what_was_moved_and_given_up(tmp_path: Path) -> None:
     class Failing(RealDisk):
         broken = False

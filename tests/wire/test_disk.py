@@ -7,6 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 from random import Random
+from threading import Barrier
 
 import pytest
 
@@ -77,7 +78,7 @@ class TestEveryDisk:
         assert disk.names(folder) == ()
 
     def test_missing_file_is_an_error_with_its_path(self, disk: Disk, folder: Path) -> None:
-        for ask in (disk.read, disk.view, disk.fsync):
+        for ask in (disk.read, disk.view, disk.fsync, disk.fsync_named):
             with pytest.raises(StorageError, match="none"):
                 ask(folder / "none")
         with pytest.raises(StorageError):
@@ -123,6 +124,33 @@ class TestRealDisk:
         monkeypatch.setattr(Path, "replace", lambda a, b: (done.append("rename"), replace(a, b))[1])
         keep(RealDisk(), tmp_path / "x", [b"1"])
         assert done == [str(tmp_path / ".x.partial"), "rename", str(tmp_path)]
+
+    def test_a_file_and_its_name_are_waited_for_at_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        both, done = Barrier(2, timeout=10), list[str]()
+
+        def sync(number: int) -> None:
+            both.wait()  # neither is done before the other has begun
+            done.append(os.readlink(f"/proc/self/fd/{number}"))
+
+        (tmp_path / "x").write_bytes(b"1")
+        monkeypatch.setattr(os, "fsync", sync)
+        RealDisk().fsync_named(tmp_path / "x")
+        assert sorted(done) == [str(tmp_path), str(tmp_path / "x")]
+
+    @pytest.mark.parametrize("fails", ["x", "."])
+    def test_a_name_that_is_not_durable_is_said_as_a_file_is(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+    ) -> None:
+        def sync(number: int) -> None:
+            if Path(os.readlink(f"/proc/self/fd/{number}")) == tmp_path / fails:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        (tmp_path / "x").write_bytes(b"1")
+        monkeypatch.setattr(os, "fsync", sync)
+        with pytest.raises(StorageError, match="Input/output error"):
+            RealDisk().fsync_named(tmp_path / "x")
 
     @pytest.mark.parametrize("size", [1000, 300_000, 1 << 20])
     def test_disk_begins_with_what_is_complete_and_with_nothing_twice(

@@ -13,8 +13,9 @@ synced, renamed and its folder synced; a memory comes before the result that goe
 that is there has its memory. Results that exist are never made again: what a server may have seen is
 sent again in the same bytes.
 
-A long result without a memory need not be on the disk when it is taken over: it is brought to the server
-while the disk writes, and handed in when both are done.
+A result without a memory has its digest's name, as a fresh one, before it is synced, so that the disk is waited
+for once for both. A fresh one that is not whole after a stop was never handed in. A long one need not be on the
+disk when it is taken over: it is brought to the server while the disk writes, and handed in when both are done.
 
 A run whose clients keep no memory writes none. ``run.json`` says so, so that a memory that is *lost*
 is told from one that never was.
@@ -260,11 +261,8 @@ class Spool:
                 return found.results[task]
             if trained:
                 found = self._remember(found, task, memory, before)
-            if wait or task in found.memories:
-                blob, path = self._take(found, task, frame, "result")
-            else:
-                blob, path = self._moved(found, task, frame, "fresh")
-                self._sizes[path] = blob.size
+            kind = "result" if task in found.memories else "fresh"
+            blob, path = self._take(found, task, frame, kind, wait=wait)
             self._halfway = {k: v for k, v in self._halfway.items() if k[:2] != (run, task)}
             return self._hold(Held(task, run, blob, path))
 
@@ -275,8 +273,7 @@ class Spool:
             StorageError: it cannot be written; it is still there.
         """
         if held.path.suffix == ".fresh":
-            self._disk.fsync(held.path)
-            self._disk.fsync_folder(held.path.parent)
+            self._disk.fsync_named(held.path)
 
     def _hold(self, held: Held) -> Held:
         found = self._runs.get(held.run) or _Run(held.run)
@@ -359,8 +356,10 @@ class Spool:
         self._runs[found.run] = found
         return found
 
-    def _take(self, found: _Run, task: str, what: bytes | Path, kind: str) -> tuple[Blob, Path]:
-        """Make bytes or a file durable under the name that says what they are.
+    def _take(
+        self, found: _Run, task: str, what: bytes | Path, kind: str, *, wait: bool = True
+    ) -> tuple[Blob, Path]:
+        """Make bytes or a file durable under the name that says what they are, fresh ones if it may ``wait``.
 
         What an earlier try has moved, before the disk failed it, is not moved again: whoever tries again
         has it no more.
@@ -369,7 +368,13 @@ class Spool:
         if key not in self._halfway:
             self._halfway[key] = self._moved(found, task, what, kind)
         blob, path = self._halfway[key]
-        self._disk.fsync_folder(path.parent)
+        if kind != "fresh":
+            self._disk.fsync_folder(path.parent)
+        elif wait:
+            self._disk.fsync_named(path)
+            durable = path.with_suffix(".result")
+            self._disk.rename(path, durable)  # from now on what is not whole is damage
+            path = durable
         self._sizes[path] = blob.size
         return blob, path
 

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
+from threading import Thread
 from typing import Protocol
 
 from atoll.core.errors import StorageError
@@ -123,6 +124,10 @@ class Disk(Protocol):
 
     def fsync_folder(self, folder: Path) -> None:
         """Make a folder's names durable."""
+        ...
+
+    def fsync_named(self, path: Path) -> None:
+        """As :meth:`fsync` of a file and :meth:`fsync_folder` of its folder, in whatever order."""
         ...
 
 
@@ -272,6 +277,25 @@ class RealDisk:
         """Make a folder's names durable."""
         with _explained(folder, "written"):
             _sync(folder)
+
+    def fsync_named(self, path: Path) -> None:
+        """Make a file and its name durable: the disk is waited for once, not for each."""
+        failed: list[StorageError] = []
+
+        def named() -> None:
+            try:
+                self.fsync_folder(path.parent)
+            except StorageError as error:
+                failed.append(error)
+
+        beside = Thread(target=named, name="fsync")
+        beside.start()
+        try:
+            self.fsync(path)
+        finally:
+            beside.join()
+        if failed:
+            raise failed[0]
 
 
 def _sync(path: Path) -> None:

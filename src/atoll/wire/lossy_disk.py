@@ -177,6 +177,11 @@ class LossyDisk:
                 _apply(held.synced, name, file)
             held.changes = []
 
+    def fsync_named(self, path: Path) -> None:
+        """Make a file and its name durable, one after the other: power may fail between them."""
+        self.fsync(path)
+        self.fsync_folder(path.parent)
+
     def _about_to(self, operation: str, path: Path) -> None:
         try:
             self.before(operation, path)
