@@ -51,6 +51,24 @@ def test_an_epoch_is_durable_before_it_is_followed() -> None:
     assert Fence(PATH, disk).epoch == 4
 
 
+def test_an_epoch_that_a_killed_process_had_not_synced_is_durable_once_it_is_read() -> None:
+    disk = lossy()
+
+    def killed(operation: str, path: Path) -> None:
+        if operation == "fsync_folder":
+            raise KeyboardInterrupt
+
+    Fence(PATH, disk).follow(2)
+    disk.before = killed
+    with pytest.raises(KeyboardInterrupt):
+        Fence(PATH, disk).follow(3)
+    disk.before = lambda operation, path: None
+    for number in range(20):
+        seen = Fence(PATH, disk).epoch
+        disk.crash(Random(number))
+        assert Fence(PATH, disk).epoch == seen
+
+
 def test_an_epoch_that_cannot_be_written_down_is_not_followed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -306,7 +306,7 @@ def test_a_long_result_without_memory_may_be_written_through_later() -> None:
     assert not syncs
     assert Spool(PLACE, disk).result("r1", "t0") == held  # killed, but the machine ran on
     disk.crash()
-    assert Spool(PLACE, disk).results == ()
+    assert len(Spool(PLACE, disk).results) == 2  # who took them up made them durable
     assert Spool(PLACE, disk).memory("r1", "t0") is None
 
 
@@ -377,6 +377,29 @@ def test_what_was_moved_when_the_disk_failed_is_finished_at_the_next_try(
     (again,) = Spool(place).results
     assert again == held
     assert Spool(place).memory("r1", "t0") is not None
+
+
+@pytest.mark.parametrize("operation", ["fsync", "fsync_folder"])
+def test_what_a_killed_process_had_not_synced_is_durable_once_it_is_taken_up(
+    operation: str,
+) -> None:
+    for number in range(20):
+        disk = LossyDisk()
+        spool = Spool(PLACE, disk)
+        spool.begin("r1", "ab" * 32)
+
+        def killed(asked: str, path: Path) -> None:
+            if asked == operation:
+                raise Crash
+
+        disk.before = killed
+        with pytest.raises(Crash):
+            spool.finish("r1", "t0", result("t0"))
+        disk.before = lambda asked, path: None
+        assert len(Spool(PLACE, disk).results) == 1  # and may be sent now
+        disk.crash(Random(number))
+        after = Spool(PLACE, disk)
+        assert [after.read(held) for held in after.results] == [result("t0")]
 
 
 @pytest.mark.parametrize("operation", ["fsync", "fsync_folder", "rename"])

@@ -33,6 +33,9 @@ class Fence:
     def __init__(self, path: Path, disk: Disk) -> None:
         self._path, self._disk = path, disk
         self._epoch = _read(path, disk)
+        if self._epoch:
+            # An earlier process may have been killed before its name was durable; from now on it counts.
+            disk.fsync_folder(path.parent)
 
     @property
     def epoch(self) -> int:

@@ -439,6 +439,10 @@ class Spool:
             else:
                 results[task] = Held(task, found.run, blob, place / name)
             self._sizes[place / name] = blob.size
+            if name.endswith(".fresh"):
+                self._disk.fsync(place / name)
+        # What an earlier process has named, and not synced, is here for good from now on.
+        self._disk.fsync_folder(place)
         self._runs[found.run] = replace(found, results=results, memories=memories)
 
     def _whole(self, place: Path) -> list[str]:
