@@ -444,7 +444,7 @@ def main() -> int:
     )
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--kills", type=int, default=0, help="so many in all; 200")
-    parser.add_argument("--seeds", type=int, default=1000, help="storms; 1000")
+    parser.add_argument("--seeds", type=int, default=10_000, help="storms; 10000")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--no-page", action="store_true", help="only print")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.privacy [ROW ...] [--quick] [--page]
 
-A row is a number of the table of promises (1, 2, 3, 4, 5, 6, 8, 9, 10, 14); without any, all are measured.
+A row is a number of the table of promises (1 to 10, 14); without any, all are measured.
 ``--page`` writes the newest full figures of every row into ``docs/privacy.md``, whenever they were measured.
 Raw results go to ``.bench/privacy.jsonl``, one line a row.
 """
@@ -34,6 +34,7 @@ ROWS: Mapping[int, Sequence[str]] = {
     4: ("masking.overflow",),
     5: ("noise.emitted", "noise.control"),
     6: ("one_run.bounds",),
+    7: ("accountant.published", "accountant.bounds"),
     8: ("ledger.crashes", "ledger.forks"),
     9: ("inversion.closed_form", "inversion.optimised"),
     10: ("membership.federated", "membership.alone"),

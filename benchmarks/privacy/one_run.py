@@ -8,7 +8,7 @@ import numpy as np
 
 from atoll.core.layout import Array
 from atoll.privacy.audit.one_run import Bound, audit
-from atoll.privacy.dp.accounting import calibrate
+from atoll.privacy.dp.calibration import Goal, calibrate
 from benchmarks.privacy.figures import Figure
 from benchmarks.privacy.training import DELTA, Setting, trained
 
@@ -38,16 +38,16 @@ def _seen(model: Array, canaries: int) -> Array:
     return np.asarray(model[1, own] - model[0, own])
 
 
-def noise_for(target: float, steps: int = 100, rate: float = 0.25) -> float:
-    """The noise multiplier with which the steps cost ``target``."""
-    return calibrate(target, DELTA, steps, rate)
+def noise_for(goal: Goal, steps: int = 100, rate: float = 0.25) -> float:
+    """The noise multiplier with which the steps keep ``goal``."""
+    return calibrate(goal, steps, rate)
 
 
 def bounds(quick: bool = False) -> Sequence[Figure]:
     """Row 6 at three budgets, and with the noise off."""
     seeds, figures = range(3 if quick else 20), []
     for target in (1.0, 3.0, 8.0):
-        setting = Setting(noise_for(target))
+        setting = Setting(noise_for(Goal(target, DELTA)))
         found = [bound_of(setting, seed).epsilon for seed in seeds]
         below = sum(bound <= setting.epsilon for bound in found)
         text = f"{below}/{len(found)} at most the reported {setting.epsilon:.2f}; largest {max(found):.2f}"

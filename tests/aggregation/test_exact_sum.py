@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.aggregation.exact import ExactSum
+from atoll.aggregation.exact import ExactSum, sum_of, total_of
 from atoll.core.errors import UpdateRefused
 
 STEP = {"float32": 43, "float64": 54}
@@ -279,3 +279,31 @@ def test_limbs_travel_apart_from_their_sum():
     shell.add(np.ones(2, np.float32))
     total.attach(limbs)
     assert bits(total) == want
+
+
+small = st.one_of(st.sampled_from([v for v in tricky if abs(v) <= 256]), st.floats(-1e-9, 1e-9))
+few = st.lists(st.tuples(st.tuples(small, small, small), weights), min_size=1, max_size=12)
+
+
+@patient
+@given(rows=st.one_of(few, additions.filter(len)), kind=kinds)
+def test_vectors_that_are_all_there_add_up_to_the_same_bits(rows, kind):
+    ready = vectors(rows, kind)
+    whole = sum_of(3, kind)
+    terms = [(vector, weight, whole.check(vector, weight)) for vector, weight in ready]
+    assert total_of(terms, kind).tobytes() == exact(ready, kind).total().tobytes()
+
+
+def test_a_short_total_keeps_every_step_up_to_its_limit():
+    # 4 times 255 and a step: just below 2^53 steps, where float64 would begin to lose the last one.
+    terms = [(np.array([255.0, 2.0**-43], np.float32), 1.0, 256)] * 4
+    assert total_of(terms, "float32").tolist() == [1020.0, 4 * 2.0**-43]
+    ends = [*terms, (np.array([255.0, 2.0**-43], np.float32), 1.0, 256)]
+    assert total_of(ends, "float32").tolist() == [1275.0, 5 * 2.0**-43]
+
+
+def test_integers_that_are_all_there_add_up_as_integers():
+    terms = [(np.array([2**31 - 1, -5], np.int32), 2.0, 2**32)] * 2
+    found = total_of(terms, "int32")
+    assert found.dtype == np.int64
+    assert found.tolist() == [4 * (2**31 - 1), -20]

@@ -217,6 +217,12 @@ def test_resuming_a_broken_off_run_gives_the_same_bits(atoll_command, job, tmp_p
     assert json.loads(out)["status"] == "completed"
 
 
+def test_resuming_where_no_run_was_begun_says_so(atoll_command, job, tmp_path):
+    status, _, err = atoll_command("run", job, "--out", "OUT", "--resume")
+    assert status == 0
+    assert "holds no run to continue: it begins anew" in err
+
+
 def interrupted(atoll_command, job, monkeypatch, *flags):
     """A run that is sent one SIGINT while its second round is shown."""
     import signal
@@ -238,6 +244,8 @@ def test_interrupted_run_ends_with_130_and_the_way_to_continue(atoll_command, jo
     assert status == 130
     assert "status     interrupted, 2 rounds" in out
     assert err.endswith("interrupted; continue with the same command and --resume\n")
+    err = interrupted(atoll_command, job, monkeypatch, "--overwrite")[2]
+    assert err.endswith("the same command and --resume in place of --overwrite\n")
 
 
 def test_tensorboard_events_lie_in_the_run_s_folder(atoll_command, job, tmp_path):
@@ -417,3 +425,21 @@ def test_interrupt_outside_a_run_is_130(atoll_command, monkeypatch):
 
     monkeypatch.setattr(main_module, "root", stopped)
     assert atoll_command("check") == (130, "", "interrupted\n")
+
+
+def test_check_says_what_a_private_job_will_have_cost(atoll_command, job):
+    pytest.importorskip("dp_accounting")
+    flags = ["--set", "evaluation.federated=false", "--set", "privacy.record.found=0.05"]
+    status, out, err = atoll_command("check", job, *flags)
+    assert (status, err) == (0, "")
+    assert re.search(
+        r"^privacy    epsilon [23]\.\d\d at delta 1e-05 for one record", out, flags=re.M
+    )
+    assert "attacks    find at most 5.00 % of the members while they take 1 %" in out
+    told = json.loads(atoll_command("check", job, "--json", *flags)[1])["privacy"]
+    assert 0.0499 < told["attack"]["found"] <= 0.05
+    assert "privacy" not in json.loads(atoll_command("check", job, "--json")[1])
+    wrong = [*flags, "--set", "privacy.record.epsilon=3.0"]
+    status, out, err = atoll_command("check", job, *wrong)
+    assert (status, out) == (2, "")
+    assert "privacy.record.found: beside epsilon: noise has one goal" in err

@@ -12,6 +12,7 @@ import pytest
 
 import atoll
 from atoll.cli.main import main
+from atoll.node.datasets import Datasets
 from atoll.node.home import Home
 from atoll.node.ledger import Charge
 from atoll.node.ledger_file import Ledger
@@ -224,3 +225,11 @@ def test_a_job_of_epsilon_3_over_50_rounds_stops_at_3_and_the_next_one_is_refuse
         finally:
             process.terminate()
             process.wait(20)
+
+
+def test_a_limit_for_a_misspelt_dataset_says_which_one_it_does_not_hold_for(home, run, tmp_path):
+    (tmp_path / "heart.csv").write_text("age\n50\n")
+    Datasets(home.datasets).add("heart", tmp_path / "heart.csv")
+    _, _, err = run("limit", "haert", "--epsilon", 3, "--delta", "1e-5")
+    assert "did you mean 'heart'?" in err
+    assert "did you mean" not in run("limit", "heart", "--epsilon", 3, "--delta", "1e-5")[2]

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -139,3 +140,11 @@ def test_first_draws_of_neighbours_are_uniform_and_unrelated():
     assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 3.3 / np.sqrt(4000)
     parents = np.array([(Seed(i)).generator().random() for i in range(4000)])
     assert abs(np.corrcoef(first, parents)[0, 1]) < 3.3 / np.sqrt(4000)
+
+
+def test_orders_are_those_of_a_fresh_generator_in_any_thread():
+    seeds = [Seed(5) / "epoch" / i for i in range(40)]
+    wanted = [seed.generator().permutation(3 * i).tolist() for i, seed in enumerate(seeds)]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda i: seeds[i].permutation(3 * i).tolist(), range(40))
+    assert list(found) == wanted

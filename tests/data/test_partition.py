@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -224,3 +226,12 @@ def test_every_client_is_split_by_its_own_stream():
     for client, own in partition.items():
         both = np.concatenate([train[client].features, test[client].features])
         np.testing.assert_array_equal(np.sort(both[:, 0]), np.sort(own.features[:, 0]))
+
+
+def test_a_client_gets_the_same_view_again_and_its_rows_travel_once():
+    dealt = deal(examples(40), [np.arange(10 * i, 10 * i + 10) for i in range(4)])
+    before = len(pickle.dumps(dealt))
+    assert all(dealt[c] is dealt[c] and dealt.size_of(c) == 10 for c in dealt)
+    assert len(pickle.dumps(dealt)) < before + 300
+    with pytest.raises(KeyError):
+        dealt["nobody"]

@@ -273,3 +273,9 @@ def test_values_whose_squares_are_too_small_to_count_are_scaled_by_one():
     made = finish(column_sums(table, Plan(), schema), Plan(), schema)
     (rule,) = made.rules
     assert (rule.shift, rule.scale) == (pytest.approx(2e-60, rel=1e-12), 1.0)
+
+
+def test_a_number_too_large_to_be_summed_is_named_with_its_column():
+    table, schema = Table.of({"dose": [1.0, 1e300]}), Schema((Column("dose", "number"),), "ill")
+    with pytest.raises(DataError, match="column 'dose': value 1e\\+300 cannot be summed"):
+        column_sums(table, Plan(), schema)

@@ -58,7 +58,9 @@ def test_numpy_files_become_columns(tmp_path):
         ("a.csv", b"", "cannot be read"),
         ("a.csv", b"x,x\n1,2\n", "column 'x' appears twice"),
         ("a.csv", b"x,y\n1,2\n1,2,3,4\n", "cannot be read"),
-        ("a.csv", b"x\n\xff\xfe\n", "cannot be read"),
+        ("a.csv", b"x\n\xff\xfe\n", "is not UTF-8 text (byte 0xff)"),
+        ("a.csv", b"x;y\n1;2\n", "columns are separated by ';'"),
+        ("a.csv", b"x\ty\n1\t2\n", "export it with commas"),
         ("a.parquet", b"no parquet", "cannot be read"),
         ("a.npz", b"no npz", "cannot be read"),
     ],
@@ -75,6 +77,17 @@ def test_object_arrays_are_never_unpickled(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], object))
     with pytest.raises(DataError, match="cannot be read"):
         read_table(tmp_path / "a.npy")
+
+
+def test_a_folder_that_is_named_like_a_file_is_called_one(tmp_path):
+    (tmp_path / "a.csv").mkdir()
+    with pytest.raises(DataError, match=r"a\.csv: is a folder"):
+        read_table(tmp_path / "a.csv")
+
+
+def test_a_number_beyond_every_float_is_infinite_and_not_a_crash(tmp_path):
+    (tmp_path / "a.csv").write_text(f"x\n1\n{'9' * 400}\n-{'9' * 400}\n")
+    assert read_table(tmp_path / "a.csv")["x"].tolist() == [1.0, np.inf, -np.inf]
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
@@ -198,3 +211,12 @@ def test_images_are_scaled_to_the_unit_interval(tmp_path):
 def test_absent_images_come_with_the_way_to_get_them(tmp_path):
     with pytest.raises(DataError, match="apt install dataset-fashion-mnist"):
         readers.fashion_mnist(tmp_path)
+
+
+def test_numbers_with_commas_are_named_and_not_taken_for_categories(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('x,y,z\n"4,5",4.5,"a, b"\n7,,"1,2"\n')
+    with pytest.raises(DataError, match=r"a\.csv: numbers with commas in 'x'\n.*decimal points"):
+        read_table(path)
+    path.write_text('x,z\n4.5,"a, b"\n7,"1,2"\n')
+    assert read_table(path)["z"].tolist() == ["a, b", "1,2"]

@@ -65,7 +65,7 @@ POINTS = (
     Point("an upload has begun", "server", CREATED | NAMED, r"blobs/uploads/.*", large=True),
     Point("the model is written, the run not ended", "server", NAMED, _MODEL, when="end"),
     Point("the manifest is written, the run not ended", "server", NAMED, _MANIFEST, when="end"),
-    Point("a model is being downloaded", "node", CREATED, r"cache/.*\.partial", large=True),
+    Point("a model is being downloaded", "node", CREATED | NAMED, r"cache/.*\.partial", large=True),
     Point("a model was downloaded", "node", NAMED, r"cache/[^/]+", large=True),
     Point("the worker writes its answer", "node", CREATED, r"work/[^/]+/\d+\.result"),
     Point("the worker writes the memory", "node", CREATED, r"work/[^/]+/\d+\.memory"),

@@ -230,7 +230,7 @@ FAULTS_OF_DATA = [
     Broken("unknown format", 3, ["rows.xlsx", "'.xlsx'", ".csv"], {"data.source": '"rows.xlsx"'}),
     Broken("no files", 3, ["no table at", "sites/*.csv"], {**FOLDER, "data.source": '"sites/*.csv"'}),
     Broken("empty csv", 3, ["rows.csv", "cannot be read"], {}, file("rows.csv", "")),
-    Broken("binary csv", 3, ["rows.csv", "cannot be read"], {}, file("rows.csv", bytes(range(256)))),
+    Broken("binary csv", 3, ["rows.csv", "is not UTF-8 text"], {}, file("rows.csv", bytes(range(256)))),
     Broken("parquet that is none", 3, ["rows.parquet", "cannot be read"],
            {"data.source": '"rows.parquet"'}, file("rows.parquet", b"PAR0 nothing")),
     Broken("npz that is none", 3, ["rows.npz", "cannot be read"],

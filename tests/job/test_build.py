@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ from atoll.algorithms import FedAvg, FedProx
 from atoll.core.contracts import Examples
 from atoll.core.local import Schedule as RateSchedule
 from atoll.job import load_job
+from atoll.job.build import job_from_spec
+from atoll.job.load import parse_job
 from atoll.models.linear import LinearTrainer
 from atoll.runtime.schedule import Asynchronous, Synchronous
 
@@ -144,3 +148,55 @@ def test_python_job_has_a_canonical_form_of_its_own():
     assert one.hash() != Job(TRAINER, FedAvg()).hash()
     assert one.hash() == Job(TRAINER, FedProx(mu=0.5), executor=("processes", 3, "spawn")).hash()
     assert one.describe()["stop"]["seconds"] == "inf"
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "told"),
+    [
+        ({"name": "fedsgd"}, "takes a gradient"),
+        ({"name": "qfedavg"}, "takes the mean loss"),
+        ({"name": "scaffold", "option": 1}, "takes a gradient"),
+        ({"name": "scaffold", "option": 2}, ""),
+        ({"name": "fedavg"}, ""),
+        ({"name": "feddyn"}, ""),
+    ],
+)
+def test_an_algorithm_that_asks_rows_for_more_than_training_has_no_account_of_rows(
+    algorithm: dict[str, Any], told: str
+) -> None:
+    """Epsilon is that of the steps of local training; a loss or a gradient beside them would be outside."""
+    spec = parse_job(
+        {
+            "data": {"source": "sites/*.csv", "target": "y"},
+            "model": {"kind": "logistic"},
+            "evaluation": {"federated": False},
+            "algorithm": algorithm,
+            "privacy": {"record": {"noise_multiplier": 1.0}},
+        }
+    )
+    found = [fault.message for fault in job_from_spec(spec, Path()).privacy_faults]
+    assert len(found) == bool(told)
+    assert all(told in message for message in found)
+
+
+@pytest.mark.parametrize(
+    ("how", "outside"),
+    [
+        ({}, "sums of the columns"),
+        ({"mode": "site"}, "each site's preprocessing"),
+        ({"mode": "site", "impute": "constant"}, "each site's preprocessing"),
+        ({"mode": "site", "impute": "constant", "scale": "none"}, ""),
+    ],
+)
+def test_what_is_fitted_to_all_rows_is_named_outside_the_epsilon_of_one(
+    how: dict[str, Any], outside: str
+) -> None:
+    tables = {
+        "data": {"source": "sites/*.csv", "target": "y"},
+        "model": {"kind": "logistic"},
+        "preprocessing": how,
+        "privacy": {"record": {"noise_multiplier": 1.0}},
+    }
+    told = job_from_spec(parse_job(tables), Path()).outside
+    assert len(told) == bool(outside)
+    assert all(text.startswith(outside) for text in told)

@@ -85,3 +85,9 @@ def test_a_figure_that_is_not_told_is_not_watched(tmp_path: Any) -> None:
 )
 def test_what_contradicts_it_is_told(job: Any, said: str) -> None:
     assert any(said in fault for fault in faults(job))
+
+
+def test_a_share_that_no_noise_keeps_says_what_to_change() -> None:
+    with pytest.raises(JobConflict, match=r"10 evaluations under \[privacy.metrics\]") as caught:
+        privacy_of(spec({"epsilon": 1e-3}, {"share": 1e-9}))
+    assert "privacy.metrics.share" in caught.value.remedy

@@ -1,5 +1,7 @@
 """Clients trained side by side: each walks the path it walks alone."""
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -149,3 +151,38 @@ def test_a_diverged_client_leaves_no_finite_sum_and_no_warning():
         trainer.initial(Seed(0)), lanes_of("linear", 2, (8, 8), work), round=0
     )
     assert not np.isfinite(done.change).all()
+
+
+def test_clients_that_come_again_are_trained_as_by_a_trainer_that_never_saw_them():
+    trainer = LinearTrainer("multinomial", 4, classes=3, dtype="float32")
+    work = LocalWork(1.5, batch_size=8, optimizer=SGD)
+    lanes = lanes_of("multinomial", 3, (30, 41, 5), work, dtype="float32")
+    start = np.random.default_rng(0).normal(size=trainer.layout.size).astype("float32")
+    nothing = np.full_like(start, np.nan)
+    turns = [(start, lanes), (start, lanes), (nothing, lanes), (start, lanes), (start, lanes[1:])]
+    for given_, group in turns:
+        again = trainer.fit_together(given_, group, round=0)
+        fresh = LinearTrainer("multinomial", 4, classes=3, dtype="float32")
+        first = fresh.fit_together(given_, group, round=0)
+        assert again.change.tobytes() == first.change.tobytes()
+        np.testing.assert_array_equal(again.losses, first.losses)
+
+
+def test_other_rows_of_the_same_size_are_not_taken_for_those_before():
+    trainer, work = LinearTrainer("linear", 4), LocalWork(batch_size=4, optimizer=SGD)
+    start = trainer.initial(Seed(0))
+    (one,), (other,) = (lanes_of("linear", 2, (n,), work) for n in (9, 9))
+    moved = Lane(Examples(other.data.features, -other.data.targets), work, other.rule, one.seed, 1)
+    trainer.fit_together(start, [one], round=0)
+    change = trainer.fit_together(start, [moved], round=0).change
+    assert (
+        change.tobytes()
+        == LinearTrainer("linear", 4).fit_together(start, [moved], round=0).change.tobytes()
+    )
+
+
+def test_what_is_kept_between_rounds_does_not_travel():
+    trainer, work = LinearTrainer("linear", 4), LocalWork(batch_size=4, optimizer=SGD)
+    before = len(pickle.dumps(trainer))
+    trainer.fit_together(trainer.initial(Seed(0)), lanes_of("linear", 2, (900,), work), round=0)
+    assert len(pickle.dumps(trainer)) < before + 2000

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atoll.core.contracts import Trainer
+from atoll.core.contracts import Examples, Trainer
 from atoll.core.errors import DataError, JobConflict, JobError
 from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
@@ -64,6 +64,21 @@ def test_one_row_more_moves_the_sum_by_no_more_than_the_clip(rows, kind, labels,
     for i in range(40):
         alone = trainer.clipped_sum(w, data, np.array([i]))
         assert np.linalg.norm(alone.astype(np.float64)) <= LOUD.bound
+
+
+@pytest.mark.parametrize("kind", ["multinomial", "linear"])
+def test_rows_whose_squares_vanish_are_clipped_all_the_same(kind):
+    """In float32 the square of 1e-23 is 0: a slope of that on features of 1e19, or the other way round."""
+    trainer = made(kind, 2, RecordPrivacy(1e-6, 1.0), dtype="float32", intercept=False)
+    w = np.array([0, 0, 0, 0, -52.9e-18, 0, 0, 0], np.float32)
+    x, y = [[1e18, 1.7e19, 0, 0]], [0]
+    if kind == "linear":
+        w, x, y = np.zeros(4, np.float32), [[2e-23, 0, 0, 0]], [1e18]
+    data = Examples(np.array(x, np.float32), np.array(y))
+    gradient, _ = trainer.trainer.gradient(w, data)
+    assert np.linalg.norm(gradient.astype(np.float64)) > 1e-5
+    got = trainer.clipped_sum(w, data, np.array([0]))
+    assert np.linalg.norm(got.astype(np.float64)) <= 1e-6
 
 
 def test_without_noise_or_clipping_it_is_the_plain_step(rows, work):

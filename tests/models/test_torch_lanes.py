@@ -276,6 +276,14 @@ class Counting(nn.Linear):
         return super().forward(x)
 
 
+class Slowing(nn.Linear):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) / self.calls
+
+
 class Noisy(nn.Linear):
     def forward(self, x):
         return super().forward(x + 0.1 * torch.rand_like(x))
@@ -303,6 +311,7 @@ class Recurrent(nn.Module):
         (lambda: TorchTrainer(nn.Linear(4, 3).requires_grad_(False)), "parameters are none"),
         (lambda: TorchTrainer(Centred(4, 3).double()), "do rows of a batch meet"),
         (lambda: TorchTrainer(Counting(4, 3).double()), "changes buffer 'calls'"),
+        (lambda: TorchTrainer(Slowing(4, 3).double()), "keeps state outside its buffers"),
         (lambda: TorchTrainer(Noisy(4, 3).double()), "a trial failed"),
         (lambda: TorchTrainer(Recurrent().double()), "a trial failed"),
     ],
@@ -319,6 +328,19 @@ def test_what_lanes_cannot_train_is_trained_client_by_client_and_says_why(traine
         beside.fit_lanes(vectors, lanes, round=0), singly(inner, vectors, lanes), strict=True
     ):
         assert a.parameters.tobytes() == b.parameters.tobytes()
+
+
+def test_the_row_of_a_padding_index_is_not_trained_in_any_lane():
+    table = nn.Sequential(nn.Embedding(9, 3, padding_idx=4), nn.Flatten(), nn.Linear(12, 3))
+    inner = TorchTrainer(table.double())
+    words = np.random.default_rng(0).integers(9, size=(12, 4))
+    lanes = lanes_of([Examples(words, np.arange(12) % 3)] * 3)
+    beside = LanesTrainer(inner, width=3)
+    assert "has a padding index" in beside.explain(WORK, lanes[0].data)
+    vectors = [inner.initial(Seed(0))] * 3
+    for fit in beside.fit_lanes(vectors, lanes, round=0):
+        found = inner.layout.views(fit.parameters)["0.weight"][4]
+        assert found.tolist() == inner.layout.views(vectors[0])["0.weight"][4].tolist()
 
 
 def test_single_clients_that_lanes_cannot_train_do_not_keep_the_others_out():

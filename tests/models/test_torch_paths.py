@@ -85,6 +85,34 @@ class Shares(nn.Module):
         return self.dense(x) * torch.sigmoid(self.gate) + seen + self.column.t()
 
 
+class Shifted(nn.Module):
+    """Keeps a running mean that is not saved, and reads its weights out of one long parameter."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.long = nn.Parameter(torch.randn(width * (width + 1)) * 0.3)
+        self.register_buffer("mean", torch.zeros(width), persistent=False)
+
+    def forward(self, x):
+        self.mean.mul_(0.9).add_(x.detach().mean(0), alpha=0.1)
+        weight, bias = self.long.view(len(self.mean), -1).split([len(self.mean), 1], 1)
+        return torch.einsum("ni,oi->no", x - self.mean, weight) + bias.t()
+
+
+class Attending(nn.Module):
+    """Rows as short sequences of single values, which look at each other."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.ask = nn.Linear(1, 6)
+        self.norm = nn.LayerNorm(2, eps=EPS)
+
+    def forward(self, x):
+        q, k, v = self.ask(x[:, :, None]).chunk(3, -1)
+        seen = torch.softmax(q @ k.transpose(1, 2), -1) @ v
+        return x + self.norm(seen).permute(0, 2, 1).max(1).values
+
+
 class Words(nn.Module):
     def __init__(self, width, bag):
         super().__init__()
@@ -124,6 +152,8 @@ def _dense_block(draw, width):
         ),
         "tied": lambda: Tied(width),
         "shares": lambda: Shares(width),
+        "shifted": lambda: Shifted(width),
+        "attending": lambda: Attending(width),
     }
     return kinds[draw(st.sampled_from(list(kinds)))]()
 
@@ -141,6 +171,7 @@ def _image_block(draw, channels, flat):
             padding=draw(st.sampled_from([1, 1, 0])),
             groups=draw(st.sampled_from([1, channels])),
             bias=draw(st.booleans()),
+            padding_mode=draw(st.sampled_from(["zeros", "zeros", "circular", "reflect"])),
         ),
         "act": lambda: draw(st.sampled_from(ACTIVATIONS))(),
         "batch": lambda: getattr(nn, f"BatchNorm{one}")(channels, eps=EPS),
@@ -160,7 +191,7 @@ def networks(draw, outputs=CLASSES):
     """(module, shape of a row, most integer in it): a module that is built, in float32."""
     torch.manual_seed(draw(st.integers(0, 99)))
     kind = draw(st.sampled_from(["dense", "dense", "image", "image", "series", "words"]))
-    width = draw(st.sampled_from([4, 6]))
+    width = draw(st.sampled_from([1, 4, 7]))
     if kind in ("dense", "words"):
         first = Words(width, draw(st.booleans())) if kind == "words" else nn.Linear(3, width)
         blocks = [_dense_block(draw, width) for _ in range(draw(st.integers(0, 4)))]
@@ -326,7 +357,20 @@ def held(s, path="compiled", rounds=ROUNDS):
     assert distance(got[0], wanted[0]) <= near
     np.testing.assert_allclose(got[1], wanted[1], rtol=20 * near, atol=20 * near)
     assert got[2] == wanted[2]
+    assert_clients_do_not_meet(trainer, s)
     return trainer, got[0], wanted[0]
+
+
+def assert_clients_do_not_meet(trainer, s):
+    """Whoever comes first or last ends at the same bits."""
+    start, ends = trainer.initial(Seed(0)), []
+    for order in (s.clients, s.clients[::-1]):
+        fits = [
+            trainer.fit(start, c, work=s.work, rule=LocalRule(), seed=Seed(6), round=0)
+            for c in order
+        ]
+        ends.append([f.parameters.tobytes() for f in fits])
+    assert ends[0] == ends[1][::-1]
 
 
 @given(cases())

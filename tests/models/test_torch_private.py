@@ -14,7 +14,6 @@ from torch import nn
 from torch.nn import functional
 
 from atoll.core.contracts import Examples, Trainer
-from atoll.core.errors import JobConflict
 from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
 from atoll.models.networks import CropFlip, lenet_niid, mlp
@@ -27,10 +26,8 @@ from atoll.privacy.dp.noise import Draws
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from private_modules import CLIP, LOUD, dense, fit, private, some
 from replayed import Again, Quiet
-
-CLIP = 0.3
-LOUD = RecordPrivacy(CLIP, 1.0)
 
 
 class Twice(nn.Module):
@@ -93,10 +90,6 @@ def signals():
     return nn.Sequential(nn.Conv1d(2, 5, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(35, 3))
 
 
-def dense():
-    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 3))
-
-
 def partly_frozen():
     module = dense()
     module[0].weight.requires_grad_(False)
@@ -120,24 +113,6 @@ BY_LAYER = {"dense", "frozen", "images", "signals", "positions", "wide positions
 def margins(output, target):
     own = output.gather(1, target[:, None])
     return functional.relu(1 - own + output).sum(1).mean()
-
-
-def some(shape, n=12, seed=0, classes=3):
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=(n, *shape)).astype(np.float32)
-    if len(shape) == 1 and shape[0] in (3, 5):
-        x = rng.integers(0, 9, size=(n, *shape))
-    return Examples(x, rng.integers(0, classes, n))
-
-
-def private(build, privacy=LOUD, randomness=Quiet, seed=0, **fields):
-    torch.manual_seed(seed)
-    return PrivateTorchTrainer(TorchTrainer(build(), **fields), privacy, randomness)
-
-
-def fit(trainer, data, work, rule=None, start=None):
-    start = trainer.initial(Seed(0)) if start is None else start
-    return trainer.fit(start, data, work=work, rule=rule or LocalRule(), seed=Seed(1), round=0)
 
 
 def row_by_row(trainer, data, clip=CLIP, loss=functional.cross_entropy, dtype=torch.int64):
@@ -338,71 +313,6 @@ def test_noise_is_for_the_clip_and_scaled_by_the_expected_batch():
     draws = np.concatenate([fit(trainer, data, work, start=start).parameters for _ in range(700)])
     sd = 2.0 * 0.7 / 5
     assert abs(draws.std() - sd) < 4 * sd / np.sqrt(2 * draws.size)
-
-
-def test_every_fault_is_named_at_once():
-    class Mixing(nn.Module):
-        def forward(self, x):
-            return x - x.mean(0)
-
-    def build():
-        return nn.Sequential(
-            nn.Linear(4, 4), nn.BatchNorm1d(4), Mixing(), nn.BatchNorm1d(4), nn.Linear(4, 3)
-        )
-
-    trainer = private(build)
-    with pytest.raises(JobConflict) as refused:
-        fit(trainer, some((4,)), LocalWork())
-    text = str(refused.value)
-    assert text.count("BatchNorm1d mixes the rows") == 2
-    assert "depends on the other rows" in text
-    assert "GroupNorm" in text
-    assert len(trainer.faults(some((4,)))) == 3
-
-
-def test_statistics_losses_and_dtypes_that_would_leak_are_found():
-    class Counting(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("seen", torch.zeros(()))
-
-        def forward(self, x):
-            self.seen += x.sum()
-            return x
-
-    counting = private(lambda: nn.Sequential(Counting(), nn.Linear(4, 3)))
-    assert [f.place for f in counting.faults(some((4,)))] == ["0.seen"]
-    weighted = partial(functional.cross_entropy, weight=torch.tensor([1.0, 5.0, 2.0]))
-    assert [f.place for f in private(dense, loss=weighted).faults(some((4,)))] == ["loss"]
-    norm = private(
-        lambda: nn.Sequential(
-            nn.Conv1d(2, 4, 3),
-            nn.InstanceNorm1d(4, track_running_stats=True),
-            nn.Flatten(),
-            nn.Linear(20, 3),
-        )
-    )
-    assert "keeps statistics" in str(norm.faults(some((2, 7)))[0])
-    half = private(lambda: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3)).half())
-    assert any("float16" in str(f) for f in half.faults(some((4,))))
-    frozen = dense().requires_grad_(False)
-    assert "nothing" in str(private(lambda: frozen).faults(some((4,)))[0])
-    assert private(dense).faults(some((4,))) == []
-
-
-def test_a_check_leaves_the_module_as_it_was():
-    trainer = private(lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)))
-    trainer.faults(some((4,)))
-    state = trainer.module_with(trainer.initial(Seed(0))).state_dict()
-    assert state["1.num_batches_tracked"] == 0
-    assert not state["1.running_mean"].any()
-
-
-def test_precision_and_second_clipping_are_refused():
-    with pytest.raises(JobConflict, match="bfloat16"):
-        private(dense, precision="bfloat16")
-    with pytest.raises(JobConflict, match="clip_norm"):
-        fit(private(dense), some((4,)), LocalWork(clip_norm=1.0))
 
 
 def test_the_state_of_torch_is_as_before():

@@ -23,7 +23,7 @@ from atoll.models.torch_tape import Program
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from tape_modules import EITHER, GENERAL, REPLAYED, module
+from tape_modules import EITHER, GENERAL, REPLAYED, buffered, module
 
 NEAR = 1e-6
 aten = torch.ops.aten
@@ -148,6 +148,51 @@ def test_the_path_of_a_client_does_not_depend_on_who_came_before(build):
     assert whole == back
     for client, bits in zip(clients, whole, strict=True):
         assert fits(TorchTrainer(build, path="compiled"), [client], work) == [bits]
+
+
+def remembers(self, x):
+    """Keeps things in all places that are not saved, and reads them again in the next step."""
+    self.n += 1
+    self.m.mul_(0.9).add_(0.1 * x.abs().mean(0))
+    h = x / self.m + torch.rand((), generator=self.g) + self.t.mean()
+    h = h if self.h is None else h + self.h
+    self.h, self.t = x.mean(0).detach(), x.mean(1).detach()
+    self.late = getattr(self, "late", 0) + 1
+    return self.f(h * self.w) / self.n / self.late
+
+
+def summed_up(self, x):
+    self.m.mul_(0.9).add_(0.1 * x.abs().mean(0))
+    self.t.add_(x.mean())
+    return self.f(x / self.m + self.t)
+
+
+@pytest.mark.parametrize("path", ["general", "compiled"])
+@pytest.mark.parametrize("forward", [remembers, summed_up])
+def test_what_a_client_leaves_in_a_module_never_reaches_the_next(forward, path):
+    class Keeping(buffered(forward, persistent=False)):
+        def __init__(self):
+            super().__init__()
+            self.n, self.h, self.t = 0, None, torch.zeros(1)
+            self.g = torch.Generator().manual_seed(1)
+
+    work = LocalWork(epochs=2.0, batch_size=4, optimizer=Optimizer(lr=0.05))
+    clients = [data(n, seed=n) for n in (11, 5, 7)]
+    trainer = TorchTrainer(Keeping, path=path)
+    bits = fits(trainer, clients, work)
+    assert fits(trainer, clients[::-1], work)[::-1] == bits
+    assert [fits(TorchTrainer(Keeping, path=path), [c], work)[0] for c in clients] == bits
+
+
+def test_a_buffer_of_truths_stands_in_a_recorded_step():
+    class Masked(module(lambda s, x: s.f(torch.where(s.mask, x, 0.5 * x)))):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([True, False] * 3))
+
+    wanted, got = (walked(Masked, data(), path) for path in ("general", "compiled"))
+    assert got[2] == ""
+    assert far(got[0], wanted[0]) <= NEAR
 
 
 def test_after_many_shapes_a_step_is_recorded_again_and_is_the_same():

@@ -122,8 +122,10 @@ class FakeServer:
         body: bytes = b"",
         kind: str = "application/json",
         timeout: float = 60.0,
+        digest: bytes | None = None,
     ) -> SimpleNamespace:
         self._reachable()
+        assert digest in (None, hashlib.sha256(body).digest())
         kept = "application/octet-stream"
         if path == "/v1/poll":
             raw = encode(*self._poll(query))

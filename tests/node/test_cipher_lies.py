@@ -23,6 +23,7 @@ from atoll.node.peers import Trust
 from atoll.node.settings import Masking, Settings
 from atoll.privacy.he import rounds, sharing
 from atoll.privacy.he.tags import Tags
+from atoll.privacy.secagg import ledger
 from atoll.privacy.secagg.policy import Approved
 from atoll.wire import disk
 
@@ -94,6 +95,10 @@ def any_model(patch: Patch) -> None:
         patch.setattr(module, "model_digest", lambda vectors: "one")
 
 
+def any_memory(patch: Patch) -> None:
+    patch.setattr(ledger, "_other_memory", lambda *given: "")
+
+
 def any_work(patch: Patch) -> None:
     for module in (encrypting, lying_encrypted):
         patch.setattr(module, "work_mark", lambda task: "one")
@@ -138,6 +143,7 @@ def in_clear(patch: Patch) -> None:
         ("asked twice", [no_book]),
         ("rolled back", [no_book]),
         ("another update", [no_book]),
+        ("memory of its own", [any_memory]),
         ("one other model", [any_model]),
         ("begun with another model", [any_start]),
         ("faded ciphertexts", [any_work]),

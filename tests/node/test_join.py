@@ -9,7 +9,7 @@ import pytest
 
 from atoll.core.errors import AuthError, Forbidden, StateError, StorageError, Unreachable, WireError
 from atoll.node.home import Home
-from atoll.node.join import join, leave, opened
+from atoll.node.join import join, leave, opened, trusted
 from atoll.node.settings import Settings
 from atoll.wire.codes import Invitation, encode_code
 from atoll.wire.identity import Identity
@@ -142,3 +142,17 @@ def test_a_running_node_does_not_leave(tmp_path: Path) -> None:
     with home.locked(), pytest.raises(StorageError, match="another node runs"):
         leave(home, Settings(), dial=gate)
     assert gate.left == 0
+
+
+def test_a_new_key_beside_the_old_ledger_is_told_before_the_code_is_used(tmp_path: Path) -> None:
+    home, gate = Home(tmp_path), Gatehouse()
+    trusted(home, join(home, CODE, dial=gate))  # which begins the book of masked rounds
+    leave(home, Settings(), dial=gate)
+    home.identity.unlink()
+    used = len(gate.keys)
+    with pytest.raises(StateError, match="ledger is damaged, or was signed with another key"):
+        join(home, CODE, dial=gate)
+    assert len(gate.keys) == used
+    home.ledger.parent.rename(tmp_path / "ledger of the first key")
+    gate.keys.clear()  # another code
+    trusted(home, join(home, CODE, dial=gate))

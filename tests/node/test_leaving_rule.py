@@ -57,6 +57,31 @@ def test_a_small_site_takes_part_where_its_numbers_are_masked(tmp_path: Path) ->
     assert told.survey()["names"]
 
 
+@pytest.mark.parametrize(
+    "unit",
+    [
+        {"record": {"noise_multiplier": 1.0}},
+        {"clip": 1.0, "cap": 100, "client": {"noise_multiplier": 1.0}},
+    ],
+)
+def test_a_job_with_differential_privacy_gets_no_exact_card_and_no_hash_of_the_rows(
+    tmp_path: Path, unit: dict[str, Any]
+) -> None:
+    """Without masks too; means and counts of all rows would be in no epsilon."""
+    private = {"aggregation": "plain", **unit}
+    over = {
+        "privacy": private,
+        "evaluation": {"federated": False},
+        "preprocessing": {"mode": "site"},
+    }
+    told = Told(tmp_path / "private", ts.rows(120), ts.ON, **over).ready()
+    assert (told["card"], told["notes"], told["fingerprint"]) == ({}, [], "")
+    assert told["rows"]
+    plain = Told(tmp_path / "plain", ts.rows(120), ts.ON, privacy={"aggregation": "plain"}).ready()
+    assert plain["card"]["columns"]
+    assert plain["fingerprint"]
+
+
 def test_figures_of_few_held_out_rows_are_not_told_and_a_note_says_so(tmp_path: Path) -> None:
     found = Told(tmp_path, ts.rows(60), ts.ON, data={"test_fraction": 0.05}).ready()
     assert found["held_out"] == 0

@@ -178,9 +178,9 @@ def test_a_job_whose_sites_rest_is_refused_when_it_asks_more_often_than_it_says(
 
 def test_a_job_that_asks_for_epsilon_3_over_50_rounds_stops_at_3(tmp_path: Path) -> None:
     pytest.importorskip("dp_accounting")
-    from atoll.privacy.dp.accounting import calibrate
+    from atoll.privacy.dp.calibration import Goal, calibrate
 
-    noise = calibrate(3.0, 1e-5, rounds=50)
+    noise = calibrate(Goal(3.0, 1e-5), rounds=50)
     event = to_plain(Gaussian(noise))
     book = Ledger(tmp_path / "ledger.jsonl", KEY)
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import fake_federation as ff
 import ledger_process
 import pytest
-from private_jobs import TRUSTING, Private, cost, limit
+from private_jobs import TRUSTING, Private, Z, cost, limit
 from test_kill import door_to, home_at
 
+from atoll.data.readers import read_table
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
 from atoll.node.budgets import Budgets
@@ -22,6 +25,7 @@ from atoll.node.home import Home
 from atoll.node.ledger import Accounts, Limit
 from atoll.node.ledger_file import read_ledger
 from atoll.node.settings import Policy
+from atoll.wire.frames import encode
 from atoll.wire.identity import Identity
 
 pytest.importorskip("dp_accounting")
@@ -52,6 +56,12 @@ def accounts(folder: Path) -> Accounts:
 
 def states(folder: Path) -> list[str]:
     return [entry.state for entry in accounts(folder).entries]
+
+
+def node(door: str, home: Path, point: str = "") -> subprocess.Popen[bytes]:
+    """In a process of its own, which dies at ``point``."""
+    script = [sys.executable, ledger_process.__file__, door, str(home)]
+    return subprocess.Popen([*script, *([point] if point else [])])
 
 
 def test_a_job_stops_at_the_limit_and_the_next_researcher_is_refused_by_what_is_left(
@@ -146,6 +156,33 @@ def test_an_old_copy_of_the_whole_folder_takes_on_no_more_rounds(
     assert len(accounts(tmp_path).entries) < newest
 
 
+def ends_killed(process: subprocess.Popen[bytes], server: ff.FakeServer, ask: Any) -> None:
+    """Give a node work until it dies at its point."""
+    until = time.monotonic() + 60
+    while process.poll() is None:
+        assert time.monotonic() < until, "it never came there"
+        if not server.tasks:
+            ask()
+        time.sleep(0.05)
+    assert process.returncode == -signal.SIGKILL
+
+
+def counted(folder: Path, server: ff.FakeServer) -> int:
+    """Releases in the ledger; whatever has left is among them, and one in flight at most besides."""
+    states = {e.charge.task: e.state for e in accounts(folder).entries}
+    left = {charged_as(name) for name, _ in server.deliveries if ".ready." not in name}
+    released = {task for task, state in states.items() if state in ("released", "settled")}
+    found = {task for task, state in states.items() if state != "returned"}
+    assert left <= released <= found
+    assert len(found) <= len(left) + 1
+    return len(found)
+
+
+def charged_as(task: str) -> str:
+    """What a task's answer is called in the ledger: an evaluation's without its model."""
+    return re.sub(r"(\.evaluate\.[0-9]+)-[0-9a-f]{8}", r"\1", task)
+
+
 @pytest.mark.slow
 def test_a_node_killed_at_every_point_around_a_release_never_counts_too_little(
     tmp_path: Path, server: ff.FakeServer
@@ -154,31 +191,60 @@ def test_a_node_killed_at_every_point_around_a_release_never_counts_too_little(
     Identity.create(Home(home).identity)
     most = limit(tmp_path, "east", 50)
     with door_to(server, tmp_path) as door:
-
-        def started(point: str = "") -> subprocess.Popen[bytes]:
-            script = [sys.executable, ledger_process.__file__, door, str(home)]
-            return subprocess.Popen([*script, *([point] if point else [])])
-
         for point in ledger_process.POINTS:
-            process = started(point)
-            while process.poll() is None:
-                if not server.tasks:
-                    private.train()
-                time.sleep(0.05)
-            assert process.returncode == -signal.SIGKILL, point
-            states = {e.charge.task: e.state for e in accounts(tmp_path).entries}
-            left = {name for name, _ in server.deliveries}
-            released = {task for task, state in states.items() if state in ("released", "settled")}
-            counted = {task for task, state in states.items() if state != "returned"}
-            assert left <= released <= counted, point
-            assert len(counted) <= len(left) + 1, point  # by one release in flight at most
-            assert accounts(tmp_path).spent(most) == cost(len(counted)), point
-        last = started()
+            ends_killed(node(door, home, point), server, private.train)
+            assert accounts(tmp_path).spent(most) == cost(counted(tmp_path, server)), point
+        last = node(door, home)
         answered = [server.result(private.train().id)[0] for _ in range(2)]
         last.terminate()
         assert last.wait(20) == 0
     assert [body.status for body in answered] == ["done", "done"]
     assert accounts(tmp_path).spent(most) == cost(len(server.received))
+
+
+@pytest.mark.slow
+def test_a_node_killed_at_every_point_around_figures_with_noise_never_counts_too_little(
+    tmp_path: Path, server: ff.FakeServer
+) -> None:
+    """What was kept is sent again with the noise it had: a second drawing would be another release."""
+    over = {
+        "algorithm": {"name": "fedavg"},
+        "privacy": {"record": {"noise_multiplier": 2.0}, "metrics": {"noise_multiplier": Z}},
+    }
+    spec = parse_job(ff.job_tables(**over), folder=tmp_path)
+    run, home = (
+        ff.Deployed(spec, {"east": server}, tmp_path),
+        home_at(tmp_path, "east", ff.table_text(1)),
+    )
+    run.alone(read_table(tmp_path / "east.csv"))
+    Identity.create(Home(home).identity)
+    most = Limit("sites", 100.0, 1e-5)
+    Budgets(Home(home).budgets).set(most)
+    with door_to(server, tmp_path) as door:
+        first = node(door, home)
+        model = encode(
+            {"version": 1}, {"parameters": run.ask("ready", initial=True)["east"][1]["initial"]}
+        )
+
+        def evaluate() -> str:
+            run.number += 1
+            with server.changed:
+                server.unsettled.clear()  # what came before is committed
+            task = run.task("evaluate", "east", broadcast=model, version=run.number)
+            name = f"r1.evaluate.{run.number}-c0ffee12.east"
+            return server.offer(task.model_copy(update={"id": name})).id
+
+        first.terminate()
+        assert first.wait(20) == 0
+        for point in ledger_process.POINTS:
+            ends_killed(node(door, home, point), server, evaluate)
+            assert accounts(tmp_path).spent(most) == cost(counted(tmp_path, server)), point
+        last = node(door, home)
+        answered = [server.result(evaluate())[0] for _ in range(2)]
+        last.terminate()
+        assert last.wait(20) == 0
+    assert [body.status for body in answered] == ["done", "done"]
+    assert len(dict(server.deliveries)) == len(set(server.deliveries))
 
 
 def test_dp_sgd_is_counted_by_each_site_from_its_own_rows(tmp_path: Path) -> None:

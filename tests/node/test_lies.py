@@ -11,11 +11,14 @@ import pytest
 from atoll.cli.main import main
 from atoll.core.errors import MissingExtra
 from atoll.job.buffered import Starts
-from atoll.node import buffers, lies, lies_of_ciphers, lying, masking
+from atoll.node import buffers, lies, lies_of_ciphers, lying, masking, steward
+from atoll.node.cast import SITES
 from atoll.node.lies import LIES, told
 from atoll.node.lies_of_ciphers import CIPHER_LIES
 from atoll.node.masking import Masked
+from atoll.node.pricing import Facts
 from atoll.node.settings import Masking, Settings
+from atoll.node.trained import Trained
 from atoll.privacy.he import contexts
 from atoll.privacy.secagg import ledger
 from atoll.privacy.secagg import session as sessions
@@ -29,8 +32,8 @@ def test_every_site_gives_up_and_releases_nothing(lie: str, tmp_path: Path) -> N
     assert found.withstood, found.refused
 
 
-def test_there_are_twenty_two_lies() -> None:
-    assert len(LIES) == 22
+def test_there_are_twenty_seven_lies() -> None:
+    assert len(LIES) == 27
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +49,7 @@ def test_a_node_that_does_what_it_is_told_to_whatever_the_others_are_is_noticed(
     """As it was when terms said nothing of that: all six committed themselves and shared their keys."""
     for module in (lying, masking):
         monkeypatch.setattr(module, "work_mark", lambda task, buffered: "one")
+    monkeypatch.setattr(buffers.Buffers, "approved", lambda self, plan, shown, apart: "")
     assert told(lie, tmp_path).refused == {}
 
 
@@ -87,6 +91,13 @@ def test_a_node_that_does_not_look_at_the_buffer_is_noticed(
     assert not told(lie, tmp_path, Settings(masking=Masking(smallest=3))).withstood
 
 
+def test_a_node_whose_update_counts_a_thousand_times_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(buffers.Buffers, "approved", lambda self, plan, shown, apart: "")
+    assert not told("larger factor", tmp_path).withstood
+
+
 def test_a_node_that_has_its_update_count_as_the_server_likes_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,6 +116,38 @@ def test_a_node_that_gives_an_update_twice_is_noticed(
     assert not told("update in two sums", tmp_path).withstood
 
 
+def test_a_node_that_starts_from_any_of_its_memories_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "_other_memory", lambda records, record: "")
+    assert told("another memory", tmp_path).released == SITES
+
+
+def test_a_node_whose_refusal_says_how_large_its_values_are_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All values are below the bound of the terms, which is not the job's, and so all would have gone on."""
+    monkeypatch.setattr(Trained, "lane_faults", lambda self, done, terms: "")
+    assert told("bound as question", tmp_path).released == SITES
+
+
+def test_a_node_that_does_not_look_for_what_its_ledger_will_find_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer leaves under a name of which the ledger knows nothing; the charge is given back later."""
+    monkeypatch.setattr(steward, "_check_name", lambda task: None)
+    assert told("unpaid name", tmp_path).released == SITES
+
+
+def test_a_node_that_pays_by_the_rows_of_another_plan_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        steward.Steward, "_known", lambda self, task: self._facts.get(task.run, Facts())
+    )
+    assert told("other rows", tmp_path).released == SITES
+
+
 def test_the_command_shows_all_of_them_and_ends_well(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,7 +155,7 @@ def test_the_command_shows_all_of_them_and_ends_well(
     assert main(["audit", "server", "--home", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["lies"]
     assert {line["rounds"] for line in found} == {"masked", "encrypted"}
-    assert [line["released"] for line in found] == [[]] * 24
+    assert [line["released"] for line in found] == [[]] * 29
     assert {line["gave_up"] for line in found} == {6}
 
 

@@ -28,6 +28,13 @@ Z = 8.0
 EVALUATED = to_plain(Gaussian(Z, 1.0, 1))
 
 
+MASKED = {
+    "aggregation": "masked",
+    "record": {"noise_multiplier": 2.0},
+    "metrics": {"noise_multiplier": Z},
+}
+
+
 def spec(**metrics: Any) -> Any:
     privacy = {"record": {"noise_multiplier": 2.0}, "metrics": {"noise_multiplier": Z, **metrics}}
     return parse_job(job_tables(privacy=privacy, algorithm={"name": "fedavg"}))
@@ -69,6 +76,27 @@ def spent(place: Place) -> list[tuple[str, str]]:
     return [(e.charge.task, e.state) for e in place.ledger.entries]
 
 
+def test_what_rounds_cost_is_told_by_the_plan_by_which_the_site_made_itself_ready(
+    tmp_path: Path,
+) -> None:
+    """By another plan it may train on fewer rows, each of which is in more steps then."""
+    place = Place(tmp_path)
+    place.prepared()
+    other = BlobRef(sha256="1" * 64, size=1)
+    for _ in range(2):
+        with pytest.raises(PolicyError, match="has not prepared the run"):
+            place.steward.admit(task(0, "train").model_copy(update={"plan": other}), place.asked)
+        place.start()
+    assert spent(place) == []
+    again = task(0, "ready").model_copy(update={"plan": other})
+    place.steward.note(again, ResultBody(task="t", status="done", answer={"rows": 5}))
+    with pytest.raises(PolicyError, match="has not prepared the run"):
+        place.steward.admit(task(0, "train"), place.asked)
+    place.steward.admit(task(0, "train").model_copy(update={"plan": other}), place.asked)
+    (sampled,) = place.ledger.entries[0].charge.events
+    assert sampled == (price(spec(), Facts(rows=5))[0].events or ())[0]
+
+
 def test_one_evaluation_is_one_event_of_the_job_s_noise() -> None:
     (cost,) = price(spec(), Facts(rows=50))
     assert cost.figures == (EVALUATED,)
@@ -104,6 +132,43 @@ def test_what_was_never_sent_is_given_back_and_what_was_is_kept_after_a_stop(
     place.answered(task(1))  # the same bytes again: nothing new is told
     with pytest.raises(StateError):
         place.steward.leave(charged(task(1)), "0" * 64)  # other figures of the same evaluation
+
+
+def test_an_evaluation_that_was_kept_and_not_sent_when_the_node_died_is_sent_and_counted(
+    tmp_path: Path,
+) -> None:
+    place = Place(tmp_path)
+    place.prepared()
+    place.steward.admit(task(1), place.asked)
+    raw = encode(ResultBody(task=task(1).id, status="done").model_dump(), {})
+    place.spool.finish("r1", task(1).id, raw)
+    place.start()
+    place.steward.begin({held.task for held in place.spool.results})
+    assert spent(place) == [("r1.evaluate.1.east", "reserved")]
+    (held,) = place.spool.results
+    place.steward.leaving(held)
+    assert spent(place) == [("r1.evaluate.1.east", "released")]
+
+
+def test_an_evaluation_under_another_s_name_is_refused_before_any_work(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.prepared()
+    for name in ("r1.evaluate.1-model.east", "r1.evaluate.2-c0ffee12.east", "r1.evaluate.1.west"):
+        with pytest.raises(PolicyError, match="does not have the name"):
+            place.steward.admit(task(1).model_copy(update={"id": name}), place.asked)
+    assert spent(place) == []
+
+
+def test_figures_under_masks_are_counted_by_what_is_hidden_and_then_leave(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.prepared()
+    hidden = parse_job({**job_tables(algorithm={"name": "fedavg"}), "privacy": MASKED})
+    place.asked = Asked(hidden, "heart", "ana", sites=6)
+    body = task(1, model="-0-c0ffee12").model_copy(update={"about": "evaluate"})
+    place.steward.admit(body, place.asked)
+    place.steward.leave(charged(body), "a" * 64)  # of the integers
+    place.answered(body)  # with masks on, under which they have another digest
+    assert spent(place) == [("r1.evaluate.1.east", "released")]
 
 
 def test_a_second_evaluation_of_a_round_with_another_model_is_refused(tmp_path: Path) -> None:

@@ -33,11 +33,12 @@ def step(
     round: int = 1,
     members: tuple[str, ...] = NAMES,
     source: str = "",
+    memory: str = "",
 ) -> Record:
     value = b"set" + bytes(",".join(members), "ascii") if kind in KINDS[2:] else kind.encode()
     at = Occasion("lagoon", "job", round, attempt, f"model {round % 2}")
     named = members if kind in KINDS[2:] else ()
-    return Record(kind, at, value, named, source)  # type: ignore[arg-type]
+    return Record(kind, at, value, named, source, memory)  # type: ignore[arg-type]
 
 
 def test_a_round_is_released_once_whatever_is_started_again(tmp_path: Path) -> None:
@@ -68,6 +69,25 @@ def test_an_update_is_in_one_sum_whatever_is_started_again(tmp_path: Path) -> No
     book.keep(again)
 
 
+def test_one_model_is_in_sums_with_one_memory_of_the_site(tmp_path: Path) -> None:
+    """Rounds 1 and 3 start from one model, as in a run whose round 1 had no sum, or in the same job anew."""
+    path = tmp_path / "pledges.jsonl"
+    for kind in KINDS:
+        Pledges(path, KEY).keep(step(kind, round=1, memory="m1"))
+    book = Pledges(path, KEY)
+    assert {record.memory for record in book.records} == {"m1"}
+    for other in ("", "m2"):
+        for attempt, members in enumerate((NAMES, ("a", "x", "y", "z"))):
+            with pytest.raises(StateError, match="another memory, is in the sum of round 1"):
+                book.keep(step("join", attempt, round=3, members=members, memory=other), 3)
+    for kind in KINDS[:2]:
+        book.keep(step(kind, round=3, memory="m1"), 3)
+    with pytest.raises(StateError, match="input was made from another memory"):
+        book.keep(step("pledge", round=3, memory="m2"), 3)
+    book.keep(step("pledge", round=3, memory="m1"), 3)
+    book.keep(step("join", round=2, memory="m2"), 3)  # which is another model
+
+
 steps = st.builds(
     step,
     st.sampled_from(KINDS),
@@ -75,6 +95,7 @@ steps = st.builds(
     st.integers(1, 3),
     st.sampled_from((NAMES, NAMES[:4], NAMES[:2])),
     st.sampled_from(("", "start", "model 1")),
+    st.sampled_from(("", "own")),
 )
 
 

@@ -156,12 +156,21 @@ def test_all_tries_of_a_masked_round_are_one_release(tmp_path: Path) -> None:
     assert first.id != second.id
     assert charged(first) == charged(second)
     for each in (first, second):
-        place.steward.admit(each, asked())
+        place.steward.admit(each, asked(spec("masked")))
     place.steward.leave(charged(first), "a" * 64)
     place.steward.leave(charged(second), "a" * 64)  # the same integers under other masks
     with pytest.raises(StateError, match="another answer"):
         place.steward.leave(charged(second), "b" * 64)
     assert place.states == ["released"]
+
+
+def test_a_task_under_another_s_name_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Its answer would leave as that of a task that nobody paid for, and the charge be given back."""
+    place = Place(tmp_path, limit=2.0)
+    for name in ("r1.train.7.east", "r1.survey.0.east", "r1.train.0.0.east", "x"):
+        with pytest.raises(PolicyError, match="does not have the name"):
+            place.steward.admit(task(0).model_copy(update={"id": name}), asked())
+    assert place.states == []
 
 
 def test_a_round_that_never_ended_is_given_back_when_the_next_one_begins(tmp_path: Path) -> None:
@@ -202,11 +211,12 @@ def test_what_costs_depend_on_is_remembered_from_the_preparation_on(tmp_path: Pa
     place.start()
     place.steward.admit(task(), asked(), 6)
     place.steward.admit(task(run="r2"), asked())
-    assert place.facts == [Facts(), Facts(120, 17, 6), Facts()]
+    plan = "0" * 64
+    assert place.facts == [Facts(plan=plan), Facts(120, 17, 6, plan), Facts(plan=plan)]
     place.steward.end("r1")
     place.start()
     place.steward.admit(task(1), asked())
-    assert place.facts[-1] == Facts()
+    assert place.facts[-1] == Facts(plan=plan)
 
 
 def test_figures_without_noise_do_not_leave_a_limited_dataset(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint is whole or refused; what is read is what was written, to the bit."""
 
 import errno
+import hashlib
 import os
 
 import numpy as np
@@ -218,10 +219,45 @@ def test_bytes_and_file_hold_the_same_and_bytes_are_checked_alike(tmp_path):
     found, notes = checkpoint.decode(raw, JOB)
     assert flat(found) == flat(progress())
     assert notes == {"node": "x"}
+    with pytest.raises(ValueError, match="read-only"):
+        found.state.parameters[0] = 1
     with pytest.raises(CheckpointError, match="belongs to another job"):
         checkpoint.decode(raw, "0" * 64)
     for length in (0, 7, 100, len(raw) - 1):
         with pytest.raises(CheckpointError, match=f"checkpoint of {length} bytes cannot be read"):
             checkpoint.decode(raw[:length], JOB)
-    with pytest.raises(CheckpointError, match="is damaged"):
-        checkpoint.decode(raw[:-1] + bytes([raw[-1] ^ 1]), JOB)
+    for at in (8, len(raw) - 9):  # a value of the model, one of the rest
+        with pytest.raises(CheckpointError, match="is damaged"):
+            checkpoint.decode(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :], JOB)
+
+
+def test_a_changed_byte_of_bytes_is_noticed_wherever_it_is():
+    raw, unnoticed = checkpoint.encode(progress(), JOB, {}), []
+    for at in [*range(40), *range(40, len(raw) - 9, 7), *range(len(raw) - 9, len(raw))]:
+        try:
+            found, _ = checkpoint.decode(raw[:at] + bytes([raw[at] ^ 2]) + raw[at + 1 :], JOB)
+        except CheckpointError:
+            continue
+        if flat(found) != flat(progress()):
+            unnoticed.append(at)
+    assert not unnoticed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", ">f4"])
+def test_a_named_checkpoint_has_the_digest_of_its_bytes_and_no_second_look_at_the_model(
+    dtype, monkeypatch
+):
+    vector = np.arange(5).astype(dtype)
+    vector.flags.writeable = False
+    p = Progress(State(3, vector, slice(0, 5), 2, {}))
+    wanted = hashlib.sha256(b"".join(checkpoint.named(p, JOB, {})[0])).hexdigest()
+    if vector.dtype.isnative:
+        monkeypatch.setattr(checkpoint.ModelHash, "take", None)  # its hash is known already
+    pieces, digest = checkpoint.named(p, JOB, {})
+    assert digest == wanted
+    raw = b"".join(pieces)
+    at = checkpoint.begins(raw[:7], raw[-8:], len(raw))
+    monkeypatch.undo()
+    own = vector.astype(vector.dtype.newbyteorder("="))
+    assert hashlib.sha256(raw[:at]).hexdigest() == checkpoint.model_hash(own)
+    assert checkpoint.decode(raw, JOB)[0].state.parameters.tolist() == [0, 1, 2, 3, 4]

@@ -127,6 +127,30 @@ def test_evaluation_happens_every_n_rounds_and_after_the_last():
     assert [r["clock"] for r in rows] == [1.0, 2.0, 3.0, 4.0, 5.0]
 
 
+class Purse:
+    """Pays for so many rounds."""
+
+    attempts = False
+
+    def __init__(self, rounds):
+        self.rounds = rounds
+
+    def spent(self, rounds):
+        return {}
+
+    def over(self, rounds):
+        return "the purse is empty" if rounds >= self.rounds else ""
+
+
+def test_a_run_that_can_pay_for_no_further_round_evaluates_its_last_model():
+    parts = rc.parts(FedAvg())
+    parts = dataclasses.replace(parts, chain=dataclasses.replace(parts.chain, account=Purse(4)))
+    rows, _, error = serial(parts, evaluation=Evaluation(3, None, True), stop=Stop(8))
+    assert error is None
+    assert [r["round"] for r in rows if r["federated"]] == [3, 4]
+    assert len(rows) == 4
+
+
 def test_the_coordinator_evaluates_on_rows_of_its_own():
     parts = rc.parts(FedAvg(), held_out=False)
     parts = dataclasses.replace(parts, trainer=parts.trainer.inner)

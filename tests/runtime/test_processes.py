@@ -244,3 +244,9 @@ def test_a_federation_of_unlike_rows_still_runs():
         ours = Loop(parts, executor, stop=Stop(2), evaluation=Evaluation(0)).run()
     theirs = Loop(parts, SerialExecutor(parts), stop=Stop(2), evaluation=Evaluation(0)).run()
     assert ours.progress.state.parameters.tobytes() == theirs.progress.state.parameters.tobytes()
+
+
+def test_no_more_workers_start_than_there_are_clients():
+    parts = rc.parts(FedAvg(), rc.federation({"a": 3, "b": 4}))
+    with closing(executor_of(parts, workers=5000)) as executor:
+        assert len(executor._workers) == 2

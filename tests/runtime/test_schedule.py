@@ -246,3 +246,14 @@ def test_when_nobody_will_ever_come_the_step_is_aborted():
     assert plan.abort
     (plan,) = plans(Synchronous(), people(3, clock), 1)
     assert plan.abort
+
+
+def test_who_is_always_there_is_planned_like_one_whose_trace_says_so():
+    always = {f"c{i:04d}": ((0.0, math.inf),) for i in range(9)}
+    asked = Clock(Delay(scale=2.0), Availability(intervals=always))
+    rule = Synchronous(Cohort("uniform", 3), over_selection=0.5, deadline=9.0)
+    assert Clock(Delay(scale=2.0)).still
+    assert not asked.still
+    plans = [rule.plan(Pace(), 4, people(9, c), lambda t: 1.0) for c in (Clock(asked.delay), asked)]
+    assert plans[0] == plans[1]
+    assert len(plans[0][0].tasks) == 3

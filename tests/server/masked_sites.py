@@ -16,7 +16,7 @@ from atoll.core.contracts import Task
 from atoll.core.errors import AtollError
 from atoll.core.values import Broadcast
 from atoll.job import deployed
-from atoll.job.summed import column_integers
+from atoll.job.summed import column_integers, column_lanes, lanes_told
 from atoll.node.home import Home
 from atoll.node.masking import SUBJECTS, Masked
 from atoll.node.peers import Peers, Trust
@@ -25,7 +25,8 @@ from atoll.node.settings import Settings
 from atoll.node.site import Site as NodeSite
 from atoll.node.spool import Spool
 from atoll.runtime.client import answer_task, evaluate_client
-from atoll.runtime.figures import integers_of, kinds_of
+from atoll.runtime.figures import integers_of, kinds_of, lanes_of
+from atoll.runtime.pattern import lanes_at
 from atoll.runtime.threads import Threads
 from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Blob, encode, open_frame, pieces
@@ -137,9 +138,10 @@ class MaskedSite(played.Site):
     def _begin_work(self, service: Any, task: TaskBody, masked: Masked) -> None:
         """What the worker process does."""
         with Threads().one():
-            vectors, memory = self._made(service, task)
+            vectors, memory, lanes = self._made(service, task)
         path = self.home.path / f"{hashlib.sha256(task.id.encode()).hexdigest()}.result"
-        done = ResultBody(task=task.id, status="done").model_dump()
+        told = {"lanes": lanes_told(lanes)}
+        done = ResultBody(task=task.id, status="done", answer=told).model_dump()
         path.write_bytes(b"".join(pieces(done, vectors)))
         keep = path.with_suffix(".memory")
         if memory:
@@ -152,22 +154,22 @@ class MaskedSite(played.Site):
         )
         masked.keep(order, SimpleNamespace(kept=bool(memory), digest=""))
 
-    def _made(self, service: Any, task: TaskBody) -> tuple[Any, Any]:
-        """Whole numbers, and the client's new memory."""
+    def _made(self, service: Any, task: TaskBody) -> tuple[Any, Any, Any]:
+        """Whole numbers, the client's new memory, and the lanes that the job has."""
         plan = self._plan(service, task)
         if task.kind == "sums":
-            return column_integers(
-                deployed.column_sums_at(*plan[:2], self.name, self.table).vectors
-            ), {}
+            sums = deployed.column_sums_at(*plan[:2], self.name, self.table).vectors
+            return column_integers(sums), {}, column_lanes(*plan[:2])
         study = plan[0].statistics is not None
         parts = self._study_parts(*plan[:2]) if study else self._parts(task, *plan)[0]
         model = Broadcast(task.version, self._fetch(service, task.broadcast)[1])
         if task.kind == "evaluate":
             found = evaluate_client(parts, model.parameters, self.name, self._memory(task))
-            return integers_of(found, kinds_of(found)), {}
+            kinds = kinds_of(found)
+            return integers_of(found, kinds), {}, lanes_of(kinds)
         work = Task(self.name, task.version, task.scale, task.fraction, task.repeat)
         update, memory = answer_task(parts, work, model, self._memory(task))
-        return update.vectors, memory
+        return update.vectors, memory, lanes_at(parts, work, model)
 
     def _memory(self, task: TaskBody) -> Any:
         """The client's own, as the node kept it with the last committed task."""

@@ -10,16 +10,18 @@ from itertools import count
 
 from moto.server import ThreadedMotoServer
 
+# Every store in a process keeps its buckets in the same memory, so names are given once in a process.
+_NUMBERS = count(1)
+
 
 class ObjectStore:
     def __init__(self, server: ThreadedMotoServer) -> None:
         self.host, self.port = server.get_host_and_port()
         self.endpoint = f"http://{self.host}:{self.port}"
-        self._numbers = count(1)
 
     def new_bucket(self) -> str:
         """The name of an empty bucket."""
-        name = f"bucket-{next(self._numbers)}"
+        name = f"bucket-{next(_NUMBERS)}"
         request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT")
         with urllib.request.urlopen(request, timeout=30) as reply:
             assert reply.status == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +17,7 @@ import pytest
 
 from atoll.core.contracts import Task
 from atoll.core.errors import UpdateRefused, WireError
+from atoll.node.peers import Peers
 from atoll.privacy.secagg.codec import read, written
 from atoll.privacy.secagg.messages import Deal
 from atoll.server import masking
@@ -337,3 +339,30 @@ def test_a_site_that_came_back_with_its_first_key_is_known_by_that_one(world):
     assert world.ended(run) == "completed"
     assert world.store.run(run).reason == "completed"
     assert name in world.record(run)["contributed"]
+
+
+@pytest.mark.parametrize("step", masked.STEPS)
+def test_a_site_with_a_new_key_ends_no_run_when_the_server_is_started_again(world, step):
+    """What all have signed before names the key that it had."""
+    name, run = "switzerland", world.submit(spec("masked", rounds=2))
+    key = masked.Key("its second").public_bytes
+    world.reach(step, 0, "train")
+    world.store.set_member(name, "revoked")
+    world.store.add_invite(Invite("aa" * 32, name, "site", world.time + 1))
+    world.store.join("aa" * 32, name, key, world.time)
+    for site in world.sites.values():
+        Peers(site.home.peers).pin({name: hashlib.sha256(key).hexdigest()}, [name])
+    world.kill()
+    assert world.ended(run, absent=(name,)) == "completed"
+    records = [row.record for row in world.store.rounds(run)]
+    assert all(record["committed"] for record in records)
+    assert list(records[-1]["missing"]) == [name]
+    assert not [e for e in world.store.events(run) if e.kind == "blamed"]
+
+
+def test_a_server_whose_machine_has_slept_asks_for_rounds_that_are_not_over(world):
+    """Its own clock stood still for an hour; that of the sites did not."""
+    office = world.service._office
+    office.now = lambda: world.time - 3600
+    run = world.submit(spec("masked", "rounds.deadline=60"))
+    assert world.ended(run) == "completed", world.store.run(run).reason

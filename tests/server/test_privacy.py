@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import played_sites as played
@@ -50,6 +51,19 @@ def test_a_deployed_run_has_the_bits_of_the_simulated_one(
         assert mine.get(entry) == twin.rounds[-1].get(entry)
 
 
+def test_a_cancelled_run_says_what_it_had_spent(world: played.World) -> None:
+    noise = ("privacy.clip=1.0", "algorithm.weights=uniform", "privacy.client.epsilon=20.0")
+    asked = ("rounds.count=4", "evaluation.federated=false", "stop.metric=''", *noise)
+    run = world.submit(played.heart_spec(*asked))
+    world.reach("train", 2)
+    world.service.cancel(run, played.RESEARCHER)
+    world.run()
+    last = world.service.rounds(run).rounds[-1]
+    assert last["round"] == 2
+    manifest = json.loads((world.home / "runs" / run / "manifest.json").read_text())
+    assert manifest["privacy"]["epsilon"] >= last["privacy"]["epsilon"] > 5
+
+
 @pytest.mark.parametrize(
     ("overrides", "unit"),
     [
@@ -57,8 +71,17 @@ def test_a_deployed_run_has_the_bits_of_the_simulated_one(
         (("privacy.record.epsilon=20.0",), "record"),
         ((*BLT, *REST), "site"),
         (("privacy.record.epsilon=20.0", *REST), "record"),
+        (("privacy.clip=1.0", "algorithm.weights=uniform", "privacy.client.found=0.2"), "site"),
+        (("privacy.record.found=0.2", *REST), "record"),
     ],
-    ids=["clients", "rows", "clients that rest", "rows of clients that rest"],
+    ids=[
+        "clients",
+        "rows",
+        "clients that rest",
+        "rows of clients that rest",
+        "what finds clients",
+        "what finds rows of clients that rest",
+    ],
 )
 def test_a_deployed_run_says_what_it_spent(
     world: played.World, overrides: tuple[str, ...], unit: str
@@ -68,4 +91,8 @@ def test_a_deployed_run_says_what_it_spent(
     world.run()
     said = world.service.rounds(run).rounds[-1]["privacy"]
     assert said["unit"] == unit
-    assert 19 < said["epsilon"] <= 20
+    if any(".found" in override for override in overrides):
+        assert 0.199 < said["attack"]["found"] <= 0.2
+        assert said["epsilon"] > 5
+    else:
+        assert 19 < said["epsilon"] <= 20

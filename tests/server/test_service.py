@@ -326,6 +326,24 @@ def test_a_cancelled_run_ends_and_says_by_whom_also_after_a_crash(world: World) 
             world.service.cancel(run, played.RESEARCHER)
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_run_that_is_cancelled_before_it_is_taken_up_again_tells_of_its_rounds(
+    world: World, lost: bool
+) -> None:
+    run = world.submit(played.heart_spec("rounds.count=50"))
+    world.reach("train", 2)
+    world.service.cancel(run, played.RESEARCHER)
+    if lost:  # so that it cannot come to its rounds without the sites
+        world.blobs.delete(world.store.contributions(run, f"{run}.survey.")[0].sha256)
+    world.kill()
+    world.service.step()
+    assert world.service.job(run).status == "cancelled"
+    folder = world.home / "runs" / run
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["status"], manifest["rounds"]) == ("cancelled by ruth", 2)
+    assert (folder / "report.html").is_file() is not lost
+
+
 def test_a_run_that_ends_while_it_is_cancelled_stays_ended(world: World) -> None:
     run = world.submit(played.heart_spec("rounds.count=1"))
     world.reach("evaluate", 1)

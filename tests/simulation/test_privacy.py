@@ -359,6 +359,24 @@ def test_record_level_noise_is_calibrated_at_every_site_and_stops_the_run() -> N
     assert early.ledger[-1]["epsilon"] <= 4.0
 
 
+@pytest.mark.parametrize("unit", ["record", "site"])
+def test_a_run_keeps_to_what_an_attack_may_find_and_says_it(unit: str, tmp_path: Path) -> None:
+    made = by_row if unit == "record" else private
+    planned = run(**{**made(found=0.04), "stop": Stop(4)}, out=tmp_path)
+    assert planned.status == "completed"
+    told = planned.ledger[-1]
+    assert 0.0398 < told["attack"]["found"] <= 0.04
+    assert told["attack"]["found"] > planned.ledger[0]["attack"]["found"] > 0.01
+    assert told["epsilon"] > 0
+    said = json.loads((tmp_path / "manifest.json").read_text())["privacy"]
+    assert said["membership attacks"].startswith("find at most 4.00 % of the members")
+    assert f"for one {unit}" in said["differential privacy"]
+    assert "find at most 4.00 %" in (tmp_path / "report.html").read_text()
+    early = run(**{**made(found=0.04, noise_multiplier=6.0), "stop": Stop(40)})
+    assert "would pass 4 % found at 1 % false positives" in early.status
+    assert 0.03 < early.ledger[-1]["attack"]["found"] <= 0.04
+
+
 @pytest.mark.parametrize("unit", ["record", "client"])
 def test_figures_that_are_allowed_outside_epsilon_stand_in_every_statement(unit: str) -> None:
     settings = private(noise_multiplier=5.0, open_metrics=True)

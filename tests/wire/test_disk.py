@@ -62,6 +62,11 @@ class TestEveryDisk:
             disk.append(path, 5, b"z")
         assert disk.read(path) == b"01xy"
 
+    def test_pieces_may_be_of_numbers_longer_than_a_byte(self, disk: Disk, folder: Path) -> None:
+        numbers = memoryview(bytes(range(24))).cast("d")
+        disk.write(folder / "x", [b"first", numbers, b"last"])
+        assert disk.read(folder / "x") == b"first" + bytes(range(24)) + b"last"
+
     def test_rename_replaces(self, disk: Disk, folder: Path) -> None:
         disk.make_folder(folder / "c")
         disk.write(folder / "old", [b"old"])

@@ -1,5 +1,6 @@
 """The channel: signed both ways, numbered, and clear about whatever goes wrong."""
 
+import hashlib
 import json
 import socket
 import threading
@@ -30,6 +31,16 @@ def test_a_call_is_signed_answered_and_checked(fake, channel):
     )  # fmt: skip
     assert {k.lower(): v for k, v in asked.headers.items()}["content-type"] == "text/plain"
     assert channel.epoch == 3
+
+
+def test_a_digest_that_is_known_is_not_taken_again_and_nothing_else_is_signed(fake, channel):
+    told = hashlib.sha256(b"ping").digest()
+    channel.call("POST", "/v1/x", body=b"ping", digest=told)
+    channel.call("POST", "/v1/x", body=b"ping")
+    known, taken = ({k.lower(): v for k, v in asked.headers.items()} for asked in fake.seen)
+    assert known["content-digest"] == taken["content-digest"]
+    with pytest.raises(Unreachable):  # the double hangs up on other bytes than those signed
+        channel.call("POST", "/v1/x", body=b"pong", digest=told)
 
 
 def test_one_connection_serves_many_calls_and_the_epoch_is_asked_for_once(fake, channel):

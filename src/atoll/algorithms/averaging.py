@@ -100,8 +100,9 @@ def average_cohort(
     fit_together = getattr(first.trainer, "fit_together", None)
     if fit_together is None:
         raise JobConflict("this trainer takes one client at a time")
+    rule = rule or LocalRule()
     lanes = [
-        Lane(work.data, work.local, rule or LocalRule(), work.seed / "fit", scale * work.weight)
+        Lane(work.data, work.local, rule, work.seed / "fit", scale * work.weight)
         for work, scale, _ in works
     ]
     done: Together = fit_together(broadcast.parameters, lanes, round=first.round)
@@ -133,6 +134,8 @@ def stepped(state: State, mean: Array, step: Array) -> Array:
         mean: mean change of the shared region, ``(d,)`` in float64.
         step: change of the trained part, ``(t,)`` in float64.
     """
+    if step.shape == mean.shape:  # all is trained
+        return moved(state.parameters, step)
     change = mean.copy()
     change[state.trained] = step
     return moved(state.parameters, change)

@@ -55,6 +55,11 @@ class FedSGD:
         """Plain local training."""
         return False
 
+    @property
+    def beside_training(self) -> str:
+        """A gradient: nothing is trained."""
+        return "a gradient over all of its rows"
+
     def faults(self, weighting: Weighting, local: LocalWork) -> Sequence[str]:
         """Local work that is not one plain step at a constant rate, which FedSGD would ignore."""
         o = local.optimizer

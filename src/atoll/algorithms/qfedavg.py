@@ -62,6 +62,11 @@ class QFedAvg:
         """Plain local training."""
         return False
 
+    @property
+    def beside_training(self) -> str:
+        """F_k."""
+        return "the mean loss of its rows"
+
     def faults(self, weighting: Weighting, local: LocalWork) -> Sequence[str]:
         """Nothing: any weights and any local work fit."""
         return ()

@@ -68,6 +68,11 @@ class Scaffold:
         """The shift c - c_i."""
         return True
 
+    @property
+    def beside_training(self) -> str:
+        """Under option I the gradient at x."""
+        return "a gradient over all of its rows (option 1)" if self.option == 1 else ""
+
     def faults(self, weighting: Weighting, local: LocalWork) -> Sequence[str]:
         """Option II reads gradients off the distance travelled, so it must know the steps' size."""
         if self.option == 2 and local.optimizer.name != "sgd":

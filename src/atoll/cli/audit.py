@@ -223,8 +223,8 @@ def server(
 ) -> None:
     """Let a server lie to six sites with this node's rules; tell what the sites release.
 
-    Twenty-two lies about masked rounds, and where TenSEAL is installed twenty-six about encrypted ones. Ends
-    with status 4 if any site gave what it should not have.
+    Twenty-five lies about masked rounds, two about what an answer costs, and where TenSEAL is installed
+    twenty-seven about encrypted rounds. Ends with status 4 if any site gave what it should not have.
     """
     from tempfile import TemporaryDirectory
 

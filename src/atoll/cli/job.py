@@ -28,10 +28,12 @@ def check(
 ) -> None:
     """Check a job file, and its data, without training."""
     from atoll.job import load_job
+    from atoll.simulation.run import planned_cost
 
     made = load_job(job, settings or ())
     islands = _checked_data(made) if data else None
     notes = list(islands.notes) if islands else []
+    cost = planned_cost(made, islands) if islands else {}
     rows = {c: len(d) for c, d in islands.train.items()} if islands else {}
     if as_json:
         found = {
@@ -39,12 +41,17 @@ def check(
             "job": made.describe(),
             "clients": rows if islands else None,
             "notes": notes,
+            **({"privacy": cost} if cost else {}),
         }
         data_line(json.dumps(found, indent=2))
         return
     data_line(f"job        {made.name}\nhash       {made.hash()}")
     if islands:
         data_line(f"clients    {len(rows)} with {sum(rows.values())} training rows")
+    if cost:
+        data_line(f"privacy    {cost['differential privacy']} after {cost['rounds']} rounds")
+    if "membership attacks" in cost:
+        data_line(f"attacks    {cost['membership attacks']}")
     for note in notes:
         data_line(f"note       {note}")
     data_line("no faults found" if islands else "no faults found; the data were not read")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,8 +92,13 @@ def limit(
     relation = "replace" if replace else "add_or_remove"
     made = Limit(dataset, epsilon, delta, unit, relation)
     before = budgets.set(made)
-    if dataset not in Datasets(at.datasets).all():
+    registered = Datasets(at.datasets).all()
+    if dataset not in registered:
         talk(f"no dataset is registered as {dataset!r} yet: atoll node data add {dataset} PATH")
+        if close := get_close_matches(dataset, registered, 1):
+            talk(
+                f"did you mean {close[0]!r}? It has no part in this limit: set it again, and --remove this one"
+            )
     if before is not None:
         talk(f"before: {before}")
     (found,) = _balances(at, made)

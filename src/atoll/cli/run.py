@@ -53,6 +53,7 @@ def run(
     watch = Stopwatch() if profile else None
     if resume and overwrite:
         raise typer.BadParameter("--resume and --overwrite exclude each other")
+    again = "--resume in place of --overwrite" if overwrite else "--resume"
     # Options are overrides like any other, so the same checks speak about them.
     options = {"executor.name": executor, "executor.workers": workers, "seed": seed}
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
@@ -69,13 +70,17 @@ def run(
         manifest, last = ended
         account = None
     else:
-        done = _simulated(made, folder, resume, overwrite, tensorboard, quiet, watch)
+        try:
+            done = _simulated(made, folder, resume, overwrite, tensorboard, quiet, watch)
+        except KeyboardInterrupt:
+            talk(f"interrupted at once; continue with the same command and {again}")
+            raise typer.Exit(130) from None
         manifest, last = done.manifest, done.rounds[-1] if done.rounds else {}
         account = done.profile.to_plain() if done.profile else None
     show = _as_json if as_json else _as_text
     data_line(show(manifest, last, folder, account))
     if manifest["status"].startswith("interrupted"):
-        talk("interrupted; continue with the same command and --resume")
+        talk(f"interrupted; continue with the same command and {again}")
         raise typer.Exit(130)
 
 
@@ -97,27 +102,26 @@ def _simulated(
     quiet: bool,
     watch: Stopwatch | None,
 ) -> Run:
+    from atoll.report.folder import RunFolder
     from atoll.report.progress import progress
     from atoll.simulation import simulate
 
+    if resume and not RunFolder(folder).used:
+        talk(f"{folder} holds no run to continue: it begins anew")
     with ExitStack() as watching:
         observers: list[Any] = []
         if not quiet and job.study is None:  # how many rounds statistics take is known afterwards
             observers.append(watching.enter_context(progress(job.stop.rounds, title=job.name)))
         if tensorboard:
             observers.append(_Events(folder / "tensorboard", resume, watching))
-        try:
-            return simulate(
-                job,
-                out=folder,
-                resume=resume,
-                overwrite=overwrite,
-                observers=observers,
-                profile=watch or False,
-            )
-        except KeyboardInterrupt:
-            talk("interrupted at once; continue with the same command and --resume")
-            raise typer.Exit(130) from None
+        return simulate(
+            job,
+            out=folder,
+            resume=resume,
+            overwrite=overwrite,
+            observers=observers,
+            profile=watch or False,
+        )
 
 
 class _Events:

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
+
+from atoll.core.layout import Array
 
 __all__ = ["Seed"]
 
@@ -48,21 +52,28 @@ class Seed:
 
     def at(self, *names: str | int) -> Seed:
         """``self / name / name ...`` in one step."""
-        tagged = tuple(f"s{n}" if isinstance(n, str) else f"i{operator.index(n)}" for n in names)
-        return Seed(self.root, self.path + tagged)
+        tagged = [f"s{n}" if isinstance(n, str) else f"i{operator.index(n)}" for n in names]
+        return Seed(self.root, (*self.path, *tagged))
 
     def digest(self) -> bytes:
         """32 bytes that identify this path; each name is length-prefixed, so paths never collide."""
-        parts = [b"atoll seed 1"]
-        for part in (str(self.root), *self.path):
-            raw = part.encode("utf-8", "surrogatepass")  # file names may hold lone surrogates
-            parts += (len(raw).to_bytes(4, "little"), raw)
-        return hashlib.sha256(b"".join(parts)).digest()
+        named = map(_framed, (str(self.root), *self.path))
+        return hashlib.sha256(b"".join((b"atoll seed 1", *named))).digest()
 
     def generator(self) -> np.random.Generator:
         """A fresh NumPy generator (Philox, keyed by the digest) at the start of this stream."""
         key: Any = _Key(self.digest()[:16])  # NumPy's annotation knows only its own seed sequence
         return np.random.Generator(np.random.Philox(key))
+
+    def permutation(self, n: int) -> Array:
+        """``generator().permutation(n)`` for less: a generator costs more than a short permutation.
+
+        >>> bool((Seed(7).permutation(9) == Seed(7).generator().permutation(9)).all())
+        True
+        """
+        _own.state["state"]["key"] = np.frombuffer(self.digest(), "<u8", 2)
+        _own.bits.state = _own.state
+        return _own.rng.permutation(n)
 
     def integer(self) -> int:
         """A whole number in [0, 2^63), for libraries that want one."""
@@ -78,3 +89,22 @@ class _Key(ISeedSequence):
     def generate_state(self, n_words: int, dtype: Any = np.uint64) -> Any:
         """The key as 64-bit words, the lowest first; Philox asks for two."""
         return np.frombuffer(self._raw, "<u8", n_words).astype(dtype, copy=False)
+
+
+class _Own(threading.local):
+    """One generator for each thread, set to the start of whatever stream is asked for."""
+
+    def __init__(self) -> None:
+        key: Any = _Key(bytes(16))
+        self.bits = np.random.Philox(key)
+        self.rng = np.random.Generator(self.bits)
+        self.state: Any = self.bits.state
+
+
+_own = _Own()
+
+
+@lru_cache(1024)
+def _framed(name: str) -> bytes:
+    raw = name.encode("utf-8", "surrogatepass")  # file names may hold lone surrogates
+    return len(raw).to_bytes(4, "little") + raw

@@ -96,7 +96,9 @@ class State:
 
 def moved(parameters: Array, step: Array) -> Array:
     """``parameters + step`` computed in float64 and rounded once to the parameters' dtype."""
-    return np.asarray(parameters.astype(np.float64) + step, dtype=parameters.dtype)
+    made = parameters.astype(np.float64)
+    made += step
+    return np.asarray(made, dtype=parameters.dtype)
 
 
 @dataclass(frozen=True, eq=False)

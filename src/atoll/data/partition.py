@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -52,6 +53,8 @@ Rows = tuple[Array, ...]
 
 _TRIES = 10_000
 """Redraws of a random partition before it is called impossible."""
+_KEPT = 4096
+"""Clients whose views are kept: some 2 MB."""
 
 
 def client_ids(count: int) -> ClientIds:
@@ -72,8 +75,21 @@ class Partition(Mapping[ClientId, Examples]):
     bounds: Array
 
     def __getitem__(self, client: ClientId) -> Examples:
-        """The rows of one client, a view."""
-        return self.at(self._number(client))
+        """The rows of one client, a view; in a small federation the same one every time."""
+        if (kept := self._kept.get(client)) is not None:
+            return kept
+        made = self.at(self._number(client))
+        if len(self._kept) < _KEPT:
+            self._kept[client] = made
+        return made
+
+    @cached_property
+    def _kept(self) -> dict[ClientId, Examples]:
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Views of rows would travel as copies of them."""
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
 
     def at(self, i: int) -> Examples:
         """The rows of client number i, a view."""
@@ -99,6 +115,8 @@ class Partition(Mapping[ClientId, Examples]):
 
     def size_of(self, client: ClientId) -> int:
         """Rows of one client."""
+        if (kept := self._kept.get(client)) is not None:
+            return len(kept.targets)
         i = self._number(client)
         return int(self.bounds[i + 1] - self.bounds[i])
 

@@ -267,7 +267,13 @@ def column_sums(table: Table, plan: Plan, schema: Schema) -> dict[str, Array]:
     for column in summed_columns(plan, schema):
         known = table[column.name][~np.isnan(table[column.name])]
         present.append(float(len(known)))
-        limbs += [encode(exact_sum(known)), encode(exact_sum_of_squares(known))]
+        try:
+            limbs += [encode(exact_sum(known)), encode(exact_sum_of_squares(known))]
+        except DataError as error:
+            raise DataError(
+                f"column {column.name!r}: {error.message}",
+                remedy=f"{error.remedy}; correct it, or declare the column's range to find it",
+            ) from error
     levels: list[float] = []
     for column in schema.features:
         values, counted = table[column.name], counted_levels(plan, column)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 
 from atoll.core.contracts import Examples
 from atoll.core.errors import DataError, Fault, MissingExtra, raise_faults, suggest
+from atoll.core.layout import Array
 from atoll.core.values import ClientId
 from atoll.data.columns import is_missing
 from atoll.data.idx import fashion_mnist, idx_examples, read_idx
@@ -31,6 +33,8 @@ __all__ = [
 
 NOT_KNOWN = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")
 """Texts that mean "missing" in any CSV file; declare others as a column's missing codes."""
+
+_COMMA_NUMBER = re.compile(r"\s*[+-]?\d+(,\d+)*(\.\d+)?\s*")
 
 _UNREADABLE = (OSError, ValueError, EOFError, csv.Error, zipfile.BadZipFile)
 """What readers raise on damaged files; pandas' and pyarrow's own errors derive from these."""
@@ -51,9 +55,16 @@ def read_table(path: str | Path) -> Table:
     if reader is None:
         raise DataError(f"{path}: unknown format {path.suffix!r}", remedy=suggest("", _READERS))
     if not path.is_file():
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder, not a file", remedy="name a file in it")
         raise DataError(f"{path}: no such file", remedy="check the path")
     try:
         return reader(path)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: is not UTF-8 text (byte {error.object[error.start]:#04x})",
+            remedy="export it with the encoding UTF-8",
+        ) from error
     except _UNREADABLE as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{path}: cannot be read ({first})", remedy="check the file") from error
@@ -163,6 +174,13 @@ def _read_csv(path: Path) -> Table:
     pandas = _pandas()
     with path.open(encoding="utf-8-sig", newline="") as file:
         header = next(csv.reader(file), [])
+    only = header[0] if len(header) == 1 else ""
+    other = next((mark for mark in (";", "\t", "|") if mark in only), None)
+    if other:  # else the first key that names a column is blamed
+        raise DataError(
+            f"{path}: columns are separated by {other!r}",
+            remedy="export it with commas, and numbers with decimal points",
+        )
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:  # pandas would rename the second one silently
         raise DataError(f"{path}: column {twice[0]!r} appears twice", remedy="rename one")
@@ -174,7 +192,22 @@ def _read_csv(path: Path) -> Table:
         low_memory=False,
         index_col=False,
     )
-    return _from_frame(frame)
+    table = _from_frame(frame)
+    commas = [name for name in table.names if _with_commas(table[name])]
+    if commas:  # as text they would be categories, or be left out
+        raise DataError(
+            f"{path}: numbers with commas in {', '.join(map(repr, commas))}",
+            remedy="export them with decimal points, and without separators of thousands",
+        )
+    return table
+
+
+def _with_commas(column: Array) -> bool:
+    """Whether all cells of a text column are numbers, one of them at least written with a comma."""
+    cells = [cell for cell in column if cell is not None] if column.dtype == object else []
+    return any("," in str(cell) for cell in cells) and all(
+        _COMMA_NUMBER.fullmatch(str(cell)) for cell in cells
+    )
 
 
 def _read_parquet(path: Path) -> Table:

@@ -86,7 +86,7 @@ def as_column(values: Iterable[Any]) -> Array:
         return given.astype(np.float64, copy=False)
     cells = [None if _is_missing(cell) else cell for cell in given.astype(object).ravel()]
     if all(cell is None or isinstance(cell, int | float | np.number | np.bool_) for cell in cells):
-        numbers = np.array([np.nan if c is None else float(c) for c in cells], np.float64)
+        numbers = np.array([np.nan if c is None else _float(c) for c in cells], np.float64)
         return numbers.reshape(given.shape)
     return _objects(cells).reshape(given.shape)
 
@@ -102,6 +102,14 @@ def label(value: object) -> str:
     if isinstance(value, float | np.floating) and float(value).is_integer():
         return str(int(value))
     return str(value).strip()
+
+
+def _float(number: Any) -> float:
+    """A whole number beyond every float is an infinite one, which the schema names as a fault of its row."""
+    try:
+        return float(number)
+    except OverflowError:
+        return float(np.inf if number > 0 else -np.inf)
 
 
 def _objects(values: Iterable[Any]) -> Array:

@@ -163,15 +163,28 @@ class Job:
     def privacy_faults(self) -> list[Fault]:
         """What contradicts itself in the section on privacy, whatever the federation is."""
         judged = self.federated and self.evaluate_every > 0
-        return declared_faults(self.privacy, self.schedule, self.weighting, judged)
+        found = declared_faults(self.privacy, self.schedule, self.weighting, judged)
+        # In words, what an algorithm asks of rows beside training; the account has the training alone.
+        more = getattr(self.algorithm, "beside_training", "")
+        if more and self.privacy.record is not None:
+            reason = f"takes {more} beside local training, outside the account of [privacy.record]"
+            remedy = "use another algorithm, such as fedavg or scaffold with option 2"
+            found.append(Fault("algorithm.name", reason, remedy))
+        return found
 
     @property
     def outside(self) -> tuple[str, ...]:
         """What the job releases of its data besides updates, which no epsilon of updates counts."""
-        if self.definition.get("preprocessing", {}).get("mode") != "federated":
+        made = self.definition.get("preprocessing", {})
+        if not self.definition.get("data", {}).get("target"):
             return ()
-        table = bool(self.definition["data"]["target"])
-        return ("sums of the columns for preprocessing",) if table else ()
+        if made.get("mode") == "federated":
+            return ("sums of the columns for preprocessing",)
+        # One row more moves all the others, and so the gradient of each: the clip bounds one of them.
+        asks = made.get("impute") in ("mean", "most_frequent"), made.get("scale") != "none"
+        if self.privacy.record is not None and (any(asks) or made.get("scale_target")):
+            return ("each site's preprocessing, which it fits to all of its rows",)
+        return ()
 
     def faults(
         self,

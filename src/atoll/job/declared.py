@@ -8,6 +8,8 @@ from typing import Literal
 
 from atoll.core.contracts import Weighting
 from atoll.core.errors import Fault
+from atoll.privacy.dp.accounting import Method
+from atoll.privacy.dp.calibration import Goal
 from atoll.privacy.dp.events import Gaussian
 from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
 
@@ -33,9 +35,11 @@ class ClientPrivacy:
     """``[privacy.client]``: differential privacy whose unit is a client, all of its rows together.
 
     Args:
-        noise_multiplier: z; 0 where it follows from epsilon and the planned rounds.
+        noise_multiplier: z; 0 where it follows from the goal and the planned rounds.
         epsilon: never passed; 0 for no limit.
         delta: at which epsilon is stated.
+        found: largest part of the members that any attack finds, never passed; 0 for no limit.
+        fpr: part of the strangers that such an attack takes for members.
         where: who adds the noise: the ``server``, the ``sites`` (a share each, inside the mask) or each
             ``client`` (all of it, which hides its update from everybody: local privacy).
         mechanism: ``gaussian``, ``tree``, ``banded`` or ``blt`` at the server, ``skellam`` or
@@ -50,6 +54,8 @@ class ClientPrivacy:
     noise_multiplier: float = 0.0
     epsilon: float = 0.0
     delta: float = 1e-5
+    found: float = 0.0
+    fpr: float = 0.01
     where: Literal["server", "sites", "client"] = "server"
     mechanism: Literal[
         "auto", "gaussian", "tree", "banded", "blt", "skellam", "discrete_gaussian"
@@ -60,6 +66,11 @@ class ClientPrivacy:
     colluders: int = 0
     open_metrics: bool = False
 
+    @property
+    def goal(self) -> Goal:
+        """What the run may cost one client."""
+        return Goal(self.epsilon, self.delta, self.found, self.fpr)
+
 
 @dataclass(frozen=True)
 class RowPrivacy:
@@ -67,9 +78,11 @@ class RowPrivacy:
 
     Args:
         clip: largest L2 norm of one row's gradient.
-        noise_multiplier: z of every step; 0 where it follows from epsilon and the planned rounds.
+        noise_multiplier: z of every step; 0 where it follows from the goal and the planned rounds.
         epsilon: never passed at any site; 0 for no limit.
         delta: at which epsilon is stated.
+        found: largest part of the members that any attack finds, never passed at any site; 0 for no limit.
+        fpr: part of the strangers that such an attack takes for members.
         micro_batch: most rows whose gradients are held at once; 0 for as many as fit.
         open_metrics: whether figures of held-out rows may be released outside epsilon.
         beside: what is released of rows beside training, all of it: figures with noise.
@@ -79,18 +92,30 @@ class RowPrivacy:
     noise_multiplier: float = 0.0
     epsilon: float = 0.0
     delta: float = 1e-5
+    found: float = 0.0
+    fpr: float = 0.01
     micro_batch: int = 0
     open_metrics: bool = False
     beside: tuple[Gaussian, ...] = ()
 
+    @property
+    def goal(self) -> Goal:
+        """What the run may cost one row."""
+        return Goal(self.epsilon, self.delta, self.found, self.fpr)
+
+    @property
+    def method(self) -> Method:
+        """Of accounting: Renyi divergence, in milliseconds, where it is close enough."""
+        return "best" if self.found else "rdp"
+
 
 @dataclass(frozen=True)
 class MetricsPrivacy:
-    """``[privacy.metrics]``: noise on figures of held-out rows, inside the epsilon of ``[privacy.record]``.
+    """``[privacy.metrics]``: noise on figures of held-out rows, inside the goal of ``[privacy.record]``.
 
     Args:
         noise_multiplier: z of one evaluation; 0 where it follows from ``share``.
-        share: part of epsilon that all planned evaluations together may take.
+        share: part of the goal that all planned evaluations together may take.
         loss: a row's loss counts as at most this.
         every: rounds from one evaluation to the next.
         evaluations: planned ones.
@@ -186,9 +211,9 @@ def _metrics_faults(privacy: Privacy, metrics: MetricsPrivacy, federated: bool) 
         reason = "noises figures of held-out rows, and the job asks for none"
         remedy = "set evaluation.federated = true with evaluation.every, or remove the table"
         yield Fault("privacy.metrics", reason, remedy)
-    if not metrics.noise_multiplier and not record.epsilon:
+    if not metrics.noise_multiplier and not record.goal:
         reason = "takes a share of an epsilon that the job does not name"
-        remedy = "set privacy.metrics.noise_multiplier, or privacy.record.epsilon"
+        remedy = "set privacy.metrics.noise_multiplier, or epsilon or found in privacy.record"
         yield Fault("privacy.metrics", reason, remedy)
     elif federated and not record.beside:
         reason = "is not in the account of [privacy.record]"
@@ -203,10 +228,7 @@ def _row_faults(privacy: Privacy, record: RowPrivacy, federated: bool) -> Iterat
             "beside privacy.client: one run has one unit of privacy",
             "remove one of the two tables",
         )
-    if not record.noise_multiplier and not record.epsilon:
-        yield Fault(
-            "privacy.record", "names no noise", "set noise_multiplier, or epsilon and delta"
-        )
+    yield from _goal_faults("privacy.record", record)
     if federated and not record.open_metrics and privacy.metrics is None:
         yield Fault(
             "evaluation.federated",
@@ -214,6 +236,22 @@ def _row_faults(privacy: Privacy, record: RowPrivacy, federated: bool) -> Iterat
             "add [privacy.metrics] for noise on them, set evaluation.federated = false, or "
             "privacy.record.open_metrics = true to say so",
         )
+
+
+def _goal_faults(place: str, said: ClientPrivacy | RowPrivacy) -> Iterator[Fault]:
+    if not said.noise_multiplier and not said.goal:
+        remedy = "set noise_multiplier, or epsilon and delta, or found"
+        yield Fault(place, "names no noise", remedy)
+    if said.epsilon and said.found:
+        reason = "beside epsilon: noise has one goal"
+        remedy = "remove one of the two; what the run costs in the other is stated in any case"
+        yield Fault(f"{place}.found", reason, remedy)
+    if said.found and said.found <= said.fpr:
+        reason = f"{said.found:g} is what guessing finds, with fpr = {said.fpr:g}"
+        yield Fault(f"{place}.found", reason, "ask for more than fpr, such as 3 times as much")
+    if not said.found and said.fpr != Goal().fpr:
+        reason = "is the rate at which found is meant, which the job does not name"
+        yield Fault(f"{place}.fpr", reason, "set found, or remove fpr")
 
 
 def _aggregation_faults(privacy: Privacy, schedule: Schedule) -> Iterator[Fault]:
@@ -253,10 +291,7 @@ def _client_faults(
             "differential privacy needs a bound on what one client sends",
             "set privacy.clip, such as 1.0",
         )
-    if not client.noise_multiplier and not client.epsilon:
-        yield Fault(
-            "privacy.client", "names no noise", "set noise_multiplier, or epsilon and delta"
-        )
+    yield from _goal_faults("privacy.client", client)
     if weighting.kind == "examples" and not privacy.cap:
         yield Fault(
             "algorithm.weights",

@@ -1,7 +1,7 @@
-"""``[privacy.metrics]``: how figures of held-out rows are noised, and what part of epsilon that takes.
+"""``[privacy.metrics]``: how figures of held-out rows are noised, and what part of the goal that takes.
 
-Training and figures are one account: the noise of all planned evaluations is calibrated to its share of epsilon
-first, and the noise of training then to all of epsilon with those evaluations in it. As epsilons of parts add
+Training and figures are one account: the noise of all planned evaluations is calibrated to its share of the
+goal first, and the noise of training then to all of it with those evaluations in it. As costs of parts add
 up to more than that of the whole, training has a little more than the rest.
 """
 
@@ -13,13 +13,11 @@ from functools import lru_cache
 from atoll.core.errors import JobConflict
 from atoll.job.declared import MetricsPrivacy, Privacy, RowPrivacy
 from atoll.job.schema import JobSpec
+from atoll.privacy.dp.calibration import calibrate
 from atoll.privacy.dp.events import Gaussian
 from atoll.privacy.dp.figures import NoisedFigures
-from atoll.privacy.dp.rdp import rdp_epsilon
 
 __all__ = ["figures_of", "metrics_privacy", "with_figures"]
-
-_MOST = 1e6
 
 
 def metrics_privacy(spec: JobSpec) -> MetricsPrivacy | None:
@@ -32,7 +30,7 @@ def metrics_privacy(spec: JobSpec) -> MetricsPrivacy | None:
 
 
 def with_figures(record: RowPrivacy, metrics: MetricsPrivacy | None) -> RowPrivacy:
-    """The table on rows, with what figures take of its epsilon; where they take nothing none are told.
+    """The table on rows, with what figures take of its goal; where they take nothing none are told.
 
     Raises:
         JobConflict: no noise keeps the share.
@@ -53,23 +51,14 @@ def figures_of(privacy: Privacy) -> NoisedFigures | None:
 
 @lru_cache(maxsize=32)
 def _calibrated(record: RowPrivacy, metrics: MetricsPrivacy) -> float:
-    """The least noise at which all planned evaluations stay within their share; 0 without an epsilon."""
-    if not record.epsilon:
+    """The least noise at which all planned evaluations stay within their share; 0 without a goal."""
+    if not record.goal.most > 0:
         return 0.0
-    goal, count = metrics.share * record.epsilon, metrics.evaluations
-
-    def kept(z: float) -> bool:
-        return rdp_epsilon([Gaussian(z, 1.0, count)], record.delta) <= goal
-
-    low, high = 0.0, 1.0
-    while not kept(high):
-        low, high = high, 2 * high
-        if high > _MOST:
-            raise JobConflict(
-                f"no noise keeps {count} evaluations within epsilon {goal:g}",
-                remedy="raise privacy.metrics.share or privacy.record.epsilon, or evaluate less often",
-            )
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if kept(middle) else (middle, high)
-    return high
+    count, method = metrics.evaluations, record.method
+    try:
+        return calibrate(record.goal, count, share=metrics.share, method=method)
+    except JobConflict as error:
+        raise JobConflict(
+            f"{count} evaluations under [privacy.metrics]: {error.message}",
+            remedy="raise privacy.metrics.share or the goal in [privacy.record], or evaluate less often",
+        ) from error

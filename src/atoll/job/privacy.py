@@ -22,8 +22,8 @@ from atoll.data.population import ids_of, rows_of
 from atoll.job.declared import CORRELATED, ClientPrivacy, Privacy, RowPrivacy, declared_faults
 from atoll.job.figures import figures_of
 from atoll.job.record import record_account
-from atoll.privacy.dp.accounting import calibrate
 from atoll.privacy.dp.buffers import tuned
+from atoll.privacy.dp.calibration import calibrate
 from atoll.privacy.dp.clipping import noise_for_vectors
 from atoll.privacy.dp.events import Event, Gaussian, MatrixGaussian, Neighbouring
 from atoll.privacy.links.account import RunAccount
@@ -205,7 +205,7 @@ def _sampling(client: ClientPrivacy, schedule: Schedule) -> float:
 def _shares(privacy: Privacy, client: ClientPrivacy, schedule: Schedule, rounds: int) -> Shares:
     target = None
     if not client.noise_multiplier:
-        target = Target(client.epsilon, client.delta, turns_of(schedule, rounds).visits)
+        target = Target(client.goal, turns_of(schedule, rounds).visits)
     kind = "skellam" if client.mechanism == "auto" else client.mechanism
     return Shares(
         client.noise_multiplier,
@@ -263,13 +263,8 @@ def _multiplier(client: ClientPrivacy, schedule: Schedule, rounds: int) -> float
 @lru_cache(maxsize=32)
 def _calibrated(client: ClientPrivacy, turns: Turns, q: float) -> float:
     if client.mechanism in CORRELATED:
-        return calibrate(
-            client.epsilon,
-            client.delta,
-            turns.rounds,
-            shape=lambda z: _correlated(client, turns, z),
-        )
-    return calibrate(client.epsilon, client.delta, turns.visits, q, neighbouring=_relation(client))
+        return calibrate(client.goal, turns.rounds, shape=lambda z: _correlated(client, turns, z))
+    return calibrate(client.goal, turns.visits, q, neighbouring=_relation(client))
 
 
 def _relation(client: ClientPrivacy) -> Neighbouring:
@@ -285,10 +280,9 @@ def _account(
     apart = turns_of(schedule, rounds).separation
     return RunAccount(
         event,
-        client.delta,
+        client.goal,
         "site",
         _relation(client),
-        client.epsilon,
         planned,
         (*outside, *more),
         # A client that sends its own noise has sent it; and rounds without a client are told by all rounds.
@@ -301,6 +295,9 @@ def client_event(
     privacy: Privacy, schedule: Schedule, rounds: int, cohort: int = 0, values: int = 0
 ) -> Event | None:
     """What one round costs one client, for a site that keeps its own account; None without noise.
+
+    Secret sampling counts for nothing here, whatever the job says of it: a site pays for the rounds that it is
+    asked for, and whoever asks knows which these are, and may ask in each.
 
     Args:
         privacy: the section.
@@ -319,13 +316,13 @@ def client_event(
     if client.where == "sites":
         shares = _shares(privacy, client, schedule, rounds)
         lattice = shares.lattice(cohort, privacy.clip or privacy.bound, values)
-        return lattice.event(shares.sampling)
+        return lattice.event()
     if client.where == "client":
         return Gaussian(_multiplier(client, schedule, rounds))
     z = _multiplier(client, schedule, rounds)
     if client.mechanism in CORRELATED:
         return _correlated(client, turns_of(schedule, rounds), z)
-    return Gaussian(z, _sampling(client, schedule))
+    return Gaussian(z)
 
 
 def _of_rows(

@@ -20,6 +20,7 @@ from atoll.job.declared import Privacy, RowPrivacy
 from atoll.models import private
 from atoll.models.linear import LinearTrainer
 from atoll.models.linear_private import PrivateLinearTrainer
+from atoll.privacy.dp.calibration import calibrate
 from atoll.privacy.dp.events import Gaussian
 from atoll.privacy.dp.noise import Draws
 from atoll.privacy.dp.rdp import rdp_epsilon
@@ -32,8 +33,6 @@ __all__ = [
     "record_faults",
     "record_trainer",
 ]
-
-_MOST = 1e4
 
 
 def record_trainer(
@@ -115,13 +114,12 @@ def record_account(
     planned = 0 if record.noise_multiplier else turns.rounds
     return RunAccount(
         worst,
-        record.delta,
+        record.goal,
         "record",
         "add_or_remove",
-        record.epsilon,
         planned,
         (*outside, "figures of held-out rows") if record.open_metrics else outside,
-        method="rdp",
+        method=record.method,
         attempts=True,
         separation=turns.separation,
         figures=replace(record.beside[0], count=1) if record.beside else None,
@@ -134,21 +132,10 @@ def _multiplier(privacy: RowPrivacy, rows: int, work: LocalWork, rounds: int) ->
     if privacy.noise_multiplier:
         return privacy.noise_multiplier
     cost = private.releases(private.RecordPrivacy(privacy.clip, 1.0), rows, work)
-
-    def kept(z: float) -> bool:
-        training = Gaussian(z, cost.sampling, cost.count * rounds)
-        return rdp_epsilon([training, *privacy.beside], privacy.delta) <= privacy.epsilon
-
-    low, high = 0.0, 0.25
-    while not kept(high):
-        low, high = high, 2 * high
-        if high > _MOST:
-            raise JobConflict(
-                f"no noise below {_MOST:g} times the clip keeps epsilon {privacy.epsilon:g}"
-                + (", for figures of held-out rows take it all" if privacy.beside else ""),
-                remedy="ask for a larger epsilon, or fewer rounds or epochs",
-            )
-    while high - low > 1e-3 * high:
-        middle = (low + high) / 2
-        low, high = (low, middle) if kept(middle) else (middle, high)
-    return high
+    return calibrate(
+        privacy.goal,
+        cost.count * rounds,
+        cost.sampling,
+        others=privacy.beside,
+        method=privacy.method,
+    )

@@ -218,6 +218,8 @@ class ClientPrivacySpec(Section):
     noise_multiplier: NotNegative = 0.0
     epsilon: NotNegative = 0.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    found: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    fpr: Annotated[float, Field(gt=0, lt=1)] = 0.01
     where: Literal["server", "sites", "client"] = "server"
     mechanism: Literal[
         "auto", "gaussian", "tree", "banded", "blt", "skellam", "discrete_gaussian"
@@ -236,6 +238,8 @@ class RowPrivacySpec(Section):
     noise_multiplier: NotNegative = 0.0
     epsilon: NotNegative = 0.0
     delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
+    found: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    fpr: Annotated[float, Field(gt=0, lt=1)] = 0.01
     micro_batch: int = Field(0, ge=0)
     open_metrics: bool = False
 
@@ -328,6 +332,9 @@ class JobSpec(Section):
             del plain["privacy"]["counts"]
         if self.privacy.metrics is None and "privacy" in plain:
             del plain["privacy"]["metrics"]
+        for unit in ("client", "record"):
+            if (said := plain.get("privacy", {}).get(unit)) and not said["found"]:
+                del said["found"], said["fpr"]
         if self.rounds.separation == 1:
             del plain["rounds"]["separation"]
         return plain

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +43,7 @@ __all__ = [
     "column_totals",
     "job_name",
     "kinds_from_plain",
+    "lanes_told",
     "model_mark",
     "sums_digest",
     "work_mark",
@@ -131,6 +132,15 @@ def column_lanes(spec: JobSpec, schema: Schema) -> tuple[Lane, ...]:
         for name, length in lengths.items()
         if length
     )
+
+
+def lanes_told(lanes: Iterable[Lane]) -> list[list[Any]]:
+    """Lanes of whole numbers as a worker tells those of what it made, JSON-able.
+
+    >>> lanes_told([Lane("delta", 40, 1000.0, 32, 1.0, "refuse")])
+    [['delta', 40, 1000.0, 32]]
+    """
+    return [[lane.name, lane.length, float(lane.bound), lane.bits] for lane in lanes]
 
 
 def column_integers(sums: Mapping[str, Array]) -> dict[str, Array]:

@@ -95,7 +95,7 @@ def passes(
     for epoch in range(-(-p.steps // p.per_epoch)):
         taken = min(p.per_epoch, p.steps - epoch * p.per_epoch)
         stream = seed.at("epoch", epoch)
-        order = stream.generator().permutation(rows) if p.size < rows else np.arange(rows)
+        order = stream.permutation(rows) if p.size < rows else np.arange(rows)
         yield epoch, order[: taken * p.size], p.size
 
 

@@ -180,14 +180,15 @@ class LinearTrainer:
 
         Only plain SGD by epochs is: momentum would have to be kept for clients whose pass is over.
         """
-        return 1 if self._why_alone(work, rows) else _STACK // self._batch(work, rows)
+        values = self._batch(work, rows)
+        return 1 if self._why_alone(work, values) else _STACK // values
 
     def _batch(self, work: LocalWork, rows: int) -> int:
         """Values of a batch and its outputs at a client of so many rows."""
         return plan(max(1, rows), work).size * (self.features + self.classes)
 
-    def _why_alone(self, work: LocalWork, rows: int) -> str:
-        """Why clients of up to ``rows`` rows are trained one by one; empty where they need not be."""
+    def _why_alone(self, work: LocalWork, values: int) -> str:
+        """Why clients with batches of so many values are trained one by one; empty where they need not be."""
         o = work.optimizer
         if o.name != "sgd":
             return f"{o.name} is not plain SGD"
@@ -195,7 +196,6 @@ class LinearTrainer:
             return f"momentum {o.momentum}"
         if work.steps is not None:
             return f"{work.steps} steps are asked for, not epochs"
-        values = self._batch(work, rows)
         return f"a batch of {values} values, more than {_PRODUCT}" if values > _PRODUCT else ""
 
     def explain(self, work: LocalWork, data: Any, *, sums: bool = True) -> str:
@@ -207,7 +207,8 @@ class LinearTrainer:
             sums: whether the algorithm wants no more than sums over a group, and nothing is personal.
         """
         rows = len(data)
-        alone = self._why_alone(work, rows) if sums else "single clients' models are wanted"
+        values = self._batch(work, rows)
+        alone = self._why_alone(work, values) if sums else "single clients' models are wanted"
         return (
             f"one by one: {alone}"
             if alone
@@ -229,28 +230,51 @@ class LinearTrainer:
         work, rule = lanes[0].work, lanes[0].rule
         if not all(_same(lane, lanes[0]) for lane in lanes):
             raise JobConflict("clients with different local work are trained one by one")
-        given = [self._pair(lane.data) for lane in lanes]
-        self._check_all([targets for _, targets in given])
-        cuts = {n: plan(n, work) for n in {len(targets) for _, targets in given}}
-        steps = [cuts[len(targets)].steps for _, targets in given]
-        turn = sorted(range(len(lanes)), key=lambda i: -len(given[i][1]))
-        outputs = self.classes if self.kind == "multinomial" else 1
-        rows, targets = zip(*(given[i] for i in turn), strict=True)
-        stack = Stack(self.kind, outputs, self.l2, rows, targets)
-        vectors = np.repeat(parameters[None], len(lanes), axis=0)
+        # Taken away while it is in use: what runs meanwhile in another thread makes its own.
+        held: _Held | None = self.__dict__.pop("_held", None)
+        if held is None or not held.of(lanes):
+            held = self._hold(lanes)
+        turn, vectors, rows = held.turn, held.stack.vectors, held.rows
+        cuts = {n: plan(n, work) for n in set(rows)}
+        vectors[...] = parameters
         losses = np.zeros(len(lanes))
-        draws = (passes(n := len(given[i][1]), work, lanes[i].seed, cut=cuts[n]) for i in turn)
+        draws = [passes(rows[i], work, lanes[i].seed, cut=cuts[rows[i]]) for i in turn]
         with np.errstate(all="ignore"):  # a diverged client is refused by name at the aggregator
             for drawn in zip(*draws, strict=True):
                 step = self._stacked_step(
                     work, rule, learning_rate(work, round=round, epoch=drawn[0][0])
                 )
-                losses += stack.train(vectors, [o for _, o, _ in drawn], drawn[0][2], step)
+                losses += held.stack.train([order for _, order, _ in drawn], drawn[0][2], step)
             weights = np.array([[lanes[i].weight] for i in turn])
             change = np.add.reduce(weights * (vectors - parameters.astype(np.float64)), axis=0)
+            steps = [cuts[n].steps for n in rows]
             means = np.empty(len(lanes))
             means[turn] = losses / np.array([steps[i] for i in turn])
+        self.__dict__["_held"] = held
         return Together(change.astype(self.dtype), steps, means.tolist())
+
+    def _hold(self, lanes: Sequence[Lane]) -> _Held:
+        """The lanes' rows, checked, side by side.
+
+        Raises:
+            JobConflict: targets are not one a row.
+            DataError: see :meth:`fit`.
+        """
+        given = [self._pair(lane.data) for lane in lanes]
+        if any(targets.ndim != 1 for _, targets in given):
+            raise JobConflict("targets are not one a row")
+        self._check_all([targets for _, targets in given])
+        counts = [len(targets) for _, targets in given]
+        turn = sorted(range(len(lanes)), key=lambda i: -counts[i])
+        outputs = self.classes if self.kind == "multinomial" else 1
+        rows, targets = zip(*(given[i] for i in turn), strict=True)
+        vectors = np.empty((len(lanes), self.layout.size), self.dtype)
+        stack = Stack(self.kind, outputs, self.l2, rows, targets, vectors)
+        return _Held([lane.data for lane in lanes], counts, turn, stack)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What was made for the last group of clients does not travel."""
+        return {name: value for name, value in self.__dict__.items() if name != "_held"}
 
     def _stacked_step(
         self, work: LocalWork, rule: LocalRule, lr: float
@@ -423,6 +447,29 @@ class LinearTrainer:
             weight += self.l2 * model.weight
             loss += 0.5 * self.l2 * float(np.vdot(model.weight, model.weight))
         return loss
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """The group of clients that was trained last, kept for the next round if the same ones come.
+
+    Args:
+        data: of each.
+        rows: how many each has.
+        turn: the group's numbers, most rows first: the order of the stack.
+        stack: their rows and models.
+    """
+
+    data: Sequence[object]
+    rows: Sequence[int]
+    turn: Sequence[int]
+    stack: Stack
+
+    def of(self, lanes: Sequence[Lane]) -> bool:
+        """Whether it holds these clients, in this order."""
+        return len(lanes) == len(self.data) and all(
+            lane.data is own for lane, own in zip(lanes, self.data, strict=True)
+        )
 
 
 def _same(one: Lane, other: Lane) -> bool:

@@ -25,6 +25,7 @@ from atoll.models.linear import LinearTrainer
 from atoll.models.linear_stack import residual
 from atoll.models.optimizers import flat_optimizer
 from atoll.models.private import (
+    TINY,
     Randomness,
     RecordPrivacy,
     Releases,
@@ -162,16 +163,18 @@ class PrivateLinearTrainer:
         features = self.trainer.features
         weight = views["weight"].reshape(-1, features)
         largest = self.privacy.micro_batch or max(1, _VALUES // features)
+        # What an intercept sees beside the features.
+        seen = total.dtype.type(1.0 if "intercept" in views else TINY)
         with np.errstate(all="ignore"):  # what is not finite counts as absent
             for own in pieces(chosen, largest):
                 rows = x[own].astype(total.dtype, copy=False)
                 z = weight @ rows.T
-                squares = np.einsum("ij,ij->i", rows, rows)
                 if "intercept" in views:
                     z += views["intercept"].reshape(-1, 1)
-                    squares += 1.0
                 residual(self.trainer.kind, z, self._targets(y[own], z.dtype))
-                scale = factors(np.sqrt(squares * np.einsum("ij,ij->j", z, z)), self.privacy.clip)
+                inputs = np.hypot(np.sqrt(np.einsum("ij,ij->i", rows, rows)), seen)
+                outputs = np.sqrt(np.einsum("ij,ij->j", z, z)) + z.dtype.type(TINY)
+                scale = factors(inputs * outputs, self.privacy.clip)
                 keep = scale > 0
                 z = z[:, keep] * scale[keep]
                 slopes["weight"] += (z @ rows[keep]).reshape(slopes["weight"].shape)

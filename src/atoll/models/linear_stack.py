@@ -11,8 +11,9 @@ formed for all steps of a chunk at once, from the outputs that the steps leave.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,6 +25,8 @@ __all__ = ["Passes", "Stack", "residual"]
 
 _GATHER = 1 << 18
 """Values gathered at a time."""
+_COURSES = 4
+"""Kinds of passes that are kept ready: whole ones, and a last one that ends early."""
 
 Passes = Sequence[Array]
 """For each client the rows of one pass in their order; no client has more rows than the one before."""
@@ -59,46 +62,38 @@ def residual(kind: str, z: Array, y: Array) -> Array:
     return np.asarray(np.log(total[..., 0, :]) - own)
 
 
-def _slope(kind: str, z: Array, target: Array, share: Array, out: Array) -> None:
-    """Derivative of the mean batch loss by ``z`` into ``out``, all but ``share`` ``(outputs, k, n)``.
-
-    Args:
-        kind: see :func:`residual`.
-        z: outputs.
-        target: targets times ``share``.
-        share: what each row counts in its batch, ``(k, n)``.
-        out: overwritten.
-    """
+def _slope(kind: str, at: _Step) -> None:
+    """Derivative of a step's mean batch losses by its outputs, into ``at.slope``."""
+    z, share, out = at.z, at.share, at.slope
     if kind == "linear":
-        np.multiply(z, share, out=out)
-        out -= target
-        out *= 2.0
+        np.multiply(z, share, out)
+        np.subtract(out, at.aim, out)
+        np.multiply(out, 2.0, out)
     elif kind == "logistic":
-        np.negative(z, out=out)
-        np.exp(out, out=out)
-        out += 1.0
-        np.divide(share, out, out=out)
-        out -= target
+        np.negative(z, out)
+        np.exp(out, out)
+        np.add(out, 1.0, out)
+        np.divide(share, out, out)
+        np.subtract(out, at.aim, out)
     else:
-        np.subtract(z, np.maximum.reduce(z, axis=0), out=out)
-        np.exp(out, out=out)
-        out *= share / np.add.reduce(out, axis=0)
-        out -= target
+        np.subtract(z, np.maximum.reduce(z, 0), z)
+        np.exp(z, out)
+        np.multiply(out, share / np.add.reduce(out, 0, out=at.total), out)
+        np.subtract(out, at.aim, out)
 
 
-def _losses(kind: str, z: Array, chunk: _Chunk) -> Array:
-    """Sum over a client's rows of loss times share, ``(k,)``; ``z`` is used up."""
-    y, share = chunk.targets, chunk.share
+def _losses(kind: str, chunk: _Chunk) -> Array:
+    """Sum over a client's rows of loss times share, ``(k,)``, from what the steps left."""
+    z, y = chunk.z, chunk.hot
     if kind == "linear":
-        z -= y
-        each = z[0] ** 2 * share
+        each = (z[0] - y[0]) ** 2
     elif kind == "logistic":
-        each = (np.logaddexp(0, z) - y * z)[0] * share
+        each = (np.logaddexp(0, z) - y * z)[0]
     else:
-        z -= np.maximum.reduce(z, axis=0)
-        own = np.add.reduce(z * y, axis=0)
-        each = (np.log(np.add.reduce(np.exp(z, out=z), axis=0)) - own) * share
-    return np.asarray(np.add.reduce(each, axis=1, dtype=np.float64))
+        each = np.log(chunk.total)
+        each -= np.add.reduce(z * y, 0)
+    each *= chunk.share
+    return np.asarray(np.add.reduce(each, 1, np.float64))
 
 
 @lru_cache(maxsize=32)
@@ -109,33 +104,78 @@ def _shares(left: tuple[int, ...], count: int, size: int, dtype: str) -> Array:
     return freeze(np.where(here < ends, 1.0 / rows, 0.0).astype(dtype))
 
 
-@dataclass(frozen=True, eq=False)
-class _Chunk:
-    """Rows of some consecutive batches: how many each client has left, and what is in them.
+class _Step(NamedTuple):
+    """Where one step of the first k clients finds what it reads, and leaves what it makes.
 
     Args:
-        left: rows of each client, from the chunk's first one to the end of its pass, falling.
-        rows: ``(k, n, features)``.
-        targets: ``(outputs, k, n)``, classes as one-hot.
-        share: what a row counts in its batch's mean, ``(k, n)``.
+        w, b: weights ``(k, outputs, features)`` and intercepts ``(outputs, k, 1)``, perhaps none.
+        into, into_b: their gradients; those of the intercepts ``(outputs, k)``.
+        vectors, slopes: both together as vectors, and their gradients, ``(k, d)``.
+        x, columns: rows ``(k, n, features)``, and the same transposed.
+        z, outer: outputs ``(outputs, k, n)``, and the same with clients in front.
+        slope, back: their derivatives likewise.
+        share, aim, total: parts of the chunk's.
     """
 
-    left: Sequence[int]
-    rows: Array
-    targets: Array
+    w: Array
+    b: Array
+    into: Array
+    into_b: Array
+    vectors: Array
+    slopes: Array
+    x: Array
+    columns: Array
+    z: Array
+    outer: Array
+    slope: Array
+    back: Array
     share: Array
+    aim: Array
+    total: Array
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Room for the rows of some consecutive batches, and the steps that go over it.
+
+    Args:
+        first: place of its first row in a pass.
+        parts: for each client the rows ``(n_i, features)`` and labels ``(n_i,)`` it has in here.
+        labels: ``(k, n)``; 0 behind a pass's end, where rows are 0 too.
+        hot: targets ``(outputs, k, n)``, classes as one-hot.
+        share: what a row counts in its batch's mean, ``(k, n)``.
+        aim: targets times share.
+        z: outputs; of classes without their maximum, so that no exponential overflows.
+        total: sum of those exponentials over the classes, ``(k, n)``.
+        steps: see :class:`_Step`.
+    """
+
+    first: int
+    parts: Sequence[tuple[Array, Array]]
+    labels: Array
+    hot: Array
+    share: Array
+    aim: Array
+    z: Array
+    total: Array
+    steps: Sequence[_Step]
 
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """The rows of several clients and how their losses are formed.
+    """Clients side by side: their rows, their models, and how losses are formed.
+
+    What a pass needs besides is made when a pass of its lengths first comes, and kept where the whole
+    pass is in the cache at once: views of arrays cost as much as the arithmetic of a small batch.
 
     Args:
         kind: see :func:`residual`.
         outputs: values of z per row.
         l2: coefficient of the penalty on the weights.
-        rows: features of each client, ``(n_i, features)``.
+        rows: features of each client, ``(n_i, features)``, no client with more than the one before.
         targets: targets of each client, ``(n_i,)``.
+        vectors: weights, then intercepts if there are any, of each client, ``(clients, d)``; trained
+            in place.
     """
 
     kind: str
@@ -143,19 +183,18 @@ class Stack:
     l2: float
     rows: Sequence[Array]
     targets: Sequence[Array]
+    vectors: Array
+    _kept: dict[tuple[tuple[int, ...], int], _Chunk] = field(default_factory=dict)
 
-    def train(
-        self,
-        vectors: Array,
-        passes: Passes,
-        size: int,
-        step: Callable[[Array, Array], None],
-    ) -> Array:
+    @cached_property
+    def slopes(self) -> Array:
+        """Gradients of the last step, ``(clients, d)``."""
+        return np.zeros_like(self.vectors)
+
+    def train(self, passes: Passes, size: int, step: Callable[[Array, Array], None]) -> Array:
         """Take one pass over the rows, a step for every batch.
 
         Args:
-            vectors: weights, then intercepts if there are any, of each client, ``(clients, d)``;
-                trained in place.
             passes: rows of each client, in the order of the clients.
             size: rows of a batch.
             step: moves the first of the clients given their vectors and gradients, both ``(k, d)``.
@@ -163,73 +202,100 @@ class Stack:
         Returns:
             Sum over a client's steps of its mean batch loss with penalty, ``(clients,)``.
         """
-        slopes, losses = np.zeros_like(vectors), np.zeros(len(vectors))
-        for chunk in self._chunks(passes, size, dtype_name(vectors.dtype)):
-            k, n = chunk.share.shape
-            z = np.zeros((self.outputs, k, n), vectors.dtype)
-            losses[:k] += self._steps(vectors[:k], slopes[:k], chunk, size, z, step)
-            losses[:k] += _losses(self.kind, z, chunk)
+        losses = np.zeros(len(self.vectors))
+        for chunk in self._chunks(tuple(map(len, passes)), size):
+            self._fill(chunk, passes)
+            own = losses[: len(chunk.share)]
+            for at in chunk.steps:
+                self._step(at, step, own)
+            own += _losses(self.kind, chunk)
         return losses
 
-    def _steps(
-        self,
-        vectors: Array,
-        slopes: Array,
-        chunk: _Chunk,
-        size: int,
-        z: Array,
-        step: Callable[[Array, Array], None],
-    ) -> Array | float:
-        """Take a chunk's steps, leave their outputs in ``z``; the sum of the penalties."""
-        k, features = len(vectors), chunk.rows.shape[2]
-        cut = self.outputs * features
-        w, into = (v[:, :cut].reshape(k, self.outputs, features) for v in (vectors, slopes))
-        b, into_b = (v[:, cut:].T for v in (vectors, slopes))
-        share, aim = chunk.share, chunk.targets * chunk.share
-        room, penalties = np.empty((self.outputs, k, size), z.dtype), np.zeros(k)
-        for start in range(0, z.shape[2], size):
-            while chunk.left[k - 1] <= start:
-                k -= 1
-            own = slice(start, start + size)
-            x, zt = chunk.rows[:k, own], z[:, :k, own]
-            np.matmul(w[:k], x.transpose(0, 2, 1), out=zt.transpose(1, 0, 2))
-            if b.size:
-                zt += b[:, :k, None]
-            slope = room[:, :k, : zt.shape[2]]
-            _slope(self.kind, zt, aim[:, :k, own], share[:k, own], slope)
-            np.matmul(slope.transpose(1, 0, 2), x, out=into[:k])
-            if b.size:
-                np.add.reduce(slope, axis=2, out=into_b[:, :k])
-            if self.l2:
-                into[:k] += self.l2 * w[:k]
-                penalties[:k] += 0.5 * self.l2 * np.einsum("kof,kof->k", w[:k], w[:k])
-            step(vectors[:k], slopes[:k])
-        return penalties
+    def _step(self, at: _Step, step: Callable[[Array, Array], None], losses: Array) -> None:
+        """Take one step, leave its outputs in the chunk, and add its penalties."""
+        np.matmul(at.w, at.columns, at.outer)
+        if at.b.size:
+            np.add(at.z, at.b, at.z)
+        _slope(self.kind, at)
+        np.matmul(at.back, at.x, at.into)
+        if at.b.size:
+            np.add.reduce(at.slope, 2, out=at.into_b)
+        if self.l2:
+            np.add(at.into, self.l2 * at.w, at.into)
+            losses[: len(at.w)] += 0.5 * self.l2 * np.einsum("kof,kof->k", at.w, at.w)
+        step(at.vectors, at.slopes)
 
-    def _chunks(self, passes: Passes, size: int, dtype: str) -> Iterator[_Chunk]:
-        """The batches in their order, as many at a time as stay in the cache."""
-        lengths = [len(order) for order in passes]
+    def _fill(self, chunk: _Chunk, passes: Passes) -> None:
+        """Bring in each client's rows in the order of its pass."""
+        for (x, y), order, rows, targets in zip(
+            chunk.parts, passes, self.rows, self.targets, strict=False
+        ):
+            here = order[chunk.first : chunk.first + len(y)]
+            # Row numbers are in range; mode "raise" would copy all once more to see that first.
+            targets.take(here, 0, y, "clip")
+            if rows.dtype == x.dtype:
+                rows.take(here, 0, x, "clip")
+            else:
+                x[...] = rows.take(here, 0)
+        if self.kind == "multinomial":
+            np.equal(chunk.labels, np.arange(self.outputs)[:, None, None], chunk.hot)
+        else:
+            chunk.hot[0] = chunk.labels
+        np.multiply(chunk.hot, chunk.share, chunk.aim)
+
+    def _chunks(self, lengths: tuple[int, ...], size: int) -> Iterator[_Chunk]:
+        """Room for the batches in their order, as many at a time as stay in the cache."""
+        if (kept := self._kept.get((lengths, size))) is not None:
+            yield kept
+            return
         features = self.rows[0].shape[1]
-        many = max(1, _GATHER // (len(passes) * size * features)) * size
+        many = max(1, _GATHER // (len(lengths) * size * features)) * size
         for first in range(0, lengths[0], many):
             left = [length - first for length in lengths if length > first]
-            yield self._gather(passes[: len(left)], left, first, min(many, left[0]), size, dtype)
+            chunk = self._chunk(left, first, min(many, left[0]), size)
+            if lengths[0] <= many and len(self._kept) < _COURSES:
+                self._kept[lengths, size] = chunk
+            yield chunk
 
-    def _gather(
-        self, passes: Passes, left: Sequence[int], first: int, count: int, size: int, dtype: str
-    ) -> _Chunk:
-        """``count`` rows of each pass from ``first`` on; zeros where one ends before."""
-        k, features = len(passes), self.rows[0].shape[1]
-        x = np.empty((k, count, features), dtype)
-        y = np.empty((k, count), self.targets[0].dtype)
-        for i, order in enumerate(passes):
-            n, part = min(left[i], count), order[first : first + count]
-            x[i, :n] = self.rows[i].take(part, 0)
-            y[i, :n] = self.targets[i].take(part)
-            if n < count:
-                x[i, n:], y[i, n:] = 0, 0
-        hot = y[None]
-        if self.kind == "multinomial":
-            hot = hot == np.arange(self.outputs)[:, None, None]
-        share = _shares(tuple(left), count, size, dtype)
-        return _Chunk(left, x, hot.astype(dtype, copy=False), share)
+    def _chunk(self, left: Sequence[int], first: int, count: int, size: int) -> _Chunk:
+        """Room for ``count`` rows of clients that have so many ``left``, with the steps over it."""
+        k, features, dtype = len(left), self.rows[0].shape[1], self.vectors.dtype
+        cut = self.outputs * features
+        share = _shares(tuple(left), count, size, dtype_name(dtype))
+        x = np.zeros((k, count, features), dtype)
+        labels = np.zeros((k, count), self.targets[0].dtype)
+        z, aim, hot = (np.zeros((self.outputs, k, count), dtype) for _ in range(3))
+        room, total = np.empty((self.outputs, k, min(size, count)), dtype), np.ones_like(share)
+        w, into = (
+            v[:, :cut].reshape(-1, self.outputs, features) for v in (self.vectors, self.slopes)
+        )
+        b, into_b = (v[:, cut:].T for v in (self.vectors, self.slopes))
+        steps = list[_Step]()
+        for start in range(0, count, size):
+            while left[k - 1] <= start:
+                k -= 1
+            own = slice(start, start + size)
+            rows, outputs = x[:k, own], z[:, :k, own]
+            slope = room[:, :k, : outputs.shape[2]]
+            steps.append(
+                _Step(
+                    w=w[:k],
+                    b=b[:, :k, None],
+                    into=into[:k],
+                    into_b=into_b[:, :k],
+                    vectors=self.vectors[:k],
+                    slopes=self.slopes[:k],
+                    x=rows,
+                    columns=rows.transpose(0, 2, 1),
+                    z=outputs,
+                    outer=outputs.transpose(1, 0, 2),
+                    slope=slope,
+                    back=slope.transpose(1, 0, 2),
+                    share=share[:k, own],
+                    aim=aim[:, :k, own],
+                    total=total[:k, own],
+                )
+            )
+        taken = [min(n, count) for n in left]
+        parts = [(x[i, :n], labels[i, :n]) for i, n in enumerate(taken)]
+        return _Chunk(first, parts, labels, hot, share, aim, z, total, steps)

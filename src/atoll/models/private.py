@@ -33,10 +33,23 @@ from atoll.core.layout import Array
 from atoll.core.local import LocalWork
 from atoll.models.batches import learning_rate, plan
 
-__all__ = ["Randomness", "RecordPrivacy", "Releases", "factors", "pieces", "releases", "steps"]
+__all__ = [
+    "TINY",
+    "Randomness",
+    "RecordPrivacy",
+    "Releases",
+    "factors",
+    "pieces",
+    "releases",
+    "steps",
+]
 
 _MARGIN = 1.0 + 2.0**-14
 """The noise is for a bound so much above C: norms are sums in float32."""
+
+TINY = 2.0**-50
+"""Added to lengths that are multiplied, far above where squares vanish in float32: no product of
+one of them and a large one comes out too short."""
 
 
 class Randomness(Protocol):

@@ -15,6 +15,9 @@ Things to know:
   the vector float64. In the module, entries keep their own dtypes.
 * Work runs on one thread and under a random state of its own, so results do not depend on the
   executor; the global thread count and generator are as before afterwards.
+* What a module keeps in attributes beside its state dict (unsaved buffers, counters, hidden states,
+  generators of torch) starts at every client as it was built. What it keeps in lists, dictionaries or
+  closures, and numbers that it draws from NumPy or Python, depend on which clients came before.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ try:
         unpack_module,
     )
     from atoll.models.torch_losses import LOSSES, Loss
-    from atoll.models.torch_regression import regression_of, side_by_side
+    from atoll.models.torch_regression import regression_of
     from atoll.models.torch_sums import add_up, clients_to_a_sum
 except ImportError as missing:  # pragma: no cover - depends on the installation
     raise MissingExtra(
@@ -326,7 +329,7 @@ class TorchTrainer:
         self.layout.check(parameters, what="parameters")
         rows = max(len(lane.data) for lane in lanes)
         if self._regression is not None and self._stacked(lanes[0].work, rows) > 1:
-            return side_by_side(self._regression, parameters, lanes, round)
+            return self._regression.fit_together(parameters, lanes, round=round)
         if not self._algebraic(lanes):
             return add_up(self._bench, parameters, lanes, partial(self._walk, round=round))
         setting = self._setting(parameters, lanes)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -45,10 +45,6 @@ class _Held:
         found: Tensor = getattr(owner, key)
         return found.detach()
 
-    def moved(self) -> bool:
-        """Whether another tensor hangs there now."""
-        return any(getattr(owner, key) is not self.value for owner, key in self.places)
-
     def write(self, view: Tensor) -> None:
         """Set a buffer, in the tensor that other parts of the module may refer to."""
         if not self.value.is_contiguous():  # an expanded one could not be written
@@ -70,6 +66,57 @@ def _tensors(module: nn.Module) -> dict[str, _Held]:
         one.names.append(name)
         one.places.append((module.get_submodule(path), key))
     return {one.names[0]: one for one in held.values()}
+
+
+_MODULE = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
+
+_Kept = tuple[list[tuple[Any, Any]], list[tuple[int, dict[str, Any]]], list[Tensor]]
+
+
+class _Beside:
+    """What a module keeps beside its state dict: every client gets it as it was built.
+
+    These are attributes, and the values in those that are tensors (buffers that are not saved, too) or
+    torch's generators. What lies in lists and closures cannot be told from what clients are to share.
+    """
+
+    def __init__(self, module: nn.Module, saved: Iterable[_Held]) -> None:
+        known = {id(held.value) for held in saved}
+        self._owns = [vars(part) for part in module.modules()]
+        self._places: list[tuple[nn.Module, str]] = []
+        self._draws: list[torch.Generator] = []
+        for part in module.modules():
+            for name, value in (*vars(part).items(), *part.named_buffers(recurse=False)):
+                if isinstance(value, Tensor) and id(value) not in known:
+                    self._places.append((part, name))
+                elif isinstance(value, torch.Generator):
+                    self._draws.append(value)
+        self._built = self.now()
+
+    def now(self) -> _Kept:
+        """As it is at present."""
+        there = [getattr(part, name) for part, name in self._places]
+        return (
+            [(t, t.detach().clone() if isinstance(t, Tensor) else t) for t in there],
+            [(len(o), {k: v for k, v in o.items() if k not in _MODULE}) for o in self._owns],
+            [draw.get_state() for draw in self._draws],
+        )
+
+    def put(self, kept: _Kept | None = None) -> None:
+        """As it was at a :meth:`now`, or when the module was built."""
+        tensors, attributes, draws = kept or self._built
+        for own, (size, values) in zip(self._owns, attributes, strict=True):
+            own.update(values)
+            if len(own) > size:
+                for name in own.keys() - values.keys() - _MODULE:
+                    del own[name]
+        for (part, name), (there, value) in zip(self._places, tensors, strict=True):
+            setattr(part, name, there)
+            if isinstance(there, Tensor) and 0 not in there.stride():  # an expanded one stays
+                there.detach().copy_(value)
+        for draw, state in zip(self._draws, draws, strict=True):
+            draw.set_state(state)
 
 
 def on_cpu(module: nn.Module) -> nn.Module:
@@ -173,7 +220,8 @@ def unpack_module(module: nn.Module, layout: Layout, vector: Array) -> None:
 
 def restored(view: Tensor, dtype: torch.dtype) -> Tensor:
     """Values in an entry's own dtype; whole numbers are rounded."""
-    return view.to(dtype) if dtype.is_floating_point else view.round().to(dtype)
+    whole = view.is_floating_point() and not dtype.is_floating_point
+    return (view.round() if whole else view).to(dtype)
 
 
 def _common_dtype(module: nn.Module, otherwise: torch.dtype) -> torch.dtype:
@@ -216,6 +264,7 @@ class Bench:
         tensors = _tensors(module)
         for e, start in zip(layout.entries, layout.offsets, strict=False):
             self._bind(tensors[e.name], e, start)
+        self._beside = _Beside(module, tensors.values())
         self.compute = _common_dtype(module, dtype)
 
     def _bind(self, held: _Held, e: Entry, start: int) -> None:
@@ -262,7 +311,8 @@ class Bench:
         return x.contiguous(memory_format=torch.channels_last)
 
     def load(self, parameters: Array) -> None:
-        """Put a vector into the module."""
+        """Put a vector into the module, and everything beside it back to how it was built."""
+        self._beside.put()  # first: some of it may be views of what is loaded
         given = tensor_over(parameters)
         self.flat.copy_(given)
         for where, shape in self._turned:
@@ -273,14 +323,15 @@ class Bench:
             for held, view in self._buffers:
                 held.write(view)
 
-    def snapshot(self) -> tuple[list[Tensor], list[Tensor]]:
+    def snapshot(self) -> tuple[list[Tensor], list[Tensor], _Kept]:
         """Everything a step may change."""
         buffers = [held.now().clone() for held, _ in self._buffers]
-        return [flat.clone() for flat in self._moved()], buffers
+        return [flat.clone() for flat in self._moved()], buffers, self._beside.now()
 
-    def restore(self, kept: tuple[list[Tensor], list[Tensor]]) -> None:
+    def restore(self, kept: tuple[list[Tensor], list[Tensor], _Kept]) -> None:
         """Go back to a :meth:`snapshot`, with no gradient."""
-        moved, buffers = kept
+        moved, buffers, beside = kept
+        self._beside.put(beside)
         for flat, value in zip(self._moved(), moved, strict=True):
             flat.copy_(value)
         self.gradient.zero_()
@@ -290,10 +341,6 @@ class Bench:
     def _moved(self) -> list[Tensor]:
         # Without momentum there is no velocity, and none is made here.
         return [self.flat, *([self.velocity[0]] if "velocity" in self.__dict__ else [])]
-
-    def rebound(self) -> bool:
-        """Whether the module has put another tensor in a buffer's place."""
-        return any(held.moved() for held, _ in self._buffers)
 
     def arranged(self, vector: Array, part: slice) -> Tensor:
         """A shared vector's ``part``, in the order it has in ``flat``."""

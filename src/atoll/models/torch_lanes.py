@@ -11,7 +11,7 @@ every client are its own. What cannot be trained so is trained client by client,
 
 * a loss that is a function of the user's own (it cannot be taken apart into rows), augmentation;
 * modules whose rows meet in training (BatchNorm), that draw random numbers (dropout), or that change
-  buffers;
+  buffers or attributes; embeddings with a padding index;
 * operations ``torch.func.vmap`` does not know (recurrent layers, fused attention), parameters of several
   dtypes, the optimisers NAdam and RAdam, targets that are to be ignored (-100).
 
@@ -44,6 +44,7 @@ from atoll.models.torch import LOSSES, TorchTrainer
 from atoll.models.torch_fit import alone
 from atoll.models.torch_flat import tensor_over
 from atoll.models.torch_moves import MOVES
+from atoll.models.torch_record import Twin
 from atoll.models.torch_stack import Client, Kind, Stack, Trained
 
 __all__ = ["LanesTrainer"]
@@ -206,6 +207,9 @@ class LanesTrainer:
                 return f"{name or 'the module'} ({type(part).__name__}) keeps running statistics"
             if isinstance(part, _DropoutNd) and part.p > 0:
                 return f"{name or 'the module'} ({type(part).__name__}) draws random numbers"
+            if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.padding_idx is not None:
+                # torch.func.vmap knows the padding of the first lane only
+                return f"{name or 'the module'} ({type(part).__name__}) has a padding index"
         return ""
 
     @cached_property
@@ -351,12 +355,15 @@ def _one_step(vector: Array, x: Tensor, y: Tensor) -> Client:
 
 
 def _alone_gradients(inner: TorchTrainer, vector: Array, x: Tensor, y: Tensor) -> dict[str, Tensor]:
-    module = inner.module_with(vector).train()
+    twin = Twin(inner.module_with(vector).train(), None)
+    module = twin.module
     before = {name: value.clone() for name, value in module.named_buffers()}
     LOSSES[str(inner.loss)](module(x), y).backward()  # type: ignore[no-untyped-call]  # torch's
     for name, value in module.named_buffers():
         if name not in before or not torch.equal(value, before[name]):
             raise _Objection(f"training changes buffer {name!r}")
+    if twin.altered():
+        raise _Objection("the module keeps state outside its buffers")
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad
         for name, p in module.named_parameters(remove_duplicate=False)

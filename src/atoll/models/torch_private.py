@@ -32,7 +32,7 @@ try:
     from atoll.models.torch_batch import Batch
     from atoll.models.torch_fit import alone, generator
     from atoll.models.torch_flat import Bench, starts_with_group_norm
-    from atoll.models.torch_private_check import choose, faults, made_up
+    from atoll.models.torch_private_check import choose, faults, made_up, mixes
     from atoll.models.torch_private_rows import Rows
     from atoll.models.torch_rows import per_row
 except ImportError as missing:  # pragma: no cover - depends on the installation
@@ -129,8 +129,7 @@ class PrivateTorchTrainer:
         """All that stands against training this module privately on rows shaped like these."""
         with alone(Seed(0)), torch.no_grad():
             bench = self._bench(data, last=False)
-            x, y = self._probe(Batch(data, bench, self._targets(data), 1))
-            return faults(bench, self._loss, self._summed, x, y)
+            return self._faults(bench, *self._probe(Batch(data, bench, self._targets(data), 1)))
 
     def explain(self, work: LocalWork, data: Any, *, sums: bool = True) -> str:
         """How row gradients are summed, and why not layer by layer."""
@@ -256,10 +255,15 @@ class PrivateTorchTrainer:
     def _chosen(self, data: Any, last: bool) -> _Way:
         bench = self._bench(data, last)
         x, y = self._probe(Batch(data, bench, self._targets(data), 1))
-        found = faults(bench, self._loss, self._summed, x, y)
+        found = self._faults(bench, x, y)
         raise_faults(JobConflict, "this module cannot be trained with record-level privacy", found)
         rows, reason = choose(bench, self._total, x, y, self.trainer.loss)
         return _Way(bench, rows, reason)
+
+    def _faults(self, bench: Bench, x: Tensor, y: Tensor) -> list[Fault]:
+        augment = self.trainer.augment
+        found = [] if augment is None else [*mixes(augment, x)]
+        return found + faults(bench, self._loss, self._summed, x, y)
 
     def _bench(self, data: Any, last: bool) -> Bench:
         start = self.trainer.initial(Seed(0))
@@ -296,8 +300,11 @@ class PrivateTorchTrainer:
         trainer = self.trainer
         if trainer.task == "regression" or trainer.loss == "bce":
             return None
+        labels = np.asarray(data.targets)
         if trainer.classes is not None:
-            check_labels(np.asarray(data.targets), trainer.classes)
+            check_labels(labels, trainer.classes)
+        elif len(labels) and labels.min() < 0:  # torch may ignore it: others would weigh more
+            check_labels(labels, int(labels.max()) + 1)
         return torch.int64
 
     def _augmented(self, seed: Seed) -> Callable[[Tensor], Tensor]:

@@ -1,11 +1,12 @@
 """What in a module stands against record-level privacy: everything at once, each with its way out.
 
 The clipped gradient of a row says what the row contributes only if nothing else carries it: no layer may
-mix rows, no buffer may keep a statistic of them, and the loss must be a mean (or sum) over rows.
+mix rows, nothing may keep a statistic of them, and the loss must be a mean (or sum) over rows.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -18,8 +19,9 @@ from atoll.core.errors import Fault
 from atoll.models.torch_flat import Bench
 from atoll.models.torch_private_dense import Chained
 from atoll.models.torch_private_rows import Layers, Mapped, NoLayers, Rows, Total
+from atoll.models.torch_record import Twin, Untraceable
 
-__all__ = ["choose", "faults", "made_up"]
+__all__ = ["choose", "faults", "made_up", "mixes"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -55,6 +57,7 @@ def faults(bench: Bench, loss: Loss, summed: bool, x: Tensor, y: Tensor) -> list
     for part in mixing:  # named already: what else is wrong shows with them at rest
         part.eval()
     try:
+        kept = [*_memories(module, loss, x, y)]  # before it has seen anything
         with torch.no_grad():
             found += _behaviour(module, loss, summed, x, y)
             found += [
@@ -62,6 +65,7 @@ def faults(bench: Bench, loss: Loss, summed: bool, x: Tensor, y: Tensor) -> list
                 for name, value in module.named_buffers()
                 if name in held and not torch.equal(held[name], value)
             ]
+        found = found or kept
         if not found:
             found += _differentiable(bench, loss, summed, x, y)
     finally:
@@ -70,6 +74,24 @@ def faults(bench: Bench, loss: Loss, summed: bool, x: Tensor, y: Tensor) -> list
                 if name in held:
                     value.copy_(held[name])
     return found
+
+
+def mixes(augment: Callable[[Tensor, torch.Generator], Tensor], x: Tensor) -> Iterator[Fault]:
+    """Whether rows reach each other on the way to the module, for a few draws of its randomness."""
+
+    def run(given: Tensor, seed: int) -> Tensor:
+        return augment(given.clone(), torch.Generator().manual_seed(seed))
+
+    for seed in range(_ROWS):
+        whole = run(x, seed)
+        alone = [run(row[None].expand_as(x), seed)[i] for i, row in enumerate(x)]
+        if len(whole) != len(x) or not torch.equal(whole, torch.stack(alone)):
+            yield Fault(
+                "augment",
+                "a row it gives depends on the other rows of the batch",
+                "change each row by itself",
+            )
+            return
 
 
 def _built_in(bench: Bench) -> Iterator[Fault]:
@@ -106,7 +128,7 @@ def _behaviour(
         other = x.clone()
         other[1:] = x[:1]
         alone = run(other)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         yield Fault("module", f"it does not run on rows like these: {_first(error)}")
         return
     if len(whole) != len(x):
@@ -118,15 +140,33 @@ def _behaviour(
             "a row's output depends on the other rows of its batch",
             "take out what mixes rows: statistics, attention or products over the batch",
         )
-    with suppress(RuntimeError):
+    with suppress(RuntimeError, IndexError):
         single = sum(float(loss(whole[i : i + 1], y[i : i + 1])) for i in range(len(x)))
         joint = float(loss(whole, y)) * (1 if summed else len(x))
-        if abs(single - joint) > _NEAR * max(abs(single), 1.0):
+        same = abs(single - joint) <= _NEAR * max(abs(single), 1.0)
+        if not same and not math.isnan(joint):  # a row whose class is ignored has no mean
             yield Fault(
                 "loss",
                 "it is no mean over rows",
                 "average the loss of each row, with equal weights",
             )
+
+
+def _memories(module: nn.Module, loss: Loss, x: Tensor, y: Tensor) -> Iterator[Fault]:
+    """What one batch leaves for the next, where it would move the gradients of all rows after it."""
+    try:
+        twin = Twin(module, loss)
+    except Untraceable as why:
+        yield Fault("module", str(why), "keep nothing in it that cannot be copied")
+        return
+    with torch.no_grad(), suppress(Exception):  # what fails is told by who runs it next
+        twin.loss(twin.module(x), y)
+    if twin.altered() or not all(torch.equal(t, real) for t, real in twin.bound):
+        yield Fault(
+            "module",
+            "it keeps something of a batch in its attributes",
+            "let the forward pass change nothing but its own values",
+        )
 
 
 def _differentiable(

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from atoll.core.layout import Array
+from atoll.models.private import TINY
 from atoll.models.torch_chain import Chain, Dense, chain_of
 from atoll.models.torch_flat import Bench
-from atoll.models.torch_private_rows import TINY
 
 __all__ = ["Chained"]
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 
-from atoll.models.private import factors
+from atoll.models.private import TINY, factors
 from atoll.models.torch_flat import Bench
 
-__all__ = ["TINY", "Layers", "Mapped", "NoLayers", "Rows"]
+__all__ = ["Layers", "Mapped", "NoLayers", "Rows"]
 
 Total = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(module, features, targets) -> sum over rows of each row's loss."""
@@ -36,9 +36,6 @@ _HELD = 1 << 25
 
 _FEW = 1 << 21
 """Multiplications of one row's kernel gradient up to which all rows are taken in one product."""
-
-TINY = 2.0**-50
-"""Added to lengths of slopes, far above where squares vanish in float32: none comes out too short."""
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -184,11 +181,11 @@ def _dense(layer: nn.Linear, a: Tensor, g: Tensor, slopes: _Slopes) -> _Part:
     if a.dim() > 2:
         a, g = a.flatten(1, -2).transpose(1, 2), g.flatten(1, -2).transpose(1, 2)
         return _joined(_products(a, g, weight), _biases(g.sum(2), bias), len(a))
-    # Squares of tiny slopes vanish in float32, and long inputs would go unclipped.
-    own = torch.linalg.vector_norm(g, dim=1).add_(TINY).square_()
+    # Squares of tiny values vanish in float32, and long inputs or slopes would go unclipped.
+    own, seen = (torch.linalg.vector_norm(t, dim=1).add_(TINY).square_() for t in (g, a))
     squares = torch.zeros_like(own)
     if weight is not None:
-        squares += own * a.square().sum(1)
+        squares += own * seen
     if bias is not None:
         squares += own
 

@@ -31,6 +31,7 @@ __all__ = [
     "Call",
     "Forward",
     "Tape",
+    "Twin",
     "Untraceable",
     "hooked",
     "memory",
@@ -182,7 +183,7 @@ def record(
     """
     if hooked(module):
         raise Untraceable("the module has hooks")
-    twin = _Twin(module, loss)
+    twin = Twin(module, loss)
     own = [twin.of(p) for p in trained]
     kept = [t.clone() for t in batch]
     state, outside = torch.get_rng_state(), _outside()
@@ -237,7 +238,7 @@ def _change(features: Tensor, parameters: Sequence[Tensor]) -> None:
 def _run(
     step: Callable[[], Tensor],
     parameters: Sequence[Tensor],
-    twin: _Twin,
+    twin: Twin,
     batch: tuple[Tensor, Tensor],
 ) -> Tape:
     failed: Exception | None = None
@@ -273,7 +274,7 @@ def _gradients(value: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | No
     return found
 
 
-class _Twin:
+class Twin:
     """A copy of a module and its loss, and which tensor of it is a copy of which."""
 
     def __init__(self, module: nn.Module, loss: Any) -> None:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
-from atoll.core.contracts import Lane, Together
-from atoll.core.errors import JobConflict
-from atoll.core.layout import Array, Layout
+from atoll.core.layout import Layout
 from atoll.models.linear import LinearTrainer
 from atoll.models.torch_chain import Chain
 
-__all__ = ["regression_of", "side_by_side"]
+__all__ = ["regression_of"]
 
 
 def regression_of(chain: Chain | None, layout: Layout, loss: object) -> LinearTrainer | None:
@@ -29,18 +23,3 @@ def regression_of(chain: Chain | None, layout: Layout, loss: object) -> LinearTr
     return LinearTrainer(
         "multinomial", d.inputs, d.out, intercept=d.bias is not None, dtype=layout.dtype
     )
-
-
-def side_by_side(
-    regression: LinearTrainer, parameters: Array, lanes: Sequence[Lane], round: int
-) -> Together:
-    """Train every lane and add up the changes.
-
-    Raises:
-        JobConflict: targets are not one class a row; torch knows others, one client at a time.
-        DataError: see :meth:`~atoll.models.linear.LinearTrainer.fit_together`.
-    """
-    for lane in lanes:
-        if np.ndim(lane.data.targets) != 1:  # type: ignore[attr-defined]  # Examples
-            raise JobConflict("targets are not one class a row")
-    return regression.fit_together(parameters, lanes, round=round)

@@ -61,12 +61,17 @@ class Buffers:
             apart: fewest sites of a buffer that start from one version.
 
         Raises:
-            AuthError: the buffer is not one of this job, or hides too little; everything that is wrong.
+            AuthError: the buffer is not one of this job, or hides too little; everything that is wrong. Or an
+                update of a synchronous run is to count more than once, or less.
             WireError: what the server says of it cannot be read.
         """
         if plan.spec.rounds.mode != "async":
             if shown.raw is not None:
                 raise AuthError("a round with updates of different age in a synchronous run")
+            if shown.body.scale != 1.0:  # behind the clip, which the noise of a job is made for
+                raise AuthError(
+                    f"the update is to count {shown.body.scale:g} times in a synchronous round"
+                )
             return ""
         schedule, algorithm = self._of(plan)
         starts = Starts.from_plain(shown.raw)

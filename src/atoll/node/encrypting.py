@@ -37,13 +37,14 @@ from atoll.core.errors import AuthError, StateError, WireError, raise_faults
 from atoll.core.layout import Array
 from atoll.job.summed import SUBJECTS, job_name, model_mark, sums_digest, work_mark
 from atoll.node.link import INLINE
-from atoll.node.masking import Find, Trained, start_of
+from atoll.node.masking import Find
 from atoll.node.orders import Order, Report
 from atoll.node.peers import Trust
 from atoll.node.plans import Plan, read_plan
 from atoll.node.run_keys import RunKeys
 from atoll.node.site import Site
 from atoll.node.spool import Held
+from atoll.node.trained import Trained, start_of
 from atoll.privacy.he.contexts import SecretContext, new_key
 from atoll.privacy.he.opening import SharedKey
 from atoll.privacy.he.parameters import Parameters
@@ -91,6 +92,7 @@ class Encrypted:
         self._plans: dict[str, Plan] = {}
         self._trained: dict[str, Trained] = {}
         self._answered = ""
+        self._start_memory = "", ""
         self._secret: tuple[int, bytes, SecretContext] | None = None
 
     # What it is about ---------------------------------------------------------------------------
@@ -216,6 +218,8 @@ class Encrypted:
         done, integers = found.read()
         if done.status != "done":
             raise StateError(done.reason)
+        if faults := found.lane_faults(done, terms):
+            raise AuthError(faults)
         raw, context = self._key(terms)
         slots = packed(terms.lanes, integers, context.parameters)
         index, public = self._index(terms), context.public()
@@ -223,8 +227,9 @@ class Encrypted:
         root = sealed.root
         tag = Tags(public, raw, terms.context).tag((index, root), sealed)
         book = self._trust.book
-        book.keep(Record("join", terms.occasion, terms.context))
-        book.keep(Record("input", terms.occasion, terms.context))
+        memory = self._memory(body)
+        book.keep(Record("join", terms.occasion, terms.context, memory=memory))
+        book.keep(Record("input", terms.occasion, terms.context, memory=memory))
         if body.kind != "sums":
             self._site.leave(body, found.result)
         path = found.result.with_suffix(".encrypted")
@@ -234,7 +239,7 @@ class Encrypted:
 
     def _pledge(self, body: TaskBody, terms: Terms, said: Arrays) -> Mapping[str, Array]:
         included = self._included(terms, said)
-        self._record("pledge", terms, included)
+        self._record("pledge", body, terms, included)
         signature = self._trust.signer.sign(included.signed(terms.context))
         return {"signature": _bytes(signature)}
 
@@ -249,7 +254,7 @@ class Encrypted:
         total = cut(said, terms.lanes, context.parameters)
         tags = rows_of(said["tags"], TAG)
         Tags(context, raw, terms.context).check(included.entries, tags, total)
-        self._record("release", terms, included)
+        self._record("release", body, terms, included)
         return _whole(terms.lanes, context, total, len(included.entries))
 
     def _included(self, terms: Terms, said: Arrays) -> Included:
@@ -268,13 +273,20 @@ class Encrypted:
             raise AuthError(f"a sum of {len(indices)} sites, and {terms.threshold} are the fewest")
         return included
 
-    def _record(self, kind: Any, terms: Terms, included: Included) -> None:
+    def _record(self, kind: Any, body: TaskBody, terms: Terms, included: Included) -> None:
         """Write down that this is the sum, the only one of the round."""
         names = tuple(terms.cohort[index - 1].name for index, _ in included.entries)
-        value = included.digest(terms.context)
+        value, memory = included.digest(terms.context), self._memory(body)
         self._trust.book.keep(
-            Record(kind, terms.occasion, value, names), self._site.settings.masking.apart
+            Record(kind, terms.occasion, value, names, memory=memory),
+            self._site.settings.masking.apart,
         )
+
+    def _memory(self, body: TaskBody) -> str:
+        """What stands for the memory that the task's work starts from."""
+        if self._start_memory[0] != body.kept:
+            self._start_memory = body.kept, self._site.memory_digest(self._run, body.kept)
+        return self._start_memory[1]
 
     # Terms --------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from atoll.core.errors import Forbidden, StateError, StorageError
 from atoll.node.home import Federation, Home
+from atoll.node.journal import read_head
 from atoll.node.link import Link
 from atoll.node.peers import Peers, Trust
 from atoll.node.pledges import Pledges
@@ -43,7 +44,8 @@ def join(home: Home, code: str, *, proxy: str | None = None, dial: Dial = Channe
         dial: makes the channel.
 
     Raises:
-        StateError: this folder belongs to a federation already, or the code is for a researcher.
+        StateError: this folder belongs to a federation already, or its ledger to another key; or the code
+            is for a researcher.
         WireError: the code is mistyped; the group is named.
         AuthError: the code has expired or was used, or the server is not the one it names.
         Unreachable: the server does not answer.
@@ -57,6 +59,7 @@ def join(home: Home, code: str, *, proxy: str | None = None, dial: Dial = Channe
     invitation = read_code(code)
     home.make()
     identity = _identity(home.identity)
+    _check_books(home, identity)
     body = JoinBody(
         secret=invitation.secret.hex(), key=identity.public_bytes.hex(), version=version("atoll")
     )
@@ -130,6 +133,20 @@ def leave(home: Home, settings: Settings, *, dial: Dial = Channel) -> Federation
 def _identity(path: Path) -> Identity:
     """The site's key; made now, unless an earlier attempt to join has left one."""
     return Identity.load(path) if path.exists() else Identity.create(path)
+
+
+def _check_books(home: Home, identity: Identity) -> None:
+    """Say before the code is used up that a node with this key could not start on the site's ledger."""
+    try:
+        for path in (home.ledger, home.pledges):
+            read_head(path, identity.public_bytes)
+    except StorageError as error:
+        folder = home.ledger.parent
+        raise StateError(
+            f"{folder} is damaged, or was signed with another key than {home.identity.name} here",
+            remedy="put that key back. A site that must have a new one moves this folder away and keeps it: "
+            "what it has counted counts no more, so lower the limits by what is spent, then join again",
+        ) from error
 
 
 def _remove(path: Path) -> None:

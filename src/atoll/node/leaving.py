@@ -70,8 +70,15 @@ class Leaving:
         return deployed.islands_at(self.spec, schema, sums, self.site, rows, self.rule)
 
     def ready(self, parts: Parts, islands: Islands) -> dict[str, Any]:
-        """What is told before the first round; see :func:`atoll.job.deployed.ready`."""
+        """What is told before the first round; see :func:`atoll.job.deployed.ready`.
+
+        No card of a job that promises differential privacy: it would be outside epsilon.
+        """
         answer = deployed.ready(parts, islands, rows=self.rule.counted)
+        privacy = self.spec.privacy
+        if privacy.record is not None or privacy.client is not None:
+            # Exact means and counts, and the hash of all cells, are in no account of privacy.
+            answer |= {"card": {}, "notes": [], "fingerprint": ""}
         # How batches fall tells how many rows there are.
         hide = self.rule.masked and not self.rule.counted
         way = _COUNT.sub(r"some \3", answer["way"]) if hide else answer["way"]

@@ -6,7 +6,8 @@ key that all sites believe and shows each of them what it likes. No site may rel
 answer in clear what it adds up under masks only.
 
 :data:`LIES` names them; :func:`told` tells one. Those about buffers of asynchronous runs are in
-:mod:`atoll.node.lies_of_buffers`, those about encrypted runs in :mod:`atoll.node.lies_of_ciphers`.
+:mod:`atoll.node.lies_of_buffers`, those about what an answer costs in :mod:`atoll.node.lies_of_accounts`, those
+about encrypted runs in :mod:`atoll.node.lies_of_ciphers`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import cast
 
 from atoll.job.summed import SUBJECTS
-from atoll.node.cast import NOW, SITES, Cast
+from atoll.node.cast import LENGTH, NOW, SITES, Cast, remember
+from atoll.node.lies_of_accounts import ACCOUNT_LIES
 from atoll.node.lies_of_buffers import BUFFER_LIES, BUFFERED
 from atoll.node.lies_of_ciphers import CIPHER_LIES
 from atoll.node.lying import Message, Stage, digest_of
@@ -38,7 +40,8 @@ class Told:
 
     Args:
         lie: its name.
-        released: sites that released shares, opened a sum or would answer in clear when they should not have.
+        released: sites that released shares, opened a sum, or would answer in clear or without counting it when
+            they should not have.
         refused: what each site said to it, by name.
     """
 
@@ -169,6 +172,12 @@ def _changed_bound(stage: Stage) -> None:
     _invited(stage, replace(terms, lanes=(replace(terms.lanes[0], bound=2.0**31 - 1),)))
 
 
+def _bound_as_question(stage: Stage) -> None:
+    """Whoever refuses has a value above so many: by and by the server knows one site's largest, or its rows."""
+    terms = stage.terms()
+    stage.play(terms=replace(terms, lanes=(replace(terms.lanes[0], bound=float(LENGTH)),)))
+
+
 def _second_unmask(stage: Stage) -> None:
     """After a good round: another set in the same attempt, and another attempt."""
     stage.play()
@@ -212,6 +221,24 @@ def _another_factor(stage: Stage) -> None:
     _told_apart(stage)
 
 
+def _larger_factor(stage: Stage) -> None:
+    """All updates count a thousand times, behind the clip: the noise that sites add is made for one of them."""
+    stage.scale = lambda name: 1000.0
+    stage.play()
+
+
+def _another_memory(stage: Stage) -> None:
+    """A second sum from the same model, for which one site goes on from another of its own memories."""
+    for name in SITES:
+        remember(stage.nodes[name], "early", 1.0)
+        remember(stage.nodes[name], "late", 2.0)
+    stage.still, stage.kept = True, lambda name: "early"
+    stage.play()
+    stage.released.clear()
+    stage.kept = lambda name: "late" if name == SITES[0] else "early"
+    stage.play(number=1)
+
+
 def _another_plan(stage: Stage) -> None:
     """Three sites are shown a plan with other sums of columns: their features come out as zeros."""
     honest, other = stage.cast.plan(), stage.cast.plan(schema={"x": 0})
@@ -231,14 +258,18 @@ LIES: Mapping[str, Callable[[Stage], None]] = {
     "another model": _another_model,
     "cohort of two": _cohort_of_two,
     "changed bound": _changed_bound,
+    "bound as question": _bound_as_question,
     "second unmask": _second_unmask,
     "in clear": _in_clear,
     "fewer sites": _fewer_sites,
     "another factor": _another_factor,
+    "larger factor": _larger_factor,
     "another plan": _another_plan,
+    "another memory": _another_memory,
     **BUFFER_LIES,
+    **ACCOUNT_LIES,
 }
-"""What a server of masked runs may try."""
+"""What a server of masked runs may try, and of runs that cost privacy."""
 
 
 def told(name: str, folder: Path, settings: Settings | None = None) -> Told:

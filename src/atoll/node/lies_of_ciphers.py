@@ -18,7 +18,7 @@ import numpy as np
 from atoll.core.errors import AtollError
 from atoll.core.layout import Array
 from atoll.job.summed import SUBJECTS, model_mark
-from atoll.node.cast import NOW, SITES, vectors_of
+from atoll.node.cast import NOW, SITES, remember, vectors_of
 from atoll.node.lying_encrypted import Ask, EncryptedStage
 from atoll.node.run_keys import RunKeys
 from atoll.privacy.he.contexts import new_key
@@ -250,6 +250,19 @@ def _another_update(stage: EncryptedStage) -> None:
     stage.round(again)
 
 
+def _another_memory(stage: EncryptedStage) -> None:
+    """A second sum from the same model, for which one site goes on from another of its own memories."""
+    for name in SITES:
+        remember(stage.nodes[name], "early", 1.0, stage.run)
+        remember(stage.nodes[name], "late", 2.0, stage.run)
+    stage.agree()
+    stage.kept = lambda name: "early"
+    stage.round()
+    stage.released.clear()
+    stage.kept = lambda name: "late" if name == _VICTIM else "early"
+    stage.round(number=1)
+
+
 # Other terms ----------------------------------------------------------------------------------------
 
 
@@ -420,6 +433,7 @@ CIPHER_LIES: Mapping[str, Callable[[EncryptedStage], None]] = {
     "asked twice": _asked_twice,
     "rolled back": _rolled_back,
     "another update": _another_update,
+    "memory of its own": _another_memory,
     "two at an opening": _cohort_of_two,
     "few at an opening": _small_threshold,
     "stale invitation": _stale_terms,

@@ -53,6 +53,7 @@ class Channel(Protocol):
         body: bytes = b"",
         kind: str = "application/json",
         timeout: float = 60.0,
+        digest: bytes | None = None,
     ) -> Any:
         """One request; the reply has ``status``, ``headers`` and ``body``."""
         ...
@@ -117,7 +118,7 @@ class Link:
             AtollError: as :meth:`deliver`.
         """
         asked = f"have={_listed(have)}&wait={wait:g}"
-        reply = self._hand_in(held, raw, "application/octet-stream", asked, wait + _ANSWER)
+        reply = self._hand_in(held, raw, asked, wait + _ANSWER)
         if reply.headers.get("content-type") != "application/octet-stream":
             _check(held, read_json(ReceiptBody, reply.body))
             return None
@@ -165,18 +166,26 @@ class Link:
         Raises:
             AtollError: unreachable, not wanted any more, or refused.
         """
-        body, kind = raw, "application/octet-stream"
-        if body is None:
-            body = ReferenceBody(blob=BlobRef.of(held.blob)).model_dump_json().encode()
-            kind = "application/json"
-        reply = self._hand_in(held, body, kind, "", _ANSWER)
+        reply = self._hand_in(held, raw, "", _ANSWER)
         return _check(held, read_json(ReceiptBody, reply.body))
 
-    def _hand_in(self, held: Held, body: bytes, kind: str, asked: str, timeout: float) -> Any:
+    def _hand_in(self, held: Held, raw: bytes | None, asked: str, timeout: float) -> Any:
+        """A result's bytes, or where they have been uploaded its name."""
         path = f"/v1/results/{quote(held.task, safe='')}"
         ledger = f"ledger={self._head()}" if self._head is not None else ""
         query = "&".join(filter(None, (ledger, asked)))
-        return self._channel.call("POST", path, query=query, body=body, kind=kind, timeout=timeout)
+        if raw is None:
+            named = ReferenceBody(blob=BlobRef.of(held.blob)).model_dump_json().encode()
+            return self._channel.call("POST", path, query=query, body=named, timeout=timeout)
+        return self._channel.call(
+            "POST",
+            path,
+            query=query,
+            body=raw,
+            kind="application/octet-stream",
+            timeout=timeout,
+            digest=bytes.fromhex(held.blob.sha256),
+        )
 
     def download(self, blob: Blob, path: Path) -> None:
         """Bring a blob to ``path``, its digest checked."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from atoll.core.errors import AtollError
 from atoll.job.buffered import Starts
-from atoll.job.summed import Subject, work_mark
+from atoll.job.summed import Subject, lanes_told, work_mark
 from atoll.node.cast import FEDERATION, LENGTH, NOW, RUN, SITES, Cast, vectors_of
 from atoll.node.masking import Masked
 from atoll.node.orders import Order, Report
@@ -55,6 +55,8 @@ _ANSWERS: Mapping[str, type[FromSite]] = {
     "pledge": Pledge,
     "release": Release,
 }
+LANES = (Lane("delta", LENGTH, 1000.0, 32, 1.0, "refuse"),)
+"""Of the job."""
 Message = Invitation | FromServer
 Lie = Callable[[int, Message], Message | None]
 """Gets a site's index and the honest message to it; gives the one that it is shown, None for none."""
@@ -85,7 +87,10 @@ class Stage:
         refused: why sites gave up.
         buffer: what each site is told of its buffer; None in a synchronous run.
         scale: how much each site's update is to count.
+        kept: after which task each site's memory is the one to start from.
+        still: whether all rounds start from the model of the first.
         plan: what each site is told of the run.
+        nodes: the sites' nodes.
     """
 
     folder: Path
@@ -96,6 +101,8 @@ class Stage:
     refused: dict[str, str] = field(default_factory=dict)
     buffer: Callable[[str], Starts] | None = None
     scale: Callable[[str], float] = lambda name: 1.0
+    kept: Callable[[str], str] = lambda name: ""
+    still: bool = False
 
     def __post_init__(self) -> None:
         self.cast = Cast(self.folder, self.settings, "masked", self.tables)
@@ -103,17 +110,18 @@ class Stage:
         self._attempt: dict[str, int] = {}
         plan = self.cast.plan()
         self.plan: Callable[[str], BlobRef] = lambda name: plan
-        self.sites = {n: Masked(RUN, self.cast.node(n), lambda: NOW) for n in SITES}
+        self.nodes = {name: self.cast.node(name) for name in SITES}
+        self.sites = {name: Masked(RUN, self.nodes[name], lambda: NOW) for name in SITES}
 
     def terms(self, number: int = 0, site: str = SITES[0], **changes: Any) -> Terms:
         """An honest round's, as one site is told."""
         attempt, cast = changes.pop("attempt", 0), self.cast
-        model = digest_of(number) if self.buffer is None else self.buffer(SITES[0]).mark
+        start = 0 if self.still else number
+        model = digest_of(start) if self.buffer is None else self.buffer(SITES[0]).mark
         at = Occasion(FEDERATION, f"{cast.hash}/{RUN}", number, attempt, model)
-        lanes = (Lane("delta", LENGTH, 1000.0, 32, 1.0, "refuse"),)
         work = work_mark(self._bare(site, number), buffered=self.buffer is not None)
         usual, rule = usual_threshold(len(SITES)), cast.rule
-        honest = Terms(at, self.members, usual, lanes, NOW + 60, weight_rule=rule, work=work)
+        honest = Terms(at, self.members, usual, LANES, NOW + 60, weight_rule=rule, work=work)
         return replace(honest, **changes)
 
     def invitation(self, terms: Terms) -> Invitation:
@@ -140,7 +148,7 @@ class Stage:
         self._attempt[name] = attempt
         shown = None if self.buffer is None else self.buffer(name)
         version = number if shown is None else shown.sites.get(name, 0)
-        start = vectors_of(version if model < 0 else model)
+        start = vectors_of(model if model >= 0 else 0 if self.still else version)
         told = {} if shown is None else {"starts": shown.to_plain()}
         said = np.frombuffer(written(message), np.uint8)
         return TaskBody(
@@ -154,6 +162,7 @@ class Stage:
             said=self.cast.file({"kind": kind, **told}, {"said": said}),
             version=version,
             scale=self.scale(name),
+            kept=self.kept(name),
         )
 
     def show(
@@ -180,7 +189,8 @@ class Stage:
     def work(self, site: Masked, body: TaskBody) -> None:
         """What the worker process does."""
         path = self.folder / f"{body.client}-{body.number}.result"
-        done = ResultBody(task=body.id, status="done").model_dump()
+        told = {"lanes": lanes_told(LANES)}
+        done = ResultBody(task=body.id, status="done", answer=told).model_dump()
         path.write_bytes(encode(done, {"delta": np.arange(LENGTH, dtype=np.int32)}))
         order = SimpleNamespace(
             task=body, plan=str(self.cast.find(body.plan.blob)), result=str(path), keep=""

@@ -11,7 +11,7 @@ import numpy as np
 
 from atoll.core.errors import AtollError
 from atoll.core.layout import Array
-from atoll.job.summed import Subject, job_name, model_mark, work_mark
+from atoll.job.summed import Subject, job_name, lanes_told, model_mark, work_mark
 from atoll.node.cast import FEDERATION, LENGTH, NOW, RUN, SITES, Cast, vectors_of
 from atoll.node.encrypting import KEY_STEPS, Encrypted
 from atoll.node.orders import Order, Report
@@ -93,12 +93,14 @@ class EncryptedStage:
         run: the run's name.
 
     Attributes:
+        nodes: the sites' nodes.
         released: who opened a sum; a lie that is found out ends before that.
         opened: what they said that it is.
         refused: why sites gave up.
         plan: what each site is told of the run; its terms follow from this and the next two.
         scale: how much each site's update is to count.
         model: version of the model that each site starts from.
+        kept: after which task each site's memory is the one to start from.
         at: the latest round.
         dealt: whether the first site has dealt the key.
         public: its public half, then.
@@ -111,20 +113,21 @@ class EncryptedStage:
     refused: dict[str, str] = field(default_factory=dict)
     scale: Callable[[str], float] = lambda name: 1.0
     model: Callable[[str], float] = lambda name: 0.0
+    kept: Callable[[str], str] = lambda name: ""
 
     def __post_init__(self) -> None:
         plan = self.cast.plan(self.run)
         self.plan: Callable[[str], BlobRef] = lambda name: plan
         self.at, self.dealt = Round(), False
         self.sites: dict[str, Encrypted] = {}
-        self._nodes: dict[str, Site] = {}
+        self.nodes: dict[str, Site] = {}
         for name in SITES:
             self.restart(name)
 
     def restart(self, name: str) -> None:
         """The node is started anew, with what its disk holds."""
-        self._nodes[name] = self.cast.node(name)
-        self.sites[name] = Encrypted(self.run, self._nodes[name], lambda: NOW)
+        self.nodes[name] = self.cast.node(name)
+        self.sites[name] = Encrypted(self.run, self.nodes[name], lambda: NOW)
 
     # What is said -------------------------------------------------------------------------------
 
@@ -162,6 +165,7 @@ class EncryptedStage:
             about=ask.about,
             version=0 if about == "key" else number,
             scale=ask.scale,
+            kept="" if about == "key" else self.kept(name),
         )
 
     def task(self, name: str, ask: Ask) -> TaskBody:
@@ -189,7 +193,7 @@ class EncryptedStage:
             return None
         if held is None:
             return None
-        arrays = decode(self._nodes[name].spool.read(held), _ANY)[1]
+        arrays = decode(self.nodes[name].spool.read(held), _ANY)[1]
         if ask.kind == "open":
             self.released.append(name)
             self.opened[name] = np.array(arrays["delta"])
@@ -198,7 +202,8 @@ class EncryptedStage:
     def work(self, name: str, body: TaskBody) -> None:
         """What the worker process does."""
         path = self.cast.folder / f"{body.id}.result"
-        done = ResultBody(task=body.id, status="done").model_dump()
+        told = {"lanes": lanes_told(LANES)}
+        done = ResultBody(task=body.id, status="done", answer=told).model_dump()
         path.write_bytes(encode(done, {"delta": self.integers(name, body.scale)}))
         order = SimpleNamespace(
             task=body, plan=str(self.cast.find(body.plan.blob)), result=str(path), keep=""

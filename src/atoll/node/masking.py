@@ -18,7 +18,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,13 @@ from atoll.core.errors import (
     UpdateRefused,
     WireError,
 )
-from atoll.job.summed import SUBJECTS, job_name, model_mark, sums_digest, work_mark
+from atoll.job.summed import (
+    SUBJECTS,
+    job_name,
+    model_mark,
+    sums_digest,
+    work_mark,
+)
 from atoll.node.buffers import Buffers, Shown
 from atoll.node.link import INLINE
 from atoll.node.orders import Order, Report
@@ -40,6 +46,7 @@ from atoll.node.peers import Trust
 from atoll.node.plans import Plan, read_plan
 from atoll.node.site import Site
 from atoll.node.spool import Held
+from atoll.node.trained import Start, Trained, start_of
 from atoll.privacy.secagg import site as machine
 from atoll.privacy.secagg.codec import read, written
 from atoll.privacy.secagg.masks import MaskPlan, RootHash, masked_integers, pieces, workbench
@@ -56,9 +63,9 @@ from atoll.privacy.secagg.messages import (
 from atoll.privacy.secagg.policy import BLAMES, Approved
 from atoll.privacy.secagg.terms import Terms, model_digest, rule_text, usual_threshold
 from atoll.wire.frames import Allowed, Blob, encode, head, open_frame
-from atoll.wire.messages import ResultBody, TaskBody, read_body
+from atoll.wire.messages import ResultBody, TaskBody
 
-__all__ = ["SUBJECTS", "Masked", "Trained", "start_of"]
+__all__ = ["SUBJECTS", "Masked"]
 
 _SAID = "said"
 _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
@@ -77,31 +84,6 @@ Find = Callable[[Blob], Path]
 
 Attempt = tuple[str, int, int]
 """What is added up, the number of the round, and which try of it this is."""
-
-Start = tuple[Any, ...]
-"""What decides what a worker makes of a task: its model, and how much of what it does."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The integers of a round, as the worker gave them.
-
-    Args:
-        task: the task they were made for; from the first answer on, the one that has been answered.
-        result: the worker's result.
-        memory: the client's memory; None where it has none, or none any more.
-        start: what they were made from.
-    """
-
-    task: str
-    result: Path
-    memory: Path | None
-    start: Start = ()
-
-    def read(self) -> tuple[ResultBody, Mapping[str, Any]]:
-        """Body and integers of the result."""
-        raw, arrays = open_frame(self.result, _ANY)
-        return read_body(ResultBody, raw), arrays
 
 
 class Masked:
@@ -122,7 +104,7 @@ class Masked:
         self._begun: tuple[str, int, Start] = "", -1, ()
         self._buffers = Buffers()
         self._start: Start = ()  # that was approved for the present attempt
-        self._source = ""
+        self._source = self._memory = ""
         self._said: dict[str, bytes | Path] = {}
 
     # What it is about ---------------------------------------------------------------------------
@@ -235,6 +217,9 @@ class Masked:
         done, integers = trained.read()
         if done.status != "done":
             raise StateError(done.reason)
+        if faults := trained.lane_faults(done, self._at(body).at.terms):
+            self._cancel(faults)
+            raise AuthError(faults)
         if body.about != "sums":
             self._site.leave(body, trained.result)
         path = trained.result.with_suffix(".masked")
@@ -287,6 +272,7 @@ class Masked:
                 remedy="compare fingerprints with them, then: atoll node peers --pin",
             )
         self._start = start_of(body)
+        self._memory = self._site.memory_digest(self._run, body.kept)
         self._machine = _attempt(body), machine.Site(name, trust.signer, policy)
         return machine.Invite(invitation, approved, os.urandom(32), self._now())
 
@@ -395,7 +381,8 @@ class Masked:
 
     def _kept(self, effect: machine.Keep) -> machine.Event:
         try:
-            self._trust.book.keep(replace(effect.record, source=self._source), effect.apart)
+            own = replace(effect.record, source=self._source, memory=self._memory)
+            self._trust.book.keep(own, effect.apart)
         except (StateError, StorageError) as error:
             return machine.Denied(effect.record, error.message)
         return machine.Kept(effect.record)
@@ -457,13 +444,6 @@ def _enough_noise(privacy: Mapping[str, Any], arrays: Mapping[str, Any], terms: 
             f"{terms.threshold} sites could open the sum, and its noise is made for {least}",
             remedy="set privacy.threshold in the job, so that rounds with fewer sites may be opened",
         )
-
-
-def start_of(body: TaskBody) -> Start:
-    """What the worker would make of it depends on this alone."""
-    model = body.broadcast.sha256 if body.broadcast else ""
-    code = tuple(sorted((name, ref.sha256) for name, ref in body.code.items()))
-    return body.version, body.scale, body.fraction, body.repeat, model, body.plan.sha256, code
 
 
 def _attempt(body: TaskBody) -> Attempt:

@@ -116,10 +116,12 @@ def _plain(record: Record) -> dict[str, Any]:
         "value": record.value.hex(),
         "members": list(record.members),
         **({"source": record.source} if record.source else {}),
+        **({"memory": record.memory} if record.memory else {}),
     }
 
 
 def _record(body: Mapping[str, Any]) -> Record:
     at = Occasion(body["federation"], body["job"], body["round"], body["attempt"], body["model"])
     value, members = bytes.fromhex(body["value"]), tuple(body["members"])
-    return Record(_KINDS[body["kind"]], at, value, members, body.get("source", ""))
+    source, memory = body.get("source", ""), body.get("memory", "")
+    return Record(_KINDS[body["kind"]], at, value, members, source, memory)

@@ -34,11 +34,13 @@ class Facts:
         rows: that it trains on; 0 while that is not known.
         values: of one update that noise is added to; 0 while that is not known.
         cohort: n, the most sites of one sum, as the model came with it; 0 before a round.
+        plan: digest of the plan by which all of it was found; by another the same site may train on other rows.
     """
 
     rows: int = 0
     values: int = 0
     cohort: int = 0
+    plan: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,9 @@ from atoll.job.study import Agreed
 from atoll.job.study_deployed import held_at, parts_at, ready_at, study_for, told_at
 from atoll.node.datasets import Dataset
 from atoll.node.rules import Rule
+from atoll.privacy.secagg.terms import Lane
 from atoll.runtime.client import Parts, answer_task
+from atoll.runtime.pattern import lanes_at
 
 __all__ = ["Answering", "locked"]
 
@@ -111,6 +113,11 @@ class Answering:
                 )
         self._ask_log(agreed, holding, parts, digest, dry=False)
         return update
+
+    def lanes(self, agreed: Agreed, rows: Table, task: Task, asked: Broadcast) -> tuple[Lane, ...]:
+        """The lanes of a round's sums, from what is asked alone; empty where sums go in the clear."""
+        _, parts = self._opened(agreed, rows)
+        return lanes_at(parts, task, asked) if self.masked else ()
 
     @property
     def _whose(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atoll.core.chain import COHORT
+from atoll.core.errors import StateError, StorageError
 from atoll.job.deployed import dataset_name
 from atoll.job.settling import FEWEST
 from atoll.node.cache import Cache
@@ -20,6 +21,7 @@ from atoll.node.run_keys import RunKeys
 from atoll.node.settings import Settings
 from atoll.node.spool import Held, Spool
 from atoll.node.steward import Asked, Steward, charged
+from atoll.privacy.secagg.terms import model_digest
 from atoll.wire.frames import Allowed, open_frame
 from atoll.wire.messages import ResultBody, TaskBody
 
@@ -93,6 +95,18 @@ class Site:
         """A result is about to leave: :meth:`Steward.leaving`."""
         if self.steward is not None:
             self.steward.leaving(held)
+
+    def memory_digest(self, run: str, kept: str) -> str:
+        """What stands for the client's memory after the task ``kept``; empty where there is none.
+
+        Raises:
+            StateError: it should be here and cannot be read.
+        """
+        try:
+            path = self.spool.memory(run, kept)
+            return "" if path is None else model_digest(open_frame(path, _ANY)[1])
+        except StorageError as error:  # which no other try makes better
+            raise StateError(error.message, remedy=error.remedy) from error
 
     def settle(self, run: str, task: str) -> None:
         """Let go of an answer that the server needs no more."""

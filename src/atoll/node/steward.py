@@ -43,7 +43,8 @@ _WITHOUT = {
     "sums": 'set preprocessing.mode = "site" in the job',
     "evaluate": "set evaluation.federated = false in the job",
 }
-_EVALUATION = re.compile(r"\.evaluate\.(\d+)-[0-9a-f-]+\.")
+_EVALUATION = re.compile(r"\.evaluate\.(\d+)-[0-9a-f]{8}\.")
+"""Of a plain one; what is hidden is counted by :meth:`Steward.leave`, before it is."""
 Verdict = Literal["failed", "refused"]
 _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
 
@@ -83,6 +84,19 @@ def charged(task: TaskBody) -> str:
 def _charged(task: str) -> str:
     """The same from a task's id; that of an evaluation names its model too."""
     return _EVALUATION.sub(r".evaluate.\1.", task)
+
+
+def _check_name(task: TaskBody) -> None:
+    """A plain answer is found in the ledger by its task's id: under another's it would leave uncounted.
+
+    Raises:
+        PolicyError: it has another's.
+    """
+    if _charged(task.id) != charged(task):
+        raise PolicyError(
+            f"task {task.id} does not have the name of {charged(task)}, for which it is to be paid",
+            remedy="does the server run the same version of Atoll?",
+        )
 
 
 def verdict(error: Exception) -> Verdict:
@@ -135,7 +149,7 @@ class Steward:
 
     def begin(self, ready: Collection[str]) -> None:
         """After a start: give back what was set aside for work that is lost; ``ready`` is not."""
-        count = self._ledger.give_back(ready)
+        count = self._ledger.give_back({_charged(task) for task in ready})
         if count:
             log.info("privacy set aside for %d lost tasks was given back", count)
 
@@ -152,7 +166,7 @@ class Steward:
             AtollError: what the job costs cannot be told, or the ledger cannot be written.
         """
         limits = self._budgets.of(asked.dataset)
-        facts = replace(self._facts.get(task.run, Facts()), cohort=cohort)
+        facts = replace(self._known(task), cohort=cohort)
         costs = [c for c in self._price(asked.spec, facts) if c.events != ()]
         if costs:
             self._costly.add(task.run)
@@ -175,6 +189,8 @@ class Steward:
         figures = task.kind == "evaluate"
         if figures and not cost.figures:
             return
+        if task.kind in ("train", "evaluate") and not settled_of(asked.spec, asked.sites).hidden:
+            _check_name(task)
         charge = Charge(
             charged(task),
             asked.dataset,
@@ -215,12 +231,21 @@ class Steward:
         """
         if task.run not in self._costly:
             return
-        known = self._facts.get(task.run, Facts())
+        known = self._known(task)
         rows = result.answer.get("rows") if task.kind == "ready" else None
-        now = Facts(rows if type(rows) is int else known.rows, values or known.values)
+        now = replace(
+            known,
+            rows=rows if type(rows) is int else known.rows,
+            values=values or known.values,
+        )
         if now != known:
             with self._lock:
                 self._keep({**self._facts, task.run: now})
+
+    def _known(self, task: TaskBody) -> Facts:
+        """What is known by the very plan of a task: a server may show another one in between."""
+        known, plan = self._facts.get(task.run), task.plan.sha256
+        return known if known is not None and known.plan == plan else Facts(plan=plan)
 
     def charges(self, task: str) -> bool:
         """Whether the round of a task, as :func:`charged` names it, costs anything."""
@@ -277,7 +302,10 @@ class Steward:
                     log.warning("%s", error)
 
     def _keep(self, facts: dict[str, Facts]) -> None:
-        plain = {run: {"rows": each.rows, "values": each.values} for run, each in facts.items()}
+        plain = {
+            run: {"rows": each.rows, "values": each.values, "plan": each.plan}
+            for run, each in facts.items()
+        }
         write_text(self._facts_path, json.dumps(plain, sort_keys=True) + "\n")
         self._facts = facts
 
@@ -290,7 +318,10 @@ def _facts(path: Path, raw: Mapping[str, Any]) -> dict[str, Facts]:
     """
     try:
         found = {run: Facts(**told) for run, told in raw.items()}
-        sound = all(type(n) is int for each in found.values() for n in (each.rows, each.values))
+        sound = all(
+            type(each.rows) is int and type(each.values) is int and type(each.plan) is str
+            for each in found.values()
+        )
     except TypeError:
         sound = False
     if not sound:

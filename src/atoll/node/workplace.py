@@ -39,7 +39,7 @@ from atoll.job.package import Package, spec_from_plain, unpack
 from atoll.job.schema import JobSpec
 from atoll.job.settling import FEWEST
 from atoll.job.study import Agreed
-from atoll.job.summed import column_integers
+from atoll.job.summed import column_integers, column_lanes, lanes_told
 from atoll.node.datasets import digest_of, open_examples, open_table
 from atoll.node.leaving import Leaving, discreet
 from atoll.node.orders import Order, Report
@@ -47,7 +47,8 @@ from atoll.node.plans import sites_in
 from atoll.node.queries import Answering
 from atoll.node.redaction import told
 from atoll.runtime.client import Parts, answer_task, evaluate_client, work_on
-from atoll.runtime.figures import integers_of, kinds_of
+from atoll.runtime.figures import integers_of, kinds_of, lanes_of
+from atoll.runtime.pattern import lanes_at
 from atoll.runtime.threads import Threads
 from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Allowed, check_finite, open_frame, pieces
@@ -234,8 +235,9 @@ class Workplace:
             task = Task(t.client, t.version, t.scale, t.fraction, t.repeat)
             asked = Broadcast(t.version, _vectors(order.broadcast))
             update = at.answer(agreed, rows, digest, task, asked)
+            told = lanes_told(at.lanes(agreed, rows, task, asked))
         fields = {"weight": float(update.weight), "examples": int(update.examples)}
-        return _Done(update.vectors, fields)
+        return _Done(update.vectors, {**fields, **_of_lanes(told)} if told else fields)
 
     # What a task can be -------------------------------------------------------------------------
 
@@ -247,7 +249,8 @@ class Workplace:
         """Exact sums of the training rows' columns; whole numbers and nothing else in a masked run."""
         update = _gate(order, run).sums(run.schema, rows)
         if deployed.settled_of(run.spec, run.sites).hidden:
-            return _Done(column_integers(update.vectors))
+            told = lanes_told(column_lanes(run.spec, run.schema))
+            return _Done(column_integers(update.vectors), _of_lanes(told))
         fields = {"weight": float(update.weight), "examples": int(update.examples)}
         return _Done(update.vectors, fields)
 
@@ -288,6 +291,8 @@ class Workplace:
             "examples": int(update.examples),
             "metrics": _leaving(_gate(order, run).figures(update.metrics, rows)),
         }
+        if parts.chain.gives("sums only"):
+            fields |= _of_lanes(lanes_told(lanes_at(parts, task, model)))
         return _Done(update.vectors, fields, memory)
 
     def evaluate(self, order: Order, run: _Run, rows: Any) -> _Done:
@@ -302,7 +307,8 @@ class Workplace:
         with self._one():
             found = evaluate_client(parts, parameters, client, _memory(order))
         if parts.chain.gives("sums only"):
-            return _Done(integers_of(found, kinds_of(found)))
+            kinds = kinds_of(found)
+            return _Done(integers_of(found, kinds), _of_lanes(lanes_told(lanes_of(kinds))))
         shown = _leaving(_gate(order, run).figures(found, rows))
         rows = 0 if parts.figures is not None else len(parts.held_out[client])
         fields = {"metrics": shown, "examples": rows}
@@ -334,6 +340,11 @@ def _work(order: Order) -> tuple[Any, ...]:
 def _gate(order: Order, run: _Run) -> Leaving:
     """Through which everything passes that a run of training tells at this site."""
     return Leaving.of(run.spec, order.task.client, run.sites, order.dataset.dataset.rule)
+
+
+def _of_lanes(told: list[list[Any]]) -> dict[str, Any]:
+    """For the node, not for the server: which lanes the job has, whatever terms say of them."""
+    return {"answer": {"lanes": told}}
 
 
 def _stamp(path: str) -> tuple[int, ...] | None:

@@ -277,13 +277,17 @@ def _ours(name: str) -> bool:
     return name in _KNOWN or name.endswith(_KNOWN_ENDINGS) or name.startswith(_KNOWN_BEGINNINGS)
 
 
+_ATOMS = frozenset((type(None), bool, int, str))
+"""Most of a record; looked at first, because it takes half the time of asking what they are kinds of."""
+
+
 def plain(value: Any) -> Any:
     """``value`` as JSON knows it: NumPy unpacked, tuples as lists, non-finite numbers as None.
 
     Raises:
         TypeError: something in it has no JSON form.
     """
-    if value is None or isinstance(value, (bool, int, str)):
+    if type(value) in _ATOMS or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None

@@ -176,9 +176,15 @@ class Session:
     def _manifest_of_failure(self, error: AtollError) -> dict[str, Any]:
         return self.manifest(f"failed: {error.message}", None, None, self.rounds)
 
-    def _privacy(self, progress: Progress | None) -> dict[str, Any]:
-        committed, all_of_them = (progress.state.round, progress.rounds) if progress else (0, 0)
-        return statement_of(self.parts.chain, committed, all_of_them)
+    def _privacy(
+        self, progress: Progress | None, rounds: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """What was spent; where a run could not end, the round that it was in counts as tried."""
+        if progress is not None:
+            return statement_of(self.parts.chain, progress.state.round, progress.rounds)
+        committed = sum(bool(record["committed"]) for record in rounds)
+        tried = min(len(rounds) + 1, self.job.stop.rounds)
+        return statement_of(self.parts.chain, committed, tried)
 
     def manifest(
         self,
@@ -214,7 +220,7 @@ class Session:
             else {"round": best.round, "metric": self.job.stop.metric, "value": best.value},
             "comparison": comparison,
             "aggregation": self.job.aggregation,
-            "privacy": self._privacy(progress),
+            "privacy": self._privacy(progress, rounds),
             "notes": [*self.islands.notes, *_unjudged(self.parts)],
             **self.facts,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,6 +39,11 @@ def statement_of(chain: Chain, committed: int, attempted: int) -> dict[str, Any]
     guarantee = Guarantee(spent["epsilon"], spent["delta"], spent["unit"], spent["neighbouring"])
     outside = spent["outside"]
     said["differential privacy"] = str(guarantee)
+    if attack := spent.get("attack"):
+        said["membership attacks"] = (
+            f"find at most {_up(attack['found'])} % of the members while they take {100 * attack['fpr']:g} % "
+            f"of others for members; {100 * attack['target']:g} % is never passed"
+        )
     said["not counted in it"] = ", ".join(outside) if outside else "nothing that the job releases"
     if figures := spent.get("figures"):
         said["figures of held-out rows"] = (
@@ -45,6 +51,10 @@ def statement_of(chain: Chain, committed: int, attempted: int) -> dict[str, Any]
             f"epsilon {figures['epsilon']:.3g}. How far off a figure may be stands beside it as its _error"
         )
     return {**said, **spent}
+
+
+def _up(share: float) -> str:
+    return f"{math.ceil(share * 10_000 - 1e-9) / 100:.2f}"
 
 
 def ledger_of(rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

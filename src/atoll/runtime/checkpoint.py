@@ -2,6 +2,12 @@
 
 A checkpoint is written to a temporary file, fsynced, and renamed, so at every instant the newest
 file in the folder is whole; the two newest are kept. Its hash is checked when it is read.
+
+A file in a folder is one of safetensors. A checkpoint that is kept under its SHA-256 (:func:`named`)
+begins with the very bytes that the model's hash is taken over, so that hash goes on over the rest and nobody
+looks at the model twice::
+
+    float32 or float64 | the model, little-endian | safetensors of all else, with the record | its length, u64
 """
 
 from __future__ import annotations
@@ -11,7 +17,7 @@ import hashlib
 import json
 import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,17 +36,21 @@ __all__ = [
     "Best",
     "ModelHash",
     "Progress",
+    "begins",
     "decode",
     "encode",
     "model_hash",
+    "named",
     "newest",
-    "pieces",
     "read",
     "write",
 ]
 
 _FORMAT = "2"
 _READ = ("1", _FORMAT)
+_KINDS = ("float32", "float64")
+_KIND = 7
+"""Bytes of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,19 +89,23 @@ class Progress:
     seconds: float = 0.0
 
 
-_latest: tuple[weakref.ref[Array], str] | None = None
+_latest: tuple[weakref.ref[Array], ModelHash] | None = None
 """The last read-only vector that was hashed: a model's hash is in its round's record and in its checkpoint."""
 
 
 def model_hash(parameters: Array) -> str:
     """SHA-256 over the parameters' bytes (little-endian) and dtype, in hex."""
+    return _hashed(parameters).hex
+
+
+def _hashed(parameters: Array) -> ModelHash:
     latest = _latest
     if latest is not None and latest[0]() is parameters:
         return latest[1]
     found = ModelHash(parameters.dtype)
     found.take(parameters)
     found.keep(parameters)
-    return found.hex
+    return found
 
 
 class ModelHash:
@@ -115,12 +129,19 @@ class ModelHash:
         """These are all the values, and will not change: :func:`model_hash` need not look at them again."""
         global _latest
         if self._size == parameters.size and not parameters.flags.writeable:
-            _latest = weakref.ref(parameters), self._sha.hexdigest()
+            _latest = weakref.ref(parameters), self
 
     @property
     def hex(self) -> str:
         """Of the values so far."""
         return self._sha.hexdigest()
+
+    def followed(self, rest: Iterable[bytes | memoryview]) -> str:
+        """SHA-256 of the dtype's name, the values so far and these bytes."""
+        sha = self._sha.copy()
+        for piece in rest:
+            sha.update(piece)
+        return sha.hexdigest()
 
 
 def _arrays(progress: Progress) -> dict[str, Array]:
@@ -137,7 +158,11 @@ def _arrays(progress: Progress) -> dict[str, Array]:
     if progress.best is not None:
         arrays["best"] = progress.best.parameters
     # Not ascontiguousarray, which turns a single number into a vector of one.
-    return {name: np.asarray(a, order="C") for name, a in arrays.items()}
+    return {name: np.asarray(_native(a), order="C") for name, a in arrays.items()}
+
+
+def _native(array: Array) -> Array:
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _digest(arrays: Mapping[str, Array], record: str, version: str) -> str:
@@ -162,21 +187,52 @@ def _digest_of_bytes(arrays: Mapping[str, Array], record: str) -> str:
 
 
 def encode(progress: Progress, job_hash: str, extra: Mapping[str, Any]) -> bytes:
-    """A checkpoint as bytes: what :func:`write` writes and :func:`decode` reads; see :func:`pieces`."""
-    return b"".join(pieces(progress, job_hash, extra))
+    """A checkpoint as bytes, which :func:`decode` reads; see :func:`named`."""
+    return b"".join(named(progress, job_hash, extra)[0])
 
 
-def pieces(
+def named(
     progress: Progress, job_hash: str, extra: Mapping[str, Any]
-) -> Iterator[bytes | memoryview]:
-    """A checkpoint piece by piece, without a copy of any vector.
+) -> tuple[list[bytes | memoryview], str]:
+    """A checkpoint piece by piece, without a copy of any vector, and the SHA-256 of all pieces together.
 
     Args:
         progress: the record.
         job_hash: of the job it belongs to.
-        extra: JSON-able notes of the caller, given back by :func:`decode` and :func:`read`.
+        extra: JSON-able notes of the caller, given back by :func:`decode`.
     """
     arrays = _arrays(progress)
+    meta = _described(progress, arrays, job_hash, extra)
+    model = arrays.pop("state")
+    rest = list(tensor_pieces(arrays, meta))
+    rest.append(sum(map(len, rest)).to_bytes(8, "little"))
+    little = np.asarray(model, model.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
+    return [dtype_name(model.dtype).encode(), little.data, *rest], _hashed(model).followed(rest)
+
+
+def begins(first: bytes, last: bytes, size: int) -> int:
+    """Where in a checkpoint of ``size`` bytes the safetensors begin that hold its record.
+
+    Args:
+        first: its first bytes, 7 or more.
+        last: its last 8 bytes.
+        size: of all.
+
+    Raises:
+        ValueError: nowhere.
+    """
+    if first[:_KIND].decode("latin-1") not in _KINDS:
+        return 0
+    at = size - 8 - int.from_bytes(last, "little")
+    if at < _KIND:
+        raise ValueError("it is cut, or its last bytes are damaged")
+    return at
+
+
+def _described(
+    progress: Progress, arrays: Mapping[str, Array], job_hash: str, extra: Mapping[str, Any]
+) -> dict[str, str]:
+    """What a checkpoint says of itself: the record, and the digest of that and of all vectors."""
     state, best = progress.state, progress.best
     record = json.dumps(
         {
@@ -193,7 +249,15 @@ def pieces(
             "extra": dict(extra),
         }
     )
-    return tensor_pieces(arrays, {"record": record, "sha256": _digest(arrays, record, _FORMAT)})
+    return {"record": record, "sha256": _digest(arrays, record, _FORMAT)}
+
+
+def _pieces(
+    progress: Progress, job_hash: str, extra: Mapping[str, Any]
+) -> Iterator[bytes | memoryview]:
+    """A checkpoint as one file of safetensors, without a copy of any vector."""
+    arrays = _arrays(progress)
+    return tensor_pieces(arrays, _described(progress, arrays, job_hash, extra))
 
 
 def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, Any]) -> Path:
@@ -213,7 +277,7 @@ def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, A
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as file:
-            file.writelines(pieces(progress, job_hash, extra))
+            file.writelines(_pieces(progress, job_hash, extra))
             file.flush()
             os.fsync(file.fileno())
         # Before the new name is there, so that a run killed in between does this again.
@@ -264,11 +328,16 @@ def read(path: Path, job_hash: str) -> tuple[Progress, dict[str, Any]]:
 
 
 def decode(raw: bytes, job_hash: str) -> tuple[Progress, dict[str, Any]]:
-    """Read what :func:`encode` gave; see :func:`read`."""
+    """Read what :func:`encode` or :func:`named` gave, or a file of :func:`write`; see :func:`read`."""
     what = f"the checkpoint of {len(raw)} bytes"
     try:
-        arrays = load(raw)
-        header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+        if at := begins(raw[:_KIND], raw[-8:], len(raw)):
+            rest, kind = raw[at:-8], np.dtype(raw[:_KIND].decode())
+            values = np.frombuffer(memoryview(raw)[_KIND:at], kind.newbyteorder("<"))
+            arrays = {**load(rest), "state": values.astype(kind)}
+        else:
+            rest, arrays = raw, load(raw)
+        header = json.loads(rest[8 : 8 + int.from_bytes(rest[:8], "little")])
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(
             f"{what} cannot be read: {error}", remedy="use the one before"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -149,9 +148,10 @@ class Parts:
         """
         if self.cohort is None and self.side_by_side is None:
             return known_rows(self.clients, client) or 1
-        with suppress(Exception):
+        try:
             return max(1, rows_of(self.clients, client))
-        return 1
+        except Exception:
+            return 1
 
     # Asked once: a check against a protocol costs as much as a step of a small model.
     @cached_property
@@ -167,6 +167,11 @@ class Parts:
         whole = trainer.layout.shared.stop == trainer.layout.size
         possible = whole and halves_agree(algorithm) and algorithm.groups(trainer, self.local)
         return (trainer, algorithm) if possible else None
+
+    @cached_property
+    def sizes(self) -> dict[tuple[int, int], int]:
+        """How many clients go together, by the most rows of one and the clients of the round, once asked."""
+        return {}
 
     @cached_property
     def side_by_side(self) -> LaneTrainer | None:

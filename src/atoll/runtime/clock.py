@@ -10,6 +10,7 @@ import csv
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -134,6 +135,14 @@ class Clock:
         if not 0 < self.partial_low <= 1:
             faults.append(Fault("clock.partial_low", f"{self.partial_low!r} is not in (0, 1]"))
         raise_faults(JobError, "the clock is invalid", faults)
+
+    @cached_property
+    def still(self) -> bool:
+        """Whether everybody is always there, works alike and does all: then nobody need be asked."""
+        delay, there = self.delay, self.availability
+        alike = delay.kind == "constant" and not delay.per_example
+        always = there.intervals is None and there.probability >= 1.0
+        return alike and always and not (self.dropout or self.partial)
 
     def leaves_after(self, seed: Seed, client: ClientId, number: int) -> float | None:
         """Share of its task after which the client leaves; None when it stays."""

@@ -323,13 +323,8 @@ def step(gathering: Gathering, event: Event) -> tuple[Gathering, tuple[Effect, .
     gathering = replace(gathering, now=max(gathering.now, now))
     effects: list[Effect] = []
     for part in _parts(gathering, event):
-        slots = []
-        for slot in gathering.slots:
-            if _concerns(part, slot.ask):
-                slot, more = RULES[slot.phase, type(part)](slot, part, gathering)
-                effects += more
-            slots.append(slot)
-        gathering = replace(gathering, slots=tuple(slots))
+        gathering, more = _moved(gathering, part)
+        effects += more
     gathering, more = _settled(gathering)
     effects += more
     if gathering.complete and not was_complete:
@@ -347,12 +342,18 @@ def _parts(gathering: Gathering, event: Event) -> tuple[Event, ...]:
     return (event,)
 
 
-def _concerns(event: Event, ask: Ask) -> bool:
-    if isinstance(event, Seen | Left):
-        return event.client == ask.client
-    if isinstance(event, Delivered | Folded | Refused | Failed):
-        return event.task == ask.id
-    return True
+def _moved(gathering: Gathering, part: Event) -> tuple[Gathering, tuple[Effect, ...]]:
+    """The call after an event that names a task, or a client, or concerns all."""
+    kind, task, client = type(part), getattr(part, "task", None), getattr(part, "client", None)
+    slots, effects, changed = list(gathering.slots), list[Effect](), False
+    for place, slot in enumerate(slots):
+        if task not in (None, slot.ask.id) or client not in (None, slot.ask.client):
+            continue
+        slots[place], more = RULES[slot.phase, kind](slot, part, gathering)
+        effects += more
+        changed |= slots[place] is not slot
+    moved = replace(gathering, slots=tuple(slots)) if changed else gathering
+    return moved, tuple(effects)
 
 
 def _settled(gathering: Gathering) -> tuple[Gathering, tuple[Effect, ...]]:

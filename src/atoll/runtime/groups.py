@@ -42,11 +42,15 @@ def groups(parts: Parts, tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
 
 
 def _size(parts: Parts, rows: int, clients: int) -> int:
-    if parts.cohort is not None:
-        size = parts.cohort[0].together(parts.local, rows, clients=clients)
-        if size > 1:
-            return size
-    return 1 if parts.side_by_side is None else parts.side_by_side.lanes
+    if (size := parts.sizes.get((rows, clients))) is None:
+        size = 1
+        if parts.cohort is not None:
+            size = parts.cohort[0].together(parts.local, rows, clients=clients)
+        if size == 1 and parts.side_by_side is not None:
+            size = parts.side_by_side.lanes
+        parts.sizes.clear()  # cohorts of all sizes must not pile up
+        parts.sizes[rows, clients] = size
+    return size
 
 
 def way(parts: Parts) -> str:

@@ -315,10 +315,14 @@ class Loop:
             return f"stopped early: {stop.metric} has not improved for {stop.patience} evaluations"
         if best is not None and stop.reached(best.value):
             return f"stopped early: {stop.metric} reached {stop.target:g}"
-        account = self.parts.chain.account
-        if account is not None and (over := account.over(_counted(account, progress))):
+        if over := self._overspent(progress):
             return f"stopped early: {over}"
         return ""
+
+    def _overspent(self, progress: Progress) -> str:
+        """Why no further round can be paid for; empty while one can."""
+        account = self.parts.chain.account
+        return "" if account is None else account.over(_counted(account, progress))
 
     def _round(
         self, progress: Progress, people: Population
@@ -401,7 +405,7 @@ class Loop:
         shown: dict[str, Any] = {"central": None, "federated": None, "sites": None}
         state, stop = progress.state, self.stop
         last = number >= stop.rounds or progress.pace.clock >= stop.seconds
-        if not every or (number % every and not last):
+        if not every or (number % every and not (last or self._overspent(progress))):
             return shown
         if self.evaluation.central is not None:
             with Threads().one():

@@ -41,6 +41,10 @@ _GRACE = 5.0
 """Seconds that workers get to end by themselves."""
 
 
+_CROWD = 64
+"""Workers that any machine is trusted with; more than these, or eight for each core, are not started."""
+
+
 class ProcessExecutor:
     """Runs tasks in worker processes on this machine.
 
@@ -48,7 +52,8 @@ class ProcessExecutor:
         parts: what is fixed for the run; must be picklable (functions at module level) unless
             processes are copied.
         like: a broadcast of the algorithm's initial state: names and shapes of all to come.
-        workers: number of processes; 0 means one per core.
+        workers: number of processes; 0 means one per core. More than clients,
+            or than a machine of this size can bear, are not started.
         method: how processes start: ``fork``, ``forkserver``, ``spawn``, or ``auto`` for the first that
             is safe, see :mod:`atoll.runtime.starting`.
 
@@ -68,7 +73,7 @@ class ProcessExecutor:
         self._workers: list[tuple[Any, Connection]] = []
         self._held = ExitStack()
         self.timings: Mapping[str, float] = {}
-        count = workers or os.cpu_count() or 1
+        count = _count(parts, workers)
         chosen = method_for(method)
         context: Any = get_context(chosen)
         self._board = Board(context, like, _SLOTS)
@@ -299,3 +304,9 @@ def _name(item: Any) -> str:
         return first
     names = sorted(task.client for task in first)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _count(parts: Parts, workers: int) -> int:
+    """How many workers are of use here; a slip such as 5000 must not take the machine down."""
+    cores = os.cpu_count() or 1
+    return min(workers or cores, max(len(parts.clients), 1), max(_CROWD, 8 * cores))

@@ -201,23 +201,7 @@ class Synchronous:
         invited = self.cohort.draw(
             people.clients, stream, extra=self.over_selection, resting=resting
         )
-        arrivals: list[tuple[float, int, Task]] = []
-        missing: dict[ClientId, tuple[str, str]] = {}
-        gone = 0.0
-        clock, seed = people.clock, people.times
-        for index, client in enumerate(invited):
-            if not clock.availability.reachable(seed, client, number, pace.clock):
-                missing[client] = ("unavailable", "not reachable when invited")
-                continue
-            delay = people.delay(client, number)
-            fraction = clock.fraction(seed, client, number)
-            left = clock.leaves_after(seed, client, number)
-            if left is not None:
-                missing[client] = ("dropped", f"left {left * delay:.3g} after the start")
-                gone = max(gone, left * delay)
-                continue
-            task = Task(client, version, staleness(0), fraction, pace.repeat)
-            arrivals.append((delay * fraction, index, task))
+        arrivals, missing, gone = _journeys(invited, pace, version, people, staleness(0))
         arrivals.sort(key=lambda a: a[:2])
         kept, length = self._close(arrivals, missing, len(invited), gone)
         quorum = math.ceil(self.quorum * len(invited)) if self.quorum < 1 else int(self.quorum)
@@ -266,6 +250,34 @@ class Synchronous:
         if math.isfinite(self.deadline):
             return kept, self.deadline
         return kept, max(gone, kept[-1][0] if kept else 0.0)
+
+
+def _journeys(
+    invited: Sequence[ClientId], pace: Pace, version: int, people: Population, scale: float
+) -> tuple[list[tuple[float, int, Task]], dict[ClientId, tuple[str, str]], float]:
+    """When each answer comes, who sends none and why, and when the last of those left."""
+    clock, seed, number, again = people.clock, people.times, pace.attempts, pace.repeat
+    if clock.still:
+        took = clock.delay.scale
+        same = (Task(client, version, scale, 1.0, again) for client in invited)
+        return [(took, index, task) for index, task in enumerate(same)], {}, 0.0
+    arrivals: list[tuple[float, int, Task]] = []
+    missing: dict[ClientId, tuple[str, str]] = {}
+    gone = 0.0
+    for index, client in enumerate(invited):
+        if not clock.availability.reachable(seed, client, number, pace.clock):
+            missing[client] = ("unavailable", "not reachable when invited")
+            continue
+        delay = people.delay(client, number)
+        fraction = clock.fraction(seed, client, number)
+        left = clock.leaves_after(seed, client, number)
+        if left is not None:
+            missing[client] = ("dropped", f"left {left * delay:.3g} after the start")
+            gone = max(gone, left * delay)
+            continue
+        task = Task(client, version, scale, fraction, again)
+        arrivals.append((delay * fraction, index, task))
+    return arrivals, missing, gone
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ class Blobs(Protocol):
         """
         ...
 
-    def put_pieces(self, pieces: Iterable[Piece]) -> Blob:
-        """Keep what the pieces make together, such as :func:`atoll.wire.frames.pieces`."""
+    def put_pieces(self, pieces: Iterable[Piece], named: Blob | None = None) -> Blob:
+        """Keep what the pieces make together, such as :func:`atoll.wire.frames.pieces`; see :meth:`put`."""
         ...
 
     def put_file(self, path: Path, blob: Blob) -> None:
@@ -174,8 +174,11 @@ class FolderBlobs:
             self._write((raw,), lambda: blob.sha256, blob.size)
         return blob
 
-    def put_pieces(self, pieces: Iterable[Piece]) -> Blob:
+    def put_pieces(self, pieces: Iterable[Piece], named: Blob | None = None) -> Blob:
         """Keep what the pieces make together."""
+        if named is not None:
+            self._write(pieces, lambda: named.sha256, named.size)
+            return named
         told = Told(pieces)
         self._write(told, lambda: told.blob.sha256)
         return told.blob

@@ -63,7 +63,7 @@ class NearBlobs:
         self._remember(blob.sha256, raw)
         return blob
 
-    def put_pieces(self, pieces: Iterable[Piece]) -> Blob:
+    def put_pieces(self, pieces: Iterable[Piece], named: Blob | None = None) -> Blob:
         """Keep what the pieces make together."""
         first: list[Piece] = []
         size, rest = 0, iter(pieces)
@@ -71,8 +71,8 @@ class NearBlobs:
             first.append(piece)
             size += len(piece)
             if size > self._small:
-                return self._far.put_pieces(chain(first, rest))
-        return self._hold(b"".join(first))
+                return self._far.put_pieces(chain(first, rest), named)
+        return self._hold(b"".join(first), named)
 
     def put_file(self, path: Path, blob: Blob) -> None:
         """Keep a file of this machine."""

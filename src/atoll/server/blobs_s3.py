@@ -131,9 +131,9 @@ class S3Blobs:
         self._push(blob)
         return blob
 
-    def put_pieces(self, pieces: Iterable[Piece]) -> Blob:
+    def put_pieces(self, pieces: Iterable[Piece], named: Blob | None = None) -> Blob:
         """Keep what the pieces make together."""
-        blob = self._cache.put_pieces(pieces)
+        blob = self._cache.put_pieces(pieces, named)
         self._push(blob)
         return blob
 

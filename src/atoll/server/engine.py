@@ -100,6 +100,8 @@ class Engine:
         except FenceError:
             raise
         except (StorageError, OSError, NotFound) as error:
+            if self._cancel and self._playing is None:
+                return self._end_badly("cancelled", StateError(self._cancel))
             # The disk's trouble is not the run's end: it is taken up again from what is durable.
             return self._pause(str(error))
         except AtollError as error:
@@ -112,9 +114,11 @@ class Engine:
             self._life = self._lives()
             self._open(None)
         while not self.ended:
-            if self._cancel:
-                return self._end_badly("cancelled", StateError(self._cancel))
             desk = self.counter.desk
+            # A run that is just being taken up comes to its rounds first: its folder is to tell of them.
+            moving = self._playing is None and desk is not None and bool(desk.due or desk.complete)
+            if self._cancel and not moving:
+                return self._end_badly("cancelled", StateError(self._cancel))
             if desk is None:
                 return None
             if desk.due:

@@ -13,6 +13,7 @@ from collections.abc import Collection
 from typing import Any
 
 from atoll.core.errors import NotFound
+from atoll.runtime.checkpoint import begins
 from atoll.server.blobs import Blobs
 from atoll.server.store.contract import RunRow, Store
 from atoll.wire.frames import HEADER_LIMIT, MAGIC
@@ -67,8 +68,10 @@ def _origin(blobs: Blobs, sha256: str) -> tuple[str, str]:
             body = _json(blobs, sha256, 16, length).get("body", {})
             task = str(body.get("task", ""))
             return str(body.get("run") or task.partition(".")[0]), task
-        length = int.from_bytes(start[:8], "little")
-        meta = _json(blobs, sha256, 8, length).get("__metadata__", {})
+        size = blobs.size(sha256) or 0
+        at = begins(start, blobs.read(sha256, max(0, size - 8), size), size)
+        length = int.from_bytes(blobs.read(sha256, at, at + 8), "little")
+        meta = _json(blobs, sha256, at + 8, length).get("__metadata__", {})
         return str(json.loads(meta["record"])["extra"]["run"]), ""
     except (ValueError, KeyError, TypeError, AttributeError, NotFound):
         return "", ""

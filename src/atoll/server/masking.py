@@ -270,9 +270,7 @@ class _Attempt:
 
     def play(self) -> Generator[Call, Sequence[Outcome], None]:
         office, number = self._round.office, self._number
-        began = office.now()
-        expiry = began + 8 * self._round.seconds
-        terms = self._terms(float(self._round.note(number, "commit", expiry=expiry)["expiry"]))
+        terms, began = self._terms(), office.now()
         try:
             self._machine, effects = Server.start(terms, office.sign)
         except JobError as error:  # such as a cohort that a sampler has drawn too small
@@ -307,18 +305,20 @@ class _Attempt:
             raise _Lost("the attempt has not begun")
         return self._machine
 
-    def _terms(self, expiry: float) -> Terms:
-        at, masking = self._round, self._round.masking
-        keys = at.office.keys()
-        cohort = tuple(Member(name, keys[name]) for name in sorted(t.client for t in self._tasks))
+    def _terms(self) -> Terms:
+        """What sites sign; of a site that has another key by now, the one that it had."""
+        at, masking, keys = self._round, self._round.masking, self._round.office.keys()
+        own = {name: keys[name].hex() for name in sorted(t.client for t in self._tasks)}
+        told = at.note(self._number, "commit", expiry=at.office.date() + 8 * at.seconds, keys=own)
+        cohort = told.get("keys", own)  # an older server has not written them down
         job = job_name(at.row.job_hash, at.row.id, at.about)
         model = model_mark(at.about, at.model)
         return Terms(
             Occasion(at.office.federation, job, at.number, self._number, model),
-            cohort,
+            tuple(Member(name, bytes.fromhex(key)) for name, key in cohort.items()),
             self.threshold,
             masking.lanes,
-            expiry,
+            float(told["expiry"]),
             masking.degree,
             masking.rule,
             masking.work,

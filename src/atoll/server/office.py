@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ class Office:
         store: rows.
         blobs: bytes.
         home: folder of the server; results lie in ``home/runs``.
-        now: seconds since 1970.
+        now: seconds since 1970, on a clock that nobody sets: for all that is waited for.
         settings: times and sizes.
         epoch: of this server on its store.
         tell: called with the names of sites that have news, and ``run <id>`` for runs that have.
@@ -50,9 +51,11 @@ class Office:
         heard: when each site was last heard of.
         away: sites that are no members any more, and why.
         ledgers: newest head of each site's privacy ledger, as the site signed it.
+        doubted: the last head of a site's ledger that was none of a later state of it.
         shown: by run and digest, what sites may read that is in no store.
         federation: its id.
         sign: the server's signature of bytes.
+        date: seconds since 1970 as other machines have them: for what they check, or have said.
     """
 
     store: Store
@@ -66,9 +69,11 @@ class Office:
     heard: dict[ClientId, float] = field(default_factory=dict)
     away: dict[ClientId, str] = field(default_factory=dict)
     ledgers: dict[ClientId, str] = field(default_factory=dict)
+    doubted: dict[ClientId, str] = field(default_factory=dict)
     shown: dict[str, dict[str, Shown]] = field(default_factory=dict)
     federation: str = ""
     sign: Callable[[bytes], bytes] = _unsigned
+    date: Callable[[], float] = time.time
 
     def folder(self, run: str) -> Path:
         """Where a run's results lie."""
@@ -109,13 +114,14 @@ class Office:
         """Keep the heads of ledgers that are newer than those known; told of at the next commit.
 
         A ledger that has become shorter, or another of the same length, is a line in the log: its site
-        finds out by itself, from the newer head that it is told.
+        finds out by itself, from the newer head that it is told. It says the same with each of its answers.
         """
         for site, head in heads.items():
             known = self.ledgers.get(site, "")
             if _lines(head) > _lines(known):
                 self.ledgers[site] = head
-            elif head != known and head:
+            elif head not in ("", known, self.doubted.get(site)):
+                self.doubted[site] = head
                 text = (
                     f"its privacy ledger has {_lines(head)} lines, and had {_lines(known)} before"
                 )

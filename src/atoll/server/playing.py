@@ -393,7 +393,8 @@ class Playing:
         office, run, record = self._office, self._row.id, self._record
         notes = {**self._session.notes, "run": run}
         with self._showing(progress) as shown:
-            blob = office.blobs.put_pieces(checkpoint.pieces(progress, self._job.hash(), notes))
+            pieces, digest = checkpoint.named(progress, self._job.hash(), notes)
+            blob = office.blobs.put_pieces(pieces, Blob(digest, sum(map(len, pieces))))
         trained = self._trained if record["committed"] else {}
         row = RoundRow(
             run=run,

@@ -44,8 +44,8 @@ _PIECE = 1 << 20
 
 
 def leave_failed(office: Office, row: RunRow, status: str) -> None:
-    """An honest manifest of a run that ended before its first round."""
-    folder = RunFolder(office.folder(row.id))
+    """An honest manifest of a run that ended before its first round, or before it was back there."""
+    folder, last = RunFolder(office.folder(row.id)), office.store.last_round(row.id)
     folder.write_manifest(
         {
             "name": row.name,
@@ -55,7 +55,7 @@ def leave_failed(office: Office, row: RunRow, status: str) -> None:
             "started": datetime.fromtimestamp(row.created, UTC).isoformat(timespec="seconds"),
             "finished": datetime.fromtimestamp(office.now(), UTC).isoformat(timespec="seconds"),
             "status": status,
-            "rounds": 0,
+            "rounds": last.number if last else 0,
             "executor": "deployed",
             "sites": list(row.sites),
         }

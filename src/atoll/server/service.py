@@ -11,8 +11,7 @@ continues every run by itself, to the same bits.
 
     service = Service(store, blobs, home, now=time.time)
     service.start()                  # acquires the store; FenceError when another server has it
-    while True:
-        due = service.step()         # sleep until then, or until on_work is called
+    due = service.step()             # again and again, at that time or when on_work is called
 """
 
 from __future__ import annotations
@@ -67,6 +66,7 @@ class Service:
         now: seconds since 1970, real or played.
         settings: times and sizes.
         seal: the federation's id, and the signature of its server; masked rounds need both.
+        date: as other machines have it, where ``now`` may have fallen behind; None for ``now``.
 
     Attributes:
         on_change: called, from any thread, with the names of sites that have news, and with ``run <id>``
@@ -83,10 +83,11 @@ class Service:
         now: Callable[[], float],
         settings: Settings | None = None,
         seal: tuple[str, Callable[[bytes], bytes]] | None = None,
+        date: Callable[[], float] | None = None,
     ) -> None:
         self.on_change: Callable[[Collection[str]], None] = lambda names: None
         self.on_work: Callable[[], None] = lambda: None
-        self._office = Office(store, blobs, home, now, settings or Settings())
+        self._office = Office(store, blobs, home, now, settings or Settings(), date=date or now)
         if seal is not None:
             self._office.federation, self._office.sign = seal
         self._office.tell = lambda names: self.on_change(names)
@@ -277,7 +278,7 @@ class Service:
     def join(self, secret: bytes, name: str, key: bytes) -> Member:
         """Admit a key by its invitation; see :meth:`~atoll.server.store.contract.Store.join`."""
         office = self._office
-        member = office.store.join(hashlib.sha256(secret).hexdigest(), name, key, office.now())
+        member = office.store.join(hashlib.sha256(secret).hexdigest(), name, key, office.date())
         office.event("joined", f"{member.role} {member.name}", site=member.name)
         self._look()
         return member

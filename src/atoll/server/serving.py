@@ -181,7 +181,8 @@ def serve(
         chosen = replace(settings or Settings(), holder=holder)
         identity = Identity.load(home.identity)
         seal = charter.federation, identity.sign
-        service = Service(store, blobs, home.path, now=steady(), settings=chosen, seal=seal)
+        clocks = {"now": steady(), "date": time.time}
+        service = Service(store, blobs, home.path, **clocks, settings=chosen, seal=seal)
         epoch = service.start()
         log.info("federation %s, epoch %d", charter.federation, epoch)
         premises = Premises(

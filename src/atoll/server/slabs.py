@@ -23,8 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from atoll.aggregation.exact import ExactSum, Fold, sum_of
-from atoll.aggregation.whole import WholeSum
+from atoll.aggregation.exact import Fold, sum_of, total_of
 from atoll.core.contracts import Algorithm, Finishing, Weighting, Work
 from atoll.core.errors import UpdateRefused
 from atoll.core.layout import Array, Layout
@@ -33,7 +32,7 @@ from atoll.core.values import Aggregate, Broadcast, Memory, State, Update, freez
 from atoll.privacy.secagg.sums import LaneSums
 from atoll.runtime.checkpoint import ModelHash
 
-__all__ = ["SLAB", "BySlabs", "SlabFold", "Totals"]
+__all__ = ["SLAB", "BySlabs", "Rooms", "SlabFold", "Totals"]
 
 SLAB = 1 << 18
 """Values handled at a time."""
@@ -154,15 +153,14 @@ class Totals(Mapping[str, Array]):
         opened: Sequence[Mapping[str, Array]] | None = None,
     ) -> dict[str, Array]:
         """A slab of the long sums and all of the others; ``opened`` spares opening the updates."""
-        wanted = tuple(self._shapes) if names is None else names
-        exact: dict[str, ExactSum | WholeSum] = {}
-        for held, vectors in zip(self._held, opened or self.opened(), strict=True):
-            for name in wanted:
-                part = vectors[name].reshape(-1)[here]
-                if name not in exact:
-                    exact[name] = sum_of(len(part), self._shapes[name][1])
-                exact[name].take(part, held.factor, held.reaches[name])
-        found = {name: total.total() for name, total in exact.items()}
+        there = list(zip(self._held, opened or self.opened(), strict=True))
+        found: dict[str, Array] = {}
+        for name in tuple(self._shapes) if names is None else names:
+            terms = [
+                (vectors[name].reshape(-1)[here], held.factor, held.reaches[name])
+                for held, vectors in there
+            ]
+            found[name] = total_of(terms, self._shapes[name][1])
         return {**self._small, **found} if names is None else found
 
 

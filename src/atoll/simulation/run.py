@@ -30,10 +30,12 @@ from atoll.job.datasets import BUILT_IN, Islands, islands_of
 from atoll.job.digits import with_digits
 from atoll.job.privacy import with_chain
 from atoll.job.record import record_faults, record_trainer
+from atoll.privacy.links.account import RunAccount
 from atoll.report.folder import RunFolder
 from atoll.runs.result import Run
 from atoll.runs.roll import evaluation_faults
 from atoll.runs.session import Comparison, Session
+from atoll.runs.statement import statement_of
 from atoll.runtime.client import Parts
 from atoll.runtime.encrypted import EncryptedExecutor
 from atoll.runtime.loop import Evaluation, Loop
@@ -44,7 +46,7 @@ from atoll.runtime.schedule import turns_of
 from atoll.runtime.serial import SerialExecutor
 from atoll.simulation.compare import compare, pooled
 
-__all__ = ["simulate"]
+__all__ = ["planned_cost", "simulate"]
 
 EXECUTORS = ("serial", "processes", "ray")
 
@@ -131,6 +133,30 @@ def simulate(
         with timed(watch, "finish"):
             run = session.finish(finished)
         return run if watch is None else _profiled(run, watch, folder)
+
+
+def planned_cost(job: Job, islands: Islands) -> Mapping[str, Any]:
+    """What the job will have cost after all planned rounds, as a run's manifest says it.
+
+    Args:
+        job: with data of its own.
+        islands: these.
+
+    Returns:
+        the manifest's ``privacy``; empty for a job without differential privacy.
+
+    Raises:
+        JobConflict: the job cannot run on this federation, or no noise keeps its goal.
+        MissingExtra: calibrating needs a library that is not installed.
+    """
+    if job.privacy.client is None and job.privacy.record is None:
+        return {}
+    apart = _has_sites(job)
+    job = _settled(job, islands, apart)
+    parts, rounds = _parts(job, islands, apart=apart), job.stop.rounds
+    if isinstance(parts.chain.account, RunAccount):
+        rounds = min(rounds, parts.chain.account.most)  # it ends before it would pass its goal
+    return statement_of(parts.chain, rounds, rounds)
 
 
 def _seeded(job: Job, seed: int) -> Job:

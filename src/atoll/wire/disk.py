@@ -179,7 +179,7 @@ class RealDisk:
                 end = 0
                 for piece in pieces:
                     _write_all(number, piece, end)
-                    end += len(piece)
+                    end += memoryview(piece).nbytes
                 if reused:
                     unmark(number, end)
             finally:

@@ -177,6 +177,7 @@ class Channel:
         body: bytes = b"",
         kind: str = "application/json",
         timeout: float = 60.0,
+        digest: bytes | None = None,
     ) -> Reply:
         """One request and its answer.
 
@@ -187,13 +188,14 @@ class Channel:
             body: all of it.
             kind: its media type.
             timeout: seconds without a byte, after which the server counts as gone.
+            digest: SHA-256 of the body, where it is known; other bytes are refused by the server.
 
         Raises:
             Unreachable: no answer; trying again may help.
             AuthError: the answer is not the server's, or the server does not know the sender.
             AtollError: what the server answered, as the class it was there.
         """
-        return self._call(method, path, query, body, kind, timeout)
+        return self._call(method, path, query, body, kind, timeout, digest)
 
     def _call(
         self,

@@ -17,6 +17,7 @@ from atoll.core.errors import JobConflict
 from atoll.core.layout import Array, Entry, Layout
 from atoll.core.seeds import Seed
 from atoll.core.values import Aggregate, Broadcast, Update
+from atoll.privacy.dp.calibration import Goal
 from atoll.privacy.dp.events import Gaussian, MatrixGaussian
 from atoll.privacy.dp.noise import grid_of
 from atoll.privacy.links.account import RunAccount
@@ -52,6 +53,16 @@ def test_all_vectors_together_are_never_longer_than_the_bound(
     sent = link.client(Update(vectors, 1.0, 1), passage(bound)).vectors
     exact = math.fsum(float(x) ** 2 for name in "ab" for x in sent[name])
     assert exact <= bound * bound * (1 + 1e-15)
+
+
+@pytest.mark.parametrize(("by", "most"), [("l2", 1.0), ("layer", 1.0), ("adaptive", 50.0)])
+def test_a_server_that_tells_a_wide_bound_gets_no_longer_update_than_the_job_allows(
+    by: Any, most: float
+) -> None:
+    """Else the noise that a site adds, which is for the job's bound, would hide nothing."""
+    link = Clip(1.0, by, 2, (2,), most=50.0)
+    sent = link.client(Update({"delta": np.array([300.0, 400.0])}, 1.0, 1), passage(1e6)).vectors
+    assert np.linalg.norm(sent["delta"]) <= most
 
 
 def test_a_short_update_passes_as_it_is_and_one_more_vector_is_left_alone() -> None:
@@ -204,9 +215,9 @@ def test_a_ring_too_small_for_the_noise_is_told() -> None:
 
 
 def test_calibrated_shares_keep_their_target_and_hardly_more() -> None:
-    shares = Shares(target=Target(2.0, 1e-5, 10))
+    shares = Shares(target=Target(Goal(2.0), 10))
     event = shares.lattice(5, 1.0, 100).event(count=10)
-    account = RunAccount(event, 1e-5, "site")
+    account = RunAccount(event, Goal(), "site")
     assert 1.95 < account.epsilon(1) <= 2.0
 
 
@@ -219,17 +230,33 @@ def test_vectors_that_no_clip_bounds_cannot_have_noise() -> None:
 
 
 def test_an_account_says_when_another_round_would_pass_the_target() -> None:
-    account = RunAccount(Gaussian(10.0), 1e-5, "site", target=3.0)
+    account = RunAccount(Gaussian(10.0), Goal(3.0), "site")
     most = account.most
     assert account.epsilon(most) <= 3.0 < account.epsilon(most + 1)
     assert account.over(most - 1) == ""
     assert "epsilon 3" in account.over(most)
     assert account.epsilon(0) == 0.0
-    open_end = RunAccount(Gaussian(10.0), 1e-5, "site")
+    open_end = RunAccount(Gaussian(10.0), Goal(), "site")
     assert open_end.over(10_000) == ""
 
 
+def test_an_account_says_when_another_round_would_let_attacks_find_too_many() -> None:
+    account = RunAccount(Gaussian(10.0), Goal(found=0.03), "site")
+    most = account.most
+    assert account.permitted(most) <= 0.03 < account.permitted(most + 1)
+    # Phi(Phi^-1(.01) + sqrt(T) / 10) passes .03 between 19 and 20 rounds.
+    assert most == 19
+    assert account.over(18) == ""
+    assert account.over(19).startswith("another round would pass 3 % found at 1 % false positives")
+    told = account.spent(19)
+    assert told["attack"] == {"found": account.permitted(19), "fpr": 0.01, "target": 0.03}
+    assert told["target"] is None
+    assert told["epsilon"] == account.epsilon(19) > 0
+    assert account.spent(0)["attack"]["found"] == 0.01
+    assert "attack" not in RunAccount(Gaussian(10.0), Goal(3.0), "site").spent(19)
+
+
 def test_correlated_noise_is_paid_for_whole_with_the_first_round() -> None:
-    account = RunAccount(MatrixGaussian("tree", 20.0, 8), 1e-5, "site")
+    account = RunAccount(MatrixGaussian("tree", 20.0, 8), Goal(), "site")
     assert account.epsilon(1) == account.epsilon(8) > 0
     assert "8 planned rounds" in account.over(8)

@@ -57,6 +57,7 @@ class Channel:
         body: bytes = b"",
         kind: str = "application/json",
         timeout: float = 60.0,
+        digest: bytes | None = None,
         headers: dict[str, str] | None = None,
     ) -> SimpleNamespace:
         world, node = self._world, self._node

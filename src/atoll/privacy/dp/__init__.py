@@ -4,7 +4,9 @@
 module                  what
 ======================  ========================================================================
 ``events``              what a mechanism did, as plain immutable data; what a guarantee says
-``accounting``          from events to epsilon, and from a target back to noise (PLD)
+``accounting``          from events to epsilon, and to what an attack may find
+``losses``              composed privacy losses (PLD), from which both are read
+``calibration``         from a goal in either back to the least noise
 ``rdp``                 the same by Renyi divergence, with NumPy alone: a second opinion
 ``noise``               random numbers that may protect somebody: from the system, never from a seed
 ``normal``              normal draws from random bits, fast

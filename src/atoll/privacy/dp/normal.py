@@ -32,7 +32,7 @@ import numpy as np
 from atoll.core.errors import JobError
 from atoll.core.layout import Array
 
-__all__ = ["BLOCK", "FINE", "LARGEST", "Normals", "Whole"]
+__all__ = ["BLOCK", "FINE", "LARGEST", "Normals", "Source", "Whole"]
 
 BLOCK = 1 << 16
 """Draws made at a time: the buffers stay in a core's second cache."""
@@ -73,7 +73,10 @@ Whole = np.ndarray[Any, np.dtype[np.int32]]
 
 
 class Source(Protocol):
-    def fill(self, into: np.ndarray[Any, Any]) -> None: ...
+    """Where random bytes come from."""
+
+    def fill(self, into: np.ndarray[Any, Any]) -> None:
+        """Overwrite all bytes of ``into`` with uniformly random ones."""
 
 
 @dataclass(frozen=True, eq=False)

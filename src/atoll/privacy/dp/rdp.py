@@ -12,6 +12,9 @@ neighbouring datasets. Curves of events add up, and the sum is turned into (epsi
 * Laplace: Mironov (CSF 2017), Proposition 6. Exponential mechanism: epsilon^2 / 8 as a concentration
   bound (Cesar, Rogers, *Bounding, Concentrating, and Truncating*, 2021).
 * Conversion: Canonne, Kamath, Steinke, Proposition 12; the older rule of Mironov 2017 is ``classic``.
+* What an attack finds: an attack is a guess of yes or no, whose two distributions are no further apart than
+  the outputs are (Balle, Barthe, Gaboardi, Hsu, Sato, *Hypothesis Testing Interpretations and Renyi
+  Differential Privacy*, AISTATS 2020, https://arxiv.org/abs/1905.09982).
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from atoll.privacy.dp.events import (
     Stated,
 )
 
-__all__ = ["ORDERS", "convert", "curve", "rdp_epsilon"]
+__all__ = ["ORDERS", "convert", "curve", "rdp_epsilon", "rdp_permitted"]
 
 ORDERS = np.array(
     [1 + x / 10 for x in range(1, 100)] + [*range(11, 65), 128, 256, 512, 1024], dtype=np.float64
@@ -69,10 +72,47 @@ def rdp_epsilon(
         JobConflict: an event that has no such curve under this relation.
         JobError: delta out of range.
     """
+    return convert(_total(events, neighbouring), delta, classic=classic)
+
+
+def rdp_permitted(
+    events: Iterable[Event], fpr: float, neighbouring: Neighbouring = "add_or_remove"
+) -> float:
+    """Most of the members that an attack finds which takes ``fpr`` of the strangers for members.
+
+    Args:
+        events: what was released from one dataset.
+        fpr: in (0, 1).
+        neighbouring: which datasets are compared.
+
+    Raises:
+        JobConflict: an event that has no such curve under this relation.
+    """
+    total = _total(events, neighbouring)
+
+    def possible(tpr: float) -> bool:
+        apart = np.maximum(_binary(tpr, fpr), _binary(fpr, tpr))
+        return bool((apart <= total).all())
+
+    low, high = fpr, 1.0
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if possible(middle) else (low, middle)
+    return high
+
+
+def _binary(p: float, q: float) -> Array:
+    """Renyi divergences of a coin of p from one of q, both in (0, 1)."""
+    yes = ORDERS * math.log(p) + (1 - ORDERS) * math.log(q)
+    no = ORDERS * math.log1p(-p) + (1 - ORDERS) * math.log1p(-q)
+    return np.asarray(np.logaddexp(yes, no) / (ORDERS - 1))
+
+
+def _total(events: Iterable[Event], neighbouring: Neighbouring) -> Array:
     total = np.zeros_like(ORDERS)
     for event in events:
         total += event.count * curve(event, neighbouring)
-    return convert(total, delta, classic=classic)
+    return total
 
 
 def convert(rdp: Array, delta: float, *, classic: bool = False) -> float:

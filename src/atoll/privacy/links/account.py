@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-from atoll.privacy.dp.accounting import epsilon
+from atoll.privacy.dp.accounting import Method, epsilon
+from atoll.privacy.dp.calibration import Goal
 from atoll.privacy.dp.events import Event, Gaussian, MatrixGaussian, Neighbouring, Unit, to_plain
 
 __all__ = ["RunAccount"]
@@ -21,10 +22,9 @@ class RunAccount:
 
     Args:
         event: what one committed round costs; a whole run's where noise is correlated over rounds.
-        delta: at which epsilon is stated.
+        goal: what is never passed; its delta is that at which epsilon is stated.
         unit: whose presence is hidden.
         neighbouring: which datasets are compared.
-        target: epsilon that is never passed; 0 for none.
         planned: rounds that the noise was calibrated for.
         outside: what is released besides, and not counted.
         method: of accounting; ``rdp`` is an upper bound that costs milliseconds.
@@ -37,13 +37,12 @@ class RunAccount:
     """
 
     event: Event
-    delta: float
+    goal: Goal
     unit: Unit
     neighbouring: Neighbouring = "add_or_remove"
-    target: float = 0.0
     planned: int = 0
     outside: Sequence[str] = ()
-    method: Literal["best", "rdp"] = "best"
+    method: Method = "best"
     attempts: bool = False
     separation: int = 1
     figures: Gaussian | None = None
@@ -64,47 +63,64 @@ class RunAccount:
 
     def epsilon(self, rounds: int) -> float:
         """Epsilon after so many committed rounds."""
-        if rounds not in self._known:
-            self._known[rounds] = epsilon(
-                self.events(rounds), self.delta, self.neighbouring, self.method
-            )
-        return self._known[rounds]
+        return self._cost(replace(self.goal, found=0.0), rounds)
+
+    def permitted(self, rounds: int) -> float:
+        """Most of the members that an attack finds after so many, at the false positive rate of the goal."""
+        goal = replace(self.goal, found=self.goal.found or 1.0)
+        return goal.fpr + self._cost(goal, rounds)
+
+    def _cost(self, goal: Goal, rounds: int) -> float:
+        if (goal, rounds) not in self._known:
+            found = goal.spent(self.events(rounds), self.neighbouring, self.method)
+            self._known[goal, rounds] = found
+        return self._known[goal, rounds]
 
     @cached_property
-    def _known(self) -> dict[int, float]:
+    def _known(self) -> dict[tuple[Goal, int], float]:
         return {}
+
+    def _kept(self, rounds: int) -> bool:
+        return not self.goal or self._cost(self.goal, rounds) <= self.goal.most
 
     @cached_property
     def most(self) -> int:
-        """Rounds that the target leaves room for."""
+        """Rounds that the goal leaves room for."""
         if isinstance(self.event, MatrixGaussian):
-            kept = not self.target or self.epsilon(1) <= self.target
-            return self.event.rounds if kept else 0
-        if not self.target:
+            return self.event.rounds if self._kept(1) else 0
+        if not self.goal:
             return _MOST
         low, high = 0, max(1, self.planned)
-        while self.epsilon(high) <= self.target:
+        while self._kept(high):
             low, high = high, high + 1 if high == self.planned else 2 * high
             if high > _MOST:
                 return _MOST
         while high - low > 1:
             middle = (low + high) // 2
-            low, high = (middle, high) if self.epsilon(middle) <= self.target else (low, middle)
+            low, high = (middle, high) if self._kept(middle) else (low, middle)
         return low
 
     def spent(self, rounds: int) -> Mapping[str, Any]:
         """The statement after so many committed rounds, ready for JSON."""
         return {
             "epsilon": self.epsilon(rounds),
-            "delta": self.delta,
+            "delta": self.goal.delta,
             "unit": self.unit,
             "neighbouring": self.neighbouring,
-            "target": self.target or None,
+            "target": self.goal.epsilon or None,
             "rounds": rounds,
             "events": [to_plain(event) for event in self.events(rounds)],
             "outside": list(self.outside),
+            **self._of_attacks(rounds),
             **self._of_figures(rounds),
         }
+
+    def _of_attacks(self, rounds: int) -> Mapping[str, Any]:
+        """What an attack may find by now, where the job says how much it may find."""
+        if not self.goal.found:
+            return {}
+        found, target, fpr = self.permitted(rounds), self.goal.found, self.goal.fpr
+        return {"attack": {"found": found, "fpr": fpr, "target": target}}
 
     def _of_figures(self, rounds: int) -> Mapping[str, Any]:
         """What part of that the figures have: their own epsilon, were there nothing else."""
@@ -112,7 +128,7 @@ class RunAccount:
             return {}
         count = -(-rounds // self.every)
         alone = epsilon(
-            [replace(self.figures, count=count)], self.delta, self.neighbouring, self.method
+            [replace(self.figures, count=count)], self.goal.delta, self.neighbouring, self.method
         )
         z = self.figures.noise_multiplier
         return {"figures": {"epsilon": alone, "evaluations": count, "noise_multiplier": z}}
@@ -121,9 +137,9 @@ class RunAccount:
         """Why no further round may begin after so many; empty while one may."""
         if rounds < self.most:
             return ""
-        if self.target:
-            return (
-                f"another round would pass epsilon {self.target:g}: {self.epsilon(rounds):.3f} is "
-                f"spent in {rounds} rounds"
-            )
-        return f"the noise of all {self.most} planned rounds is used up"
+        if not self.goal:
+            return f"the noise of all {self.most} planned rounds is used up"
+        spent = f"{self.epsilon(rounds):.3f}"
+        if self.goal.found:
+            spent = f"{100 * self.permitted(rounds):.2f} %"
+        return f"another round would pass {self.goal}: {spent} is spent in {rounds} rounds"

@@ -80,7 +80,7 @@ class Clip(Passive):
         Raises:
             UpdateRefused: a value is not finite.
         """
-        bound = float(passage.broadcast.vectors[BOUND][0])
+        bound = self._bound(passage)
         names = [n for n in sorted(update.vectors) if update.vectors[n].size == self.model]
         if not names:
             return update
@@ -97,6 +97,12 @@ class Clip(Passive):
         }
         below = {BELOW: np.array([indicator(whole, bound)])} if self.by == "adaptive" else {}
         return replace(update, vectors={**update.vectors, **cut, **below})
+
+    def _bound(self, passage: Passage) -> float:
+        """C: the job's own, for noise may be made for it; what the server tells counts where C adapts alone."""
+        if self.by != "adaptive":
+            return self.bound
+        return min(float(passage.broadcast.vectors[BOUND][0]), self.most)
 
     def _slices(self, vectors: int) -> list[slice]:
         ends = [*self.layers] or [self.model]

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Literal
 
 from atoll.core.errors import JobConflict
-from atoll.privacy.dp.accounting import calibrate
+from atoll.privacy.dp.calibration import Goal, calibrate
 from atoll.privacy.dp.distributed import SharedNoise, rounded_norm
 from atoll.privacy.dp.events import Event, Neighbouring
 from atoll.privacy.secagg.terms import usual_threshold
@@ -32,14 +32,12 @@ class Target:
     """What the noise is calibrated to.
 
     Args:
-        epsilon: at the end of all planned rounds.
-        delta: in (0, 1).
+        goal: at the end of all planned rounds.
         rounds: planned.
         neighbouring: which datasets are compared.
     """
 
-    epsilon: float
-    delta: float
+    goal: Goal
     rounds: int
     neighbouring: Neighbouring = "add_or_remove"
 
@@ -107,15 +105,15 @@ class Shares:
 
 @lru_cache(maxsize=64)
 def _lattice(shares: Shares, cohort: int, bound: float, dimension: int) -> Lattice:
-    goal = shares.target
-    if goal is None:
+    target = shares.target
+    if target is None:
         return _with(shares, shares.noise_multiplier, cohort, bound, dimension)
 
     def cost(z: float) -> Event:
         made = _with(shares, z, cohort, bound, dimension)
-        return made.event(shares.sampling, goal.rounds)
+        return made.event(shares.sampling, target.rounds)
 
-    z = calibrate(goal.epsilon, goal.delta, goal.rounds, neighbouring=goal.neighbouring, shape=cost)
+    z = calibrate(target.goal, target.rounds, neighbouring=target.neighbouring, shape=cost)
     return _with(shares, z, cohort, bound, dimension)
 
 

@@ -47,6 +47,7 @@ class Record:
     value: bytes
     members: tuple[str, ...] = ()
     source: str = ""
+    memory: str = ""
 
     @property
     def start(self) -> str:
@@ -77,7 +78,7 @@ def objection(records: Iterable[Record], record: Record, apart: int = 0) -> str:
     if record.kind == "join":
         if joined >= at.attempt:
             return f"attempt {joined} was joined already"
-        return _spent(records, record)
+        return _spent(records, record) or _other_memory(records, record)
     if joined != at.attempt:
         return f"attempt {joined} has taken the place of attempt {at.attempt}"
     here = {r.kind: r for r in same_round if r.occasion == at}
@@ -89,7 +90,13 @@ def objection(records: Iterable[Record], record: Record, apart: int = 0) -> str:
         return f"there was no {needed} before this {record.kind}"
     if record.kind == "release" and before.value != record.value:
         return "the pledge was on another set of sites"
-    return _spent(records, record) or _too_near(records, record, apart)
+    if before.memory != record.memory:
+        return f"the {needed} was made from another memory of this site"
+    return (
+        _spent(records, record)
+        or _other_memory(records, record)
+        or _too_near(records, record, apart)
+    )
 
 
 def _spent(records: tuple[Record, ...], record: Record) -> str:
@@ -103,6 +110,22 @@ def _spent(records: tuple[Record, ...], record: Record) -> str:
         other = earlier.occasion.model != record.occasion.model
         if again and other and earlier.occasion.job == record.occasion.job:
             return f"this site's update is in the sum of round {earlier.occasion.round} already"
+    return ""
+
+
+def _other_memory(records: tuple[Record, ...], record: Record) -> str:
+    """Whether a sum of what this site makes of its model with another memory is there already.
+
+    From which of its memories a site goes on (control variates, a personal part) is the server's word. If all
+    others gave what they gave before, the two sums would differ by this site's two updates alone.
+    """
+    for earlier in records:
+        again = earlier.kind == "release" and earlier.start == record.start
+        if again and earlier.memory != record.memory:
+            return (
+                "what this site made of the same model, with another memory, is in the sum of round "
+                f"{earlier.occasion.round} already"
+            )
     return ""
 
 
