@@ -4,11 +4,24 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-# No limit of time for one example: on a busy machine it says nothing about the code.
-settings.register_profile("atoll", deadline=None)
+sys.path.insert(0, str(Path(__file__).parent / "machine"))
+
+# Nothing that depends on how busy the machine is, and the same examples in every run: a failure is then of the
+# change that it came with. `pytest --hypothesis-profile=search` looks for other examples.
+settings.register_profile(
+    "atoll", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("search", settings.get_profile("atoll"), derandomize=False)
 settings.load_profile("atoll")
+
+
+def pytest_ignore_collect(collection_path, config):
+    """A run of the tests of the cluster alone reads no other files."""
+    if config.option.markexpr != "cluster" or collection_path.suffix != ".py":
+        return None
+    return b"mark.cluster" not in collection_path.read_bytes() or None
 
 
 def pytest_collection_modifyitems(items):

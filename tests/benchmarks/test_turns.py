@@ -28,15 +28,17 @@ def test_the_last_result_counts_and_its_work_is_measured(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("line", "why"),
+    ("line", "patience", "why"),
     [
-        ("pass", "no output"),
-        ("raise SystemExit('a | b')", "a / b"),
-        ("import time; time.sleep(60)", "no result in 1 s"),
+        ("pass", 60, "no output"),
+        ("raise SystemExit('a | b')", 60, "a / b"),
+        ("import time; time.sleep(60)", 1, "no result in 1 s"),
     ],
 )
-def test_a_run_without_a_result_says_why(tmp_path: Path, line: str, why: str) -> None:
-    found = turns.launch("x", interpreter=program(tmp_path, line), patience=1)
+def test_a_run_without_a_result_says_why(
+    tmp_path: Path, line: str, patience: int, why: str
+) -> None:
+    found = turns.launch("x", interpreter=program(tmp_path, line), patience=patience)
     assert found == {"failed": why}
 
 

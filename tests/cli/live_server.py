@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from pathlib import Path
+
+from free_ports import free_port
 
 from atoll.server import admin
 from atoll.server.admin import Founding
 from atoll.server.home import ServerHome
 from atoll.server.serving import serve
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

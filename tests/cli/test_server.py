@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from free_ports import free_port
 
 from atoll.cli import main as main_module
 from atoll.cli import server as server_module
@@ -19,7 +20,7 @@ from atoll.wire.codes import read_code
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from live_server import free_port, live
+from live_server import live
 
 ROOT = Path(__file__).parents[2]
 

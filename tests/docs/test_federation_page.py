@@ -8,12 +8,12 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "federation-on-one-machine.md"
 LAST = "kill $(jobs -p)"
@@ -23,12 +23,6 @@ def script(page: Path, port: int) -> str:
     """All ``sh`` blocks of a page in order."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
     return "set -eu\ntrap 'kill $(jobs -p)' EXIT\n" + "\n".join(blocks).replace("7443", str(port))
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.slow

@@ -26,6 +26,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "machine"))
+
+from free_ports import free_port
+
 from atoll.connection import Connection, RunInfo, connect
 from atoll.core.errors import Unreachable
 from atoll.node.datasets import Datasets
@@ -75,13 +79,6 @@ def patiently(what: Callable[[], T]) -> T:
             if time.monotonic() > limit:
                 raise
             time.sleep(1)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Process:

@@ -116,7 +116,7 @@ def test_noise_is_for_the_clip_and_scaled_by_the_expected_batch(rows):
     trainer = made(intercept=False, privacy=RecordPrivacy(0.7, 2.0), randomness=Draws)
     draws = np.concatenate([fit(trainer, zero, todo).parameters for _ in range(3000)])
     sd = 2.0 * 0.7 / 5
-    assert abs(draws.std() - sd) < 4 * sd / np.sqrt(2 * draws.size)
+    assert abs(draws.std() - sd) < 6 * sd / np.sqrt(2 * draws.size)
 
 
 def test_rows_are_sampled_at_the_rate_that_is_accounted_for(rows, work):

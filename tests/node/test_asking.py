@@ -19,16 +19,26 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     return now
 
 
-def waits(turns: Turns) -> bool:
-    """Whether the asking thread would hold back."""
-    done = threading.Event()
+def asking_thread(turns: Turns) -> threading.Event:
+    """A thread that comes to ask; set once it need not wait any more."""
+    begun, done = threading.Event(), threading.Event()
 
     def ask() -> None:
+        begun.set()
         turns.wait()
         done.set()
 
     threading.Thread(target=ask, daemon=True).start()
-    return not done.wait(0.1)
+    assert begun.wait(30)
+    return done
+
+
+def waits(turns: Turns) -> bool:
+    return not asking_thread(turns).wait(0.1)
+
+
+def asks(turns: Turns) -> bool:
+    return asking_thread(turns).wait(30)
 
 
 def test_while_the_asking_thread_asks_a_result_brings_nothing(clock: list[float]) -> None:
@@ -53,7 +63,7 @@ def test_after_a_task_results_have_a_moment_in_which_nobody_asks(clock: list[flo
     assert waits(turns)
     clock[0] += 0.3
     turns = Turns()
-    assert not waits(turns)
+    assert asks(turns)
 
 
 def test_after_news_without_a_task_the_thread_asks_at_once(clock: list[float]) -> None:
@@ -61,7 +71,7 @@ def test_after_news_without_a_task_the_thread_asks_at_once(clock: list[float]) -
     assert turns.bring()
     assert waits(turns)
     turns.brought(work=False)
-    assert not waits(Turns())
+    assert asks(Turns())
     turns.wait()
     assert not turns.bring()
 

@@ -14,8 +14,8 @@ from typing import Any
 import fake_federation as ff
 import ledger_process
 import pytest
+from doors import door_to, home_at
 from private_jobs import TRUSTING, Private, Z, cost, limit
-from test_kill import door_to, home_at
 
 from atoll.data.readers import read_table
 from atoll.job.load import parse_job

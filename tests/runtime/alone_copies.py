@@ -18,7 +18,7 @@ from atoll.runtime.processes import ProcessExecutor
 from atoll.runtime.serial import SerialExecutor
 from atoll.runtime.starting import copyable, method_for
 
-FAST = 4.0
+FAST = 30.0
 
 
 def executor_of(parts, **options):

@@ -21,6 +21,7 @@ from atoll.algorithms import FedAvg
 from atoll.core.contracts import Task
 from atoll.core.errors import ClientError, JobError
 from atoll.models.function import FunctionTrainer
+from atoll.runtime import processes
 from atoll.runtime.loop import Evaluation, Loop, Stop
 from atoll.runtime.packed import pack
 from atoll.runtime.processes import ProcessExecutor
@@ -28,8 +29,13 @@ from atoll.runtime.serial import SerialExecutor
 from atoll.runtime.shared import SharedArray
 
 METHODS = ("fork", "forkserver")
-FAST = 4.0
-"""Seconds in which all below is over: less than the patience that close() has with a worker."""
+FAST = 30.0
+"""Seconds in which all below is over: less than the patience that close() has with a worker here."""
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    monkeypatch.setattr(processes, "_GRACE", 2 * FAST)
 
 
 def executor_of(parts, **options):

@@ -154,6 +154,13 @@ def polled(heard):
     return decode(heard.body, BLOBS)
 
 
+async def waits(bench):
+    """Until one question waits for news, however long the machine takes to come so far."""
+    async with asyncio.timeout(30):
+        while bench.premises.meters.waiting != 1:
+            await asyncio.sleep(0.005)
+
+
 @pytest.fixture(params=["at once", "in a thread"])
 def telling(request, bench):
     """Has the service tell news: on the event loop, or where it may wait for a lock or the disk."""
@@ -188,35 +195,32 @@ def test_a_poll_without_news_waits_for_the_bell_and_not_a_moment_longer(bench, u
     async def scenario():
         headers = bench.signed(ulm, "GET", "/v1/poll", "wait=20")
         poll = asyncio.ensure_future(bench.sent("GET", "/v1/poll", "wait=20", b"", headers))
-        await asyncio.sleep(0.1)
+        await waits(bench)
         bench.service.on_change(["bern"])  # not for this site
         await asyncio.sleep(0.05)
         assert not poll.done()
         found.append(task())
-        began = time.monotonic()
         threading.Thread(target=bench.service.on_change, args=(["ulm"],)).start()
-        heard = await poll
-        return heard, time.monotonic() - began
+        return await asyncio.wait_for(poll, 10)  # half of what it would wait for
 
-    heard, seconds = bench.loop.run_until_complete(scenario())
+    heard = bench.loop.run_until_complete(scenario())
     assert len(polled(heard)[0]["tasks"]) == 1
-    assert seconds < 0.5
 
 
 def test_a_poll_without_news_ends_after_the_time_that_was_asked_for(bench, ulm):
     began = time.monotonic()
     body, _ = polled(bench.ask(ulm, "GET", "/v1/poll", "wait=0.2"))
     assert (body["tasks"], body["gone"]) == ([], [])
-    assert 0.2 <= time.monotonic() - began < 2
+    assert 0.2 <= time.monotonic() - began < 10  # the server would wait for longer
 
 
 def test_a_poll_without_news_ends_when_the_server_stops(bench, ulm):
     async def scenario():
         headers = bench.signed(ulm, "GET", "/v1/poll", "wait=20")
         poll = asyncio.ensure_future(bench.sent("GET", "/v1/poll", "wait=20", b"", headers))
-        await asyncio.sleep(0.05)
+        await waits(bench)
         bench.bell.close()
-        return await asyncio.wait_for(poll, 5)
+        return await asyncio.wait_for(poll, 10)
 
     assert bench.loop.run_until_complete(scenario()).status == 200
 
@@ -228,25 +232,26 @@ def test_a_poll_whose_sender_has_gone_is_not_kept(bench, ulm):
         poll = asyncio.ensure_future(
             bench.sent("GET", "/v1/poll", "wait=20", b"", headers, gone=gone)
         )
-        await asyncio.sleep(0.05)
-        assert bench.premises.meters.waiting == 1
+        await waits(bench)
         gone.set()
-        await asyncio.wait_for(poll, 5)
+        await asyncio.wait_for(poll, 10)
 
     bench.loop.run_until_complete(scenario())
     assert bench.premises.meters.waiting == 0
 
 
 def test_a_key_that_is_revoked_while_it_waits_is_told_nothing(bench, ulm):
+    bench.service.glance = lambda site, have: Poll([], [])  # at once: who waits has looked
+
     async def scenario():
         headers = bench.signed(ulm, "GET", "/v1/poll", "wait=20")
         poll = asyncio.ensure_future(bench.sent("GET", "/v1/poll", "wait=20", b"", headers))
-        await asyncio.sleep(0.05)
+        await waits(bench)
         bench.store.set_member("ulm", "revoked")
         bench.later(2.0)
         bench.service.poll = bench.service.glance = lambda site, have: Poll([task()], [])
         bench.service.on_change(["ulm"])
-        return await asyncio.wait_for(poll, 5)
+        return await asyncio.wait_for(poll, 10)
 
     heard = bench.loop.run_until_complete(scenario())
     assert (heard.status, heard.code) == (403, "auth.forbidden")
@@ -271,15 +276,20 @@ def test_a_wait_that_is_no_time_is_refused(bench, ulm, wait):
 
 
 def test_a_slow_step_of_the_service_does_not_delay_a_poll(bench, ulm):
+    begun, over, ended = threading.Event(), threading.Event(), []
+
     def slow():
         with bench.service._stepping:
-            time.sleep(1.5)
+            begun.set()
+            over.wait(10)
+            ended.append(time.monotonic())
 
     thread = threading.Thread(target=slow)
     thread.start()
-    began = time.monotonic()
+    assert begun.wait(10)
     assert bench.ask(ulm, "GET", "/v1/poll").status == 200
-    assert time.monotonic() - began < 0.75
+    assert not ended
+    over.set()
     thread.join()
 
 
@@ -349,8 +359,8 @@ def test_a_result_that_asks_for_news_is_told_them_with_its_receipt(bench, ulm, r
     frame = encode({"task": mine["id"], "status": "failed", "reason": "the disk is full"})
     stranger = "other.survey.0.ulm"
     began = time.monotonic()
-    heard = bench.ask(ulm, "POST", path, f"have={mine['id']},{stranger}&wait=5", frame)
-    assert time.monotonic() - began < 4  # what it does not know it can tell at once
+    heard = bench.ask(ulm, "POST", path, f"have={mine['id']},{stranger}&wait=20", frame)
+    assert time.monotonic() - began < 15  # what it does not know it can tell at once
     body, _ = polled(heard)
     sha256 = Blob.of(frame).sha256
     assert body["receipt"] == {"task": mine["id"], "sha256": sha256, "again": False}
@@ -402,12 +412,12 @@ def test_a_run_s_end_wakes_who_watches_it(bench, ada, run):
         path, query = f"/v1/jobs/{run}/rounds", "after=0&wait=20"
         headers = bench.signed(ada, "GET", path, query)
         watch = asyncio.ensure_future(bench.sent("GET", path, query, b"", headers))
-        await asyncio.sleep(0.05)
+        await waits(bench)
         cancel = f"/v1/jobs/{run}/cancel"
         heard = await bench.sent("POST", cancel, headers=bench.signed(ada, "POST", cancel))
         assert heard.status == 200
         await asyncio.to_thread(bench.service.step)
-        return await asyncio.wait_for(watch, 5)
+        return await asyncio.wait_for(watch, 10)
 
     heard = bench.loop.run_until_complete(scenario())
     found = RoundsReply.model_validate_json(heard.body)

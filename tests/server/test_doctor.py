@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from free_ports import free_port
 
 from atoll.server import admin, doctor
 from atoll.server.admin import Founding
@@ -27,12 +28,6 @@ from atoll.wire.certificates import create_certificate
 from atoll.wire.findings import Finding
 
 DAY = 86_400.0
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture
@@ -63,7 +58,7 @@ def running(home: ServerHome) -> Iterator[None]:
 
 
 def looked(home: ServerHome, check: str, **more: Any) -> list[Finding]:
-    return [f for f in examine(home.path, timeout=2.0, **more) if f.check == check]
+    return [f for f in examine(home.path, timeout=20.0, **more) if f.check == check]
 
 
 def the_fault(found: list[Finding]) -> Finding:

@@ -11,7 +11,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from test_serving import QUICK, Live
+from test_serving import MANY, Live
 
 from atoll.core.errors import Unreachable
 from atoll.server import lanes, serving
@@ -28,7 +28,7 @@ BLOB = Blob.of(RAW)
 
 
 def limits(threads: int):
-    return replace(QUICK, lanes=threads, lanes_each=min(2, threads))
+    return replace(MANY, lanes=threads, lanes_each=min(2, threads))
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_an_upload_that_was_cut_goes_on_where_it_was(either, count, source):
     with researcher(either, count) as channel:
         with either.tls() as speaker:
             speaker.sendall(put(channel) + RAW[: 3 * LONG])
-            until = time.monotonic() + 10
+            until = time.monotonic() + 30
             while received(channel) < LONG and time.monotonic() < until:
                 time.sleep(0.02)
         held = received(channel)
@@ -197,7 +197,7 @@ def test_a_connection_is_given_back_when_its_thread_has_ended_however_often_it_i
 
     def read(start, stop):
         begun.set()
-        ended.wait(10)
+        ended.wait(30)
         order.append("ended")
         return b""
 
@@ -308,7 +308,7 @@ def test_who_stops_in_the_middle_holds_up_nobody(live, count, shown, tmp_path):
         with live.join(f"quick-{count}") as channel:
             began = time.monotonic()
             channel.download(BLOB, tmp_path / "got")
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < 15  # those who stopped are given up after 20
     assert (tmp_path / "got").read_bytes() == RAW
 
 
@@ -322,7 +322,7 @@ def test_a_server_stops_while_bodies_are_under_way(tmp_path, count, shown, monke
         began = time.monotonic()
         live.running.stop(0)
         live.thread.join(30)
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 15
         assert live.status == 0
 
 

@@ -13,9 +13,11 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 
 from atoll.connection import connect
 from atoll.core.errors import (
@@ -38,19 +40,14 @@ from atoll.wire.https import Channel, Pin
 from atoll.wire.identity import Identity
 from atoll.wire.messages import JoinBody, JoinReply, MembersReply
 
-QUICK = Limits(header_seconds=1.0, handshake_seconds=1.0, strange=100_000, joins=1000)
-
-
-def free_port() -> int:
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+MANY = Limits(strange=100_000, joins=1000)
+QUICK = replace(MANY, header_seconds=1.0, handshake_seconds=1.0)
 
 
 class Live:
     """A server in a thread of this process."""
 
-    def __init__(self, path: Path, limits: Limits = QUICK, **founding) -> None:
+    def __init__(self, path: Path, limits: Limits = MANY, **founding) -> None:
         self.path, self.limits = path, limits
         self.port = free_port()
         if not (path / "server.json").exists():
@@ -113,6 +110,12 @@ def live(tmp_path_factory):
         yield made
 
 
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    with Live(tmp_path_factory.mktemp("quick") / "server", QUICK) as made:
+        yield made
+
+
 def health(speaker: ssl.SSLSocket) -> bytes:
     speaker.sendall(b"GET /v1/health HTTP/1.1\r\nhost: x\r\n\r\n")
     return speaker.recv(4096)
@@ -141,21 +144,17 @@ def test_a_member_asks_over_a_connection_that_is_kept(live):
 def test_a_signed_round_trip_takes_few_milliseconds(live):
     with live.join("fast") as channel:
         channel.call("GET", "/v1/federation")
-        times = []
-        for _ in range(100):
-            began = time.perf_counter()
-            channel.call("GET", "/v1/federation")
-            times.append(time.perf_counter() - began)
-    assert sorted(times)[20] < 0.02  # far above what it takes on an idle machine
+        seconds, work = _times(channel, 100)
+    assert sorted(seconds)[5] < 0.02  # far above what it takes; the others may have been disturbed
+    assert work < 0.02
 
 
 def test_who_was_revoked_is_refused_by_the_running_server(live):
     with live.join("thief") as channel:
         channel.call("GET", "/v1/federation")
         admin.revoke(live.path, "thief", time.time())
-        time.sleep(1.2)
-        with pytest.raises(Forbidden, match="revoked"):
-            channel.call("GET", "/v1/federation")
+        with pytest.raises(Forbidden, match="revoked"):  # the server looks at its list every second
+            any(channel.call("GET", "/v1/federation") and time.sleep(0.1) for _ in range(300))
 
 
 def test_the_server_names_no_software_and_no_date(live):
@@ -191,57 +190,53 @@ def test_another_server_s_certificate_is_not_trusted(live, tmp_path):
 # What strangers can cost --------------------------------------------------------------------------
 
 
-def closed_within(speaker: socket.socket, seconds: float) -> float:
-    """Seconds until the other side closes; fails when it does not."""
+def closed_within(speaker: socket.socket, seconds: float) -> None:
+    """Wait until the other side closes; fails when it does not."""
     began = time.monotonic()
     speaker.settimeout(seconds)
     with contextlib.suppress(ConnectionError, ssl.SSLError):
         while speaker.recv(65_536):
             pass
-    took = time.monotonic() - began
-    assert took < seconds
-    return took
+    assert time.monotonic() - began < seconds
 
 
-def test_who_says_nothing_is_hung_up_on(live):
-    with live.plain() as silent:
-        assert closed_within(silent, 5) > 0.5
-    with live.tls() as silent:
-        assert closed_within(silent, 5) > 0.5
+def test_who_says_nothing_is_hung_up_on(quick):
+    for dial in (quick.plain, quick.tls):
+        began = time.monotonic()
+        with dial() as silent:
+            closed_within(silent, 20)
+        assert time.monotonic() - began > 0.5
 
 
-def test_half_a_handshake_is_given_up(live):
-    with live.plain() as slow:
+def test_half_a_handshake_is_given_up(quick):
+    with quick.plain() as slow:
         slow.sendall(b"\x16\x03\x01")
-        closed_within(slow, 5)
+        closed_within(slow, 20)
 
 
-def test_headers_that_trickle_in_are_given_up(live):
-    with live.tls() as slow:
-        slow.settimeout(0.2)
-        began = time.monotonic()
+def given_up(speaker: ssl.SSLSocket, piece: bytes) -> None:
+    """Send a piece again and again until the other side hangs up; fails when it does not."""
+    speaker.settimeout(0.2)
+    until = time.monotonic() + 30
+    with contextlib.suppress(OSError):
+        while time.monotonic() < until:
+            speaker.sendall(piece)
+            with contextlib.suppress(TimeoutError):
+                if not speaker.recv(100):
+                    break
+    assert time.monotonic() < until
+
+
+def test_headers_that_trickle_in_are_given_up(quick):
+    with quick.tls() as slow:
         slow.sendall(b"GET /v1/health HTTP/1.1\r\n")
-        with contextlib.suppress(OSError):
-            while time.monotonic() - began < 8:
-                slow.sendall(b"x: y\r\n")
-                with contextlib.suppress(TimeoutError):
-                    if not slow.recv(100):
-                        break
-        assert time.monotonic() - began < 4
+        given_up(slow, b"x: y\r\n")
 
 
-def test_empty_lines_in_place_of_a_request_are_given_up(live):
-    with live.tls() as slow:
+def test_empty_lines_in_place_of_a_request_are_given_up(quick):
+    with quick.tls() as slow:
         assert b"200" in health(slow)
-        slow.settimeout(0.2)
-        began = time.monotonic()
-        with contextlib.suppress(OSError):
-            while time.monotonic() - began < 8:
-                slow.sendall(b"\r\n")
-                with contextlib.suppress(TimeoutError):
-                    if not slow.recv(100):
-                        break
-        assert time.monotonic() - began < 4
+        given_up(slow, b"\r\n")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +308,7 @@ def test_a_member_is_served_while_hundreds_of_connections_are_held_open(tmp_path
     quiet = Limits(header_seconds=30.0, handshake_seconds=30.0, strange=100_000, strangers=64)
     with Live(tmp_path / "server", quiet) as live, live.join("ulm") as channel:
         channel.call("GET", "/v1/federation")
-        alone = _median(channel)
+        _, alone = _times(channel, 40)
         before = _memory()
         with contextlib.ExitStack() as stack:
             for number in range(500):
@@ -325,21 +320,23 @@ def test_a_member_is_served_while_hundreds_of_connections_are_held_open(tmp_path
                         tls = client_context().wrap_socket(sock, server_hostname="x")
                         stack.enter_context(contextlib.closing(tls))
                         tls.sendall(b"GET /v1/health HTTP/1.1\r\n")
-            flooded = _median(channel)
+            seconds, flooded = _times(channel, 40)
             grown = _memory() - before
             with live.join("newcomer") as fresh:  # and somebody new gets in
                 fresh.call("GET", "/v1/federation")
         assert grown < 64 << 20
         assert flooded < 3 * alone + 0.01
+        assert sorted(seconds)[20] < 1.0
 
 
-def _median(channel) -> float:
-    times = []
-    for _ in range(40):
+def _times(channel, count: int) -> tuple[list[float], float]:
+    """Seconds of so many calls, and the processor time of one, at both ends."""
+    seconds, busy = [], time.process_time()
+    for _ in range(count):
         began = time.perf_counter()
         channel.call("GET", "/v1/federation")
-        times.append(time.perf_counter() - began)
-    return sorted(times)[20]
+        seconds.append(time.perf_counter() - began)
+    return seconds, (time.process_time() - busy) / count
 
 
 # One server, and one only -------------------------------------------------------------------------
@@ -364,7 +361,7 @@ def test_a_server_that_is_fenced_off_stops_and_says_so(tmp_path, monkeypatch):
     with Live(tmp_path / "server") as live:
         monkeypatch.setattr(Service, "step", _fenced)
         live.service_wakes()
-        live.thread.join(15)
+        live.thread.join(30)
         assert isinstance(live.error, FenceError)
     assert ServerHome(live.path).running() is None
 
@@ -435,15 +432,30 @@ def test_a_signal_ends_the_server_after_what_is_under_way(tmp_path, number, stat
         answers = []
         asking = threading.Thread(target=lambda: answers.append(_poll(tmp_path / "s")))
         asking.start()
-        time.sleep(0.5)
+        until = time.monotonic() + 30
+        while _waiting(tmp_path / "s") != 1:
+            assert time.monotonic() < until
+            time.sleep(0.05)
         began = time.monotonic()
         process.send_signal(number)
-        out, _ = process.communicate(timeout=20)
-        asking.join(10)
-    assert (process.returncode, time.monotonic() - began < 8) == (status, True)
+        out, _ = process.communicate(timeout=30)
+        asking.join(30)
+    assert (process.returncode, time.monotonic() - began < 20) == (status, True)
     assert answers == [200]  # an open question is answered, not cut
     assert out.strip() == "[]"  # neither torch nor anything like it was ever imported
     assert not (tmp_path / "s" / "running.json").exists()
+
+
+def _waiting(home: Path) -> int:
+    """How many questions wait for news at a running server, as its page of metrics has it."""
+    place = ServerHome(home)
+    port, token = place.running()["port"], place.token.read_text().strip()
+    lines = ["GET /v1/metrics HTTP/1.1", "host: x", f"authorization: Bearer {token}"]
+    plain = socket.create_connection(("127.0.0.1", port), timeout=10)
+    with client_context().wrap_socket(plain, server_hostname="localhost") as speaker:
+        speaker.sendall("\r\n".join([*lines, "connection: close", "", ""]).encode())
+        page = read_all(speaker).decode()
+    return int(float(page.split("\natoll_waiting ")[1].split()[0]))
 
 
 def _poll(home: Path) -> int:
@@ -454,7 +466,7 @@ def _poll(home: Path) -> int:
         reply = channel.json("POST", "/v1/join", body, JoinReply)
     pin = Pin(code.certificate, bytes.fromhex(reply.server_key))
     with Channel(code.address, pin, identity, reply.federation, proxy="") as channel:
-        return channel.call("GET", "/v1/poll", query="wait=20").status
+        return channel.call("GET", "/v1/poll", query="wait=30").status
 
 
 def test_a_killed_server_leaves_nothing_in_the_way_of_the_next(tmp_path):

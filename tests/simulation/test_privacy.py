@@ -314,7 +314,7 @@ def test_every_client_has_its_own_noise_and_the_sum_carries_all_of_it() -> None:
     made = [run(privacy=section, **settings).vector for _ in range(30)]
     sd = 400.0 * 0.5 / np.sqrt(len(CLIENTS))
     draws = np.concatenate(made)
-    assert abs(draws.std() - sd) < 5 * sd / np.sqrt(2 * draws.size)
+    assert abs(draws.std() - sd) < 6 * sd / np.sqrt(2 * draws.size)
 
 
 @pytest.mark.parametrize(("settings", "places"), WRONG.values(), ids=list(WRONG))

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from free_ports import free_port
 
 from atoll.core.errors import AuthError, Equivocation, NotFound, TooLarge, Unreachable, WireError
 from atoll.wire.dialing import Pin
@@ -284,11 +285,11 @@ def test_an_answer_without_end_is_cut_off(fake, channel, monkeypatch):
 def test_a_server_that_does_not_answer_is_left_after_the_timeout(fake, channel):
     channel.call("GET", "/v1/a")
     release = threading.Event()
-    fake.before = lambda handler, length: release.wait(10)
+    fake.before = lambda handler, length: release.wait(60)
     began = time.monotonic()
     with pytest.raises(Unreachable, match=r"sent nothing for 0\.2 s"):
         channel.call("GET", "/v1/a", timeout=0.2)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     release.set()
 
 
@@ -323,13 +324,8 @@ def test_a_connection_that_was_closed_while_idle_is_replaced_silently(fake, chan
     assert fake.connections == 3  # the first lasted for three requests: epoch, GET, POST
 
 
-def nothing_listens():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return f"127.0.0.1:{server.getsockname()[1]}"
-
-
 @pytest.mark.parametrize(
-    "address", [nothing_listens(), "no-such-host.invalid:8443"], ids=["port", "name"]
+    "address", [f"127.0.0.1:{free_port()}", "no-such-host.invalid:8443"], ids=["port", "name"]
 )
 def test_a_server_that_is_not_there_is_told_by_its_address(tls, keys, address):
     with (
@@ -352,7 +348,7 @@ def plain_server():
             client.recv(10)
             if serve.says:
                 client.sendall(serve.says)
-            done.wait(5)
+            done.wait(60)
 
     serve.says = b""
     serve.address = f"127.0.0.1:{server.getsockname()[1]}"
@@ -384,7 +380,7 @@ def test_a_server_that_never_finishes_its_handshake_is_left_after_the_timeout(
         pytest.raises(Unreachable, match="no answer in time"),
     ):
         c.call("GET", "/v1/a")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20
 
 
 def test_a_malformed_address_is_refused_at_once(tls, keys):

@@ -53,7 +53,7 @@ def target(fake, tls, keys, answers):
 
 def seen(target, **more):
     """All findings by check; the last of each."""
-    return {f.check: f for f in probe(target, timeout=5.0, **more)}
+    return {f.check: f for f in probe(target, timeout=20.0, **more)}
 
 
 def the_fault(found):

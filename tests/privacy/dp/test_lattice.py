@@ -66,7 +66,7 @@ def test_skellam_has_its_probabilities(variance):
 def test_wide_noise_has_its_standard_deviation_within_half_a_percent(draw, sd):
     x = draw(1_000_000)
     assert x.std() == pytest.approx(sd, rel=0.005)
-    assert abs(x.mean()) < 5 * sd / 1000
+    assert abs(x.mean()) < 6 * sd / 1000
 
 
 def test_wide_noise_is_normal_to_the_eye_of_a_test():
@@ -89,7 +89,7 @@ def test_a_close_coin_is_decided_exactly(monkeypatch):
     fell = module._coins(SOURCE, gamma, lambda i: Fraction(1, 2))
     assert len(asked) == 2000
     p = math.exp(-0.5)
-    assert abs(fell.mean() - p) < 5 * math.sqrt(p * (1 - p) / 2000)
+    assert abs(fell.mean() - p) < 6 * math.sqrt(p * (1 - p) / 2000)
 
 
 def test_coins_at_the_edge():

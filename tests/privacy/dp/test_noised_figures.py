@@ -28,14 +28,14 @@ def sums(told: NoisedFigures, rows: dict[str, np.ndarray]) -> np.ndarray:
 
 @pytest.mark.parametrize("z", [0.5, 4.0])
 def test_the_noise_of_every_sum_has_the_deviation_that_is_accounted_for(z: float) -> None:
-    """Two figures and a count: z sqrt(3). 3,000 draws tell 5 percent from it (four standard errors)."""
+    """Two figures and a count: z sqrt(3). 3,000 draws tell 8 percent from it (six standard errors)."""
     told = NoisedFigures(z, loss=4.0)
     drawn = np.array([sums(told, ROWS) for _ in range(1000)])
     exact = np.array([3.0, (0.5 + 3.0 + 0.25 + 4.0) / 4, 4.0])
     noise = (drawn - exact) / (z * math.sqrt(3))
-    assert noise.std() == pytest.approx(1.0, rel=0.05)
-    assert np.abs(noise.mean(axis=0)).max() < 4.5 / math.sqrt(1000)
-    assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.15  # each sum has noise of its own
+    assert noise.std() == pytest.approx(1.0, rel=0.08)
+    assert np.abs(noise.mean(axis=0)).max() < 6 / math.sqrt(1000)
+    assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.2  # each sum has noise of its own
     assert told.event(7) == Gaussian(z, 1.0, 7)
 
 

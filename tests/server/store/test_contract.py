@@ -9,6 +9,7 @@ import pytest
 from store_rows import answer, invite, key, round_row, run_row, secret, started
 
 from atoll.core.errors import AuthError, FenceError, NotFound, StateError, StorageError
+from atoll.server.store import database
 from atoll.server.store.contract import Lease, Store
 
 Opener = Callable[[], Store]
@@ -25,11 +26,15 @@ class TestTheLock:
     def test_fresh_store_has_no_holder(self, store: Store) -> None:
         assert store.lease().epoch == 0
 
-    def test_second_live_server_is_refused_by_name(self, opener: Opener) -> None:
+    def test_second_live_server_is_refused_by_name(
+        self, opener: Opener, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         first, second = opener(), opener()
         first.acquire("lab-a pid 12", 0.0)
-        with pytest.raises(FenceError, match="lab-a pid 12"):
-            second.acquire("lab-b", 1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(database, "_PATIENCE", 0.2)
+            with pytest.raises(FenceError, match="lab-a pid 12"):
+                second.acquire("lab-b", 1.0)
         assert second.lease().epoch == 1
         first.close()
         assert second.acquire("lab-b", 2.0) == 2
