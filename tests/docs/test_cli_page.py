@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from pydantic import BaseModel
 
 from atoll.cli.main import root
+from atoll.node.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## `(atoll \w+)[^`]*`$(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
@@ -63,3 +66,15 @@ def test_the_page_tells_no_option_that_there_is_not(name: str) -> None:
     told = set(re.findall(r"`(--[a-z-]+)", SECTIONS[name]))
     others = {"--set"} if name == "atoll run" else set()
     assert told - others <= known
+
+
+def test_the_page_tells_each_key_of_a_node_s_settings_with_its_default() -> None:
+    table = SECTIONS["atoll node"].partition("| key | default | meaning |")[2]
+    said = dict(re.findall(r"^\| `([a-z_.]+)` \| ([^|]+) \|", table, re.M))
+    keys: dict[str, object] = {}
+    for name, value in Settings():
+        inner = {f"{name}.{key}": one for key, one in value} if isinstance(value, BaseModel) else {}
+        keys |= inner or {name: value}
+    assert set(said) == set(keys)
+    for key in set(keys) - {"limits.memory"}:  # depends on the machine
+        assert said[key].strip("` ") in (json.dumps(keys[key]), "as above"), key

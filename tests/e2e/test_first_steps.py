@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 import atoll
 from atoll.algorithms import FedBuff
 from atoll.cli.main import main
+from atoll.core.errors import DataError, NotFound
+from atoll.models.function import FunctionTrainer
 from atoll.models.linear import LinearTrainer
 from atoll.report.folder import RunFolder
 
@@ -89,3 +93,76 @@ def test_the_manifest_names_the_executor_that_ran(tmp_path):
     run = atoll.simulate(linear(compare=False), levels(), executor="processes", workers=1)
     assert run.manifest["executor"] == "processes"
     assert run.job.hash() == linear(compare=False).hash()
+
+
+AUDIT = {
+    "models": 4,
+    "rows": 40,
+    "membership": {
+        "lira": {"tpr": 0.1, "fpr": 0.01, "auc": 0.6},
+        "loss": {"tpr": 0.1, "fpr": 0.01, "auc": 0.6},
+    },
+    "one_run": {"epsilon": 0.5, "delta": 0.0, "confidence": 0.95, "reported": None},
+}
+
+
+def test_a_report_into_an_earlier_runs_folder_takes_nothing_over_from_it(tmp_path):
+    folder, rows = tmp_path / "run", levels()
+    watched = atoll.Stop(rounds=2, metric="federated.loss")
+    first = atoll.simulate(linear(stop=watched), rows, held_out=rows, out=folder)
+    RunFolder(folder).write_audit(AUDIT)
+    first.report(folder)  # its own folder: what was found out about it stays
+    assert {"audit.json", "best.safetensors", "checkpoint"} <= {p.name for p in folder.iterdir()}
+    second = atoll.simulate(linear(stop=atoll.Stop(rounds=3)), rows, profile=True)
+    page = second.report(folder)
+    assert "Audit" not in page.read_text()
+    left = {p.name for p in folder.iterdir()}
+    assert left == {
+        *("manifest.json", "metrics.jsonl", "model.safetensors", "profile.json", "report.html")
+    }
+
+
+def test_of_a_metric_of_ones_own_the_better_model_is_kept():
+    def evaluate(parameters, data):
+        error = data.features @ parameters["w"] - data.targets
+        return {"loss": float(np.mean(error**2)), "worst_error": float(np.abs(error).max())}
+
+    def fit(parameters, data, context):  # worse with every round
+        return {"w": parameters["w"] + 1.0}, None
+
+    trainer = FunctionTrainer({"w": np.zeros(1)}, fit, evaluate)
+    watched = atoll.Stop(rounds=4, metric="federated.worst_error")
+    run = atoll.simulate(linear(trainer=trainer, stop=watched), levels(), held_out=levels())
+    assert run.manifest["best"]["round"] == 1
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes"])
+def test_each_client_s_own_model_is_to_be_had_by_its_name(executor):
+    personal = LinearTrainer("linear", 1, personal=("intercept",))
+    run = atoll.simulate(linear(trainer=personal), levels(), executor=executor, workers=2)
+    own = {site: run.parameters_of(site) for site in ("low", "high")}
+    assert own["low"]["weight"] == pytest.approx(1.0, abs=1e-3) == own["high"]["weight"]
+    assert float(own["low"]["intercept"]) == pytest.approx(-5.0, abs=1e-3)
+    assert float(own["high"]["intercept"]) == pytest.approx(5.0, abs=1e-3)
+    with pytest.raises(NotFound, match="no client 'lo'") as caught:
+        run.parameters_of("lo")
+    assert "did you mean 'low'?" in caught.value.remedy
+
+
+def test_rows_may_come_as_lists_frames_or_tensors():
+    arrays = levels()
+    whole = atoll.simulate(linear(), arrays, held_out=arrays)
+    for kind in (np.ndarray.tolist, pd.DataFrame, torch.from_numpy):
+        given = {
+            site: atoll.Examples(kind(e.features), np.asarray(e.targets).tolist())
+            for site, e in arrays.items()
+        }
+        run = atoll.simulate(linear(), given, held_out=given, central=given["low"])
+        assert run.model_hash == whole.model_hash
+        assert run.manifest["cards"] == whole.manifest["cards"]
+    ragged = {"low": atoll.Examples([[1.0], [1.0, 2.0]], [0.0, 1.0])}
+    with pytest.raises(DataError, match="client 'low': rows are no array"):
+        atoll.simulate(linear(), ragged)
+    with pytest.raises(DataError, match="clients is a list") as caught:
+        atoll.simulate(linear(), list(arrays.values()))
+    assert "atoll.Examples" in caught.value.remedy

@@ -85,6 +85,22 @@ def test_opening_needs_a_run_and_makes_nothing(tmp_path: Path) -> None:
     assert RunFolder.open(tmp_path).read_rounds() == [{"round": 1}]
 
 
+def test_clearing_removes_what_a_run_leaves_and_nothing_of_anybody_else(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.append({"round": 1})
+    run.write_manifest({"atoll": "0.1.0"})
+    run.write_audit({"models": 4})
+    for name in ("checkpoint", "tables", "models"):
+        (tmp_path / name).mkdir()
+    for name in ("best.safetensors", "results.json", "my notes.txt"):
+        (tmp_path / name).write_text("x")
+    run.clear()
+    assert names(tmp_path) == ["my notes.txt"]
+    (tmp_path / "tables").mkdir()  # of somebody else: no results are beside it
+    run.clear()
+    assert names(tmp_path) == ["my notes.txt", "tables"]
+
+
 def test_the_manifest_comes_back_with_nan_as_null(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.read_manifest() == {}

@@ -104,7 +104,7 @@ def test_for_scores_higher_is_better():
     assert not stop.better(0.7, 0.7)
     assert stop.reached(0.9)
     assert not stop.reached(0.89)
-    for name in ("loss", "mse", "mae", "rmse"):
+    for name in ("loss", "mse", "mae", "rmse", "log_loss", "worst_error", "Brier"):
         assert Stop(metric=f"federated.{name}").better(0.7, 0.8)
 
 
@@ -122,7 +122,7 @@ def test_evaluation_happens_every_n_rounds_and_after_the_last():
     assert all(r["federated"] is r["central"] is r["sites"] is None for r in rows)
     second = Clock(Delay("constant", 1.0))
     end, rows, _ = scripted([1.0] * 9, Stop(50, seconds=5.0), every=3, clock=second)
-    assert end.status == "stopped early: 5 of virtual time are over"
+    assert end.status == "stopped early: 5 virtual seconds are over"
     assert [r["round"] for r in rows if r["federated"]] == [3, 5]
     assert [r["clock"] for r in rows] == [1.0, 2.0, 3.0, 4.0, 5.0]
 

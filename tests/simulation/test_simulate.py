@@ -17,12 +17,14 @@ from atoll.core.errors import (
     CheckpointError,
     ClientError,
     DataError,
+    JobConflict,
     JobError,
     QuorumError,
     StorageError,
 )
 from atoll.core.layout import Layout
 from atoll.job import Job, load_job
+from atoll.job.privacy import Privacy
 from atoll.models.linear import LinearTrainer
 from atoll.runtime import checkpoint
 from atoll.runtime.clock import Clock, Delay
@@ -202,6 +204,26 @@ def test_an_earlier_run_is_not_overwritten_by_accident(tmp_path):
     assert len(lines(tmp_path)) == 4
 
 
+def test_an_earlier_run_is_lost_only_to_one_that_can_begin(tmp_path):
+    first = simulate(job(), CLIENTS, out=tmp_path)
+
+    def broken(parts):
+        raise JobConflict("no worker can be had")
+
+    masked = job(privacy=Privacy(aggregation="masked"))
+    for bad, how in ((job(), {"executor": broken}), (masked, {"executor": "processes"})):
+        with pytest.raises(JobConflict):
+            simulate(bad, CLIENTS, out=tmp_path, overwrite=True, **how)
+    assert simulate(job(), CLIENTS, out=tmp_path, resume=True).model_hash == first.model_hash
+
+
+def test_to_resume_and_to_overwrite_is_a_contradiction(tmp_path):
+    simulate(job(), CLIENTS, out=tmp_path)
+    with pytest.raises(JobError, match="exclude each other"):
+        simulate(job(), CLIENTS, out=tmp_path, resume=True, overwrite=True)
+    assert len(lines(tmp_path)) == 4
+
+
 def test_two_runs_do_not_write_to_one_folder(tmp_path):
     simulate(job(), CLIENTS, out=tmp_path)
     descriptor = os.open(tmp_path, os.O_RDONLY)
@@ -327,3 +349,26 @@ def test_sites_with_tables_of_their_own_are_trained_apart_to_the_bits_of_a_deplo
     run = simulate(load_job(tmp_path / "job.toml"), executor=executor)
     assert seen[0].apart != dealt
     assert run.manifest["training"].startswith("stacked" if dealt else "one by one")
+
+
+@pytest.mark.parametrize(
+    ("stop", "changes", "told"),
+    [
+        ({"metric": "loss"}, {}, "names no evaluation"),
+        ({"metric": "central.loss"}, {}, "no central test set"),
+        ({"metric": "federated.loss"}, {"federated": False}, "evaluation.federated is off"),
+        ({"metric": "federated.loss"}, {"evaluate_every": 0}, "never computed"),
+        ({"patience": 2}, {}, "need a metric"),
+    ],
+)
+def test_a_job_made_in_python_is_not_left_watching_what_nobody_computes(stop, changes, told):
+    with pytest.raises(JobConflict, match=told):
+        simulate(job(stop=Stop(rounds=4, **stop), **changes), CLIENTS, held_out=HELD_OUT)
+
+
+def test_a_misspelt_metric_is_no_early_stop_and_no_best_model(tmp_path):
+    watched = job(stop=Stop(rounds=9, metric="federated.los", patience=2))
+    with pytest.raises(JobError, match="evaluations compute") as caught:
+        simulate(watched, CLIENTS, held_out=HELD_OUT, out=tmp_path)
+    assert "did you mean 'loss'?" in caught.value.remedy
+    assert not (tmp_path / "best.safetensors").exists()

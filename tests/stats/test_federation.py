@@ -279,3 +279,25 @@ def test_under_masks_a_small_clinic_joins_and_nothing_is_told_of_it_alone(machin
         with pytest.raises(Forbidden, match="fewer than 11 persons") as caught:
             model("sick", ["age"], intercept="site").fit(federation)
         assert caught.value.site == "tiny"
+
+
+def test_rows_without_a_site_are_no_site_of_their_own(frame):
+    frame.loc[[3, 7], "clinic"] = None
+    with pytest.raises(DataError, match="'clinic' is empty in 2 rows, first in row 4"):
+        Federation.of(frame, site="clinic")
+
+
+def test_one_table_without_a_column_of_sites_is_refused_with_the_way_out(frame):
+    for given in (frame, Table.of(frame.to_dict("list")), frame.to_dict("list")):
+        with pytest.raises(DataError, match="name each row's site") as caught:
+            Federation.of(given)
+        assert "site=" in caught.value.remedy
+
+
+def test_dates_are_text_and_not_numbers_of_nanoseconds(frame):
+    frame["seen"] = pd.to_datetime("2024-01-01") + pd.to_timedelta(np.arange(len(frame)) % 3, "D")
+    frame.loc[5, "seen"] = pd.NaT
+    federation = Federation.of(frame, site="clinic")
+    assert federation.levels["seen"] == ("2024-01-01", "2024-01-02", "2024-01-03")
+    with pytest.raises(DataError):
+        stats.describe(federation, ["seen"])

@@ -103,6 +103,24 @@ def test_what_a_run_writes_is_what_it_found(job, tmp_path):
     assert read["coef"].tolist() == found["cox"].table["coef"].tolist()
 
 
+def test_a_run_kept_in_memory_is_written_as_one_that_had_a_folder(job, tmp_path, capsys):
+    options = {"outcome": "died", "features": ["age"], "trees": 2}
+    asked = {"gradient_boosting": options, "describe": NUMBERS}
+    run = atoll.simulate(job(asked), out=tmp_path / "run")
+    run.report(tmp_path / "copy")
+    for name in ("results.json", "report.html", "tables/describe.csv"):
+        assert (tmp_path / "copy" / name).read_text() == (tmp_path / "run" / name).read_text()
+    assert [p.name for p in (tmp_path / "copy" / "models").iterdir()] == ["gradient_boosting.json"]
+    atoll.simulate(job({"describe": NUMBERS}), out=tmp_path / "copy", overwrite=True)
+    assert not (tmp_path / "copy" / "models").exists()
+    (tmp_path / "run" / "report.html").unlink()
+    assert main(["report", str(tmp_path / "run")]) == 5
+    assert "--resume" in capsys.readouterr().err
+    again = job(asked)
+    atoll.simulate(again, out=tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 def test_one_analysis_that_may_not_be_shown_does_not_hide_the_others(job, tmp_path):
     few = {**rows(), "died": [int(i < 8) for i in range(80)]}
     asked = {kind: EVERY[kind] for kind in ("log_rank", "t_test")}

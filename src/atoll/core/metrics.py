@@ -28,6 +28,7 @@ __all__ = [
     "Metrics",
     "RankedScores",
     "Regression",
+    "higher_is_better",
     "merge_all",
     "merge_metrics",
     "values",
@@ -396,3 +397,20 @@ def merge_all(many: Iterable[Metrics]) -> dict[str, Metric]:
 def values(metrics: Metrics) -> dict[str, float]:
     """The numbers to show."""
     return {name: metric.value for name, metric in metrics.items()}
+
+
+_LESS_IS_BETTER = (
+    *("brier", "deviance", "entropy", "error", "loss", "mae", "mape", "mse"),
+    *("nll", "perplexity", "rmsle"),
+)
+
+
+def higher_is_better(name: str) -> bool:
+    """Whether more of a metric is better, judged by its name: of losses and errors less is.
+
+    The one place that decides it: which model of a run is kept as the best, and what a report calls a gain.
+
+    >>> [higher_is_better(name) for name in ("auc", "log_loss", "worst_error")]
+    [True, False, False]
+    """
+    return not any(word in name.lower() for word in _LESS_IS_BETTER)

@@ -18,7 +18,7 @@ from atoll.core.local import LocalWork
 from atoll.core.values import ClientId
 from atoll.data.population import LazyClients, ids_of, rows_of
 from atoll.job.between import discretion_of
-from atoll.job.check import federation_faults
+from atoll.job.check import federation_faults, watch_faults
 from atoll.job.datasets import load_islands
 from atoll.job.islands import Islands
 from atoll.job.privacy import Privacy, declared_faults
@@ -212,6 +212,9 @@ class Job:
                     "let fit apply context.rule and say so, or use fedavg",
                 )
             )
+        found += watch_faults(
+            self.stop, self.evaluate_every, central=self.central, federated=self.federated
+        )
         if clients is not None:
             found += federation_faults(self.schedule, self.weighting, self.clock, clients)
             found += [

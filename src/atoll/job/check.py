@@ -19,13 +19,14 @@ from atoll.job.datasets import BUILT_IN, load_islands
 from atoll.job.faults import Gathering
 from atoll.job.privacy import declared_faults
 from atoll.job.registry import algorithm_named, model_faults
-from atoll.job.schema import JobSpec
+from atoll.job.schema import JobSpec, StopSpec
 from atoll.job.study import study_faults
 from atoll.job.tables import clock_of, local_work, privacy_of, schedule_of, weighting_of
 from atoll.runtime.clock import Clock
+from atoll.runtime.loop import Stop
 from atoll.runtime.schedule import Schedule, Synchronous
 
-__all__ = ["check_job", "federation_faults"]
+__all__ = ["check_job", "federation_faults", "watch_faults"]
 
 
 def check_job(spec: JobSpec, folder: Path, found: Gathering, broken: Collection[str] = ()) -> None:
@@ -183,21 +184,39 @@ def _watched(spec: JobSpec, folder: Path) -> None:
 
 
 def _never_computed(spec: JobSpec) -> Iterator[Fault]:
-    stop, evaluation = spec.stop, spec.evaluation
+    on = spec.evaluation
+    return watch_faults(spec.stop, on.every, central=on.central, federated=on.federated)
+
+
+def watch_faults(
+    stop: StopSpec | Stop, every: int, *, central: bool, federated: bool
+) -> Iterator[Fault]:
+    """What a job watches and never computes.
+
+    Args:
+        stop: what is watched.
+        every: rounds between evaluations; 0 for never.
+        central: whether the central test set is evaluated.
+        federated: whether clients evaluate.
+    """
+    on = {"central": central, "federated": federated}
+    kind, _, name = stop.metric.partition(".")
     if (stop.patience or stop.target is not None) and not stop.metric:
         yield Fault(
             "stop.metric",
             "patience and target need a metric to watch",
             "set stop.metric, such as 'federated.loss'",
         )
-    for kind in ("central", "federated"):
-        if stop.metric.startswith(f"{kind}.") and not getattr(evaluation, kind):
-            yield Fault(
-                "stop.metric",
-                f"{stop.metric!r} is watched, but evaluation.{kind} is off",
-                f"set evaluation.{kind} = true",
-            )
-    if stop.metric and not evaluation.every:
+    if stop.metric and not (kind in on and name):
+        remedy = "write central.NAME or federated.NAME, such as federated.loss"
+        yield Fault("stop.metric", f"{stop.metric!r} names no evaluation", remedy)
+    elif stop.metric and not on[kind]:
+        yield Fault(
+            "stop.metric",
+            f"{stop.metric!r} is watched, but evaluation.{kind} is off",
+            f"set evaluation.{kind} = true",
+        )
+    if stop.metric and not every:
         yield Fault(
             "evaluation.every",
             f"is 0, so {stop.metric!r} is never computed",

@@ -53,9 +53,18 @@ def islands_of(
 ) -> Islands:
     """A federation handed over in Python.
 
+    Examples of lists, frames or tensors become NumPy arrays; those of arrays stay the objects that they are.
+
     Raises:
-        DataError: rows and targets of different lengths, or held-out rows of an unknown client.
+        DataError: no mapping, rows and targets of different lengths, or held-out rows of an unknown client.
     """
+    for what, given in (("clients", clients), ("held_out", held_out)):
+        if not isinstance(given, Mapping):
+            raise DataError(
+                f"{what} is a {type(given).__name__}, not rows by name",
+                remedy="give a mapping, such as {'north': atoll.Examples(features, targets)}",
+            )
+    clients, held_out, central = _plain(clients), _plain(held_out), _arrays("central", central)
     lazy = isinstance(clients, LazyClients)  # nobody is made before they are invited
     faults = [
         Fault(f"client {client!r}", f"{len(e.features)} rows but {len(e.targets)} targets")
@@ -68,6 +77,30 @@ def islands_of(
     if len(clients) <= MOST_CARDS and not lazy:
         cards = [card(c, examples_card(e)) for c, e in clients.items() if isinstance(e, Examples)]
     return Islands(clients, held_out, central, cards=cards)
+
+
+def _plain(clients: Mapping[ClientId, Any]) -> Mapping[ClientId, Any]:
+    """The federation with arrays as rows; the very mapping where they are arrays already."""
+    if isinstance(clients, LazyClients):
+        return clients
+    changed = {
+        c: made
+        for c, rows in clients.items()
+        if (made := _arrays(f"client {c!r}", rows)) is not rows
+    }
+    return {**clients, **changed} if changed else clients
+
+
+def _arrays(whose: str, rows: Any) -> Any:
+    """Examples as NumPy arrays; anything else as it is."""
+    if not isinstance(rows, Examples):
+        return rows
+    try:
+        features, targets = np.asarray(rows.features), np.asarray(rows.targets)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"{whose}: rows are no array: {error}") from error
+    same = features is rows.features and targets is rows.targets
+    return rows if same else Examples(features, targets)
 
 
 def _strangers(clients: Mapping[ClientId, Any], held_out: Mapping[ClientId, Any]) -> list[Fault]:

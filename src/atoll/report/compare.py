@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from atoll.core.metrics import higher_is_better
 from atoll.data.telling import SUPPRESSED
 
 __all__ = [
@@ -18,7 +19,6 @@ __all__ = [
     "ComparisonRow",
     "comparison_lines",
     "comparison_table",
-    "higher_is_better",
     "main_metric",
     "metric_label",
     "number",
@@ -32,7 +32,6 @@ WAYS = ("alone", "federated", "pooled")
 MEAN = "mean"
 """Name of the last row of the table."""
 
-_LOWER = ("loss", "error", "rmse", "mse", "mae", "brier", "deviance", "nll", "perplexity")
 _LABELS = {"auc": "AUC", "rmse": "RMSE", "mse": "MSE", "mae": "MAE", "r2": "R²", "f1": "F1"}
 _CLEAR = 0.01
 """Smallest difference that counts as one: absolute for scores, relative for losses."""
@@ -85,15 +84,6 @@ def scores(metrics: Mapping[str, Any] | None) -> dict[str, Any]:
     """
     found = (metrics or {}).items()
     return {str(k).removeprefix("train_"): value for k, value in found if k != "confusion"}
-
-
-def higher_is_better(metric: str) -> bool:
-    """Whether more of ``metric`` is better, judged by its name.
-
-    >>> higher_is_better("auc"), higher_is_better("log_loss")
-    (True, False)
-    """
-    return not any(word in metric.lower() for word in _LOWER)
 
 
 def metric_label(metric: str) -> str:

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -237,6 +238,26 @@ class RunFolder:
             line = records.index(None) + 1
             raise StorageError(f"line {line} of {str(self.metrics)!r} is damaged", remedy=_DAMAGED)
         return [record for record in records if record is not None]
+
+    def clear(self) -> None:
+        """Remove the earlier run with all that it left, audit and profile included, and nothing else.
+
+        Raises:
+            StorageError: something in it cannot be removed.
+        """
+        kept = (
+            set() if self.results.exists() else {self.tables.name, self.models.name}
+        )  # not a run's
+        with _storage(self.path, "remove the earlier run in"):
+            for entry in sorted(self.path.iterdir()):
+                known = entry.name in _KNOWN or entry.suffix == ".safetensors"
+                if not known or entry.name in kept:
+                    continue
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                else:
+                    entry.unlink()
+        self._mended = False
 
     def _mend(self) -> None:
         if self.metrics.exists():

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from atoll.core.errors import StorageError
 from atoll.report.audit import audit_section
 from atoll.report.cards import cards_section, data_cards, spread_section
 from atoll.report.charts import Part, dot_rows, figure, legend, shown, stacked_columns
@@ -46,17 +47,25 @@ _NO_PRIVACY = "No masking, no differential privacy was on in this run."
 _SIMULATED = (
     "It was a simulation: all rows were on one machine, so nothing had to be hidden from it."
 )
+_IN_WORDS = ("unit", "neighbouring")
+"""Words of the account that its sentence has already."""
 
 
 def write_report(folder: RunFolder | str | os.PathLike[str]) -> Path:
     """Render the run in ``folder`` to its ``report.html``; returns the file.
 
     Raises:
-        StorageError: there is no run in it, it is damaged, or the report cannot be written.
+        StorageError: there is no run in it, it is damaged, or the report cannot be written; or it is a run of
+            statistics whose page is gone.
     """
     run = folder if isinstance(folder, RunFolder) else RunFolder.open(folder)
-    if run.results.is_file() and run.report.is_file():
-        return run.report  # statistics have a page of their own, written with their results
+    if run.results.is_file():  # statistics have a page of their own, written with their results
+        if run.report.is_file():
+            return run.report
+        raise StorageError(
+            f"the page of the statistics in {str(run.path)!r} is gone, and results.json has not all of it",
+            remedy="atoll run JOB --resume, with this folder as --out, writes it again",
+        )
     page = render(run.read_manifest(), run.read_rounds(), run.read_audit())
     return write_atomic(run.report, page.encode("utf-8", "replace"))
 
@@ -346,8 +355,11 @@ def _privacy(manifest: Mapping[str, Any]) -> list[str]:
     if not said:
         local = manifest.get("executor") not in (None, "remote")
         return [_NO_PRIVACY, *added, *([_SIMULATED] if local else [])]
-    if isinstance(said, Mapping):
-        return [*added, *(f"{key}: {value}" for key, value in said.items())]
+    if isinstance(
+        said, Mapping
+    ):  # sentences; the figures in them are in the whole manifest, by themselves
+        words = {k: v for k, v in said.items() if isinstance(v, str) and k not in _IN_WORDS}
+        return [*added, *(f"{key}: {value}" for key, value in words.items())]
     return [said] if isinstance(said, str) else [str(line) for line in said]
 
 

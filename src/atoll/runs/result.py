@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from atoll.core.contracts import Trainer
-from atoll.core.errors import Forbidden, MissingExtra
+from atoll.core.errors import Forbidden, MissingExtra, NotFound, suggest
 from atoll.core.layout import Array
 from atoll.core.seeds import Seed
+from atoll.core.values import ClientId
 from atoll.job.build import Job
 from atoll.report.folder import RunFolder, write_model
 from atoll.report.html import write_report
+from atoll.runs.findings import answers_of, write_findings
 from atoll.runs.statement import ledger_of
 from atoll.runtime.checkpoint import Progress, model_hash
 from atoll.runtime.profile import Profile
@@ -79,8 +81,6 @@ class Run:
             StateError: the job is none of statistics.
             Forbidden: disclosure control refuses to show an analysis; names it.
         """
-        from atoll.runs.findings import answers_of
-
         found = {}
         for answer in answers_of(self.job, self.progress.state):
             if answer.finding is None:
@@ -124,14 +124,36 @@ class Run:
     def report(self, folder: str | Path) -> Path:
         """Write the run's folder and its offline HTML report; returns the report's path.
 
-        Records and results of an earlier run in ``folder`` are replaced.
+        Another run in ``folder`` is replaced, with all that it left; this run's own folder keeps the rest.
         """
         target = RunFolder(Path(folder))
+        if self.folder is None or not target.path.samefile(self.folder):
+            target.clear()
         target.truncate(0)
         for record in self.rounds:
             target.append(record)
         write_results(target, self)
+        if self.profile is not None:
+            target.write_profile(self.profile.to_plain())
+        if self.job.study is not None:
+            write_findings(target, self.job, self.progress.state, self.manifest)
         return write_report(target)
+
+    def parameters_of(self, client: ClientId) -> dict[str, Array]:
+        """The final model as one client has it: the shared entries, and its own personal ones.
+
+        A client that never took part has the initial ones.
+
+        Raises:
+            NotFound: the run knows no such client.
+        """
+        memories, known = self.progress.memories, self.manifest["data"]
+        if client not in memories and client not in known:
+            raise NotFound(f"no client {client!r} in this run", remedy=suggest(client, known))
+        own = memories.get(client, {}).get("personal")
+        if own is None:
+            return self.parameters
+        return self.trainer.layout.unpack(np.concatenate([self.vector, own]))
 
     def named(self, shared: Array, *, copy: bool = True) -> dict[str, Array]:
         """Shared parameters as named arrays, as in :attr:`parameters`; see :meth:`Layout.unpack`."""

@@ -25,7 +25,7 @@ from atoll.core.chain import Account
 from atoll.core.contracts import Executor, Finishing, Observer, Outcome, Task
 from atoll.core.errors import ClientError, JobError, QuorumError
 from atoll.core.layout import Array
-from atoll.core.metrics import Confusion, Metrics, merge_all, values
+from atoll.core.metrics import Confusion, Metrics, higher_is_better, merge_all, values
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Merged
 from atoll.data.population import ids_of, rows_of
 from atoll.runtime.checkpoint import Best, Progress, model_hash
@@ -47,7 +47,6 @@ __all__ = ["Call", "Evaluate", "Evaluation", "Finished", "Loop", "Next", "Stop",
 _WAYS_OUT = (
     "lower the quorum, lengthen the deadline, or see metrics.jsonl for who is missing and why"
 )
-_LOWER_IS_BETTER = ("loss", "mse", "mae", "rmse")
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +103,7 @@ class Stop:
 
     @property
     def _lower(self) -> bool:
-        return self.metric.rpartition(".")[2] in _LOWER_IS_BETTER
+        return not higher_is_better(self.metric.rpartition(".")[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,7 +309,7 @@ class Loop:
                 )
             return "completed"
         if progress.pace.clock >= stop.seconds:
-            return f"stopped early: {stop.seconds:g} of virtual time are over"
+            return f"stopped early: {stop.seconds:g} virtual seconds are over"
         if stop.patience and progress.waiting >= stop.patience:
             return f"stopped early: {stop.metric} has not improved for {stop.patience} evaluations"
         if best is not None and stop.reached(best.value):
@@ -440,10 +439,10 @@ class Loop:
 
     def _watch(self, progress: Progress, shown: Mapping[str, Any]) -> Progress:
         where, _, name = self.stop.metric.partition(".")
-        found = shown.get(where)
-        if not found:
+        found = shown.get(where) or {}
+        if name not in found:  # or held back: simulate refuses what nobody computes
             return progress
-        value = float(found.get(name, math.nan))
+        value = float(found[name])
         best = progress.best
         if best is None or self.stop.better(value, best.value) or self.stop.reached(value):
             kept = Best(progress.rounds, value, progress.state.parameters)

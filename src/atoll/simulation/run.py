@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from atoll.core.contracts import Executor, Trainer
 from atoll.core.errors import (
     AtollError,
+    Fault,
     JobConflict,
     JobError,
     StorageError,
@@ -92,6 +92,8 @@ def simulate(
             reported together, before anything is written.
     """
     began = datetime.now(UTC)
+    if resume and overwrite:
+        raise JobError("resume and overwrite exclude each other", remedy="leave one of the two out")
     if seed is not None:
         job = _seeded(job, seed)
     if isinstance(executor, str):
@@ -104,13 +106,15 @@ def simulate(
     with timed(watch, "model"):
         parts = _parts(job, islands, apart=apart)
     with _locked(out):
-        folder = None if out is None else _folder(Path(out), resume, overwrite)
+        folder = None if out is None else _folder(Path(out), resume or overwrite)
         session = Session(job, parts, islands, folder, began, _comparison(job, parts))
         progress = session.resumed() if resume else None
         with (
             _stop_on_signal(folder is not None) as interrupted,
             _executor(job, parts, executor, workers, watch) as where,
         ):
+            if folder is not None and overwrite:
+                folder.clear()  # not before all that can refuse the run has agreed to it
             loop = Loop(
                 parts,
                 where,
@@ -120,7 +124,7 @@ def simulate(
                     job.evaluate_every, islands.central if job.central else None, job.federated
                 ),
                 stop=job.stop,
-                observers=(session.record, *observers),
+                observers=(session.record, *_watchers(job), *observers),
                 save=session.save,
                 interrupted=interrupted,
                 watch=watch,
@@ -133,6 +137,27 @@ def simulate(
         with timed(watch, "finish"):
             run = session.finish(finished)
         return run if watch is None else _profiled(run, watch, folder)
+
+
+def _watchers(job: Job) -> Iterator[RoundObserver]:
+    """Who ends a run whose watched metric no evaluation computes: it would be watched for ever."""
+    where, _, name = job.stop.metric.partition(".")
+    privacy: Mapping[str, Any] = job.definition.get("privacy") or {}
+    if not name or privacy.get("counts"):  # a rule may hold figures back
+        return
+    seen: list[bool] = []
+
+    def look(record: Mapping[str, Any]) -> None:
+        found = record.get(where)
+        if found and not seen:
+            seen.append(True)
+            if name not in found:
+                message = (
+                    f"{job.stop.metric!r} is watched, and evaluations compute {', '.join(found)}"
+                )
+                raise JobError(message, remedy=suggest(name, found))
+
+    yield look
 
 
 def planned_cost(job: Job, islands: Islands) -> Mapping[str, Any]:
@@ -205,31 +230,19 @@ def _locked(out: str | Path | None) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _folder(path: Path, resume: bool, overwrite: bool) -> RunFolder:
-    """The run's folder; an earlier run in it is continued, replaced, or left alone.
+def _folder(path: Path, agreed: bool) -> RunFolder:
+    """The run's folder.
 
     Raises:
-        StorageError: it holds an earlier run, and neither was asked for.
+        StorageError: it holds an earlier run, and it is not ``agreed`` what becomes of it.
     """
     folder = RunFolder(path)
-    if folder.used and not resume:
-        if not overwrite:
-            raise StorageError(
-                f"{path} holds an earlier run",
-                remedy="continue it with --resume, replace it with --overwrite, or name another folder",
-            )
-        for old in (folder.checkpoint, path / "tensorboard", folder.tables):
-            shutil.rmtree(old, ignore_errors=True)
-        for file in (
-            folder.manifest,
-            folder.metrics,
-            folder.report,
-            folder.profile,
-            folder.audit,
-            folder.results,
-            *path.glob("*.safetensors"),
-        ):
-            file.unlink(missing_ok=True)
+    if folder.used and not agreed:
+        raise StorageError(
+            f"{path} holds an earlier run",
+            remedy="continue it with --resume (in Python resume=True), replace it with --overwrite "
+            "(overwrite=True), or name another folder",
+        )
     return folder
 
 
@@ -285,6 +298,10 @@ def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
         apart=apart,
     )
     faults = [*job.faults(parts.trainer, parts.clients, parts.held_out), *job.privacy_faults]
+    if job.stop.metric.startswith("central.") and islands.central is None:
+        reason = f"{job.stop.metric!r} is watched, but there is no central test set"
+        remedy = "pass central= to simulate, set data.central_test = true, or watch federated"
+        faults.append(Fault("stop.metric", reason, remedy))
     if len(parts.clients) and not job.schedule.faults(len(parts.clients)):
         rounds = job.stop.rounds
         if job.study is not None:

@@ -15,13 +15,14 @@ from atoll.algorithms.statistics.analysis import Analysis
 from atoll.algorithms.statistics.columns import complete, only_binary, selected
 from atoll.algorithms.statistics.holding import Holding
 from atoll.algorithms.statistics.running import NoModel, Statistic
-from atoll.core.errors import DataError, suggest
+from atoll.core.errors import DataError
 from atoll.core.layout import Array
 from atoll.core.seeds import Seed
 from atoll.data.coded import coded, levels_of
 from atoll.data.columns import is_missing
 from atoll.data.disclosure import Disclosure
 from atoll.data.query_log import QueryLog
+from atoll.data.readers import sites_from_column
 from atoll.data.table import Table, label
 from atoll.job.build import Job
 from atoll.job.inquiries.book import Codebook
@@ -80,7 +81,7 @@ class Federation:
             logs: folder for the sites' query logs; None keeps them in memory.
 
         Raises:
-            DataError: no rows, an unknown column, or an undeclared value.
+            DataError: no rows, an unknown column, rows without a site, or an undeclared value.
         """
         rule = rule or Disclosure()
         tables = _tables(data, site)
@@ -120,7 +121,7 @@ class Federation:
             DataError: an unknown column.
         """
         self.book.check(*names)
-        return self._where(lambda table: complete(table.columns, names))
+        return self._where(lambda table: complete(table.columns, names), chosen=False)
 
     def where(self, **chosen: Any) -> Federation:
         """The rows with these values: a category's name or number, or a range ``(low, high)``.
@@ -147,11 +148,12 @@ class Federation:
             sites[name] = replace(site, holding=replace(held, table=Table(columns)))
         return replace(self, sites=sites)
 
-    def _where(self, keep: Callable[[Table], Array]) -> Federation:
-        sites = {
-            name: replace(site, holding=site.holding.where(keep(site.holding.table)))
-            for name, site in self.sites.items()
-        }
+    def _where(self, keep: Callable[[Table], Array], *, chosen: bool = True) -> Federation:
+        sites = {}
+        for name, site in self.sites.items():
+            held = site.holding
+            part = held.where(keep(held.table), chosen=chosen)
+            sites[name] = replace(site, holding=part)
         return replace(self, sites=sites)
 
     def ask(self, inquiry: Inquiry, **run: Any) -> Any:
@@ -237,17 +239,21 @@ class Federation:
 
 def _tables(data: Any, site: str) -> dict[str, Table]:
     if not site:
-        found = {str(name): _table(part) for name, part in dict(data).items()}
+        if not isinstance(data, Mapping) or not all(map(_is_table, data.values())):
+            raise DataError(
+                "no column is said to name each row's site",
+                remedy="give site=, the name of that column, or a table for each site by its name",
+            )
+        found = {str(name): _table(part) for name, part in data.items()}
     else:
-        whole = _table(data)
-        if site not in whole.columns:
-            raise DataError(f"no column {site!r}", remedy=suggest(site, whole.names))
-        homes = np.array([label(cell) for cell in whole[site]])
-        rest = whole.without(site)
-        found = {str(name): rest.take(homes == name) for name in np.unique(homes)}
+        found = sites_from_column(_table(data), site)
     if not found or not any(len(table) for table in found.values()):
         raise DataError("there are no rows", remedy="check the table and the site column")
     return found
+
+
+def _is_table(data: Any) -> bool:
+    return isinstance(data, Table | Mapping) or hasattr(data, "columns")
 
 
 def _table(data: Any) -> Table:
@@ -262,6 +268,8 @@ def _cells(values: Any) -> Any:
         if plain.dtype.kind in "biuf":
             return plain
         missing = values.isna().to_numpy()
+        if plain.dtype.kind in "mM":  # dates are text, as in files; not nanoseconds
+            plain = values.astype(str).to_numpy(object)
         return [None if gone else cell for cell, gone in zip(plain.tolist(), missing, strict=True)]
     return values
 
