@@ -27,8 +27,9 @@ from atoll.job.summed import job_name
 from atoll.privacy.he.contexts import PublicContext, installed
 from atoll.privacy.he.parameters import Parameters
 from atoll.privacy.he.rounds import key_lane
-from atoll.privacy.he.sharing import WRAP
+from atoll.privacy.he.sharing import WRAP, Greeting
 from atoll.privacy.secagg.codec import written
+from atoll.privacy.secagg.keys import signed_by, usable
 from atoll.privacy.secagg.messages import Invitation
 from atoll.privacy.secagg.terms import Member, Occasion, Terms, rule_text, usual_threshold
 from atoll.server.answers import Expected
@@ -98,7 +99,15 @@ def shared_key(
     parameters = Parameters.exact(max(2, terms.sites))
     told, ask = invited(office, terms), _Asking(office, row, make)
     names = [member.name for member in terms.cohort]
-    said = yield from ask("greet", names, told, _slots(channel=32, signature=64))
+
+    def greets(site: ClientId, arrays: Mapping[str, Array]) -> None:
+        index, channel = terms.index(site), arrays["channel"].tobytes()
+        signed = Greeting.signed(terms.context, index, channel)
+        key = terms.cohort[index - 1].key
+        if not (signed_by(key, arrays["signature"].tobytes(), signed) and usable(channel)):
+            raise UpdateRefused("what it has said is no key, or not signed by it for this run")
+
+    said = yield from ask("greet", names, told, _slots(channel=32, signature=64), greets)
     greeted = {
         "channels": np.concatenate([said[name]["channel"] for name in names]),
         "signatures": np.concatenate([said[name]["signature"] for name in names]),
@@ -106,7 +115,7 @@ def shared_key(
     slots = {"public": None, "name": 32, "sealed": None, "wraps": WRAP * len(names)}
     found: list[PublicContext] = []
 
-    def holds(arrays: Mapping[str, Array]) -> None:
+    def holds(site: ClientId, arrays: Mapping[str, Array]) -> None:
         try:
             found.append(PublicContext(parameters, arrays["public"].tobytes()))
         except (AuthError, WireError) as error:
@@ -119,7 +128,7 @@ def shared_key(
     dealt = (yield from ask("deal", [dealer], told | greeted, expected, holds))[dealer]
     name = dealt["name"].tobytes()
 
-    def same(arrays: Mapping[str, Array]) -> None:
+    def same(site: ClientId, arrays: Mapping[str, Array]) -> None:
         if arrays["name"].tobytes() != name:
             raise UpdateRefused("it has found another key than was dealt")
 
@@ -142,7 +151,7 @@ class _Asking:
         sites: Sequence[ClientId],
         told: Mapping[str, Array],
         expected: Expected,
-        check: Callable[[Mapping[str, Array]], None] = lambda arrays: None,
+        check: Callable[[ClientId, Mapping[str, Array]], None],
     ) -> Generator[Call, Sequence[Outcome], Answers]:
         office, row, settings = self._office, self._row, self._office.settings
         blob = office.show(row.id, {"kind": kind}, told)
@@ -152,7 +161,7 @@ class _Asking:
         answers: dict[ClientId, Mapping[str, Array]] = {}
 
         def take(task: TaskBody, body: ResultBody, arrays: Mapping[str, Array]) -> None:
-            check(arrays)
+            check(task.client, arrays)
             answers[task.client] = {name: np.array(array) for name, array in arrays.items()}
 
         outcomes = yield Call(

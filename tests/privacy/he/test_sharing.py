@@ -8,7 +8,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from atoll.core.errors import AuthError
 from atoll.privacy.he.rounds import key_lane
-from atoll.privacy.he.sharing import greeting, key_name, parcel, unpacked_key
+from atoll.privacy.he.sharing import (
+    Greeting,
+    Parcel,
+    _roster,
+    greeting,
+    key_name,
+    parcel,
+    unpacked_key,
+)
 from atoll.privacy.secagg.terms import Member, Occasion, Terms
 
 NAMES = ("east", "north", "west")
@@ -79,3 +87,21 @@ def test_what_was_said_for_one_run_is_worth_nothing_in_another():
 
 def test_the_name_of_a_key_is_its_own():
     assert key_name(SECRET) == key_name(bytes(SECRET)) != key_name(SECRET + b"x")
+
+
+@pytest.mark.parametrize("channel", [bytes(32), b"\x01" + bytes(31), b"short"])
+def test_a_site_that_says_a_key_nobody_can_agree_on_is_named(channel):
+    signed = KEYS["west"].sign(Greeting.signed(TERMS.context, 3, channel))
+    spoilt = [*GREETINGS[:2], Greeting(channel, signed)]
+    with pytest.raises(AuthError, match="west") as found:
+        parcel(TERMS, 1, SEEDS["east"], spoilt, SECRET, KEYS["east"].sign)
+    assert found.value.site == "west"
+
+
+def test_a_dealer_that_seals_something_else_for_one_site_is_named_by_it():
+    wraps = (*DEALT.wraps[:2], bytes(48))
+    roster = _roster(TERMS, GREETINGS)
+    signature = KEYS["east"].sign(Parcel.signed(roster, 1, DEALT.sealed, wraps))
+    with pytest.raises(AuthError, match="east has dealt does not open") as caught:
+        found("west", dealt=Parcel(DEALT.sealed, wraps, signature))
+    assert caught.value.site == "east"

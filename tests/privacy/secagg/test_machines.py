@@ -226,6 +226,42 @@ def test_an_unsigned_envelope_is_blamed_on_its_dealer_before_it_reaches_anybody(
     assert integers(result.total) == plain_sum(terms, guests, result.members)
 
 
+@pytest.mark.parametrize("field", ["channel", "mask"])
+@pytest.mark.parametrize("key", [bytes(32), b"\x01" + bytes(31), b"short"])
+def test_a_site_whose_public_key_nobody_can_agree_on_goes_by_name_and_the_others_go_on(field, key):
+    """Each honest site would give up at such a key, without a word on whose it was, attempt after attempt."""
+
+    def change(message, signer, guests):
+        if not isinstance(message, Commitment):
+            return message
+        context = guests["site002"].site.at.terms.context
+        spoilt = replace(message, **{field: key})
+        return replace(spoilt, signature=signer.sign(spoilt.signed(context)))
+
+    terms, guests, result = played(change)
+    assert list(result.blamed) == ["site002"]
+    assert "no usable X25519 key" in result.blamed["site002"]
+    assert result.members == ("site001", "site003", "site004", "site005")
+    assert integers(result.total) == plain_sum(terms, guests, result.members)
+
+
+def test_a_site_that_is_shown_such_a_key_blames_whoever_has_signed_it(monkeypatch):
+    """A server that does not look passes it on."""
+    monkeypatch.setattr(at_server, "usable", lambda key: True)
+
+    def change(message, signer, guests):
+        if not isinstance(message, Commitment):
+            return message
+        context = guests["site002"].site.at.terms.context
+        spoilt = replace(message, mask=bytes(32))
+        return replace(spoilt, signature=signer.sign(spoilt.signed(context)))
+
+    _, guests, result = played(change)
+    assert result.total is None
+    honest = [guest for name, guest in guests.items() if name != "site002"]
+    assert {guest.blames for guest in honest} == {"site002"}
+
+
 def test_a_second_other_answer_is_an_equivocation_and_the_first_stays():
     server, _ = at_server.Server.start(TERMS, SERVER.sign)
     first = next(m for _, m in MESSAGES if isinstance(m, Commitment))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from atoll.core.errors import AuthError
 from atoll.privacy.secagg.canonical import digest, pack
-from atoll.privacy.secagg.keys import Pair, derive, open_sealed, seal, signed_by
+from atoll.privacy.secagg.keys import Pair, derive, open_sealed, seal, signed_by, usable
 from atoll.privacy.secagg.terms import Terms
 
 __all__ = ["WRAP", "Greeting", "Parcel", "greeting", "key_name", "parcel", "unpacked_key"]
@@ -114,8 +114,13 @@ def unpacked_key(
     if len(dealt.wraps) != terms.sites:
         raise AuthError(f"a key for {len(dealt.wraps)} sites, {terms.sites} take part")
     opens = _wrapping(_pair(terms, seed), greetings[dealer - 1].channel, roster, dealer, index)
-    content = open_sealed(opens, dealt.wraps[index - 1], _bound(roster, dealer, index))
-    return open_sealed(content, dealt.sealed, pack("he key", roster, dealer))
+    try:
+        content = open_sealed(opens, dealt.wraps[index - 1], _bound(roster, dealer, index))
+        return open_sealed(content, dealt.sealed, pack("he key", roster, dealer))
+    except AuthError as error:  # it has signed all of it, over the keys of all
+        raise AuthError(
+            f"the key that {member.name} has dealt does not open", site=member.name
+        ) from error
 
 
 def _pair(terms: Terms, seed: bytes) -> Pair:
@@ -130,6 +135,8 @@ def _roster(terms: Terms, greetings: Sequence[Greeting]) -> bytes:
         signed = Greeting.signed(terms.context, index, said.channel)
         if not signed_by(member.key, said.signature, signed):
             raise AuthError(f"the key that {member.name} is to have said is not signed by it")
+        if not usable(said.channel):
+            raise AuthError(f"the key that {member.name} has said is none", site=member.name)
     return digest("he roster", terms.context, tuple(said.channel for said in greetings))
 
 

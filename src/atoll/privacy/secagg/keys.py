@@ -23,9 +23,11 @@ __all__ = [
     "open_sealed",
     "seal",
     "signed_by",
+    "usable",
 ]
 
 _NONCE = bytes(12)  # every sealing key is fresh and seals one message
+_ANY = bytes(range(32))  # any private half will do to try a public one
 
 
 def needs_cryptography(error: ImportError) -> MissingExtra:
@@ -85,6 +87,16 @@ class Pair:
             return self._key.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError as error:  # of another length, or of low order
             raise AuthError("a public key is no usable X25519 key") from error
+
+
+@lru_cache(maxsize=4096)
+def usable(public: bytes) -> bool:
+    """Whether a secret can be agreed on with the holder of ``public``; with some keys nobody can."""
+    try:
+        Pair(_ANY).agreed(public)
+    except AuthError:
+        return False
+    return True
 
 
 def seal(key: bytes, plain: bytes, bound: bytes) -> bytes:

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from atoll.core.errors import AuthError, JobError, raise_faults
 from atoll.privacy.secagg.graph import neighbours
-from atoll.privacy.secagg.keys import signed_by
+from atoll.privacy.secagg.keys import signed_by, usable
 from atoll.privacy.secagg.masks import MaskPlan
 from atoll.privacy.secagg.messages import (
     Commitment,
@@ -288,7 +288,11 @@ def _unsigned(server: Server, event: Any, *bound: bytes) -> str:
 
 
 def _check_commitment(server: Server, event: Commitment) -> str:
-    return _unsigned(server, event)
+    if wrong := _unsigned(server, event):
+        return wrong
+    if usable(event.channel) and usable(event.mask):
+        return ""
+    return "one of its public keys is no usable X25519 key"
 
 
 def _check_deal(server: Server, event: Deal) -> str:

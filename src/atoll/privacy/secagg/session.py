@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from atoll.core.errors import AuthError
 from atoll.privacy.secagg.canonical import digest, pack
 from atoll.privacy.secagg.graph import neighbours
-from atoll.privacy.secagg.keys import Pair, derive, keystream, open_sealed, seal, signed_by
+from atoll.privacy.secagg.keys import Pair, derive, keystream, open_sealed, seal, signed_by, usable
 from atoll.privacy.secagg.ledger import Record
 from atoll.privacy.secagg.masks import MaskPlan
 from atoll.privacy.secagg.messages import (
@@ -148,6 +148,10 @@ class Session:
         peers = {commitment.sender: commitment for commitment in said}
         roster_is = roster_hash(said, context)
         near = neighbours(sorted(peers), roster_is, self.terms.degree)[self.index]
+        for index in near:  # signed, so it is theirs: nobody else is to blame
+            if not (usable(peers[index].channel) and usable(peers[index].mask)):
+                name = within[index].name
+                raise AuthError(f"a public key of {name} is no usable X25519 key", site=name)
         session = replace(self, peers=peers, roster=roster_is, near=near)
         return session, session._dealt(sign)
 
