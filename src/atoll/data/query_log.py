@@ -5,6 +5,9 @@ keeps, by column, which persons stood behind each answer, and refuses what would
 audit of sums in the manner of F. Y. Chin and G. Ozsoyoglu, "Auditing and inference control in statistical
 databases", IEEE Trans. Software Eng. 8 (1982): answers are vectors over persons, and a combination of them
 that is not zero for a few persons only tells about those.
+
+How many rows a job looks at is told whatever is asked of them. So beside the columns the log keeps the
+selections themselves, and holds each against the others and against the cells of tables.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import numpy as np
 
 from atoll.core.errors import Forbidden, StorageError
 from atoll.core.layout import Array
+from atoll.data.differences import isolates, nearly_nested
 
 __all__ = ["QueryLog", "Released"]
 
@@ -35,12 +38,13 @@ class Released:
     """One set of rows whose sums are about to leave.
 
     Args:
-        columns: the columns that are summed.
+        columns: the columns that are summed; none for the selection of rows itself, whose number is told.
         rows: which rows take part, ``(n,)`` bool.
         table: empty for a selection, which is audited in full. Cells of one table of suppressed counts
             carry the table's name: they are small by nature and held against cells of other tables.
         cuts: increasing cut points between which the rows of the first column are counted.
         apart: the site's sums have places of their own among those of all, where masks hide nothing.
+        study: names the selection of rows that this is about, and what is looked at of it; empty for all rows.
     """
 
     columns: tuple[str, ...]
@@ -48,6 +52,7 @@ class Released:
     table: str = ""
     cuts: Array = field(default_factory=lambda: np.zeros(0))
     apart: bool = False
+    study: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,16 +65,25 @@ class _Entry:
     cuts: tuple[float, ...]
     masked: bool = False
     data: str = ""
+    study: tuple[str, str] = ("", "")
 
     def same(self, other: _Entry) -> bool:
         """Whether the other one tells the same; a sum with those of other sites in it tells another thing."""
         alike = self.columns == other.columns and self.cuts == other.cuts
         alike = alike and self.data == other.data and self.masked == other.masked
+        alike = alike and bool(self.study[0]) == bool(other.study[0])
         return alike and np.array_equal(self.members, other.members)
+
+    @property
+    def of_all(self) -> bool:
+        """Whether it is about all rows, of which none were selected."""
+        return bool(self.columns) and not self.study[0]
 
     def to_plain(self) -> dict[str, Any]:
         bits = np.packbits(self.members).tobytes().hex()
+        about = {"study": self.study} if any(self.study) else {}
         return {
+            **about,
             "columns": self.columns,
             "persons": bits,
             "count": len(self.members),
@@ -85,7 +99,8 @@ class _Entry:
         members = np.unpackbits(bits, count=plain["count"]).astype(bool)
         masked, data = bool(plain.get("masked", False)), str(plain.get("data", ""))
         columns, cuts = tuple(plain["columns"]), tuple(plain["cuts"])
-        return cls(columns, members, plain["table"], cuts, masked, data)
+        first, second = map(str, plain.get("study", ("", "")))
+        return cls(columns, members, plain["table"], cuts, masked, data, (first, second))
 
 
 @dataclass
@@ -147,15 +162,17 @@ class QueryLog:
             cuts = tuple(float(c) for c in one.cuts)
             columns = tuple(sorted(one.columns))
             hidden = self.masked and not one.apart
-            entry = _Entry(columns, members, one.table, cuts, hidden, self.data)
+            entry = _Entry(columns, members, one.table, cuts, hidden, self.data, one.study)
             if any(entry.same(old) for old in entries):
                 continue
+            seen = _Seen(values or {}, persons, one.rows)
             for name in entry.columns:
                 known = [old for old in entries if name in old.columns]
                 self._look(name, entry, known, site)
-            if cuts and values is not None:
-                column = values[one.columns[0]]
-                self._between(one, entry, entries, column, persons, site)
+                self._between(name, entry, known, seen, site)
+            self._selections(entry, entries, seen, site)
+            if not columns and not one.study[0]:
+                continue  # all rows: that they were asked about is seen from what was
             entries.append(entry)
             fresh.append(entry)
         if not dry:
@@ -163,59 +180,85 @@ class QueryLog:
             self._entries = entries
 
     def _look(self, name: str, new: _Entry, known: Sequence[_Entry], site: str) -> None:
+        about = f"column {name!r}" if name else "selections of rows"
         if any(_other_rows(new, old) for old in known):
             raise Forbidden(
-                f"the site's rows have changed since column {name!r} was last asked about",
+                f"the site's rows have changed since {about} was last asked about",
                 site=site,
                 remedy="let the site review what was released, and begin a new log",
             )
         if len(known) >= _MOST_SETS:
             raise Forbidden(
-                f"column {name!r} has been asked about in {len(known)} different selections",
+                f"{about} has been asked about in {len(known)} different selections",
                 site=site,
                 remedy=_ONE_SET,
             )
+        wrong: bool | None
         if new.table:
             wrong = any(_close(new, old, self.minimum) for old in known if old.table)
         else:
             wrong = _isolates([*(old for old in known if not old.table), new], self.minimum)
-        if wrong:
-            raise Forbidden(
-                f"together with earlier answers about column {name!r} this one would isolate "
-                f"fewer than {self.minimum} persons",
-                site=site,
-                remedy=_ONE_SET,
-            )
+        if wrong is not False:
+            raise self._refusal(about, wrong, site)
+
+    def _refusal(self, about: str, wrong: bool | None, site: str) -> Forbidden:
+        would = "may" if wrong is None else "would"
+        return Forbidden(
+            f"together with earlier answers about {about} this one {would} isolate "
+            f"fewer than {self.minimum} persons",
+            site=site,
+            remedy=_ONE_SET,
+        )
 
     def _between(
-        self,
-        one: Released,
-        new: _Entry,
-        entries: Sequence[_Entry],
-        column: Array,
-        persons: Array,
-        site: str,
+        self, name: str, new: _Entry, known: Sequence[_Entry], seen: _Seen, site: str
     ) -> None:
+        """Refuse counts between cut points that are too close to an earlier count of the column."""
+        values = seen.values.get(name)
+        for old in () if values is None or new.table else known:
+            if old.table or not (old.cuts or new.cuts):
+                continue
+            if np.array_equal(old.members, new.members):
+                if old.cuts and new.cuts:
+                    self._same_rows(name, new, old, seen, site)
+            elif old.masked == new.masked and seen.nearly_nested(name, new, old, self.minimum):
+                raise self._refusal(f"column {name!r}", True, site)
+
+    def _same_rows(self, name: str, new: _Entry, old: _Entry, seen: _Seen, site: str) -> None:
         """Refuse cut points that lie too close to those of an earlier count of the same rows."""
-        for old in entries:
-            if old.columns != new.columns or not old.cuts:
+        every = np.array(sorted({*old.cuts, *new.cuts}))
+        place = np.searchsorted(every, seen.values[name][seen.rows], side="right")
+        for i in range(1, len(every)):
+            pair = {float(every[i - 1]), float(every[i])}
+            if pair <= set(old.cuts) or pair <= set(new.cuts):
                 continue
-            if not np.array_equal(old.members, new.members):
-                continue
-            every = np.array(sorted({*old.cuts, *new.cuts}))
-            place = np.searchsorted(every, column[one.rows], side="right")
-            for i in range(1, len(every)):
-                pair = {float(every[i - 1]), float(every[i])}
-                if pair <= set(old.cuts) or pair <= set(new.cuts):
-                    continue
-                count = len(np.unique(persons[one.rows][place == i]))
-                if 0 < count < self.minimum:
-                    raise Forbidden(
-                        f"cut points {every[i - 1]:g} and {every[i]:g} of column {one.columns[0]!r}, "
-                        f"one of them asked for earlier, isolate fewer than {self.minimum} persons",
-                        site=site,
-                        remedy="use the same cut points as before",
-                    )
+            count = len(np.unique(seen.persons[seen.rows][place == i]))
+            if 0 < count < self.minimum:
+                raise Forbidden(
+                    f"cut points {every[i - 1]:g} and {every[i]:g} of column {name!r}, "
+                    f"one of them asked for earlier, isolate fewer than {self.minimum} persons",
+                    site=site,
+                    remedy="use the same cut points as before",
+                )
+
+    def _selections(self, new: _Entry, entries: Sequence[_Entry], seen: _Seen, site: str) -> None:
+        """Hold a selection of rows against earlier ones, and against the cells of tables of other ones."""
+        if new.columns and not new.table:
+            return
+        asked = [old for old in entries if not old.columns]
+        cells = [old for old in entries if old.table]
+        if not new.columns:
+            every = np.ones(len(new.members), bool)
+            whole = {old.masked for old in entries if old.of_all and not _other_rows(new, old)}
+            if not new.study[0] and new.masked in whole:
+                return
+            asked += [_Entry((), every, "", (), masked, self.data) for masked in sorted(whole)]
+            self._look("", new, asked, site)
+            pairs = [(old, new) for old in cells]
+        else:
+            pairs = [(new, old) for old in asked]
+        if any(seen.near(cell, chosen, self.minimum) for cell, chosen in pairs):
+            raise self._refusal("selections of rows", True, site)
 
     def _write(self, fresh: Sequence[_Entry]) -> None:
         if self.path is None or not fresh:
@@ -265,7 +308,7 @@ def _other_rows(new: _Entry, old: _Entry) -> bool:
 
 def _close(new: _Entry, old: _Entry, minimum: int) -> bool:
     """Whether one cell lies in another, both large, and few persons lie between them."""
-    if new.table == old.table:
+    if (new.table, new.study) == (old.table, old.study):
         return False  # what is small inside one table is suppressed there
     if min(new.members.sum(), old.members.sum()) < minimum:
         return False
@@ -273,43 +316,57 @@ def _close(new: _Entry, old: _Entry, minimum: int) -> bool:
     return (less == 0 and 0 < more < minimum) or (more == 0 and 0 < less < minimum)
 
 
-def _isolates(entries: Sequence[_Entry], minimum: int) -> bool:
-    """Whether a combination of these sets is not zero for 1 to ``minimum - 1`` persons only.
+def _isolates(entries: Sequence[_Entry], minimum: int) -> bool | None:
+    """Whether a combination of these sets tells about 1 to ``minimum - 1`` persons; None: not known."""
+    sets = np.array([entry.members for entry in entries], bool)
+    return isolates(sets, np.array([entry.masked for entry in entries], bool), minimum)
 
-    Persons that every set treats alike form an atom. A combination that vanishes outside some atoms
-    exists exactly where the sets, cut down to the other atoms, have a lower rank.
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The rows that a new set is of.
+
+    Args:
+        values: the site's columns.
+        persons: the person behind each row.
+        rows: which of them are in the set.
     """
-    every = np.array([entry.members for entry in entries], bool)
-    packed = np.packbits(every, axis=0)  # one word a person sorts faster than a column of booleans
-    keys = packed.T.copy().view([("", np.uint8)] * packed.shape[0])[:, 0]
-    _, first, sizes = np.unique(keys, return_index=True, return_counts=True)
-    patterns = every[:, first]
-    masked = np.array([entry.masked for entry in entries], bool)
-    if masked.any():  # the persons of other sites, who are in every masked sum
-        patterns = np.column_stack([patterns, masked])
-        sizes = np.append(sizes, minimum)
-    inside = patterns.any(axis=0)  # who was never asked about is in no combination
-    vectors, sizes = patterns[:, inside].astype(np.float64), sizes[inside]
-    if not vectors.size:
-        return False
-    full = np.linalg.matrix_rank(vectors)
-    small = [int(i) for i in np.flatnonzero(sizes < minimum)]
-    for few in _small_unions(small, sizes, minimum):
-        rest = np.delete(vectors, few, axis=1)
-        if (np.linalg.matrix_rank(rest) if rest.size else 0) < full:
-            return True
-    return False
+
+    values: Mapping[str, Array]
+    persons: Array
+    rows: Array
+
+    def nearly_nested(self, name: str, new: _Entry, old: _Entry, minimum: int) -> bool:
+        """Whether few persons lie between what two sets count between cut points of a column."""
+        values = self.values[name]
+        places = []
+        for entry, rows in ((new, self.rows), (old, _rows_of(old.members, self.persons))):
+            place = np.searchsorted(np.array(entry.cuts), values, side="right")
+            place = np.where(rows & ~np.isnan(values), place, -1)
+            places.append((place, len(entry.cuts) + 1))
+        return nearly_nested(places[0], places[1], self.persons, minimum)
+
+    def near(self, cell: _Entry, chosen: _Entry, minimum: int) -> bool:
+        """Whether a cell of a table of other rows and a selection differ in few persons.
+
+        Who lacks a value of the table's columns is in none of its cells, and does not count.
+        """
+        if cell.study[0] == chosen.study[0] or cell.masked != chosen.masked:
+            return False
+        if _other_rows(cell, chosen) or min(cell.members.sum(), chosen.members.sum()) < minimum:
+            return False
+        known = np.ones(len(self.persons), bool)
+        for name in cell.columns:
+            if name in self.values:
+                known &= ~np.isnan(self.values[name])
+        among = np.zeros(len(cell.members), bool)
+        among[self.persons[known]] = True
+        more = int((chosen.members & ~cell.members & among).sum())
+        less = int((cell.members & ~chosen.members).sum())
+        return (less == 0 and 0 < more < minimum) or (more == 0 and 0 < less < minimum)
 
 
-def _small_unions(small: Sequence[int], sizes: Array, minimum: int) -> Iterable[list[int]]:
-    """Single small atoms, pairs, and as many of the smallest as stay below the minimum together."""
-    yield from ([i] for i in small)
-    yield from ([i, j] for i, j in combinations(small, 2) if sizes[i] + sizes[j] < minimum)
-    smallest = sorted(small, key=lambda i: (sizes[i], i))
-    taken, count = list[int](), 0
-    for i in smallest:
-        if count + sizes[i] >= minimum:
-            break
-        taken, count = [*taken, i], count + int(sizes[i])
-    if len(taken) > 2:
-        yield taken
+def _rows_of(members: Array, persons: Array) -> Array:
+    """The rows of persons."""
+    rows: Array = members[persons]
+    return rows

@@ -209,8 +209,8 @@ class Study:
             else wanted
             for name, wanted in self.where.items()
         }
-        rows = complete(made.columns, self.complete) & selected(made, book.selection(chosen))
-        holding = Holding.whole(made, persons).where(rows)
+        holding = Holding.whole(made, persons).where(selected(made, book.selection(chosen)))
+        holding = holding.where(complete(made.columns, self.complete), chosen=False)
         if not holding.rows.any():
             raise DataError("no row is left in the study", site=site, remedy="leave the site out")
         rule.enough(holding.seen, site)

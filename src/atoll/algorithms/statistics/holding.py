@@ -6,6 +6,7 @@ minimum, extremes, and differences to earlier answers are refused before any sum
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from atoll.algorithms.statistics.together import released_by
 from atoll.core.errors import Forbidden
 from atoll.core.layout import Array
 from atoll.data.disclosure import Disclosure
-from atoll.data.query_log import QueryLog
+from atoll.data.query_log import QueryLog, Released
 from atoll.data.table import Table
 
 __all__ = ["Holding"]
@@ -29,25 +30,39 @@ class Holding:
         table: of float64 columns.
         persons: the person behind each row, ``(n,)`` whole numbers from 0.
         rows: which take part, ``(n,)`` bool.
+        chosen: which were chosen by their values, ``(n,)`` bool: how many those are is told of any analysis.
     """
 
     table: Table
     persons: Array
     rows: Array
+    chosen: Array
 
     @classmethod
     def whole(cls, table: Table, persons: Array) -> Holding:
         """All rows."""
-        return cls(table, persons, np.ones(len(table), bool))
+        every = np.ones(len(table), bool)
+        return cls(table, persons, every, every)
 
     @property
     def seen(self) -> Table:
         """The rows that take part."""
         return self.table if self.rows.all() else self.table.take(self.rows)
 
-    def where(self, rows: Array) -> Holding:
-        """Of the rows that take part those that are in ``rows`` too."""
-        return replace(self, rows=self.rows & rows)
+    def where(self, rows: Array, *, chosen: bool = True) -> Holding:
+        """Of the rows that take part those that are in ``rows`` too.
+
+        Args:
+            rows: ``(n,)`` bool.
+            chosen: whether by their values, not for having any.
+        """
+        by_value = self.chosen & rows if chosen else self.chosen
+        return replace(self, rows=self.rows & rows, chosen=by_value)
+
+    @property
+    def _study(self) -> tuple[str, str]:
+        """Names the rows that were chosen, and those that take part."""
+        return _name(self.chosen), _name(self.rows)
 
     def admit(
         self, analysis: Analysis, rule: Disclosure, log: QueryLog, site: str, *, dry: bool
@@ -67,11 +82,12 @@ class Holding:
         """
         if rule.minimum == 1:
             return
-        whole = []
+        study = self._study
+        whole = [Released((), self.chosen, study=study)]
         for one in released_by(analysis, self.seen.columns):
             rows = self.rows.copy()
             rows[self.rows] = one.rows
-            whole.append(replace(one, rows=rows))
+            whole.append(replace(one, rows=rows, study=study))
             count = np.count_nonzero(np.bincount(self.persons[rows], minlength=1))
             seen = one.apart or not rule.masked
             if seen and not one.table and 0 < count < rule.minimum:
@@ -84,3 +100,8 @@ class Holding:
                 )
         if rule.differences:
             log.admit(whole, self.persons, self.table.columns, site=site, dry=dry)
+
+
+def _name(rows: Array) -> str:
+    """Names a part of the rows; empty for all."""
+    return "" if rows.all() else hashlib.sha256(np.packbits(rows).tobytes()).hexdigest()[:16]
