@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,3 +106,52 @@ def test_server_that_has_lost_its_store_to_another_stops(
             assert second.alive
         finally:
             second.kill()
+
+
+def test_database_that_is_restarted_in_the_middle_of_a_run_costs_nothing(
+    postgres: postgres_cluster.Cluster, tmp_path: Path
+) -> None:
+    """The run waits and goes on, and the server holds its lock again: nobody else may take the store."""
+    task = table_task(tmp_path / "job", 2, 60)
+    with Federation(tmp_path, store=postgres.new_database()) as federation:
+        federation.admit(task.sites)
+        run = federation.submit(task.job)
+        for rounds, away in ((5, 0.0), (15, 2.5)):
+            until(
+                lambda least=rounds: federation.researcher.show(run, patience=60).rounds >= least,
+                120,
+                f"no {rounds} rounds",
+            )
+            postgres.stop()
+            time.sleep(away)
+            postgres.start()
+        info = federation.wait(run)
+        assert info.reason == "completed", info
+        assert federation.result(run)["model_hash"] == task.simulated()
+        until(lambda: "lock is taken again" in federation.server.said(), 90, "no lock")
+        second = second_server(federation, tmp_path / "second")
+        assert str(federation.server.pid) in refused(second)
+        assert federation.server.alive
+
+
+def test_server_whose_database_is_away_says_so_and_starts_when_it_is_back(
+    postgres: postgres_cluster.Cluster, tmp_path: Path
+) -> None:
+    task = table_task(tmp_path / "job", 2, 2)
+    with Federation(tmp_path, store=postgres.new_database()) as federation:
+        federation.admit(task.sites)
+        federation.connected()
+        federation.server.stop()
+        postgres.stop()
+        try:
+            federation.server.start()
+            until(lambda: federation.server.status is not None, 60, "the server started without it")
+            assert federation.server.status == FENCED, federation.server.said()
+            assert "check that the database runs" in federation.server.said()
+            assert "Traceback" not in federation.server.said()
+        finally:
+            postgres.start()
+        federation.server.start()
+        federation.up()
+        run = federation.submit(task.job)
+        assert federation.wait(run).reason == "completed"

@@ -29,6 +29,8 @@ def programs() -> Path | None:
 class Cluster:
     folder: Path
     programs: Path
+    settings: tuple[str, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
 
     def url(self, database: str) -> str:
@@ -47,6 +49,32 @@ class Cluster:
         with psycopg.connect(where, autocommit=True) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        options = [f"unix_socket_directories={self.folder}", "listen_addresses="]
+        flags = [f for o in (*options, "shared_buffers=16MB", *self.settings) for f in ("-c", o)]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [self.programs / "postgres", "-D", self.folder / "data", *flags],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                **_somebody(),
+            )
+        _wait(self, self.process)
+
+    def stop(self) -> None:
+        """End it, and every connection with it."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
 
 
 def _somebody() -> dict[str, Any]:
@@ -70,34 +98,16 @@ def cluster(settings: tuple[str, ...] = ("fsync=off",)) -> Iterator[Cluster]:
     folder = Path(tempfile.mkdtemp(prefix="atoll-pg-", dir="/tmp"))
     if somebody:
         os.chown(folder, somebody["user"], somebody["group"])
-    process = None
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "cwd": folder, **somebody}
+    found = Cluster(folder, where, settings)
     try:
         data = folder / "data"
         initdb = [where / "initdb", "-D", data, "-U", "atoll", "-A", "trust", "-E", "UTF8", "-N"]
         subprocess.run(initdb, check=True, **quiet)
-        options = [f"unix_socket_directories={folder}", "listen_addresses=", "shared_buffers=16MB"]
-        flags = [part for option in (*options, *settings) for part in ("-c", option)]
-        log = (folder / "log").open("wb")
-        process = subprocess.Popen(
-            [where / "postgres", "-D", data, *flags],
-            stdout=log,
-            stderr=log,
-            cwd=folder,
-            **somebody,
-        )
-        log.close()
-        found = Cluster(folder, where)
-        _wait(found, process)
+        found.start()
         yield found
     finally:
-        if process is not None:
-            process.send_signal(signal.SIGINT)  # ends open connections too
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        found.stop()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -18,7 +18,8 @@ from alembic.migration import MigrationContext
 from postgres_cluster import Cluster
 from store_rows import answer, round_row, started
 
-from atoll.core.errors import MissingExtra, StorageError
+from atoll.core.errors import FenceError, MissingExtra, StorageError
+from atoll.server.store.looking import look_at
 from atoll.server.store.memory import MemoryStore
 from atoll.server.store.migrations import HEAD
 from atoll.server.store.opening import open_store
@@ -100,6 +101,21 @@ class TestUrls:
             open_store(f"postgresql://ada:geheim@/atoll?host={tmp_path}")
         assert "geheim" not in str(caught.value)
         assert "ada:***" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://ada:ge@heim@h/d",
+            "postgresql://ada@h:1/d?password=geheim&connect_timeout=1",
+        ],
+    )
+    def test_password_is_not_shown_wherever_it_stands(self, url: str) -> None:
+        with pytest.raises(StorageError) as caught:
+            open_store(url)
+        assert "heim" not in str(caught.value)
+        with pytest.raises(StorageError) as caught:
+            look_at(url, ())
+        assert "heim" not in str(caught.value)
 
     @pytest.mark.parametrize(
         ("module", "url", "extra"),
@@ -271,4 +287,84 @@ class TestPostgresql:
         )
         assert len(store.runs()) == 1
         store.contribute(1, answer("r1.train.0.Ulm"))
+        store.close()
+
+    def test_database_that_is_away_is_the_store_s_trouble_and_passes(
+        self, postgres: Cluster
+    ) -> None:
+        """What the toolkit lets through of the driver's own errors would end a run, not pause it."""
+        store = SqlStore(postgres.new_database())
+        started(store)
+        postgres.stop()
+        try:
+            for ask in (
+                store.lease,
+                store.runs,
+                lambda: store.contribute(1, answer("r1.train.0.Ulm")),
+                lambda: store.commit_round(1, round_row(1)),
+            ):
+                with pytest.raises(StorageError) as caught:
+                    ask()
+                assert "database runs and can be reached" in caught.value.remedy
+        finally:
+            postgres.start()
+        assert store.contribute(1, answer("r1.train.0.Ulm")) == "new"
+        store.close()
+
+    def test_lock_that_went_with_its_connection_is_taken_again(self, postgres: Cluster) -> None:
+        url = postgres.new_database()
+        store, other = SqlStore(url), SqlStore(url)
+        store.acquire("first", 1.0)
+        postgres.stop()
+        try:
+            with pytest.raises(StorageError):
+                store.keep_lock()
+        finally:
+            postgres.start()
+        store.keep_lock()
+        with pytest.raises(FenceError, match="first"):
+            other.acquire("second", 2.0)
+        store.close()
+        other.close()
+
+    def test_lock_that_another_has_taken_meanwhile_stays_theirs(self, postgres: Cluster) -> None:
+        url = postgres.new_database()
+        store, other = SqlStore(url), SqlStore(url)
+        epoch = store.acquire("first", 1.0)
+        postgres.stop()
+        postgres.start()
+        other.acquire("second", 2.0)
+        store.keep_lock()
+        with pytest.raises(FenceError, match="took over"):
+            store.contribute(epoch, answer("r1.train.0.Ulm"))
+        other.keep_lock()
+        store.close()
+        other.close()
+
+    def test_role_that_may_not_make_tables_is_told_what_it_lacks(self, postgres: Cluster) -> None:
+        url = postgres.new_database()
+        name = url.split("/")[3].partition("?")[0]
+        postgres.execute("DROP ROLE IF EXISTS clerk")
+        postgres.execute("CREATE ROLE clerk LOGIN")
+        postgres.execute("REVOKE CREATE ON SCHEMA public FROM PUBLIC", name)
+        with pytest.raises(StorageError, match="permission denied") as caught:
+            SqlStore(url.replace("atoll@", "clerk@"))
+        assert "ALTER DATABASE" in caught.value.remedy
+
+    def test_standby_is_told_from_a_folder_that_cannot_be_written(self, postgres: Cluster) -> None:
+        url = postgres.new_database()
+        SqlStore(url).close()
+        name = url.split("/")[3].partition("?")[0]
+        postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        store = SqlStore(url)
+        with pytest.raises(StorageError, match="read-only transaction") as caught:
+            started(store)
+        store.close()
+        assert "primary" in caught.value.remedy
+
+    def test_options_of_the_url_are_kept_beside_ours(self, postgres: Cluster) -> None:
+        store = SqlStore(f"{postgres.new_database()}&options=-c%20application_name%3Dlagoon")
+        with store.database.reading() as db:
+            assert db.exec_driver_sql("SHOW application_name").scalar() == "lagoon"
+            assert db.exec_driver_sql("SHOW tcp_keepalives_idle").scalar() is not None
         store.close()

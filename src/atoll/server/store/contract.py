@@ -206,6 +206,13 @@ class Store(Protocol):
         """
         ...
 
+    def keep_lock(self) -> None:
+        """See that this server still holds the store, where a database may have let go of it.
+
+        Who has acquired it meanwhile keeps it. For the thread that acquired the store, or one after another.
+        """
+        ...
+
     def lease(self) -> Lease:
         """Who acquired the store last."""
         ...
@@ -228,7 +235,7 @@ class Store(Protocol):
         """Keep an invitation.
 
         Raises:
-            StateError: its secret was used before, or an active member has its name.
+            StateError: its secret was used before, or an active member has its name, or one alike.
         """
         ...
 
@@ -236,16 +243,20 @@ class Store(Protocol):
         """All invitations, used and expired ones included, in the order in which they were made."""
         ...
 
-    def join(self, secret_hash: str, name: str, key: bytes, now: float) -> Member:
+    def join(
+        self, secret_hash: str, name: str, key: bytes, now: float, role: Role | None = None
+    ) -> Member:
         """Admit a key by its invitation, which is used up in the same transaction.
 
         The same secret with the same key again gives the same answer, so that a lost reply can be asked
         for once more. ``name`` counts where the invitation leaves it open; it may be empty otherwise.
+        A ``role`` other than the invitation's is refused, and uses nothing up.
 
         Raises:
             AuthError: no such invitation, used by another key, expired, or for another name; or the
                 key was revoked.
-            StateError: an active member has this name, or the key belongs to another one.
+            StateError: an active member has this name or one alike, the key belongs to another one, or it is
+                for another role.
         """
         ...
 

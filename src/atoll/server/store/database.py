@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import sqlite3
 import threading
@@ -27,8 +28,11 @@ from atoll.server.store import rules
 from atoll.server.store.driver import Statement
 from atoll.server.store.migrations import upgrade
 from atoll.server.store.tables import LEASE
+from atoll.wire.trouble import remedy_of
 
-__all__ = ["Database"]
+__all__ = ["Database", "read_url", "shown"]
+
+log = logging.getLogger("atoll.server")
 
 # Any number will do that other programs in the same database do not use.
 _SERVER_LOCK, _UPGRADE_LOCK = 0x41746F6C6C01, 0x41746F6C6C02
@@ -36,6 +40,34 @@ _SERVER_LOCK, _UPGRADE_LOCK = 0x41746F6C6C01, 0x41746F6C6C02
 # How long a killed server's connection may take to end at PostgreSQL, and another command at SQLite.
 _PATIENCE = 3.0
 _BUSY_MILLISECONDS = 30_000
+
+_DAMAGE = ("malformed", "not a database", "corrupt")
+_SQLITE_REMEDIES = {
+    (
+        "full",
+        "no space",
+        "disk i/o",
+    ): "free space on its disk; nothing that was acknowledged is lost",
+    (
+        "readonly",
+        "read-only",
+        "unable to open",
+        "permission",
+    ): "let the user that runs the server write there",
+    ("locked",): "another program writes for long; end it and try again",
+}
+_POSTGRESQL_REMEDIES = {
+    ("no space", "disk full"): "free space on the database's disk; nothing that was acknowledged"
+    " is lost",
+    ("read-only transaction",): "this is a standby of the database: the store's URL"
+    " must name the primary",
+    ("permission denied",): "the role must own the database: ALTER DATABASE name OWNER TO role",
+    ("connection slots", "too many clients", "too many connections"): "the database takes no more"
+    " connections: raise max_connections there, or end other programs",
+    ("password", "authentication", "pg_hba", "role", "does not exist"): "check user, password and"
+    " database name in the URL (store in server.json)",
+}
+"""What to do about an error, by words in what the database says."""
 
 _SETTINGS = (
     # Of a new file: a blob of 400 kB in pages of 4 kB costs a hundred writes.
@@ -62,13 +94,14 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = _read(url)
+        self.url = read_url(url)
         self.sqlite = self.url.get_backend_name() == "sqlite"
-        self.place = str(self.url.database) if self.sqlite else self.url.render_as_string()
+        self.place = shown(self.url)
         # The database has a lock of its own, behind which threads would wait less fairly.
         self._one_writer = threading.Lock()
         self._lock_file = -1
         self._lock_connection: Connection | None = None
+        self._inside = False
         self._closed = False
         with self._explained():
             self.engine = _engine(self.url) if self.sqlite else _postgresql(self.url)
@@ -134,7 +167,7 @@ class Database:
         """
         self.check_open()
         with self._explained(), self._one_writer if write else contextlib.nullcontext():
-            connection = self.engine.raw_connection()
+            connection = self._raw()
             try:
                 cursor: Any = connection.cursor()
                 if self.sqlite:
@@ -147,9 +180,18 @@ class Database:
             except BaseException as error:
                 with contextlib.suppress(Exception):
                     connection.rollback()
+                if getattr(connection.driver_connection, "closed", False):
+                    connection.invalidate()  # by the other side: not to be lent to anybody again
                 raise self._translated(error) from error
             finally:
                 connection.close()
+
+    def _raw(self) -> Any:
+        """A connection of the driver's; the toolkit hands on the driver's own error where there is none."""
+        try:
+            return self.engine.raw_connection()
+        except Exception as error:
+            raise self._translated(error) from error
 
     def _translated(self, error: BaseException) -> BaseException:
         """An error of the driver's as the toolkit would give it; others as they are."""
@@ -186,7 +228,9 @@ class Database:
         try:
             number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
+            raise StorageError(
+                f"{path} cannot be opened: {error.strerror}", remedy=remedy_of(error)
+            ) from error
         try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -200,30 +244,60 @@ class Database:
         self._lock_file = number
         return True
 
-    def _lock_inside(self) -> bool:
+    def _lock_inside(self, *, waiting: bool = True) -> bool:
         with self._explained():
             connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-            deadline = time.monotonic() + _PATIENCE
-            # A killed server's connection is closed by its machine at once, and noticed a moment later.
-            while not connection.scalar(text(f"SELECT pg_try_advisory_lock({_SERVER_LOCK})")):
-                if time.monotonic() > deadline:
-                    connection.close()
-                    return False
-                time.sleep(0.05)
-        self._lock_connection = connection
+            deadline = time.monotonic() + (_PATIENCE if waiting else 0.0)
+            try:
+                # A killed server's connection is closed by its machine at once, and noticed a moment later.
+                while not connection.scalar(text(f"SELECT pg_try_advisory_lock({_SERVER_LOCK})")):
+                    if time.monotonic() > deadline:
+                        connection.close()
+                        return False
+                    time.sleep(0.05)
+            except BaseException:
+                connection.invalidate()
+                connection.close()
+                raise
+        self._lock_connection, self._inside = connection, True
         return True
+
+    def keep_lock(self) -> None:
+        """Take the lock again where its connection is gone: PostgreSQL lets go of it then, as at a restart.
+
+        Whoever has taken it meanwhile keeps it: their epoch keeps this server from writing.
+
+        Raises:
+            StorageError: the database cannot be reached.
+        """
+        if not self._inside:
+            return
+        if self._lock_connection is not None:
+            try:
+                self._lock_connection.scalar(text("SELECT 1"))
+            except exc.SQLAlchemyError as error:
+                log.warning("the store's lock is gone with its connection: %s", _said(error))
+                self._let_go()
+            else:
+                return
+        if self._lock_inside(waiting=False):
+            log.warning("the store's lock is taken again")
 
     def unlock(self) -> None:
         """Let go of the lock."""
         if self._lock_file >= 0:
             os.close(self._lock_file)
             self._lock_file = -1
-        if self._lock_connection is not None:
+        self._inside = False
+        self._let_go()
+
+    def _let_go(self) -> None:
+        connection, self._lock_connection = self._lock_connection, None
+        if connection is not None:
             # Not back to the pool, where the connection would keep the lock.
             with contextlib.suppress(exc.SQLAlchemyError):
-                self._lock_connection.invalidate()
-                self._lock_connection.close()
-            self._lock_connection = None
+                connection.invalidate()
+                connection.close()
 
     def close(self) -> None:
         """Let go of everything."""
@@ -256,17 +330,9 @@ class Database:
 
     def _storage_error(self, said: str) -> StorageError:
         low = said.lower()
-        if any(word in low for word in ("malformed", "not a database", "corrupt")):
+        if self.sqlite and any(word in low for word in _DAMAGE):
             return self._damaged(said)
-        remedies = {
-            ("full", "no space", "disk i/o"): "free space on its disk; nothing that was"
-            " acknowledged is lost",
-            ("readonly", "read-only", "unable to open", "permission"): "let the user that runs"
-            " the server write there",
-            ("locked",): "another program writes for long; end it and try again",
-            ("password", "authentication", "role", "does not exist"): "check user, password and"
-            " database name in the URL",
-        }
+        remedies = _SQLITE_REMEDIES if self.sqlite else _POSTGRESQL_REMEDIES
         remedy = next((r for words, r in remedies.items() if any(w in low for w in words)), "")
         return StorageError(
             f"the store {self.place} cannot be used: {said}",
@@ -280,7 +346,15 @@ class Database:
         )
 
 
-def _read(url: str) -> URL:
+def read_url(url: str) -> URL:
+    """A store's URL with its driver.
+
+    Args:
+        url: a path, ``sqlite:////path`` or ``postgresql://user:password@host/name``.
+
+    Raises:
+        StorageError: it is none; the message does not show it, as it may hold a password.
+    """
     if "://" not in url:
         return URL.create("sqlite", database=str(Path(url).absolute()))
     try:
@@ -291,12 +365,29 @@ def _read(url: str) -> URL:
         ) from error
     kind = found.get_backend_name()
     if kind in ("postgresql", "postgres"):
+        if "@" in (found.host or ""):
+            raise StorageError(
+                "the store's URL has more than one @ in it",
+                remedy="in a user's name or a password write %40 for @ and %25 for %",
+            )
         return found.set(drivername="postgresql+psycopg")
     if kind == "sqlite" and found.database not in (None, "", ":memory:"):
         return URL.create("sqlite", database=str(Path(str(found.database)).absolute()))
     raise StorageError(
         f"{kind!r} is no kind of store", remedy="use a path, sqlite:////path or postgresql://…"
     )
+
+
+def shown(url: URL) -> str:
+    """A store in words: a path, or a URL without anything secret."""
+    if url.get_backend_name() == "sqlite":
+        return str(url.database)
+    secret = [name for name in url.query if "password" in name.lower()]
+    return url.difference_update_query(secret).set(drivername="postgresql").render_as_string()
+
+
+def _said(error: exc.SQLAlchemyError) -> str:
+    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0]
 
 
 def _engine(url: URL) -> Any:
@@ -329,10 +420,23 @@ def _postgresql(url: URL) -> Any:
         "tcp_keepalives_count": 3,
         "default_transaction_isolation": "read\\ committed",
     }
-    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
-    engine = create_engine(
-        url, connect_args={"options": options, "connect_timeout": 10}, pool_pre_ping=True
-    )
+    given = url.query.get("options", "")
+    options = [f"-c {name}={value}" for name, value in settings.items()]
+    arguments = {
+        "options": " ".join([*options, *([given] if isinstance(given, str) else given)]).strip(),
+        "connect_timeout": 10,
+        # So is a database's: without these a call waits a quarter of an hour for one that vanished.
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 30_000,
+    }
+    known = {
+        name: value
+        for name, value in arguments.items()
+        if name == "options" or name not in url.query
+    }
+    engine = create_engine(url, connect_args=known, pool_pre_ping=True)
 
     @event.listens_for(engine, "connect")
     def _durable(connection: DBAPIConnection, record: object) -> None:

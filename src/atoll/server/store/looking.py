@@ -17,11 +17,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Executable, create_engine, exc, func, inspect, select, text
-from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.engine import Engine
 
 from atoll.core.errors import MissingExtra, NotFound, StorageError
 from atoll.server.store.contract import Lease
-from atoll.server.store.database import _SERVER_LOCK
+from atoll.server.store.database import _SERVER_LOCK, read_url, shown
 from atoll.server.store.migrations import HEAD
 from atoll.server.store.tables import CONTRIBUTIONS, LEASE, MEMBERS, RUNS
 
@@ -80,19 +80,17 @@ def look_at(url: str, ended: Collection[str]) -> Look:
 
 
 def _engine(url: str) -> tuple[Engine, str]:
-    parts = make_url(url) if "://" in url else URL.create("sqlite", database=url)
+    parts = read_url(url)
     if parts.get_backend_name() != "sqlite":
         settings = {"connect_timeout": 10, "options": "-c default_transaction_read_only=on"}
         try:
-            engine = create_engine(
-                parts.set(drivername="postgresql+psycopg"), connect_args=settings
-            )
+            engine = create_engine(parts, connect_args=settings)
         except ModuleNotFoundError as error:
             raise MissingExtra(
                 "PostgreSQL needs psycopg, which is not installed",
                 remedy="pip install 'atoll[postgres]'",
             ) from error
-        return engine, parts.render_as_string()
+        return engine, shown(parts)
     path = Path(str(parts.database)).absolute()
     if not path.exists():
         raise NotFound(
@@ -111,13 +109,15 @@ def _explained(place: str) -> Iterator[None]:
         yield
     except exc.SQLAlchemyError as error:
         said = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        damaged = any(word in said for word in ("malformed", "not a database", "corrupt"))
-        raise StorageError(
-            f"{place} {'is damaged' if damaged else 'cannot be read'}: {said}",
-            remedy="restore it from a backup; move the damaged file away, do not delete it"
-            if damaged
-            else "does the database run? Are user, password, host and name in the URL right?",
-        ) from error
+        if any(word in said for word in ("malformed", "not a database", "corrupt")):
+            raise StorageError(f"{place} is damaged: {said}", remedy=_FROM_BACKUP) from error
+        remedy = _DATABASE if "://" in place else _FILE
+        raise StorageError(f"{place} cannot be read: {said}", remedy=remedy) from error
+
+
+_FROM_BACKUP = "restore it from a backup; move the damaged file away, do not delete it"
+_DATABASE = "does the database run? Are user, password, host and name in the URL right?"
+_FILE = "look as the user whom it belongs to; where its disk is mounted read-only, mend that first"
 
 
 def _look(connection: Connection, place: str, ended: Collection[str]) -> Look:
@@ -127,7 +127,7 @@ def _look(connection: Connection, place: str, ended: Collection[str]) -> Look:
         if found != ["ok"]:
             raise StorageError(
                 f"{place} is damaged: {found}",
-                remedy="restore it from a backup; move the damaged file away, do not delete it",
+                remedy=_FROM_BACKUP,
             )
     if not inspect(connection).has_table("alembic_version"):
         return Look(place, "")

@@ -32,6 +32,7 @@ from atoll.server.store.contract import (
     Invite,
     Lease,
     Member,
+    Role,
     RoundRow,
     RunRow,
 )
@@ -141,6 +142,9 @@ class MemoryStore:
             db.holder, db.lease = self, Lease(db.lease.epoch + 1, rules.readable(holder), now)
             return db.lease.epoch
 
+    def keep_lock(self) -> None:
+        """Nobody takes it from a process's memory."""
+
     def lease(self) -> Lease:
         """Who acquired the store last."""
         with self._operation("lease") as db:
@@ -161,8 +165,8 @@ class MemoryStore:
     def add_invite(self, invite: Invite) -> None:
         """Keep an invitation."""
         with self._operation("add_invite") as db:
-            namesakes = [m for m in db.members.values() if m.name == invite.name]
-            rules.allow_invite(invite, db.invites.get(invite.secret_hash), namesakes)
+            known = db.invites.get(invite.secret_hash)
+            rules.allow_invite(invite, known, tuple(db.members.values()))
             db.invites[invite.secret_hash] = invite
 
     def invites(self) -> tuple[Invite, ...]:
@@ -170,11 +174,14 @@ class MemoryStore:
         with self._operation("invites") as db:
             return tuple(db.invites.values())
 
-    def join(self, secret_hash: str, name: str, key: bytes, now: float) -> Member:
+    def join(
+        self, secret_hash: str, name: str, key: bytes, now: float, role: Role | None = None
+    ) -> Member:
         """Admit a key by its invitation."""
         with self._operation("join") as db:
             known = tuple(db.members.values())
-            newcomer, used = rules.admit(db.invites.get(secret_hash), name, key, now, known)
+            invite = db.invites.get(secret_hash)
+            newcomer, used = rules.admit(invite, name, key, now, known, role)
             db.members[newcomer.fingerprint] = newcomer
             db.invites[secret_hash] = used
             return newcomer

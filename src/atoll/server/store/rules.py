@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from atoll.core.errors import AuthError, FenceError, NotFound, StateError
-from atoll.server.store.contract import Contribution, Heard, Invite, Member, RoundRow
+from atoll.server.store.contract import Contribution, Heard, Invite, Member, Role, RoundRow
 
 __all__ = [
     "admit",
@@ -81,17 +82,22 @@ def train_prefix(run: str) -> str:
     return f"{run}.train."
 
 
-def allow_invite(invite: Invite, known: Invite | None, namesakes: Sequence[Member]) -> None:
+def allow_invite(invite: Invite, known: Invite | None, members: Sequence[Member]) -> None:
     """Refuse an invitation whose secret is known or whose name is taken."""
     if known is not None:
         raise StateError("an invitation with this secret exists", remedy="make another one")
     if invite.name:
         _allow_name(invite.name)
-        _refuse_taken(invite.name, namesakes)
+        _refuse_taken(invite.name, members)
 
 
 def admit(
-    invite: Invite | None, name: str, key: bytes, now: float, members: Sequence[Member]
+    invite: Invite | None,
+    name: str,
+    key: bytes,
+    now: float,
+    members: Sequence[Member],
+    role: Role | None = None,
 ) -> tuple[Member, Invite]:
     """The new member and the used invitation, as they are to be written.
 
@@ -101,6 +107,7 @@ def admit(
         key: raw public key.
         now: seconds since 1970.
         members: all keys ever admitted.
+        role: what the newcomer wants to be; None where it does not say.
     """
     print_ = hashlib.sha256(key).hexdigest()
     mine = next((m for m in members if m.fingerprint == print_), None)
@@ -118,13 +125,18 @@ def admit(
         raise AuthError(
             f"this code is for {invite.name!r}, not {name!r}", remedy="ask for a code of your own"
         )
+    if role is not None and role != invite.role:
+        raise StateError(
+            f"this code is for a {invite.role}, not for a {role}; it is not used up",
+            remedy=f"ask for a {role}'s code, and leave this one to {invite.name or 'its owner'}",
+        )
     called = invite.name or name
     _allow_name(called)
     if mine is not None and (mine.name != called or mine.role != invite.role):
         raise StateError(
             f"this key belongs to {mine.name!r} ({mine.role})", remedy="join with a key of its own"
         )
-    _refuse_taken(called, [m for m in members if m.name == called and m.fingerprint != print_])
+    _refuse_taken(called, [m for m in members if m.fingerprint != print_])
     newcomer = Member(called, invite.role, key, print_, "active", now)
     return newcomer, replace(invite, used=now, used_by=print_)
 
@@ -137,11 +149,24 @@ def _allow_name(name: str) -> None:
         )
 
 
-def _refuse_taken(name: str, namesakes: Sequence[Member]) -> None:
-    if any(member.status == "active" for member in namesakes):
+def _refuse_taken(name: str, members: Iterable[Member]) -> None:
+    """Refuse a name that an active member has, or that people would take for theirs."""
+    for member in members:
+        if member.status != "active" or _read_as(member.name) != _read_as(name):
+            continue
+        if member.name == name:
+            raise StateError(
+                f"{name!r} is a member already", remedy="revoke it first, or choose another name"
+            )
         raise StateError(
-            f"{name!r} is a member already", remedy="revoke it first, or choose another name"
+            f"{name!r} is written almost as {member.name!r}, who is a member already",
+            remedy="choose a name that nobody takes for another",
         )
+
+
+def _read_as(name: str) -> str:
+    """A name without what people do not see or hear: capitals, blanks, how an accent is put together."""
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def hear(row: RoundRow, answer: Contribution, keep: Callable[[Contribution], Heard]) -> Heard:

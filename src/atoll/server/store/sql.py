@@ -33,6 +33,7 @@ from atoll.server.store.contract import (
     Invite,
     Lease,
     Member,
+    Role,
     RoundRow,
     RunRow,
 )
@@ -135,6 +136,10 @@ class SqlStore:
             raise
         return epoch
 
+    def keep_lock(self) -> None:
+        """See that this server still holds the store."""
+        self.database.keep_lock()
+
     def lease(self) -> Lease:
         """Who acquired the store last."""
         with self.database.driving() as cursor:
@@ -156,8 +161,7 @@ class SqlStore:
         """Keep an invitation."""
         with self.database.writing() as db:
             known = _first(db, Invite, _invites(INVITES.c.secret_hash == invite.secret_hash))
-            namesakes = _rows(db, Member, _members(MEMBERS.c.name == invite.name))
-            rules.allow_invite(invite, known, namesakes)
+            rules.allow_invite(invite, known, _rows(db, Member, _members()))
             db.execute(insert(INVITES).values(asdict(invite)))
 
     def invites(self) -> tuple[Invite, ...]:
@@ -165,12 +169,14 @@ class SqlStore:
         with self.database.reading() as db:
             return _rows(db, Invite, _invites())
 
-    def join(self, secret_hash: str, name: str, key: bytes, now: float) -> Member:
+    def join(
+        self, secret_hash: str, name: str, key: bytes, now: float, role: Role | None = None
+    ) -> Member:
         """Admit a key by its invitation."""
         with self.database.writing() as db:
             invite = _first(db, Invite, _invites(INVITES.c.secret_hash == secret_hash))
             known = _rows(db, Member, _members())
-            newcomer, used = rules.admit(invite, name, key, now, known)
+            newcomer, used = rules.admit(invite, name, key, now, known, role)
             mine = MEMBERS.c.fingerprint == newcomer.fingerprint
             if any(member.fingerprint == newcomer.fingerprint for member in known):
                 db.execute(update(MEMBERS).where(mine).values(asdict(newcomer)))
