@@ -294,6 +294,39 @@ def test_vectors_that_are_all_there_add_up_to_the_same_bits(rows, kind):
     assert total_of(terms, kind).tobytes() == exact(ready, kind).total().tobytes()
 
 
+@patient
+@given(rows=st.one_of(few, additions), kind=kinds, at=st.integers(0, 12), cut=st.integers(0, 12))
+def test_the_form_of_a_sum_cannot_be_seen_in_it(rows, kind, at, cut):
+    ready = vectors(rows, kind)
+    want = bits(exact(ready, kind))
+    widened, rest = ExactSum(3, kind), ExactSum(3, kind)
+    for number, (vector, weight) in enumerate(ready):
+        into = widened if number < cut else rest
+        into.add(vector, weight)
+        if number == at:
+            _ = into.bins  # from here on in limbs
+    widened.merge(rest)
+    assert widened.total().tobytes() == want[1]
+    assert bits(widened) == want
+
+
+def test_a_sum_that_outgrows_its_short_form_keeps_every_step():
+    step = 2.0**-43
+    total = exact([(np.array([255.0, step], np.float32), 1.0)] * 3, "float32", 2)
+    total.add(np.array([400.0, -step], np.float32))
+    assert total.total().tolist() == [1165.0, 2 * step]
+
+
+def test_memory_that_is_given_may_hold_anything():
+    for first in (1.0, 1e6):  # the second one needs limbs
+        limbs = np.full((2, 2), 77)
+        total = ExactSum(2, "float32", limbs)
+        assert total.total().tolist() == [0.0, 0.0]
+        total.add(np.full(2, first, np.float32))
+        assert total.total().tolist() == [first, first]
+        assert np.may_share_memory(total.bins, limbs)
+
+
 def test_a_short_total_keeps_every_step_up_to_its_limit():
     # 4 times 255 and a step: just below 2^53 steps, where float64 would begin to lose the last one.
     terms = [(np.array([255.0, 2.0**-43], np.float32), 1.0, 256)] * 4

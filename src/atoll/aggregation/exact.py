@@ -18,6 +18,11 @@ Reproducible Summation", IEEE Trans. Computers 64 (2015), doi:10.1109/TC.2014.23
 To round and convert in one instruction, ``1.5 * 2^52`` is added: near that number neighbouring
 doubles are 1 apart, so the sum is rounded to a whole number, and its bit pattern, read as an
 integer, is a constant plus that number. The constants are taken off at the next carry.
+
+As long as the total of absolutes stays below 2^53 steps (float32: 1024), no limbs are needed: float64
+holds every such multiple of the step, and adding them is exact as well. Sums begin in this *short* form,
+which takes half the passes and is merged in one, and go over to limbs when they must; which form
+a sum has cannot be seen in its bits.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -59,7 +64,7 @@ class ExactSum:
     Args:
         size: length of the vectors.
         dtype: ``float32`` or ``float64``, the dtype of what is added; chooses the step.
-        limbs: ``(2, size)`` int64 zeros to sum in; None for fresh ones.
+        limbs: ``(2, size)`` int64 to sum in, whatever they hold; None for memory of its own.
 
     >>> exact = ExactSum(1, "float64")
     >>> for value in (1e11, 1e-13, -1e11):
@@ -76,7 +81,8 @@ class ExactSum:
         self.reach = 0
         """Upper bound on any total so far, as a whole number."""
         self._coarse, self._fine = _GRIDS[dtype]
-        self._limbs = np.zeros((2, size), np.int64) if limbs is None else limbs
+        self._limbs = np.empty((2, size), np.int64) if limbs is None else limbs
+        self._form: Literal["empty", "short", "limbs"] = "empty"  # what the limbs' memory holds
         self._pending = [0, 0]  # bit patterns in either limb whose constant is still to come off
 
     @property
@@ -85,10 +91,22 @@ class ExactSum:
         return 1 << (53 + self._coarse)
 
     @property
+    def size(self) -> int:
+        """Length of the vectors; 0 for a shell."""
+        return int(self._limbs.shape[1])
+
+    @property
     def bins(self) -> Array:
         """The limbs in canonical form, coarse and fine, ``(2, size)`` int64: equal for equal sums."""
+        if self.size:  # a shell keeps the form that its memory has
+            self._widen()
         self._carry()
         return self._limbs
+
+    @property
+    def _short(self) -> Array:
+        """The sum in short form, ``(size,)`` float64, in the memory of the coarse limb."""
+        return np.asarray(self._limbs[0].view(np.float64))
 
     def check(self, vector: Array, factor: float) -> int:
         """The reach of ``factor * vector``.
@@ -140,9 +158,16 @@ class ExactSum:
 
     def take(self, vector: Array, factor: float, reach: int) -> None:
         """Add what :meth:`check` gave ``reach`` for and :meth:`spare` let pass."""
+        # A float32 of 2^51 steps or more is a whole number of them as it is.
+        even = reach <= 2.0 ** (51 + self._fine) or (factor == 1.0 and self._kind.itemsize == 4)
+        few = self._few(self.reach + reach)
+        self.reach += reach
+        if even and few and self._form != "limbs":
+            self._take_short(vector, factor)
+            return
+        self._widen()
         if max(self._pending) >= _CARRY_EVERY:
             self._carry()
-        self.reach += reach
         wide = reach * 2.0**-self._fine > 2.0**51
         big = _BIG * 2.0 ** (self._coarse - self._fine)
         scale = float(factor) * 2.0**-self._fine  # a power of two: values become counts of steps
@@ -166,6 +191,39 @@ class ExactSum:
         self._pending[0] += wide
         self._pending[1] += 1
 
+    def _few(self, reach: int) -> bool:
+        """Whether float64 holds every step of a total that reaches so far."""
+        return reach <= 2.0 ** (53 + self._fine)
+
+    def _take_short(self, vector: Array, factor: float) -> None:
+        """Add in float64: rounded to a step by adding 1.5 * 2^52 of them and taking them off again."""
+        first, self._form = self._form == "empty", "short"
+        total, big, size = self._short, _BIG * 2.0**self._fine, len(vector)
+        work = total if first else np.empty(min(size, _BLOCK))
+        for start in range(0, size, _BLOCK):
+            block, here = vector[start : start + _BLOCK], total[start : start + _BLOCK]
+            into = here if first else work[: len(block)]
+            into[:] = block
+            if factor != 1.0:
+                into *= factor
+            into += big
+            into -= big
+            if not first:
+                here += into
+
+    def _widen(self) -> None:
+        """Go over to limbs, if that has not been done."""
+        form, self._form = self._form, "limbs"
+        if form == "empty":
+            self._limbs.fill(0)
+        elif form == "short":
+            gap = self._coarse - self._fine
+            for start in range(0, self.size, _BLOCK):
+                high, low = self._limbs[:, start : start + _BLOCK]
+                steps = (high.view(np.float64) * 2.0**-self._fine).astype(np.int64)
+                np.right_shift(steps, gap, out=high)
+                np.bitwise_and(steps, (1 << gap) - 1, out=low)
+
     def _carry(self) -> None:
         if not any(self._pending):
             return
@@ -184,20 +242,34 @@ class ExactSum:
         Raises:
             UpdateRefused: another length or dtype, or the range is exceeded; nothing has changed.
         """
-        mine, theirs = self.bins, other.bins
-        if mine.shape != theirs.shape or self.dtype != other.dtype:
+        if self.size != other.size or self.dtype != other.dtype:
             raise UpdateRefused(
-                f"sums of ({theirs.shape[1]},) {other.dtype} and ({mine.shape[1]},) {self.dtype}"
+                f"sums of ({other.size},) {other.dtype} and ({self.size},) {self.dtype}"
             )
         self.spare(other.reach)
         self.reach += other.reach
+        if "limbs" not in (self._form, other._form) and self._few(self.reach):
+            self._merge_short(other)
+            return
+        mine, theirs = self.bins, other.bins
         mine += theirs
         mine[0] += mine[1] >> (self._coarse - self._fine)
         mine[1] &= (1 << (self._coarse - self._fine)) - 1
 
+    def _merge_short(self, other: ExactSum) -> None:
+        if other._form == "empty":
+            return
+        if self._form == "empty":
+            self._short[:] = other._short
+        else:
+            into = self._short
+            into += other._short
+        self._form = "short"
+
     def detach(self) -> Array:
-        """The limbs in canonical form, ``(2, size)`` int64; the sum is a shell until :meth:`attach`."""
-        limbs, self._limbs = self.bins, np.zeros((2, 0), np.int64)
+        """The memory of the sum, ``(2, size)`` int64; what is left is a shell until :meth:`attach`."""
+        self._carry()
+        limbs, self._limbs = self._limbs, np.zeros((2, 0), np.int64)
         return limbs
 
     def attach(self, limbs: Array) -> None:
@@ -206,6 +278,8 @@ class ExactSum:
 
     def total(self) -> Array:
         """The sum, rounded once to float64: ``(size,)``."""
+        if self._form != "limbs":
+            return self._short.copy() if self._form == "short" else np.zeros(self.size)
         high, low = self.bins.astype(np.float64)  # exact: both stay below 2^53
         high *= 2.0**self._coarse
         low *= 2.0**self._fine
@@ -219,7 +293,7 @@ def sum_of(size: int, dtype: str, limbs: Array | None = None) -> ExactSum | Whol
     Args:
         size: length of the vectors.
         dtype: of what is added.
-        limbs: ``(2, size)`` int64 zeros to sum in; None for fresh ones.
+        limbs: ``(2, size)`` int64 to sum in, zeros where integers are added; None for memory of its own.
 
     Raises:
         UpdateRefused: such vectors do not add up exactly.
@@ -271,8 +345,8 @@ class Fold:
     Args:
         updates: how many may come. Each gets an equal share of the exact range, so that whether one
             is refused as too large does not depend on the others, nor on their order.
-        room: where sums are formed: called with a vector's name and size, gives ``(2, size)`` int64
-            zeros, or None for memory of the fold's own.
+        room: where sums are formed: called with a vector's name and size, gives ``(2, size)`` int64,
+            whatever they hold, or None for memory of the fold's own.
     """
 
     def __init__(
@@ -347,9 +421,7 @@ class Fold:
             return
         self._agree(other._shapes)
         metrics = self._merged(other._metrics)
-        fresh = {
-            n: self.sums.get(n) or sum_of(s.bins.shape[1], s.dtype) for n, s in other.sums.items()
-        }
+        fresh = {n: self.sums.get(n) or sum_of(s.size, s.dtype) for n, s in other.sums.items()}
         for name, theirs in other.sums.items():
             if fresh[name].dtype != theirs.dtype:
                 raise UpdateRefused(f"{name!r} is {theirs.dtype}, not {fresh[name].dtype}")
@@ -369,7 +441,10 @@ class Fold:
 
     def _sum(self, name: str, vector: Array) -> ExactSum | WholeSum:
         room = None if self._room is None else self._room(name, vector.size)
-        return sum_of(vector.size, dtype_name(vector.dtype), room)
+        dtype = dtype_name(vector.dtype)
+        if room is not None and dtype in INTEGERS:
+            room.fill(0)
+        return sum_of(vector.size, dtype, room)
 
     def _agree(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if self._count and shapes != self._shapes:

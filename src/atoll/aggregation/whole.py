@@ -51,6 +51,11 @@ class WholeSum:
         return _LIMIT
 
     @property
+    def size(self) -> int:
+        """Length of the vectors; 0 for a shell."""
+        return int(self._limbs.shape[1])
+
+    @property
     def bins(self) -> Array:
         """Zeros and the sum, ``(2, size)`` int64."""
         return self._limbs

@@ -118,22 +118,23 @@ class Tray:
         return Fold(updates, self._room)
 
     def _room(self, name: str, size: int) -> Array | None:
-        """Zeros for the sum ``name``; asked twice when its first update was refused."""
+        """Memory for the sum ``name``; asked twice when its first update was refused."""
         start, end = self._places.get(name, (self._end, self._end + 2 * size))
         room = self._limbs.view()
         if end - start != 2 * size or end > room.size:
             return None
         self._places[name], self._end = (start, end), max(self._end, end)
-        room[start:end] = 0
         return room[start:end].reshape(2, size)
 
     def lay(self, fold: Fold) -> tuple[Fold, dict[str, tuple[int, int]]]:
         """In the worker: the shell, and where its numbers lie."""
         base, places = self._limbs.view(), dict[str, tuple[int, int]]()
         for name, exact in fold.sums.items():
-            if np.may_share_memory(exact.bins, base):
+            limbs = exact.detach()
+            if np.may_share_memory(limbs, base):
                 places[name] = self._places[name]
-                exact.detach()
+            else:
+                exact.attach(limbs)
         return fold, places
 
     def lift(self, fold: Fold, places: Mapping[str, tuple[int, int]]) -> Fold:
