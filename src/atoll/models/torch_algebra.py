@@ -18,7 +18,8 @@ matrix, and a memory is as small as the layer is narrow.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +30,8 @@ from torch import Tensor, nn
 from atoll.core.contracts import Controlled, Lane, Together
 from atoll.core.errors import JobConflict
 from atoll.core.layout import Array, Layout
-from atoll.models.batches import learning_rate, passes
+from atoll.models.group_steps import GroupSteps, earlier_rows, group_steps
+from atoll.models.torch_arrays import large_product
 from atoll.models.torch_chain import Chain, Rooms, Setting
 from atoll.models.torch_flat import finite, tensor_over
 
@@ -37,82 +39,42 @@ __all__ = ["LOSSES", "dense", "train_controlled", "train_together"]
 
 LOSSES = ("cross_entropy", "nll_sum", "bce", "mse")
 """Losses whose gradient is written out here."""
+_LABELLED = LOSSES[:2]
+"""Those of class labels."""
 
 
-def _slopes(loss: str, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Per row the loss ``(k, b)`` and its gradient ``(k, b, out)``, of a loss that is summed over rows."""
-    if loss in ("cross_entropy", "nll_sum"):
-        # Over columns a softmax takes whole vectors of rows at a time: a tenth of the time for ten classes.
-        logp = torch.log_softmax(z.reshape(-1, z.shape[2]).t().contiguous(), 0)
-        index = y.reshape(1, -1)
-        each = logp.gather(0, index).neg_().view(y.shape)
-        slope = logp.exp_().scatter_add_(0, index, torch.full_like(index, -1, dtype=z.dtype))
-        return each, slope.t().view(z.shape)
+def _scores(z: Array, y: Array, scale: Array, out: Array) -> Array:
+    """Of a softmax, per row the cross-entropy ``(k, b)``; its gradient times ``scale`` goes to ``out``."""
+    # Over columns whole vectors of rows are taken at a time, which ten classes would not fill.
+    logp = z.reshape(-1, z.shape[2]).T.copy()
+    logp -= np.maximum.reduce(logp, 0)
+    p = np.exp(logp)
+    total = np.add.reduce(p, 0)
+    p /= total
+    label = y.reshape(-1) * logp.shape[1] + np.arange(logp.shape[1])  # in the memory of either
+    each = np.log(total) - logp.take(label)
+    p.reshape(-1)[label] -= 1.0
+    np.multiply(p.T.reshape(z.shape), scale[..., None], out=out)
+    return np.asarray(each.reshape(y.shape))
+
+
+def _gaps(loss: str, z: Tensor, y: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+    """The same for losses of real targets, which are means over the outputs of a row."""
     target = y.reshape(z.shape).to(z.dtype)
     if loss == "mse":
         gap = z - target
-        return gap.square().mean(2), gap * (2.0 / z.shape[2])
+        torch.mul(gap, scale.unsqueeze(2) * (2.0 / z.shape[2]), out=out)
+        return gap.square().mean(2)
     each = nn.functional.binary_cross_entropy_with_logits(z, target, reduction="none")
-    return each.mean(2), (torch.sigmoid(z) - target) / z.shape[2]
+    torch.mul(torch.sigmoid(z) - target, scale.unsqueeze(2) / z.shape[2], out=out)
+    return each.mean(2)
 
 
-@dataclass(eq=False)
-class _Steps:
-    """Which rows each client visits in each step, how long the step is, and its learning rate.
-
-    ``at`` ``(steps, k, b)`` are positions among a client's rows in the order of its first epoch, None
-    where step t visits the positions from ``t * width`` on at every client. ``share`` ``(steps, k, b)`` is
-    what a row counts in its batch's loss, 0 beyond the batch; ``lr`` ``(steps, k)`` is 0 at who is done.
-    """
-
-    order: list[Array]
-    at: Array | None
-    share: Array
-    lr: Array
-    width: int
-
-
-_Pass = tuple[int, Array, int]
-"""(local epoch, rows in order, batch size)."""
-
-
-def _schedule(lanes: Sequence[Lane], round: int, summed: bool) -> _Steps:
-    walks = [list(passes(len(lane.data), lane.work, lane.seed)) for lane in lanes]
-    counts = [sum(-(-len(rows) // size) for _, rows, size in walk) for walk in walks]
-    width = max((min(size, len(rows)) for walk in walks for _, rows, size in walk), default=1)
-    shape = (max(counts), len(lanes), width)
-    share, lr = np.zeros(shape), np.zeros(shape[:2])
-    once = all(
-        len(w) <= 1 and (c <= 1 or w[0][2] == width) for w, c in zip(walks, counts, strict=True)
-    )
-    at = None if once else np.zeros(shape, np.int64)
-    orders = [_first_order(len(lane.data), walk) for lane, walk in zip(lanes, walks, strict=True)]
-    for i, (lane, walk) in enumerate(zip(lanes, walks, strict=True)):
-        place = None if at is None else np.argsort(orders[i])
-        t = 0
-        for epoch, rows, size in walk:
-            full, rest = divmod(len(rows), size)
-            end = t + full
-            share[t:end, i, :size] = 1.0 if summed else 1.0 / size
-            if at is not None and place is not None:
-                at[t:end, i, :size] = place[rows[: full * size]].reshape(full, size)
-            if rest:
-                share[end, i, :rest] = 1.0 if summed else 1.0 / rest
-                if at is not None and place is not None:
-                    at[end, i, :rest] = place[rows[full * size :]]
-            lr[t : end + (rest > 0), i] = learning_rate(lane.work, round=round, epoch=epoch)
-            t = end + (rest > 0)
-    return _Steps(orders, at, share, lr, width)
-
-
-def _first_order(rows: int, walk: Sequence[_Pass]) -> Array:
-    """All row numbers, those of the first epoch in its order and first."""
-    first = walk[0][1] if walk else np.zeros(0, np.int64)
-    if len(first) == rows:
-        return first
-    rest = np.ones(rows, bool)
-    rest[first] = False
-    return np.concatenate([first, np.flatnonzero(rest)])
+@contextmanager
+def _silently() -> Iterator[None]:
+    """No autograd, and no warnings: values that are not finite are looked for where training ends."""
+    with torch.inference_mode(), np.errstate(all="ignore"):
+        yield
 
 
 def train_together(
@@ -133,9 +95,9 @@ def train_together(
     anchor = parameters if rule.anchor is None or rule.mu == 0.0 else rule.anchor
     if rule.shift is not None or not (anchor is parameters or np.array_equal(anchor, parameters)):
         raise JobConflict("the local rule pulls elsewhere than to the starting point")
-    with torch.inference_mode(), setting.scratch.lent() as rooms:
+    with _silently(), setting.scratch.lent() as rooms:
         group = _Group(setting, rooms, parameters, lanes)
-        steps = _schedule(lanes, round, setting.loss == "nll_sum")
+        steps = group_steps(lanes, round, summed=setting.loss == "nll_sum")
         group.gather(steps)
         losses = group.walk(steps, rule.mu, lanes[0].work.optimizer.weight_decay)
         return _together(group, steps, losses)
@@ -156,9 +118,9 @@ def train_controlled(
     Raises:
         JobConflict: weight decay, a client that takes no step, or a value that is not finite.
     """
-    with torch.inference_mode(), setting.scratch.lent() as rooms:
+    with _silently(), setting.scratch.lent() as rooms:
         group = _Group(setting, rooms, parameters, lanes)
-        steps = _schedule(lanes, round, setting.loss == "nll_sum")
+        steps = group_steps(lanes, round, summed=setting.loss == "nll_sum")
         if lanes[0].work.optimizer.weight_decay or not steps.lr[:1].all():
             raise JobConflict("mean gradients are not told by where a client arrived")
         group.gather(steps, whole=True)
@@ -192,7 +154,7 @@ def _later(chain: Chain) -> list[slice]:
     return [part for d in chain.layers[1:] for part in (d.weight, d.bias) if part is not None]
 
 
-def _together(group: _Group, steps: _Steps, losses: Array) -> Together:
+def _together(group: _Group, steps: GroupSteps, losses: Array) -> Together:
     change = group.change()
     counts = np.count_nonzero(steps.share[:, :, 0], axis=0).tolist()
     if not np.isfinite(losses).all() or not finite(change):
@@ -203,10 +165,9 @@ def _together(group: _Group, steps: _Steps, losses: Array) -> Together:
 
 def _linear(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> None:
     """``x w^T + b``."""
-    if b is None:
-        torch.mm(x, w.t(), out=out)
-    else:
-        torch.addmm(b, x, w.t(), out=out)
+    large_product(x, w.t(), out)
+    if b is not None:
+        out.add_(b)
 
 
 @dataclass(eq=False)
@@ -247,15 +208,13 @@ class _Group:
         self.alpha = torch.ones(k, 1, 1, dtype=torch.float64)
         self.weight = torch.tensor([lane.weight for lane in lanes], dtype=self.dtype)
         self.pull: _Control | None = None
-        self.gram: Tensor | None = None
-        self.parts: list[Tensor] = []
 
     def later(self) -> list[Tensor]:
         """Weights and biases behind the first layer, of all clients, in the order of the chain."""
         pairs = zip(self.weights, self.biases, strict=True)
         return [t for pair in pairs for t in pair if t is not None]
 
-    def gather(self, steps: _Steps, *, whole: bool = False) -> None:
+    def gather(self, steps: GroupSteps, *, whole: bool = False) -> None:
         """Rows and targets in visiting order, products with the shared weights and with each other.
 
         A step reads products with rows of the steps before it: less than half of each Gram matrix. It is
@@ -266,30 +225,30 @@ class _Group:
         self.x = self.rooms.take("x", (k, n, first.inputs), self.dtype)
         shape = np.shape(self.lanes[0].data.targets)[1:]  # type: ignore[attr-defined]  # Examples
         self.y = self.rooms.take("y", (k, n, *shape), self.targets).zero_()
-        for x, y, lane, order in zip(self.x, self.y, self.lanes, steps.order, strict=True):
-            if len(order) < n:
-                x[len(order) :] = 0  # whatever the group before has left there
-                x, y = x[: len(order)], y[: len(order)]
-            self._rows(lane, order, x, y)
+        self.gram = self.rooms.take("gram", (k, n, n), self.dtype)
+        every = [(slice(0, n), slice(0, n))]
+        blocks = every if whole or steps.at is not None else earlier_rows(n, steps.width)
+        held = (t.numpy() for t in (self.x, self.y, self.gram))
+        for x, y, gram, lane, order in zip(*held, self.lanes, steps.order, strict=True):
+            x[len(order) :] = 0  # whatever the group before has left there
+            self._rows(lane, order, x[: len(order)], y[: len(order)])
+            for rows, before in blocks:  # while the client's rows are near the processor
+                np.matmul(x[rows], x[before].T, out=gram[rows, before])
         w, b = self.start[0]
+        if b is not None:
+            self.gram.add_(1.0)
+        labels = self.y.numpy()
+        if (
+            self.loss in _LABELLED
+            and not 0 <= labels.min() <= labels.max() < self.chain.layers[-1].out
+        ):
+            raise JobConflict("a label is none of the classes")
         flat = self.x.view(k * n, -1)
         self.z0 = self.rooms.take("z0", (k, n, first.out), self.dtype)
         _linear(flat, w, b, self.z0.view(k * n, -1))
         self.d = self.rooms.take("d", (k, n, first.out), self.dtype).zero_()
-        if whole or steps.at is not None:
-            self.gram = self._products("gram", self.x, self.x)
-        if steps.at is None:
-            cuts = [
-                (a, a + steps.width) for a in range(0, len(steps.share) * steps.width, steps.width)
-            ]
-            self.parts = [
-                self._products(f"part {a}", self.x[:, a:b], self.x[:, :a])
-                if self.gram is None
-                else self.gram[:, a:b, :a]
-                for a, b in cuts
-            ]
 
-    def _rows(self, lane: Lane, order: Array, x: Tensor, y: Tensor) -> None:
+    def _rows(self, lane: Lane, order: Array, x: Array, y: Array) -> None:
         """One client's rows and targets."""
         features = np.asarray(lane.data.features)  # type: ignore[attr-defined]  # Examples
         targets = np.asarray(lane.data.targets)  # type: ignore[attr-defined]
@@ -301,19 +260,12 @@ class _Group:
         if targets.shape != (len(flat), *y.shape[1:]):
             raise JobConflict(f"targets of {targets.shape} beside others of {y.shape[1:]}")
         for given, into in ((flat, x), (targets, y)):
-            held = into.numpy()
-            if given.dtype == held.dtype and given.flags.c_contiguous:
-                given.take(order, 0, held, "clip")  # any other mode would go through a buffer
+            if given.dtype == into.dtype and given.flags.c_contiguous:
+                given.take(order, 0, into, "clip")  # any other mode would go through a buffer
             else:
-                into.copy_(tensor_over(given)[torch.from_numpy(order)])
+                torch.from_numpy(into).copy_(tensor_over(given)[torch.from_numpy(order)])
 
-    def _products(self, name: str, a: Tensor, b: Tensor) -> Tensor:
-        """Products of each client's rows: how much a step on row j moves the outputs at row i."""
-        into = self.rooms.take(name, (len(a), a.shape[1], b.shape[1]), self.dtype)
-        torch.bmm(a, b.transpose(1, 2), out=into)
-        return into if self.start[0][1] is None else into.add_(1.0)
-
-    def control(self, plus: Array, steps: _Steps) -> None:
+    def control(self, plus: Array, steps: GroupSteps) -> None:
         """Correct all gradients from now on."""
         flat, first = tensor_over(plus), self.chain.layers[0]
         k, n, _ = self.x.shape
@@ -333,13 +285,11 @@ class _Group:
         rows = self.x.view(k * n, -1)
         moved = self.rooms.take("moved", self.d.shape, self.dtype)
         _linear(rows, c, None if first.bias is None else flat[first.bias], moved.view(k * n, -1))
-        if self.gram is None:
-            raise JobConflict("the Gram matrices were not made whole")
         moved.baddbmm_(self.gram, own, beta=-1)
         path = torch.zeros(k, 1, 1, dtype=self.dtype)
         self.pull = _Control(flat, own, moved, later, path)
 
-    def means(self, steps: _Steps) -> tuple[Tensor, list[dict[str, Array]]]:
+    def means(self, steps: GroupSteps) -> tuple[Tensor, list[dict[str, Array]]]:
         """Each client's mean gradient in compact form, and the weighted sum of how they changed."""
         pull = self.pull
         if pull is None:
@@ -372,11 +322,11 @@ class _Group:
         first = self.chain.layers[0]
         scaled = rows.mul_(self.weight.view(-1, 1, 1)).view(-1, first.out)
         into = out[first.weight].view(first.out, first.inputs)
-        torch.mm(scaled.t(), self.x.view(-1, first.inputs), out=into)
+        large_product(scaled.t(), self.x.view(-1, first.inputs), into)
         if first.bias is not None:
             torch.sum(scaled, 0, out=out[first.bias])
 
-    def walk(self, steps: _Steps, mu: float, decay: float) -> Array:
+    def walk(self, steps: GroupSteps, mu: float, decay: float) -> Array:
         """All local steps; the sum of the batch losses of each client, ``(k,)``."""
         share = torch.from_numpy(steps.share).to(self.dtype)
         rates = torch.from_numpy(steps.lr).to(self.dtype)
@@ -387,19 +337,24 @@ class _Group:
             if steps.at is None:
                 a = t * steps.width
                 here: Any = (slice(None), slice(a, a + steps.width))
-                before, part = self.d[:, :a], self.parts[t] if t else None
+                before, part = self.d[:, :a], self.gram[:, a : a + steps.width, :a]
             else:
                 here, before = (lane, torch.from_numpy(steps.at[t])), self.d
-                part = None if self.gram is None else self.gram[here]
-            z = self._outputs(here, part, before, bool(mu or decay))
+                part = self.gram[here]
+            z = self._outputs(here, part if t else None, before, bool(mu or decay))
             n = z.shape[1]
-            slope, told[t, :, :n] = self._back(
-                z, self.y[here], scale[t, :, :n], rates[t], mu, decay
+            once = steps.at is None  # then nothing has been there yet
+            direct = once and not (
+                mu or decay
+            )  # which shrink what is there, and not the new slopes
+            slope = self.d[here] if direct else self._room("slope 0", z, self.d.shape[2])
+            told[t, :, :n] = self._back(
+                z, self.y[here], scale[t, :, :n], rates[t], mu, decay, slope
             )
-            if steps.at is None:
-                self.d[here] = slope  # nothing has been there yet
-            else:
+            if not once:
                 self.d.index_put_(here, slope, accumulate=True)
+            elif not direct:
+                self.d[here] = slope
         losses = (told * share).sum(2)
         if self.loss == "nll_sum":  # summed over rows to train on, but reported per row
             losses /= share.sum(2).clamp_(min=1.0)
@@ -411,48 +366,74 @@ class _Group:
         if scaled:
             z = z * self.alpha.to(self.dtype)
         if part is not None:
-            z = torch.baddbmm(z, part, before)
+            moved = self.rooms.take("moved by steps", z.shape, z.dtype)
+            np.matmul(part.numpy(), before.numpy(), out=moved.numpy())
+            z = moved.add_(z)
         if self.pull is not None:
             z = z + self.pull.path * self.pull.moved[here]
         return z
 
     def _back(
-        self, z: Tensor, y: Tensor, scale: Tensor, rate: Tensor, mu: float, decay: float
-    ) -> tuple[Tensor, Tensor]:
-        """Later layers forward, backward and moved; the first layer's scaled slopes and the losses."""
-        inputs, before = list[Tensor](), list[tuple[Tensor, Tensor]]()
-        for d, w, b in zip(
-            self.chain.layers, [None, *self.weights], [None, *self.biases], strict=True
-        ):
-            if w is not None:
-                h = before[-1][1]
-                inputs.append(h)
-                z = (
-                    torch.bmm(h, w.transpose(1, 2))
-                    if b is None
-                    else torch.baddbmm(b.unsqueeze(1), h, w.transpose(1, 2))
-                )
+        self,
+        z: Tensor,
+        y: Tensor,
+        scale: Tensor,
+        rate: Tensor,
+        mu: float,
+        decay: float,
+        out: Tensor,
+    ) -> Tensor:
+        """Later layers forward, backward and moved; the losses. ``out`` gets the first one's scaled slopes."""
+        before = list[tuple[Tensor, Tensor]]()
+        for i, d in enumerate(self.chain.layers):
+            if i:
+                h, w, b = before[-1][1], self.weights[i - 1], self.biases[i - 1]
+                z = self._room(f"z {i}", h, d.out)
+                np.matmul(h.numpy(), w.numpy().transpose(0, 2, 1), out=z.numpy())
+                if b is not None:
+                    z.add_(b.unsqueeze(1))
             before.append((z, z if d.activation is None else d.activation.forward(z)))
-        losses, slope = _slopes(self.loss, z, y)
-        slope *= scale.unsqueeze(2)
-        slopes = [slope]
-        for i in range(len(self.weights) - 1, -1, -1):
-            slope = torch.bmm(slope, self.weights[i])
+        last = len(self.weights)
+        slopes = [
+            out,
+            *(self._room(f"slope {i}", z, self.chain.layers[i].out) for i in range(1, last + 1)),
+        ]
+        losses = self._losses(z, y, scale, slopes[last])
+        for i in range(last - 1, -1, -1):
+            np.matmul(slopes[i + 1].numpy(), self.weights[i].numpy(), out=slopes[i].numpy())
             activation, (zi, hi) = self.chain.layers[i].activation, before[i]
-            if activation is not None:
-                slope = activation.backward(slope, zi, hi)
-            slopes.insert(0, slope)
+            if (
+                activation is not None
+                and (made := activation.backward(slopes[i], zi, hi)) is not slopes[i]
+            ):
+                slopes[i].copy_(made)
         if mu or decay:
             self._shrink(rate, mu, decay)
-        for i, (h, s) in enumerate(zip(inputs, slopes[1:], strict=True)):
-            self.weights[i].baddbmm_(s.transpose(1, 2), h)
-            if (bias := self.biases[i]) is not None:
-                bias += s.sum(1)
+        for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
+            s, step = slopes[i + 1].numpy(), self.rooms.take("step", w.shape, w.dtype)
+            w.add_(
+                torch.from_numpy(
+                    np.matmul(s.transpose(0, 2, 1), before[i][1].numpy(), out=step.numpy())
+                )
+            )
+            if b is not None:
+                b.add_(torch.from_numpy(np.add.reduce(s, 1)))
         if self.pull is not None:
             for t, gap in zip(self.later(), self.pull.later, strict=True):
                 t.sub_(rate.view(-1, *[1] * (t.dim() - 1)) * gap)
             self.pull.path += rate.view(-1, 1, 1)
-        return slopes[0], losses
+        return losses
+
+    def _room(self, name: str, rows: Tensor, width: int) -> Tensor:
+        """Memory for values of the rows of a step, ``(k, b, width)``."""
+        return self.rooms.take(name, (*rows.shape[:2], width), self.dtype)
+
+    def _losses(self, z: Tensor, y: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+        """Per row the loss ``(k, b)``, summed over rows where it is a sum; its scaled gradient to ``out``."""
+        if self.loss in _LABELLED:
+            given = (t.numpy() for t in (z, y, scale, out))
+            return torch.from_numpy(_scores(*given))
+        return _gaps(self.loss, z, y, scale, out)
 
     def _shrink(self, rate: Tensor, mu: float, decay: float) -> None:
         """``w <- (1 - lr (mu + decay)) w + lr mu w_0``, at every client that takes this step."""
