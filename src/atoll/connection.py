@@ -33,6 +33,7 @@ from atoll.core.errors import (
     Unreachable,
     WireError,
 )
+from atoll.wire.trouble import remedy_of, unreadable
 
 if TYPE_CHECKING:
     from atoll.job.schema import JobSpec
@@ -355,13 +356,13 @@ def _patiently(ask: Callable[[], _T], patience: float, notice: Notice) -> _T:
     """What ``ask`` gives, as soon as the server can be reached.
 
     Raises:
-        Unreachable: not within so many seconds.
+        Unreachable, StorageError: not within so many seconds.
     """
     tries, began = 0, time.monotonic()
     while True:
         try:
             found = ask()
-        except Unreachable as error:
+        except (Unreachable, StorageError) as error:  # its database may be away, or its disk full
             if time.monotonic() - began >= patience:
                 raise
             if not tries:
@@ -442,6 +443,7 @@ def _join(folder: Path, code: str, proxy: str | None) -> Membership:
         secret=invitation.secret.hex(),
         key=identity.public_bytes.hex(),
         version=version("atoll"),
+        role="researcher",
     )
     pin = Pin(invitation.certificate)
     with Channel(invitation.address, pin, identity, "join", proxy=proxy) as channel:
@@ -480,7 +482,7 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise StorageError(f"{path} cannot be read: {error}", remedy="restore it") from error
+        raise unreadable(path, error) from error
     return raw if isinstance(raw, dict) else {}
 
 
@@ -493,4 +495,6 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}", remedy=remedy_of(error)
+        ) from error

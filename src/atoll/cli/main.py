@@ -27,7 +27,8 @@ import typer
 import atoll
 from atoll.cli import audit, doctor, job, node, remote, run, server
 from atoll.cli.output import talk, talk_error
-from atoll.core.errors import AtollError
+from atoll.core.errors import AtollError, StorageError
+from atoll.wire.trouble import remedy_of
 
 __all__ = ["app", "main"]
 
@@ -77,6 +78,12 @@ def main(arguments: list[str] | None = None) -> int:
     except AtollError as error:
         talk_error(error)
         return error.exit_status
+    except OSError as error:  # a disk or a right that nobody thought of on the way
+        if not (remedy := remedy_of(error)):
+            raise
+        told = f"{error.filename or 'a file'} cannot be used: {error.strerror}"
+        talk_error(StorageError(told, remedy=remedy))
+        return StorageError.exit_status
     return 0
 
 

@@ -28,9 +28,16 @@ server = typer.Typer(
 _DEFAULT = Path("atoll-server")
 _NEEDS = ("alembic", "cryptography", "httptools", "sqlalchemy", "uvicorn")
 
-_Folder = Annotated[Path, typer.Argument(help="Folder of the server.", envvar="ATOLL_SERVER_HOME")]
+# What cannot be read is told with a remedy, not by the parser.
+_Folder = Annotated[
+    Path,
+    typer.Argument(help="Folder of the server.", envvar="ATOLL_SERVER_HOME", readable=False),
+]
 _Home = Annotated[
-    Path, typer.Option("--home", help="Folder of the server.", envvar="ATOLL_SERVER_HOME")
+    Path,
+    typer.Option(
+        "--home", help="Folder of the server.", envvar="ATOLL_SERVER_HOME", readable=False
+    ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -105,6 +112,40 @@ def start(
     talk("stopped")
     if status:
         raise typer.Exit(status)
+
+
+@server.command()
+def change(
+    home: _Folder = _DEFAULT,
+    address: Annotated[
+        str, typer.Option(help="HOST:PORT that the sites connect to.", show_default="as before")
+    ] = "",
+    listen: Annotated[str, typer.Option(help="HOST:PORT to bind.", show_default="as before")] = "",
+    cert: Annotated[
+        Path | None, typer.Option(help="Another certificate (PEM).", show_default="as before")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    renew: Annotated[bool, typer.Option("--renew", help="Make another certificate.")] = False,
+) -> None:
+    """Give the server another address or certificate; its members and their codes' owners are told by you."""
+    _check_installed()
+    from atoll.server import admin
+    from atoll.server.home import ServerHome
+    from atoll.wire.certificates import certificate_fingerprint
+    from atoll.wire.identity import spoken
+
+    charter = admin.change(home, admin.Change(address, listen, cert, key, renew), time.time())
+    shown = spoken(certificate_fingerprint(ServerHome(home).certificate(charter)).hex())
+    data_line(f"address      {charter.address}\ncertificate  {shown}")
+    talk(
+        "it counts from the next start of the server; codes that were not used yet do not work then"
+    )
+    said = f" --address {charter.address}" if address else ""
+    said += f' --certificate "{shown}"' if renew or cert else ""
+    if said:
+        talk(
+            f"read it to every site by telephone; there, with the node stopped: atoll node server{said}"
+        )
 
 
 @server.command()
@@ -199,6 +240,7 @@ def _plain(found: Overview) -> dict[str, Any]:
         "key": found.key,
         "running": found.running,
         "epoch": found.epoch,
+        "trouble": found.trouble,
         "members": [{"name": m.name, "role": m.role, "status": m.status} for m in found.members],
         "invited": [i.name for i in found.open_invites],
         "runs": [
@@ -234,6 +276,8 @@ def _text(found: Overview) -> str:
         f"members      {sum(m.role == 'site' for m in active)} sites, "
         f"{sum(m.role == 'researcher' for m in active)} researchers",
     ]
+    if found.trouble:
+        lines.append(f"trouble      {found.trouble}")
     if found.runs:
         rows = [
             (r.id, r.by, r.status, r.phase or "-", str(found.rounds[r.id]), r.reason or "-")

@@ -25,9 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atoll.core.errors import DataError, Fault, NotFound, StorageError, raise_faults, suggest
+from atoll.core.errors import DataError, Fault, NotFound, raise_faults, suggest
 from atoll.node.home import write_text
 from atoll.node.ledger import UNITS, Limit
+from atoll.wire.trouble import unreadable
 
 __all__ = ["Budgets"]
 
@@ -53,7 +54,7 @@ class Budgets:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise StorageError(f"{self.path} cannot be read: {error.strerror}") from error
+            raise unreadable(self.path, error) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{self.path} is not valid TOML: {error}") from error
         faults = [f for name, units in raw.items() for f in _table_faults(name, units)]

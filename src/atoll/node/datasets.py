@@ -39,6 +39,7 @@ from atoll.data.readers import read_examples, read_table
 from atoll.data.table import Table, label
 from atoll.node.home import write_text
 from atoll.node.rules import Rule, rule_faults
+from atoll.wire.trouble import unreadable
 
 __all__ = ["Dataset", "Datasets", "digest_of", "open_examples", "open_table"]
 
@@ -97,7 +98,7 @@ class Datasets:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise StorageError(f"{self.path} cannot be read: {error.strerror}") from error
+            raise unreadable(self.path, error) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise DataError(f"{self.path} is not valid TOML: {error}") from error
         faults = [f for name, table in raw.items() for f in _faults(name, table)]

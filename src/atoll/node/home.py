@@ -26,12 +26,14 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from atoll.core.errors import NotFound, StorageError
+from atoll.wire.presence import alone, is_taken
+from atoll.wire.trouble import remedy_of, unreadable
 
 __all__ = ["Federation", "Home", "default_home", "write_text"]
 
@@ -153,7 +155,8 @@ class Home:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise StorageError(
-                f"{self.path} cannot be made: {error.strerror}", remedy="choose another --home"
+                f"{self.path} cannot be made: {error.strerror}",
+                remedy=remedy_of(error) or "choose another --home",
             ) from error
 
     def joined(self) -> Federation:
@@ -187,7 +190,17 @@ class Home:
         try:
             self.epoch.unlink(missing_ok=True)
         except OSError as error:
-            raise StorageError(f"{self.epoch} cannot be removed: {error.strerror}") from error
+            raise StorageError(
+                f"{self.epoch} cannot be removed: {error.strerror}", remedy=remedy_of(error)
+            ) from error
+        self.move(federation)
+
+    def move(self, federation: Federation) -> None:
+        """Write, durably, where the server is to be found now.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
         write_text(self.federation, json.dumps(asdict(federation), indent=2) + "\n")
 
     def read(self, path: Path) -> dict[str, Any]:
@@ -201,7 +214,7 @@ class Home:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise StorageError(f"{path} cannot be read: {error}", remedy="restore it") from error
+            raise unreadable(path, error) from error
         if not isinstance(raw, dict):
             raise StorageError(f"{path} is damaged", remedy="restore it")
         return raw
@@ -212,36 +225,28 @@ class Home:
             write_text(self.state, json.dumps(state, indent=2) + "\n", durable=False)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[Callable[[], bool]]:
         """Keep a second node from running here; a killed one holds no lock.
 
-        Raises:
-            StorageError: another node runs here.
-        """
-        import fcntl  # does not exist everywhere
+        Gives what tells whether the folder is still where it was.
 
+        Raises:
+            StorageError: another node runs here, or the folder cannot be written.
+        """
         self.make()
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise StorageError(
-                    f"another node runs in {self.path}",
-                    remedy="stop it first, or give this one a --home of its own",
-                ) from error
-            yield
-        finally:
-            os.close(descriptor)
+        refusal = f"another node runs in {self.path}"
+        remedy = "stop it first, or give this one a --home of its own"
+        with alone(self.path / "lock", refusal, remedy) as here:
+            yield here
 
     @property
     def running(self) -> bool:
-        """Whether a node runs here now."""
-        try:
-            with self.locked():
-                return False
-        except StorageError:
-            return True
+        """Whether a node runs here now.
+
+        Raises:
+            StorageError: this user may not look.
+        """
+        return is_taken(self.path / "lock")
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
@@ -269,5 +274,6 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
         with contextlib.suppress(OSError):
             os.unlink(name)
         raise StorageError(
-            f"{path} cannot be written: {error.strerror}", remedy="free space or mend the folder"
+            f"{path} cannot be written: {error.strerror}",
+            remedy=remedy_of(error) or "mend the folder",
         ) from error

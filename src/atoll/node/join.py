@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,9 @@ from atoll.wire.codes import read_code
 from atoll.wire.https import Channel, Pin
 from atoll.wire.identity import Identity
 from atoll.wire.messages import JoinBody, JoinReply
+from atoll.wire.trouble import remedy_of
 
-__all__ = ["join", "leave", "opened", "trusted"]
+__all__ = ["join", "leave", "move", "opened", "trusted"]
 
 _NOBODY = "join"
 """For whom the first request is: the answer tells the federation's id."""
@@ -50,7 +52,7 @@ def join(home: Home, code: str, *, proxy: str | None = None, dial: Dial = Channe
         AuthError: the code has expired or was used, or the server is not the one it names.
         Unreachable: the server does not answer.
     """
-    if home.federation.exists():
+    if home.read(home.federation):
         known = home.joined()
         raise StateError(
             f"this node is {known.site!r} of the federation at {known.server} already",
@@ -61,7 +63,10 @@ def join(home: Home, code: str, *, proxy: str | None = None, dial: Dial = Channe
     identity = _identity(home.identity)
     _check_books(home, identity)
     body = JoinBody(
-        secret=invitation.secret.hex(), key=identity.public_bytes.hex(), version=version("atoll")
+        secret=invitation.secret.hex(),
+        key=identity.public_bytes.hex(),
+        version=version("atoll"),
+        role="site",
     )
     channel = dial(invitation.address, Pin(invitation.certificate), identity, _NOBODY, proxy=proxy)
     try:
@@ -71,7 +76,7 @@ def join(home: Home, code: str, *, proxy: str | None = None, dial: Dial = Channe
     if reply.role != "site":
         raise StateError(
             f"this code is for a {reply.role}, {reply.name!r}, not for a site",
-            remedy="ask for a code for a site",
+            remedy="ask for a site's code",
         )
     made = Federation(
         federation=reply.federation,
@@ -111,23 +116,74 @@ def trusted(home: Home, known: Federation) -> Trust:
     return Trust(known.federation, server, identity, book, Peers(home.peers))
 
 
-def leave(home: Home, settings: Settings, *, dial: Dial = Channel) -> Federation:
+def move(
+    home: Home,
+    settings: Settings,
+    *,
+    address: str = "",
+    certificate: str = "",
+    dial: Dial = Channel,
+) -> Federation:
+    """Note that the server has another address, or another certificate, once it has answered there.
+
+    The server's own key stays the same and has to sign the answer, so no other server can be meant.
+
+    Args:
+        home: the node's folder.
+        settings: of the site.
+        address: ``host:port``; empty: as before.
+        certificate: SHA-256 of the certificate, in hex, as the server's operator has read it out. What opens
+            TLS on the way has another one. Empty: as before.
+        dial: makes the channel.
+
+    Raises:
+        StorageError: the node is running.
+        AuthError: another certificate or key is there; nothing is changed.
+        AtollError: the server does not answer; nothing is changed.
+    """
+    with home.locked():
+        known = home.joined()
+        made = replace(known, server=address or known.server, pin=certificate or known.pin)
+        pin = Pin(bytes.fromhex(made.pin), bytes.fromhex(made.server_key))
+        identity = Identity.load(home.identity)
+        channel = dial(made.server, pin, identity, made.federation, proxy=settings.proxy or None)
+        try:
+            Link(channel).members()
+        finally:
+            channel.close()
+        home.move(made)
+    return made
+
+
+def leave(home: Home, settings: Settings, *, tell: bool = True, dial: Dial = Channel) -> Federation:
     """Leave the federation; key and datasets stay, so that a new code is enough to join again.
+
+    Args:
+        home: the node's folder.
+        settings: of the site.
+        tell: whether the server is told; one that is gone for good cannot be.
+        dial: makes the channel.
 
     Raises:
         StorageError: the node is running.
         AtollError: the server cannot be told; nothing is changed.
     """
     with home.locked():
-        known, channel = opened(home, settings, dial=dial)
-        try:
-            with suppress(Forbidden):  # it has been shown out already
-                Link(channel).leave()
-        finally:
-            channel.close()
+        known = home.joined()
+        if tell:
+            _tell(home, settings, dial)
         _remove(home.federation)
         _remove(home.state)
     return known
+
+
+def _tell(home: Home, settings: Settings, dial: Dial) -> None:
+    _, channel = opened(home, settings, dial=dial)
+    try:
+        with suppress(Forbidden):  # it has been shown out already
+            Link(channel).leave()
+    finally:
+        channel.close()
 
 
 def _identity(path: Path) -> Identity:
@@ -153,4 +209,6 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"{path} cannot be removed: {error.strerror}") from error
+        raise StorageError(
+            f"{path} cannot be removed: {error.strerror}", remedy=remedy_of(error)
+        ) from error

@@ -30,6 +30,7 @@ from atoll.node.settings import Masking
 from atoll.privacy.secagg.ledger import Record
 from atoll.privacy.secagg.policy import Policy
 from atoll.privacy.secagg.terms import Member
+from atoll.wire.trouble import unreadable
 
 __all__ = ["Book", "Peers", "Trust"]
 
@@ -67,9 +68,7 @@ class Peers:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
-            raise StorageError(
-                f"{self._path} cannot be read: {error}", remedy="restore it"
-            ) from error
+            raise unreadable(self._path, error) from error
         if not isinstance(found, dict) or not all(isinstance(f, str) for f in found.values()):
             raise StorageError(f"{self._path} is damaged", remedy="restore it")
         return found

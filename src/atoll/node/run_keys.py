@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from atoll.core.errors import StateError, StorageError
 from atoll.wire.disk import Disk, RealDisk, keep
+from atoll.wire.trouble import remedy_of
 
 __all__ = ["RunKeys"]
 
@@ -69,7 +70,9 @@ class RunKeys:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._folder.chmod(0o700)
         except OSError as error:
-            raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+            raise StorageError(
+                f"{folder} cannot be made: {error.strerror}", remedy=remedy_of(error)
+            ) from error
         self._disk.make_folder(folder)
         keep(self._disk, folder / name, [secret])
         return secret

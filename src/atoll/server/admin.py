@@ -10,23 +10,28 @@ import hashlib
 import ipaddress
 import re
 import secrets
-import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
-from atoll.core.errors import JobError, StateError
+from atoll.core.errors import JobError, StateError, StorageError, WireError
 from atoll.server.blobs import open_blobs
 from atoll.server.home import Charter, ServerHome
 from atoll.server.store.contract import Event, Invite, Member, Role, RunRow, Store
 from atoll.server.store.opening import open_store
 from atoll.wire.certificates import certificate_fingerprint, create_certificate, server_context
 from atoll.wire.codes import Invitation, encode_code, split_address
+from atoll.wire.disk import RealDisk, keep
 from atoll.wire.identity import Identity, write_secret
+from atoll.wire.trouble import cramped
 
 __all__ = [
     "DEFAULT_ADDRESS",
+    "Change",
     "Founding",
     "Overview",
+    "change",
     "found",
     "invite",
     "overview",
@@ -66,6 +71,25 @@ class Founding:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What ``atoll server change`` is told; what is left empty stays.
+
+    Args:
+        address: ``host:port`` that members connect to.
+        listen: ``host:port`` to bind.
+        certificate: PEM file of another certificate.
+        key: its private key.
+        renew: the server makes another certificate itself.
+    """
+
+    address: str = ""
+    listen: str = ""
+    certificate: Path | None = None
+    key: Path | None = None
+    renew: bool = False
+
+
+@dataclass(frozen=True)
 class Overview:
     """Where a server stands.
 
@@ -80,6 +104,7 @@ class Overview:
         runs: all runs.
         rounds: rounds ended, by run.
         alarms: the newest lines of the log.
+        trouble: what an operator has to see to; empty for nothing.
     """
 
     charter: Charter
@@ -92,6 +117,7 @@ class Overview:
     runs: tuple[RunRow, ...]
     rounds: dict[str, int]
     alarms: tuple[Event, ...]
+    trouble: str = ""
 
 
 def found(path: Path, asked: Founding, now: float) -> Charter:
@@ -100,16 +126,14 @@ def found(path: Path, asked: Founding, now: float) -> Charter:
     Raises:
         StorageError: there is one already, or something cannot be written or opened.
         JobError: a value makes no sense.
-        WireError: an address is none.
     """
     home = ServerHome(path)
+    _address(asked.address)
     listen = asked.listen or _listen_for(asked.address)
-    split_address(asked.address)
-    split_listen(listen)
+    _address(listen, split_listen)
     if not _NAME.fullmatch(asked.name):
         raise JobError(f"{asked.name!r:.80} is no name of a federation", remedy="use plain words")
-    if (asked.certificate is None) != (asked.key is None):
-        raise JobError("a certificate and its key come together", remedy="give --cert and --key")
+    _check_pair(asked.certificate, asked.key)
     home.make()
     slug = re.sub(r"[^a-z0-9]+", "-", asked.name.casefold()).strip("-")[:40] or "federation"
     charter = Charter(
@@ -124,27 +148,98 @@ def found(path: Path, asked: Founding, now: float) -> Charter:
         founded=now,
     )
     # What can fail comes before what is made once: a second try must not meet the keys of the first.
-    open_store(home.store_url(charter)).close()
+    _check_new(home, charter)
     open_blobs(charter.blobs, home.blobs)
-    _certificate(home, charter, asked, now)
+    _certificate(home, charter, asked.certificate, asked.key, now)
     Identity.create(home.identity)
     write_secret(home.token, secrets.token_urlsafe(32).encode() + b"\n")
     home.write(charter)
     return charter
 
 
-def _certificate(home: ServerHome, charter: Charter, asked: Founding, now: float) -> None:
+def _check_new(home: ServerHome, charter: Charter) -> None:
+    """Open the store, and refuse one that a federation has: its members would be strangers to new keys.
+
+    Raises:
+        StorageError: it has members, invitations or starts; or it cannot be opened.
+    """
+    store = open_store(home.store_url(charter))
+    try:
+        used = store.lease().epoch or store.members() or store.invites()
+    finally:
+        store.close()
+    if used:
+        raise StorageError(
+            "the store holds a federation already",
+            remedy="take an empty database; or, for that federation, put back the folder of its server",
+        )
+
+
+def change(path: Path, asked: Change, now: float) -> Charter:
+    """Give a server another address, or another certificate; its key stays, by which members know it.
+
+    A certificate gets a file of its own, so that at no moment one lies beside another's key. A running server
+    goes on with what it has until it is started again.
+
+    Raises:
+        NotFound: there is no server in the folder.
+        StorageError: something cannot be read or written.
+        JobError: a value makes no sense, or nothing is to change.
+    """
+    home = ServerHome(path)
+    charter = home.charter()
+    if asked == Change():
+        raise JobError("nothing is to change", remedy="give --address, --listen, --renew or --cert")
+    _check_pair(asked.certificate, asked.key)
+    if asked.renew and asked.certificate is not None:
+        raise JobError("a certificate is made or given", remedy="leave out --renew, or --cert")
+    address, listen = asked.address or charter.address, asked.listen or charter.listen
+    if asked.address and not asked.listen and listen == _listen_for(charter.address):
+        listen = _listen_for(_address(address))
+    _address(address)
+    _address(listen, split_listen)
+    made = replace(charter, address=address, listen=listen)
+    if asked.renew or asked.certificate is not None:
+        number = next(n for n in count(2) if not home.path.joinpath("tls", f"key-{n}.pem").exists())
+        made = replace(made, certificate=f"tls/cert-{number}.pem", key=f"tls/key-{number}.pem")
+        _certificate(home, made, asked.certificate, asked.key, now)
+    home.write(made)
+    return made
+
+
+def _check_pair(certificate: Path | None, key: Path | None) -> None:
+    if (certificate is None) != (key is None):
+        raise JobError("a certificate and its key come together", remedy="give --cert and --key")
+
+
+def _address(text: str, split: Callable[[str], tuple[str, int]] = split_address) -> str:
+    """An address as a person gave it.
+
+    Raises:
+        JobError: it is none.
+    """
+    try:
+        split(text)
+    except WireError as error:
+        raise JobError(
+            error.message, remedy="write HOST:PORT, such as fl.example.org:7443"
+        ) from error
+    return text
+
+
+def _certificate(
+    home: ServerHome, charter: Charter, given: Path | None, its_key: Path | None, now: float
+) -> None:
     certificate, key = home.certificate(charter), home.key(charter)
-    if asked.certificate is None or asked.key is None:
-        host = split_address(asked.address)[0]
+    if given is None or its_key is None:
+        host = split_address(charter.address)[0]
         names = list(dict.fromkeys([host, "localhost", "127.0.0.1"]))
         create_certificate(certificate, key, names, now=now)
         return
     # Copied: the codes pin this very certificate, whatever is renewed elsewhere.
-    server_context(asked.certificate, asked.key)
-    certificate.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(asked.certificate, certificate)
-    write_secret(key, asked.key.read_bytes())
+    server_context(given, its_key)
+    write_secret(key, its_key.read_bytes())
+    keep(RealDisk(), certificate, [given.read_bytes()])
 
 
 def _listen_for(address: str) -> str:
@@ -238,6 +333,7 @@ def overview(path: Path, now: float, alarms: int = 10) -> Overview:
             runs=runs,
             rounds={run: row.number if row else 0 for run, row in newest.items()},
             alarms=store.events()[-alarms:] if alarms else (),
+            trouble=cramped(path),
         )
     finally:
         store.close()

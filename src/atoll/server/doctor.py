@@ -39,6 +39,7 @@ from atoll.wire.findings import (
     fault,
     faults_of,
     ok,
+    owners,
     private_file,
     private_folder,
     room,
@@ -71,6 +72,7 @@ class _Place:
 
     home: ServerHome
     charter: Charter
+    running: dict[str, object] | None
     now: float
     timeout: float
 
@@ -98,7 +100,12 @@ def examine(
         return
     yield ok("folder", f"{charter.federation}, {charter.name!r}, for members at {charter.address}")
     yield user("user", path)
-    place = _Place(home, charter, now(), timeout)
+    try:
+        running = home.running()
+    except AtollError as error:
+        yield from faults_of("lock", error)
+        running = None
+    place = _Place(home, charter, running, now(), timeout)
     yield from together("files", _files(place), "keys and certificate are the owner's alone")
     yield from _certificate(place)
     libraries = list(_libraries(charter))
@@ -121,6 +128,7 @@ def examine(
 def _files(place: _Place) -> Iterator[Finding]:
     home, charter = place.home, place.charter
     yield private_folder("files", home.path)
+    yield owners("files", home.path)
     for path in (home.identity, home.key(charter), home.token):
         yield private_file("files", path)
     yield trusted_file("files", home.certificate(charter))
@@ -144,7 +152,10 @@ def _certificate(place: _Place) -> Iterator[Finding]:
     if life.state == "ok":
         yield ok("certificate", shown)
     elif life.state == "warning":
-        remedy = f"{life.remedy}. Another certificate means new codes for all members"
+        remedy = (
+            f"{life.remedy}. For another one: atoll server change {home.path} --renew; that takes its "
+            "fingerprint, and no new codes for all members"
+        )
         yield warning("certificate", shown, remedy)
     else:
         yield life
@@ -203,7 +214,7 @@ def _store(place: _Place) -> Generator[Finding, None, Look | None]:
 
 
 def _lock(place: _Place, look: Look) -> Finding:
-    running = place.home.running()
+    running = place.running
     holder = look.lease.holder if look.lease is not None else "another server"
     if look.held and running is None:
         remedy = "one store is for one server: stop that one, or give this one a store of its own"
@@ -253,7 +264,7 @@ def _needed(place: _Place, look: Look | None) -> float:
 
 def _port(place: _Place, look: Look | None) -> Iterator[Finding]:
     listen = place.charter.listen
-    running = place.home.running()
+    running = place.running
     try:
         host, port = split_listen(listen)
     except AtollError as error:

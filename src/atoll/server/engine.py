@@ -232,6 +232,7 @@ class Engine:
         self._later = self._office.now() + self._office.settings.retry
         if trouble != self._trouble:
             self._trouble = trouble
+            log.warning("run %s is paused: %s", self.id, trouble)
             with contextlib.suppress(StorageError, OSError):
                 self._office.event("paused", trouble, self.id)
         return self._later

@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from atoll.core.errors import NotFound, StorageError
+from atoll.wire.presence import alone, is_taken
+from atoll.wire.trouble import remedy_of, unreadable
 
 __all__ = ["Charter", "ServerHome"]
 
@@ -106,7 +108,7 @@ class ServerHome:
         Raises:
             StorageError: it cannot be made, or a server lives there already.
         """
-        if self.charter_file.exists():
+        if self._read(self.charter_file) is not None:
             raise StorageError(
                 f"there is a server in {self.path} already",
                 remedy=f"atoll server start {self.path}, or choose another folder",
@@ -115,7 +117,8 @@ class ServerHome:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise StorageError(
-                f"{self.path} cannot be made: {error.strerror}", remedy="choose another folder"
+                f"{self.path} cannot be made: {error.strerror}",
+                remedy=remedy_of(error) or "choose another folder",
             ) from error
 
     def write(self, charter: Charter) -> None:
@@ -151,12 +154,14 @@ class ServerHome:
             self._write(path, state)
 
     def running(self) -> dict[str, Any] | None:
-        """The server that runs here; None when none does, whatever was left behind."""
-        try:
-            with self.locked():
-                return None
-        except StorageError:
-            return self._read(self.path / "running.json") or {}
+        """The server that runs here; None when none does, whatever was left behind.
+
+        Raises:
+            StorageError: this user may not look.
+        """
+        if not is_taken(self.path / "lock"):
+            return None
+        return self._read(self.path / "running.json") or {}
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -165,22 +170,8 @@ class ServerHome:
         Raises:
             StorageError: one runs here, or the folder cannot be written.
         """
-        import fcntl  # does not exist everywhere
-
-        try:
-            number = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StorageError(f"{self.path} cannot be used: {error.strerror}") from error
-        try:
-            try:
-                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise StorageError(
-                    f"another server runs in {self.path}", remedy="stop it first"
-                ) from error
+        with alone(self.path / "lock", f"another server runs in {self.path}", "stop it first"):
             yield
-        finally:
-            os.close(number)
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         try:
@@ -188,7 +179,7 @@ class ServerHome:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise StorageError(f"{path} cannot be read: {error}", remedy="restore it") from error
+            raise unreadable(path, error) from error
         if not isinstance(raw, dict):
             raise StorageError(f"{path} is damaged", remedy="restore it from a backup")
         return raw
@@ -211,5 +202,5 @@ class ServerHome:
             with contextlib.suppress(OSError):
                 os.unlink(name)
             raise StorageError(
-                f"{path} cannot be written: {error.strerror}", remedy="free space on this disk"
+                f"{path} cannot be written: {error.strerror}", remedy=remedy_of(error)
             ) from error

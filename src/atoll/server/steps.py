@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from atoll.core.errors import FenceError
+from atoll.core.errors import AtollError, FenceError
 
 __all__ = ["Steps", "Worker", "steady"]
 
@@ -16,6 +16,7 @@ log = logging.getLogger("atoll.server")
 
 _LONGEST = 60.0
 _AFTER_ERROR = 5.0
+_NEW = "not started"
 
 
 def steady() -> Callable[[], float]:
@@ -54,7 +55,7 @@ class Steps:
         self._work = threading.Event()
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="atoll-steps", daemon=True)
-        self.trouble = "not started"
+        self.trouble = _NEW
         self.seconds = 0.0
         self.count = 0
 
@@ -86,15 +87,24 @@ class Steps:
                 return
             except Exception as error:
                 # A run's own errors end that run inside the service; this one is the server's.
-                self.trouble = f"{type(error).__name__}: {error}"
-                log.exception("a step of the service failed; it is tried again")
+                self._hindered(error)
                 due = self._now() + _AFTER_ERROR
             self._work.wait(_LONGEST if due is None else min(_LONGEST, max(0.0, due - self._now())))
+
+    def _hindered(self, error: Exception) -> None:
+        """Tell the log, once for as long as it stays the same; where it came from, of an error of ours only."""
+        before, self.trouble = self.trouble, f"{type(error).__name__}: {error}"
+        if not isinstance(error, AtollError):
+            log.exception("a step of the service failed; it is tried again")
+        elif before != self.trouble:
+            log.error("the server cannot work; it is tried again: %s", error)
 
     def _step(self) -> float | None:
         began = time.monotonic()
         due = self._service.step()
         self.seconds += time.monotonic() - began
         self.count += 1
+        if self.trouble not in ("", _NEW):
+            log.warning("the server works again")
         self.trouble = ""
         return due

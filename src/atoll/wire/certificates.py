@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atoll.core.errors import AuthError, StorageError
-from atoll.wire.frames import sync_folder
+from atoll.wire.disk import RealDisk, keep
 from atoll.wire.identity import needs_cryptography, spoken, write_secret
 from atoll.wire.sealed import Sealed, SealedSocket
+from atoll.wire.trouble import remedy_of
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -64,12 +65,9 @@ def create_certificate(
     made = _self_signed(private, names, now, days)
     pem = private.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption())
     write_secret(key, pem)
-    try:
-        certificate.parent.mkdir(parents=True, exist_ok=True)
-        certificate.write_bytes(made.public_bytes(s.Encoding.PEM))
-        sync_folder(certificate.parent)
-    except OSError as error:
-        raise StorageError(f"{certificate} cannot be written: {error.strerror}") from error
+    disk = RealDisk()
+    disk.make_folder(certificate.parent)
+    keep(disk, certificate, [made.public_bytes(s.Encoding.PEM)])
     return certificate_fingerprint(certificate)
 
 
@@ -116,9 +114,14 @@ def certificate_fingerprint(path: Path) -> bytes:
         first = begin + text.split(begin, 1)[1].split(end, 1)[0] + end
         return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).digest()
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror}", remedy=remedy_of(error, reading=True)
+        ) from error
     except (IndexError, ValueError) as error:
-        raise StorageError(f"{path} holds no certificate in PEM form") from error
+        raise StorageError(
+            f"{path} holds no certificate in PEM form",
+            remedy="give one that begins with -----BEGIN CERTIFICATE-----, or restore it from a backup",
+        ) from error
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
@@ -131,13 +134,21 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0  # a connection is kept or made anew; nothing is resumed
     try:
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key, _no_passphrase)
     except (OSError, ssl.SSLError) as error:
         raise StorageError(
             f"{certificate} and {key} cannot be used: {error}",
             remedy="give a certificate and its own private key, both in PEM form",
         ) from error
     return context
+
+
+def _no_passphrase() -> str:
+    """Asked for only where the key has one; by itself OpenSSL would wait for somebody who types it."""
+    raise StorageError(
+        "the private key has a passphrase, and a server starts with nobody there to type it",
+        remedy="take it off (openssl pkey -in KEY -out PLAIN) and give that file, readable by its owner alone",
+    )
 
 
 def client_context() -> ssl.SSLContext:
@@ -174,7 +185,8 @@ def secure(
             raise AuthError(
                 f"{host} showed another certificate: {spoken(found.hex())}",
                 remedy=f"expected {spoken(certificate.hex())}; "
-                "ask whoever runs the server before you join again",
+                "ask whoever runs the server. One that was renewed is taken over with: "
+                "atoll node server --certificate",
             )
     except BaseException:
         plain.close()

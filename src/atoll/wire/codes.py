@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from atoll.core.errors import WireError
 
-__all__ = ["Invitation", "encode_code", "read_code", "split_address"]
+__all__ = ["Invitation", "encode_code", "read_code", "read_fingerprint", "split_address"]
 
 _STANDARD = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"
 _DIGITS = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -50,6 +50,24 @@ def split_address(address: str) -> tuple[str, int]:
     if not 0 < int(port) < 65_536:
         raise WireError(f"{port} is no port", remedy="write a number from 1 to 65535")
     return host.strip("[]"), int(port)
+
+
+def read_fingerprint(text: str) -> str:
+    """The fingerprint of a certificate as a person gives it, 64 digits in hex; blanks and colons do not matter.
+
+    Raises:
+        WireError: it is none.
+
+    >>> read_fingerprint("AB12 " * 16) == "ab12" * 16
+    True
+    """
+    plain = re.sub(r"[\s:]", "", text).lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", plain):
+        raise WireError(
+            f"{text!r:.100} is no fingerprint of a certificate",
+            remedy="copy all 16 groups, as atoll server status shows them at the server",
+        )
+    return plain
 
 
 @dataclass(frozen=True)

@@ -6,23 +6,27 @@ line, files that hold secrets, room on a disk, and how long a write takes until 
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from atoll.core.errors import AtollError, StorageError
+from atoll.wire.trouble import remedy_of
 
 __all__ = [
     "Finding",
     "fault",
     "faults_of",
     "ok",
+    "owners",
     "private_file",
     "private_folder",
     "room",
@@ -41,6 +45,8 @@ _SLOW = 0.05
 """Seconds of a durable write beyond which rounds are felt to wait for it."""
 _WRITES = 5
 _BYTES = 64 << 10
+_MOST_NAMED = 3
+_MOST_SEEN = 20_000
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,35 @@ def user(check: str, path: Path) -> Finding:
     return ok(check, f"{path} is yours")
 
 
+def owners(check: str, path: Path) -> Finding:
+    """Whether all in a folder is of one user: a command that was run as root leaves root's files."""
+    try:
+        whose = path.stat().st_uid
+        found = list(islice(_others(path, whose), _MOST_NAMED + 1))
+    except OSError as error:
+        text = f"{path} cannot be looked at: {error.strerror}"
+        return fault(check, text, remedy_of(error, reading=True) or "check the path of the folder")
+    if found:
+        more = " and more" if len(found) > _MOST_NAMED else ""
+        text = f"{', '.join(map(str, found[:_MOST_NAMED]))}{more}: of another user than {path}"
+        remedy = f"chown -R --reference={path} {path}; run commands as that user, not as root"
+        return fault(check, text, remedy)
+    return ok(check, f"all in {path} is of one user")
+
+
+def _others(path: Path, whose: int) -> Iterator[Path]:
+    """What does not belong to ``whose``, among as many names as can be looked at without a wait."""
+    seen = 0
+    for place, folders, names in os.walk(path):
+        for name in (*folders, *names):
+            seen += 1
+            if seen > _MOST_SEEN:
+                return
+            with suppress(OSError):  # gone while we looked
+                if os.lstat(os.path.join(place, name)).st_uid != whose:
+                    yield Path(place, name)
+
+
 def room(check: str, path: Path, needed: float, what: str) -> Finding:
     """Whether the disk under ``path`` has ``needed`` bytes left, for ``what``."""
     try:
@@ -182,9 +217,7 @@ def writing(check: str, folder: Path) -> Finding:
             times.append(time.perf_counter() - began)
     except OSError as error:
         text = f"{folder} cannot be written: {error.strerror}"
-        return fault(
-            check, text, "give the folder to the user that the program runs as, free space"
-        )
+        return fault(check, text, remedy_of(error) or "mend the folder")
     finally:
         with suppress(OSError):
             path.unlink()
@@ -198,7 +231,8 @@ def writing(check: str, folder: Path) -> Finding:
 def _write_durably(path: Path, folder: Path) -> None:
     number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        os.write(number, bytes(_BYTES))
+        if os.write(number, bytes(_BYTES)) < _BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(number)
     finally:
         os.close(number)

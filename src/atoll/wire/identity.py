@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from atoll.core.errors import AuthError, MissingExtra, StorageError
 from atoll.wire.frames import sync_folder
+from atoll.wire.trouble import remedy_of
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import (
@@ -149,7 +150,9 @@ def write_secret(path: Path, secret: bytes) -> None:
             f"there is a key in {path} already", remedy="keep it, or move it away first"
         ) from error
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}", remedy=remedy_of(error)
+        ) from error
 
 
 def read_secret(path: Path) -> bytes:
@@ -168,7 +171,10 @@ def read_secret(path: Path) -> bytes:
                 )
             return file.read(1 << 16)
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+        raise StorageError(
+            f"{path} cannot be read: {error.strerror}",
+            remedy=remedy_of(error, reading=True) or "restore it from a backup",
+        ) from error
 
 
 @lru_cache(maxsize=4096)

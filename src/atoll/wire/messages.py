@@ -229,11 +229,12 @@ class UploadReply(Message):
 
 
 class JoinBody(Message):
-    """A one-time secret (16 bytes, hex) and the key (32 bytes, hex) that signed this request."""
+    """A one-time secret (16 bytes, hex), the key (32 bytes, hex) that signed this request, what it is to be."""
 
     secret: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     key: Hash
     name: Name | None = None
+    role: Literal["site", "researcher"] | None = None
     version: Annotated[str, Field(max_length=100)] = ""
 
 
