@@ -21,8 +21,10 @@ from atoll.data.readers import read_table
 from atoll.job import deployed
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
+from atoll.node import sandbox
 from atoll.node.orders import DatasetBody, Order, Report
 from atoll.node.process import Ended, Log, Worker
+from atoll.node.sandbox import Room
 from atoll.node.settings import Limits, Settings
 from atoll.runtime.client import answer_task
 from atoll.wire.frames import decode, encode
@@ -92,7 +94,8 @@ LIMITS = Limits(memory=2.0, cpu=1, seconds=30.0, files=64, file_size=1 / 256)
 class Bench:
     """A worker on a bench: one site's run, ready for orders."""
 
-    def __init__(self, folder: Path, **job: Any) -> None:
+    def __init__(self, folder: Path, room: bool = False, **job: Any) -> None:
+        self.room = room
         self.folder, self.heard = folder, queue.SimpleQueue[Report | Ended]()
         (folder / "own.py").write_text(CODE)
         (folder / "beside.py").write_text(BESIDE)
@@ -121,9 +124,13 @@ class Bench:
         made = settings or Settings(limits=LIMITS)
         log = Log(self.log, round(made.log * (1 << 20)))
         self.logs.append(log)
-        self.worker = Worker(
-            self.folder / f"work{self.number}", made, log, lambda _, what: self.heard.put(what)
-        )
+        work = self.folder / f"work{self.number}"
+        room = None
+        if self.room:
+            (work / "room").mkdir(parents=True)
+            writes = [str(self.folder)]
+            room = Room(folder=str(work), base=str(work / "room"), writes=writes)
+        self.worker = Worker(work, made, log, lambda _, what: self.heard.put(what), room)
 
     def order(self, what: float, kind: str = "train", **more: Any) -> Order:
         self.number += 1
@@ -179,13 +186,17 @@ class Bench:
         assert isinstance(self.heard.get(timeout=60), Ended)
 
 
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+@pytest.fixture(scope="module", params=["open", "room"])
+def bench(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Bench]:
+    if request.param == "room" and sandbox.trouble():
+        pytest.skip(sandbox.trouble())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWS_SECRET_ACCESS_KEY", "top secret")
         patch.setenv("CUDA_VISIBLE_DEVICES", "7")
         patch.setenv("LET_THROUGH", "1")
-        made = Bench(tmp_path_factory.mktemp("site"))
+        made = Bench(tmp_path_factory.mktemp("site"), request.param == "room")
         made.close()
         made.start(Settings(limits=LIMITS, pass_on=("LET_THROUGH",)))
         yield made

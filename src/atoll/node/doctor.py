@@ -28,6 +28,7 @@ from atoll.node.examining import would_answer
 from atoll.node.home import Federation, Home
 from atoll.node.journal import read_journal
 from atoll.node.rehearsal import COPIES, contract, rehearse
+from atoll.node.rooms import finding as sandbox_finding
 from atoll.node.settings import GIB, Settings, read_settings
 from atoll.wire.dialing import Pin
 from atoll.wire.findings import (
@@ -93,6 +94,7 @@ def examine(
         yield from _node(home)
         yield from _disk(home, settings)
     yield _memory(settings)
+    yield sandbox_finding(settings.limits)
     if known is not None:
         yield from _way(home, known, settings, now, timeout)
     datasets = _Register()

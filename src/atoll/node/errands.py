@@ -29,6 +29,7 @@ from atoll.node.link import INLINE, passing
 from atoll.node.orders import DatasetBody, Order, Report, done_only, named
 from atoll.node.process import Ended, Log, Worker
 from atoll.node.redaction import MOST, without_paths
+from atoll.node.rooms import new_worker
 from atoll.node.settings import GIB
 from atoll.node.site import Site
 from atoll.node.spool import Held
@@ -304,7 +305,7 @@ class Errands:
             task, new = self._waiting.popleft(), self._worker is None
             try:
                 if self._worker is None:
-                    self._worker = self._new_worker()
+                    self._worker = self._new_worker(self._bodies[task])
                 order = self._order(self._bodies[task], self._worker)
             except AtollError as error:
                 log.warning("run %s: %s cannot begin: %s", self.run_id, task, error)
@@ -341,15 +342,14 @@ class Errands:
                 self._bodies[training.id] = training
                 self._train(training.id)
 
-    def _new_worker(self) -> Worker:
-        home, settings = self._site.home, self._site.settings
-        name = quote(self.run_id, safe="")[:150]
+    def _new_worker(self, body: TaskBody) -> Worker:
+        home, name = self._site.home, quote(self.run_id, safe="")[:150]
         if self._log is None:
-            self._log = Log(home.logs / f"{name}.log", round(settings.log * (1 << 20)))
+            self._log = Log(home.logs / f"{name}.log", round(self._site.settings.log * (1 << 20)))
         home.work.mkdir(parents=True, exist_ok=True, mode=0o700)
         # A new name each time: a worker that is being ended still has its own.
         folder = Path(tempfile.mkdtemp(dir=home.work, prefix=f"{name}-"))
-        return Worker(folder, settings, self._log, self._hear)
+        return new_worker(self._site, body, folder, self._log, self._hear)
 
     def _order(self, body: TaskBody, worker: Worker) -> Order:
         site = self._site

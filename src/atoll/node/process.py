@@ -18,6 +18,7 @@ from typing import IO
 from atoll.core.errors import WireError
 from atoll.node.limits import environment
 from atoll.node.orders import Order, Report, receive, send
+from atoll.node.sandbox import NOT_MADE, Room
 from atoll.node.settings import Settings
 from atoll.wire.messages import read_body
 
@@ -73,6 +74,7 @@ class Worker:
         settings: limits, and what it may see.
         log: where what it prints goes.
         heard: told each report and the end, from a thread of this object; the last call is the end.
+        room: what it sees of the machine; None for all that its user may see.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Worker:
         settings: Settings,
         log: Log,
         heard: Callable[[Worker, Report | Ended], None],
+        room: Room | None = None,
     ) -> None:
         self.folder, self._log, self._heard = folder, log, heard
         self._limits = settings.limits
@@ -88,8 +91,9 @@ class Worker:
         self.code.mkdir(parents=True, mode=0o700)
         self._why = ""
         command = [sys.executable, "-P", "-m", "atoll.node.worker"]
+        inside = [] if room is None else [room.model_dump_json()]
         self._process = subprocess.Popen(  # noqa: S603  # our own module, arguments of our own
-            [*command, settings.limits.model_dump_json(), str(self.code)],
+            [*command, settings.limits.model_dump_json(), str(self.code), *inside],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -176,6 +180,8 @@ def _reason(code: int, cpu: int) -> str:
         return f"used more than the {cpu} s of processor time that a task may take at this site"
     if code == -signal.SIGKILL:
         return "was killed from outside, most likely because the machine ran out of memory"
+    if code == NOT_MADE:
+        return "could be given no sandbox; the log of this site's node says why"
     if code < 0:
         return f"crashed ({signal.Signals(-code).name})"
     return f"ended by itself with status {code}"

@@ -41,6 +41,9 @@ class Limits(_Table):
         files: files it may have open.
         file_size: GiB of the largest file it may write.
         threads: threads of linear algebra it is given. Results do not depend on it.
+        sandbox: whether it runs in a room of its own, with no network and without the node's files and other
+            datasets: where the machine can make one (``auto``), always (``on``: else no job runs), or ``off``.
+        reads: further files and folders that it may read there.
     """
 
     memory: _Size = Field(default_factory=_most_memory)
@@ -49,6 +52,8 @@ class Limits(_Table):
     files: Annotated[int, Field(ge=32)] = 1024
     file_size: _Size = 16.0
     threads: Annotated[int, Field(ge=1)] = 1
+    sandbox: Literal["auto", "on", "off"] = "auto"
+    reads: tuple[str, ...] = ()
 
 
 class Policy(_Table):
@@ -130,8 +135,9 @@ def read_settings(path: Path) -> Settings:
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise JobError(f"{path} is not valid TOML: {error}", remedy="mend that line") from error
-    if isinstance(raw.get("pass_on"), list):
-        raw["pass_on"] = tuple(raw["pass_on"])
+    for table, key in ((raw, "pass_on"), (raw.get("limits"), "reads")):
+        if isinstance(table, dict) and isinstance(table.get(key), list):
+            table[key] = tuple(table[key])
     try:
         return Settings.model_validate(raw)
     except ValidationError as error:

@@ -341,6 +341,16 @@ class Spool:
 
     # How ----------------------------------------------------------------------------------------
 
+    def place(self, run: str) -> Path:
+        """The folder of a run, which is there from now on.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        place = self._place(run)
+        self._disk.make_folder(place)
+        return place
+
     def _place(self, run: str) -> Path:
         name = quote(run, safe="")
         if len(name) > 150 or name.startswith("."):

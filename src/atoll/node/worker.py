@@ -1,6 +1,7 @@
 """``python -m atoll.node.worker``: the process that runs job code, one for each run at a site.
 
-It holds no key and no connection; it reads orders on its standard input and answers on its standard
+It holds no key and no connection, and where the machine lets it lives in a room of its own
+(:mod:`atoll.node.sandbox`); it reads orders on its standard input and answers on its standard
 output, which job code never sees: to that, input is empty and everything printed goes to the log. It
 ends when the node ends, however that happens.
 """
@@ -15,24 +16,28 @@ import threading
 from pathlib import Path
 
 from atoll.node.limits import allow, confine
+from atoll.node.sandbox import Room, enter
 from atoll.node.settings import Limits
 
 __all__ = ["main"]
 
 
-def main(limits: str, folder: str) -> None:
+def main(limits: str, folder: str, room: str = "") -> None:
     """A worker's life.
 
     Args:
         limits: what it may use, as JSON.
         folder: where the job's code is laid down.
+        room: what there is to be seen, as JSON; empty for everything.
     """
     allowed = Limits.model_validate_json(limits)
     inbox, outbox = _take_pipes()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to everybody at a stop; the node decides
-    threading.Thread(target=_end_with_the_node, args=(inbox,), daemon=True).start()
     confine(allowed)
+    if room:  # before there is another thread
+        enter(Room.model_validate_json(room), inbox, outbox)
+    threading.Thread(target=_end_with_the_node, args=(inbox,), daemon=True).start()
     # Only now: importing what job code needs is under the limits too.
     from atoll.node.orders import Order, receive, send
     from atoll.node.workplace import Workplace

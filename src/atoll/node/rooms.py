@@ -1,0 +1,103 @@
+"""What is in the room of a run's worker at this site; :mod:`atoll.node.sandbox` makes it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from atoll.core.errors import PolicyError
+from atoll.node import sandbox
+from atoll.node.datasets import Datasets
+from atoll.node.orders import Report
+from atoll.node.process import Ended, Log, Worker
+from atoll.node.sandbox import Room
+from atoll.node.settings import Limits
+from atoll.node.site import Site
+from atoll.wire.findings import Finding, fault, ok, warning
+from atoll.wire.messages import TaskBody
+
+__all__ = ["finding", "new_worker"]
+
+logger = logging.getLogger("atoll.node")
+
+_WAYS = "allow user namespaces to the node's user, or start it as a service that may make them"
+
+
+def new_worker(
+    site: Site,
+    body: TaskBody,
+    folder: Path,
+    log: Log,
+    heard: Callable[[Worker, Report | Ended], None],
+) -> Worker:
+    """A worker for a run, in a room of its own where the machine can make one.
+
+    Args:
+        site: what all runs share.
+        body: its first task.
+        folder: its own.
+        log: see :class:`~atoll.node.process.Worker`.
+        heard: likewise.
+
+    Raises:
+        PolicyError: the site wants a room, and the machine makes none.
+        AtollError: the dataset of the run cannot be looked up.
+        OSError: no process can be started.
+    """
+    return Worker(folder, site.settings, log, heard, _room(site, body, folder))
+
+
+def _room(site: Site, body: TaskBody, folder: Path) -> Room | None:
+    limits = site.settings.limits
+    if limits.sandbox == "off":
+        return None
+    if why := sandbox.trouble():
+        if limits.sandbox == "on":
+            raise PolicyError(
+                f"job code is to run in a sandbox at this site, and none can be made: {why}",
+                remedy=_WAYS,
+            )
+        _told(why)
+        return None
+    home, (dataset, _) = site.home, site.asked(site.cache.path(body.plan.blob))
+    own = home.path.absolute()
+    others = [
+        one.path for one in Datasets(home.datasets).all().values() if one.path != dataset.path
+    ]
+    queries = Path(dataset.queries).parent
+    base = folder / "room"
+    base.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not body.code:  # statistics bring none, and note what they are asked
+        queries.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Room(
+        folder=str(folder),
+        base=str(base),
+        reads=[
+            dataset.path,
+            str(home.cache.absolute()),
+            str(site.spool.place(body.run).absolute()),
+            *limits.reads,
+        ],
+        writes=[] if body.code else [str(queries)],
+        hides=[str(own), *others],
+        memory=limits.memory,
+    )
+
+
+@functools.lru_cache
+def _told(why: str) -> None:
+    logger.warning("job code sees what the node's user sees: no sandbox can be made: %s", why)
+
+
+def finding(limits: Limits) -> Finding:
+    """Whether job code is shut in, for ``atoll doctor``."""
+    if limits.sandbox == "off":
+        return warning("sandbox", "job code sees what the node's user sees", 'sandbox = "auto"')
+    if why := sandbox.trouble():
+        text = f"none can be made: {why}"
+        return (fault if limits.sandbox == "on" else warning)("sandbox", text, _WAYS)
+    return ok(
+        "sandbox", "job code sees its own dataset, no network, and nothing else of the node's"
+    )
