@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from atoll.core.errors import Unreachable, WireError
 from atoll.node.cache import Cache
 from atoll.wire.frames import Blob
+from atoll.wire.spares import LARGE
 
 
 class Source:
@@ -75,3 +77,19 @@ def test_a_failed_download_leaves_nothing_that_counts(tmp_path: Path) -> None:
         cache.fetch(blob(10), broken)
     assert not cache.has(blob(10))
     assert cache.fetch(blob(10), Source()).read_bytes() == raw(10)
+
+
+def test_a_model_that_came_along_is_written_over_the_one_before_the_last(tmp_path: Path) -> None:
+    cache, models = Cache(tmp_path, 1 << 30), [blob(LARGE + n) for n in range(3)]
+    cache.put(models[0].sha256, raw(models[0].size))
+    number = cache.path(models[0]).stat().st_ino
+    if not hasattr(os, "setxattr"):
+        pytest.skip("no marks on this system")
+    cache.put(models[1].sha256, raw(models[1].size))
+    cache.drop(models[0].sha256)
+    cache.put(models[2].sha256, raw(models[2].size))
+    path = cache.path(models[2])
+    assert path.stat().st_ino == number
+    assert path.read_bytes() == raw(models[2].size)
+    assert Cache(tmp_path, 1 << 30).has(models[2])
+    assert not cache.has(models[0])

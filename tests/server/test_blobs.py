@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -331,3 +332,24 @@ class TestPowerFailure:
         blobs.sweep()
         assert list((tmp_path / "new").iterdir()) == []
         assert blobs.received(Blob.of(RAW).sha256) == 10
+
+
+def test_what_is_put_is_written_over_a_file_that_was_foreseen_and_an_upload_is_not(
+    tmp_path: Path,
+) -> None:
+    if not hasattr(os, "setxattr"):
+        pytest.skip("no marks on this system")
+    blobs, size = FolderBlobs(tmp_path), 1 << 18
+    NearBlobs(MemoryStore(), blobs).foresee(size, 1)
+    (made,) = (tmp_path / "ahead").iterdir()
+    number = made.stat().st_ino
+    raw = Random(1).randbytes(size)
+    blob = Blob.of(raw)
+    blobs.append(blob, 0, raw, "somebody")
+    assert (tmp_path / blob.sha256).stat().st_ino != number
+    other = blobs.put_pieces([raw[1:]])
+    assert (tmp_path / other.sha256).stat().st_ino == number
+    assert blobs.read(other.sha256) == raw[1:]
+    blobs.foresee(size, 2)
+    FolderBlobs(tmp_path).sweep()
+    assert not list((tmp_path / "ahead").iterdir())

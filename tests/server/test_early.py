@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import played_sites as played
 import pytest
 
@@ -108,3 +110,51 @@ def test_what_cannot_be_written_was_never_there(world: World) -> None:
     world.time += 10.0
     world.run()
     assert world.service.job(run).reason == "completed"
+
+
+def test_an_answer_is_taken_in_at_once_where_nobody_holds_a_lock_it_needs(world: World) -> None:
+    run = asked(world)
+    (task,) = world.service.poll("hungary", ()).tasks
+    frame = world.sites["hungary"].answer(world.service, task)
+    given = "hungary", task.id, frame, Blob.of(frame)
+    engine, found = world.service._engines[run], list[object]()
+
+    def offer() -> None:
+        found.append(world.service.offer_at_once(*given))
+
+    with engine.counter.lock:
+        other = Thread(target=offer)  # to another thread the lock is held
+        other.start()
+        other.join(10)
+    assert found == [None], "whoever answers everybody must not wait"
+    seen = operations(world)
+    early = world.service.offer_at_once(*given)
+    assert isinstance(early, Early)
+    assert world.service.offer(*given) is early
+    assert not seen, "the store was asked"
+
+
+@pytest.mark.parametrize("task", ["x.train.0.hungary", "{run}.train.0.cleveland"])
+def test_what_cannot_be_taken_in_at_once_is_left_to_those_who_may_wait(
+    world: World, task: str
+) -> None:
+    run = asked(world)
+    blob, seen = Blob.of(b"any"), operations(world)
+    name = task.format(run=run)
+    assert world.service.offer_at_once("hungary", name, b"any", blob) is None
+    assert not seen
+
+
+def test_a_head_that_is_a_line_in_the_log_is_left_to_those_who_may_wait(world: World) -> None:
+    asked(world)
+    (task,) = world.service.poll("hungary", ()).tasks
+    frame = world.sites["hungary"].answer(world.service, task)
+    newer, older = (f"{lines}.{'a' * 64}.{'b' * 128}" for lines in (7, 3))
+    world.service.ledger("hungary", newer)
+    blob, seen = Blob.of(frame), operations(world)
+    assert world.service.offer_at_once("hungary", task.id, frame, blob, older) is None
+    assert not seen
+    longer = f"8.{'a' * 64}.{'b' * 128}"
+    assert isinstance(world.service.offer_at_once("hungary", task.id, frame, blob, longer), Early)
+    assert world.service.ledger("hungary") == longer
+    assert not seen

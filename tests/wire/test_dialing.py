@@ -1,12 +1,14 @@
 """Through a proxy: TLS from end to end, and the proxy's refusal in plain words."""
 
 import base64
+import http.client
+import io
 import threading
 
 import pytest
 
 from atoll.core.errors import AuthError, Unreachable, WireError
-from atoll.wire.dialing import Pin, Proxy, find_proxy
+from atoll.wire.dialing import Line, Pin, Proxy, find_proxy
 from atoll.wire.https import Channel
 
 LOGIN = "Basic " + base64.b64encode(b"site a:p@ss:w\xc3\xb6rd").decode()
@@ -129,3 +131,72 @@ def test_what_is_no_proxy_s_address_is_refused_and_not_repeated(given):
     with pytest.raises(WireError, match="proxy's address is not") as caught:
         find_proxy("server.example", given)
     assert "secret" not in str(caught.value)
+
+
+USUAL = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: a/b\r\ncontent-length: 5\r\nsignature: x=:y==:\r\n\r\nhello"
+)
+UNUSUAL = [
+    USUAL.replace(b"content-type", b"connection: close\r\nx"),
+    USUAL.replace(b"content-type", b"Connection: Keep-Alive, Close\r\nx"),
+    USUAL.replace(b"content-type: a/b", b"transfer-encoding: chunked").replace(
+        b"hello", b"5\r\nhello\r\n0\r\n\r\n"
+    ),
+    USUAL.replace(b"content-type: a/b", b"Signature: again"),
+    USUAL.replace(b"content-type: a/b", b"content-length: 4"),
+    USUAL.replace(b"a/b", b"a/b\r\n folded"),
+    USUAL.replace(b"a/b", b" \ta/b \t"),
+    USUAL.replace(b"a/b", b""),
+    USUAL.replace(b"a/b", "wört".encode()),
+    USUAL.replace(b"a/b", b"a" * 20_000),
+    USUAL.replace(b"content-length:", b"content-length :"),
+    USUAL.replace(b": 5", b": -5"),
+    USUAL.replace(b": 5", b": +5"),
+    USUAL.replace(b": 5", b": five"),
+    USUAL.replace(b"content-length: 5\r\n", b""),
+    USUAL.replace(b"\r\n", b"\n"),
+    USUAL.replace(b"200 OK", b"200"),
+    USUAL.replace(b"200 OK", b"503 Service  Unavailable "),
+    USUAL.replace(b"200 OK", b"204 No Content"),
+    USUAL.replace(b"200 OK", b"304 Not Modified"),
+    USUAL.replace(b"200 OK", b"20 OK"),
+    USUAL.replace(b"200 OK", b"abc OK"),
+    USUAL.replace(b"HTTP/1.1", b"HTTP/1.0"),
+    USUAL.replace(b"HTTP/1.1", b"HTTP/2"),
+    b"HTTP/1.1 100 Continue\r\n\r\n" + USUAL,
+    USUAL[:40],
+    USUAL[:-2],
+    b"no answer at all\r\n\r\n",
+    b"",
+]
+
+
+class Sent:
+    """A socket from which these bytes come."""
+
+    def __init__(self, raw):
+        self.raw = raw
+
+    def makefile(self, mode):
+        return io.BufferedReader(io.BytesIO(self.raw))
+
+
+def told(kind, raw):
+    response = kind(Sent(raw), method="GET")
+    try:
+        response.begin()
+        head = response.status, response.reason, response.version, response.getheaders()
+        rest = response.length, response.chunked, response.will_close
+        return *head, *rest, response.read()
+    except http.client.HTTPException as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("raw", [USUAL, *UNUSUAL])
+def test_a_head_is_read_as_the_library_reads_it(raw):
+    assert told(Line.response_class, raw) == told(http.client.HTTPResponse, raw)
+
+
+def test_the_usual_head_does_not_take_the_long_way(monkeypatch):
+    monkeypatch.setattr(http.client.HTTPResponse, "begin", None)
+    assert told(Line.response_class, USUAL)[0] == 200

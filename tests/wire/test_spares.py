@@ -13,7 +13,7 @@ from atoll.wire.frames import Blob
 from atoll.wire.spares import LARGE, Spares, mark, marked
 from atoll.wire.transfers import Write, download, partial_of
 
-OLD = b"o" * (2 * LARGE)
+OLD = b"o" * (16 * LARGE)
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def test_a_retired_file_is_written_over(disk: RealDisk, tmp_path: Path) -> None:
     (spare,) = (tmp_path / "spares").iterdir()
     number, new = inode(spare), tmp_path / "new"
     assert not (tmp_path / "old").exists()
-    disk.reuse(new, tmp_path / "spares", 5)
+    disk.reuse(new, tmp_path / "spares", len(OLD))
     assert (disk.size(new), disk.read(new), bytes(disk.view(new))) == (0, b"", b"")
     disk.write(new, [b"ne", b"wer"])
     assert (new.read_bytes(), inode(new)) == (b"newer", number)
@@ -100,7 +100,7 @@ def test_an_upload_over_a_spare_goes_on_after_a_kill(disk: RealDisk, tmp_path: P
 
 
 def test_a_download_over_a_spare_goes_on_where_it_was_cut(tmp_path: Path) -> None:
-    raw = bytes(i % 251 for i in range(LARGE + 7))
+    raw = bytes(i % 251 for i in range(8 * LARGE + 7))
     path, blob, spares = tmp_path / "model", Blob.of(raw), Spares(tmp_path / "spares")
     (tmp_path / "old").write_bytes(OLD)
     assert spares.keep(tmp_path / "old")
@@ -124,7 +124,7 @@ def test_a_download_over_a_spare_goes_on_where_it_was_cut(tmp_path: Path) -> Non
 
 
 def test_no_more_is_kept_than_allowed(tmp_path: Path) -> None:
-    spares = Spares(tmp_path / "spares", most=3 * LARGE)
+    spares = Spares(tmp_path / "spares", most=len(OLD) * 3 // 2)
     for name in "ab":
         (tmp_path / name).write_bytes(OLD)
     assert spares.keep(tmp_path / "a")
@@ -146,7 +146,7 @@ def test_spares_of_an_earlier_process_are_removed(tmp_path: Path) -> None:
 
 
 def test_the_spare_that_fits_best_is_taken(tmp_path: Path) -> None:
-    spares = Spares(tmp_path / "spares")
+    spares = Spares(tmp_path / "spares", certain=False)
     sizes = (4 * LARGE, 2 * LARGE, 3 * LARGE)
     for size in sizes:
         path = tmp_path / str(size)
@@ -158,3 +158,84 @@ def test_the_spare_that_fits_best_is_taken(tmp_path: Path) -> None:
         assert spares.place(tmp_path / "new", size)
         taken.append((tmp_path / "new").stat().st_size // LARGE)
     assert taken == [3, 4, 2]
+
+
+def test_a_short_spare_waits_until_its_old_name_is_gone_for_good(tmp_path: Path) -> None:
+    disk, spares, new = RealDisk(), tmp_path / "spares", tmp_path / "new"
+    short = b"s" * (2 * LARGE)
+    disk.write(tmp_path / "old", [short])
+    disk.retire(tmp_path / "old", spares)
+    disk.reuse(new, spares, len(short))
+    assert not new.exists(), "the folder may still come back with its old name"
+    disk.fsync_folder(tmp_path / "spares")
+    disk.reuse(new, spares, len(short))
+    assert not new.exists(), "another folder"
+    number = inode(next(spares.iterdir()))
+    disk.write(tmp_path / "beside", [b"1"])
+    disk.fsync_named(tmp_path / "beside")
+    disk.reuse(new, spares, len(short))
+    assert inode(new) == number
+    disk.write(new, [b"n" * (LARGE + 3)])
+    assert (new.read_bytes(), marked(new)) == (b"n" * (LARGE + 3), None)
+
+
+def test_what_leaves_a_folder_while_that_is_synced_is_not_gone_for_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, spares, new = RealDisk(), tmp_path / "spares", tmp_path / "new"
+    for name in ("early", "late"):
+        disk.write(tmp_path / name, [b"s" * (2 * LARGE)])
+    disk.retire(tmp_path / "early", spares)
+    sync, late = os.fsync, inode(tmp_path / "late")
+
+    def slow(number: int) -> None:
+        sync(number)
+        if (tmp_path / "late").exists():
+            disk.retire(tmp_path / "late", spares)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    disk.fsync_folder(tmp_path)
+    disk.reuse(new, spares, LARGE)
+    assert inode(new) != late
+    disk.reuse(tmp_path / "next", spares, LARGE)
+    assert not (tmp_path / "next").exists()
+
+
+def test_a_long_spare_is_worth_a_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, spares, synced = RealDisk(), tmp_path / "spares", list[str]()
+    disk.write(tmp_path / "old", [b"l" * (1 << 20)])
+    disk.retire(tmp_path / "old", spares)
+    sync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda n: (synced.append(os.readlink(f"/proc/self/fd/{n}")), sync(n))[1]
+    )
+    disk.reuse(tmp_path / "new", spares, 1 << 20)
+    assert (tmp_path / "new").exists()
+    assert synced == [str(tmp_path)]
+
+
+def test_a_spare_that_is_much_too_large_is_left_for_a_large_file(tmp_path: Path) -> None:
+    spares = Spares(tmp_path / "spares", certain=False)
+    (tmp_path / "old").write_bytes(b"x" * (16 * LARGE))
+    assert spares.keep(tmp_path / "old")
+    assert not spares.place(tmp_path / "new", LARGE)
+    assert spares.place(tmp_path / "new", 2 * LARGE)
+
+
+def test_a_spare_is_made_while_nobody_waits(tmp_path: Path) -> None:
+    disk, spares, new = RealDisk(), tmp_path / "spares", tmp_path / "new"
+    disk.foresee(spares, 3 * LARGE + 5)
+    (made,) = spares.iterdir()
+    number = inode(made)
+    assert made.stat().st_size == 3 * LARGE + 5
+    disk.reuse(new, spares, 3 * LARGE)
+    assert (inode(new), disk.size(new)) == (number, 0)
+    disk.write(new, [b"n" * (3 * LARGE)])
+    assert new.read_bytes() == b"n" * (3 * LARGE)
+    assert marked(new) is None
+
+
+def test_no_spare_is_made_where_there_is_no_room(tmp_path: Path) -> None:
+    spares = Spares(tmp_path / "spares", most=LARGE)
+    spares.make(2 * LARGE)
+    assert not (tmp_path / "spares").exists()

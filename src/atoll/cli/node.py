@@ -62,6 +62,7 @@ def start(home: _Folder = None) -> None:
     from atoll.node.join import opened, trusted
     from atoll.node.settings import read_settings
     from atoll.node.steward import opened as stewarded
+    from atoll.runtime.allocator import keep_freed_memory
 
     at = _home(home)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
@@ -72,6 +73,7 @@ def start(home: _Folder = None) -> None:
         rules = stewarded(at, settings)
         agent = Agent(at, known.site, channel, settings, trust=trusted(at, known), steward=rules)
         talk(f"{known.site} works for {known.federation} at {known.server}; stop with Ctrl-C")
+        keep_freed_memory()
         gc.collect()
         gc.freeze()  # what is here now stays: later collections need not look at it again
         with stop_on_signal(agent):

@@ -15,11 +15,14 @@ from contextlib import suppress
 from pathlib import Path
 
 from atoll.core.errors import StorageError, WireError
+from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Blob
 from atoll.wire.spares import LARGE, Spares
 from atoll.wire.transfers import partial_of
 
 __all__ = ["Cache"]
+
+_MOST_PATHS = 1000
 
 
 class Cache:
@@ -33,8 +36,10 @@ class Cache:
     def __init__(self, folder: Path, most: int) -> None:
         self._folder, self._most = folder, most
         self._lock = threading.Lock()
+        self._disk = RealDisk()
         self._busy: dict[str, threading.Lock] = {}
         self._known: dict[str, int] = {}  # checked by this process, least recently used first
+        self._paths: dict[str, Path] = {}  # asked for again and again, and dear to make
         self._numbers = itertools.count()
         self._total: int | None = None  # bytes in the folder, once they have been counted
         # A name that comes back is looked through before it is used: it need not be gone for good.
@@ -46,7 +51,12 @@ class Cache:
 
     def path(self, blob: Blob) -> Path:
         """Where ``blob`` lies once it is there."""
-        return self._folder / blob.sha256
+        found = self._paths.get(blob.sha256)
+        if found is None:
+            if len(self._paths) > _MOST_PATHS:
+                self._paths.clear()
+            found = self._paths[blob.sha256] = self._folder / blob.sha256
+        return found
 
     def has(self, blob: Blob) -> bool:
         """Whether it is there, in its own bytes."""
@@ -80,15 +90,15 @@ class Cache:
         if self.has(blob):
             return
         aside = self._folder / f".{blob.sha256}.{os.getpid()}.{next(self._numbers)}"
+        if blob.size >= LARGE:
+            self._spares.place(aside, blob.size)
         try:
-            aside.write_bytes(raw)
-            aside.replace(self.path(blob))
-        except OSError as error:
+            self._disk.write(aside, [raw])
+            self._disk.rename(aside, self.path(blob))
+        except StorageError:
             with suppress(OSError):
                 aside.unlink()
-            raise StorageError(
-                f"{self._folder} cannot be written: {error.strerror}", remedy="free space"
-            ) from error
+            raise
         self._note(blob)
 
     def _note(self, blob: Blob) -> None:

@@ -275,6 +275,7 @@ class Errands:
                 task, f"it needs {need / GIB:.3g} GiB of downloads; cache is {most:g} GiB here"
             )
             return
+        self._pin()  # before: the last model's file serves this one
         try:
             for ref in named(body):
                 self._site.cache.fetch(ref.blob, self._site.link.download)
@@ -285,7 +286,7 @@ class Errands:
                 return
             self._fail(task, f"what the task names cannot be fetched: {without_paths(str(error))}")
         else:
-            self._pin()
+            self._site.cache.trim(frozenset().union(*list(self._site.pins.values())))
             self._step(task, f.Fetched())
 
     def _pin(self) -> None:
@@ -295,7 +296,6 @@ class Errands:
             self._site.cache.drop(old)
         self._models = models
         self._site.pins[self.run_id] = frozenset(own)
-        self._site.cache.trim(frozenset().union(*list(self._site.pins.values())))
 
     # Working ------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from atoll.server.routes import Answer, Asked, Route, Span
 from atoll.server.service import Readable, Service
 from atoll.server.store.contract import Member
 from atoll.wire.disk import Piece
-from atoll.wire.frames import Blob
+from atoll.wire.frames import Blob, header_size
 from atoll.wire.identity import fingerprint_of
 from atoll.wire.messages import (
     LEDGER_HEAD,
@@ -57,6 +57,9 @@ UPLOAD = 1 << 40
 
 FRAME = MIB + 64 * KIB
 """Most bytes of a result that is sent as it is; a longer one is uploaded first."""
+
+_LIGHT = 16 * KIB
+"""Most bytes of a header that is read in the event loop: reading takes longer than bytes do to come."""
 
 _RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -255,16 +258,34 @@ class Api:
         """
         if not _HEAD.fullmatch(asked.query.get("ledger", "")):
             raise WireError("ledger: this is no head of a ledger")
-        found = await self._long(self._delivered, asked)
+        found: Early | ReceiptBody | None = self._offered(asked)
+        if found is None:
+            found = await self._long(self._delivered, asked)
         receipt = found if isinstance(found, ReceiptBody) else await self.news.receipt(asked, found)
         if "wait" not in asked.query:
             return _json(receipt)
         return Answer(await self.news.frame(asked, receipt), _STREAM)
 
+    def _offered(self, asked: Asked) -> Early | None:
+        """A short answer that is taken in without leaving the event loop; None where that is not possible."""
+        claim, body, query = asked.claim, asked.body, asked.query
+        if claim is None or isinstance(body, Coming) or body.raw is None or "wait" not in query:
+            return None
+        raw = body.raw
+        if len(raw) > INLINE or _is_json(asked):
+            return None
+        try:
+            if header_size(raw) > _LIGHT:
+                return None
+        except WireError:
+            return None
+        named, ledger = Blob(claim.digest.hex(), len(raw)), query.get("ledger", "")
+        return self.service.offer_at_once(asked.name, asked.values["task"], raw, named, ledger)
+
     def _delivered(self, asked: Asked) -> ReceiptBody | Early:
         task, service = asked.values["task"], self.service
         service.ledger(asked.name, asked.query.get("ledger", ""))
-        if asked.heading.headers.get("content-type", "").startswith("application/json"):
+        if _is_json(asked):
             blob = read_json(ReferenceBody, asked.raw).blob.blob
             return service.deliver_uploaded(asked.name, task, blob)
         raw = asked.raw
@@ -330,6 +351,10 @@ class Api:
         values = asked.values
         readable = await self._call(self.service.file, values["id"], values["name"])
         return _span(asked, readable)
+
+
+def _is_json(asked: Asked) -> bool:
+    return asked.heading.headers.get("content-type", "").startswith("application/json")
 
 
 def _json(message: BaseModel) -> Answer:

@@ -117,6 +117,10 @@ class Blobs(Protocol):
         """Forget an upload that will not be finished."""
         ...
 
+    def foresee(self, size: int, count: int) -> None:
+        """So many of that size will come beyond those that go: a hint, which takes a while."""
+        ...
+
     def sweep(self) -> None:
         """Forget what a crash left half-written; uploads stay. For the one server, when it starts."""
         ...
@@ -154,7 +158,8 @@ class FolderBlobs:
     def __init__(self, folder: Path, disk: Disk | None = None) -> None:
         self.folder = folder
         self.disk: Disk = RealDisk() if disk is None else disk
-        self._new, self._uploads, self._spares = (folder / n for n in ("new", "uploads", "spares"))
+        names = "new", "uploads", "spares", "ahead"
+        self._new, self._uploads, self._spares, self._ahead = (folder / name for name in names)
         for path in (folder, self._new, self._uploads):
             self.disk.make_folder(path)
         self._numbers = count()
@@ -183,12 +188,14 @@ class FolderBlobs:
         self._write(told, lambda: told.blob.sha256)
         return told.blob
 
-    def _write(self, pieces: Iterable[Piece], digest: Callable[[], str], size: int = LARGE) -> None:
+    def _write(self, pieces: Iterable[Piece], digest: Callable[[], str], size: int = 0) -> None:
         """A new file, named by the digest as it is when all pieces are written."""
         partial = self._new / f"{os.getpid()}-{next(self._numbers)}"
         try:
-            if size >= LARGE:
-                self.disk.reuse(partial, self._spares, size)
+            if not size or size >= LARGE:
+                self.disk.reuse(partial, self._ahead, size)
+                if self.disk.size(partial) is None:
+                    self.disk.reuse(partial, self._spares, size)
             self.disk.write(partial, pieces)
             self._name(partial, digest())
         except BaseException:
@@ -300,9 +307,14 @@ class FolderBlobs:
         """Forget an upload that will not be finished."""
         self._forget((sha256, owner))
 
+    def foresee(self, size: int, count: int) -> None:
+        """Make files to be written over by what is put here, so that uploads do not take them."""
+        for _ in range(count):
+            self.disk.foresee(self._ahead, size)
+
     def sweep(self) -> None:
         """Forget what a crash left half-written."""
-        for folder in (self._new, self._spares):
+        for folder in (self._new, self._spares, self._ahead):
             for name in self.disk.names(folder):
                 self.disk.remove(folder / name)
 

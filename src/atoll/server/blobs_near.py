@@ -148,6 +148,10 @@ class NearBlobs:
             self._large.discard(sha256)
         self._far.abandon(sha256, owner)
 
+    def foresee(self, size: int, count: int) -> None:
+        """Make files to be written over by large ones."""
+        self._far.foresee(size, count)
+
     def sweep(self) -> None:
         """Forget what a crash left half-written."""
         self._far.sweep()

@@ -247,6 +247,10 @@ class S3Blobs:
         """Forget an upload that will not be finished."""
         self._cache.abandon(sha256, owner)
 
+    def foresee(self, size: int, count: int) -> None:
+        """Make files to be written over by large ones."""
+        self._cache.foresee(size, count)
+
     def sweep(self) -> None:
         """Forget what a crash left half-written."""
         self._cache.sweep()

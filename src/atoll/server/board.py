@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from atoll.core.values import ClientId
+from atoll.server.counter import site_of
 from atoll.server.engine import Engine
 from atoll.wire.messages import TaskBody
 
@@ -44,6 +45,12 @@ class Board:
         with self.lock:
             engines = list(self.engines.values())
         return [engine for engine in engines if site in engine.sites]
+
+    def asking(self, site: ClientId, task: str) -> Engine | None:
+        """The run that a task of ``site`` belongs to; None where it has none of that id."""
+        engine = self.engines.get(task.partition(".")[0])
+        ours = engine is not None and site in engine.sites and site_of(task) == site
+        return engine if ours else None
 
     def told(self, site: ClientId, have: Collection[str]) -> Poll:
         """What ``site`` is asked for, and what is gone of what it has."""

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from atoll.core.errors import FenceError
 from atoll.core.layout import Array
 from atoll.core.values import ClientId
 from atoll.server.blobs import Blobs
 from atoll.server.settings import Settings
 from atoll.server.shown import Shown
 from atoll.server.store.contract import Store
+from atoll.server.store.rules import fence
 from atoll.wire.frames import Blob, pieces
 
 __all__ = ["LEDGERS", "Office"]
@@ -126,6 +128,22 @@ class Office:
                     f"its privacy ledger has {_lines(head)} lines, and had {_lines(known)} before"
                 )
                 self.event("ledger", text, site=site)
+
+    def knows(self, site: ClientId, head: str) -> bool:
+        """Whether :meth:`remember` has no line for the log to write of that head."""
+        known = self.ledgers.get(site, "")
+        return head in ("", known, self.doubted.get(site)) or _lines(head) > _lines(known)
+
+    def be_sure(self) -> None:
+        """Raise ``FenceError`` where another server has the store, though this one has not noticed.
+
+        A node lets go of what it hears is over or unknown. Only the server that has the store knows that.
+        """
+        try:
+            fence(self.epoch, self.store.lease().epoch)
+        except FenceError:
+            self.wake()  # the next step finds out too, and ends this server
+            raise
 
     def event(self, kind: str, text: str, run: str = "", site: ClientId = "") -> None:
         """A line in the log."""

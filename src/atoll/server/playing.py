@@ -32,6 +32,7 @@ from atoll.runtime.live import Live
 from atoll.runtime.loop import Evaluate, Evaluation, Finished, Loop, Next, Train
 from atoll.runtime.pattern import lanes_at
 from atoll.runtime.schedule import Asynchronous, Pace, Plan
+from atoll.server.ahead import foreseen
 from atoll.server.answers import Expected
 from atoll.server.buffering import Buffering, is_ready, opening
 from atoll.server.counter import Counter
@@ -110,8 +111,8 @@ class Playing:
         Raises:
             AtollError: the run cannot go on; see :meth:`atoll.runtime.loop.Loop.play`.
         """
-        store, row = self._office.store, self._row
-        store.set_run(self._office.epoch, row.id, phase="running")
+        office, row = self._office, self._row
+        office.store.set_run(office.epoch, row.id, phase="running")
         loop = Loop(
             self._parts,
             schedule=self._job.schedule,
@@ -121,7 +122,8 @@ class Playing:
             observers=(self._note,),
             save=self._save,
         )
-        steps, answer = loop.play(self._resumed()), _NOTHING
+        steps = loop.play(foreseen(office.blobs, self._resumed(), self._job.stop.rounds))
+        answer = _NOTHING
         while True:
             try:
                 # No name here for the call: it would keep the last model in memory beside the next.

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from atoll.core.errors import (
-    FenceError,
     Forbidden,
     NotFound,
     StateError,
@@ -45,7 +44,6 @@ from atoll.server.office import LEDGERS, Office
 from atoll.server.results import Files, Readable, reply_of, rounds_of
 from atoll.server.settings import Settings
 from atoll.server.store.contract import Member, Store
-from atoll.server.store.rules import fence
 from atoll.server.submission import accepted
 from atoll.wire.disk import Piece
 from atoll.wire.frames import Blob
@@ -150,7 +148,7 @@ class Service:
         self.touch(site)
         found = self._board.told(site, have)
         if not self._board.certain(found):
-            self._be_sure()
+            self._office.be_sure()
         return found
 
     def glance(self, site: ClientId, have: Collection[str]) -> Poll | None:
@@ -196,6 +194,19 @@ class Service:
         early = engine.counter.offer(site, task, blob, frame)
         return early or self._deliver(site, task, blob, frame)
 
+    def offer_at_once(
+        self, site: ClientId, task: str, frame: bytes, blob: Blob, ledger: str = ""
+    ) -> Early | None:
+        """What :meth:`offer` gives, where that takes neither the store nor a lock that is held; else None."""
+        office = self._office
+        with self._board.unless_held(site) as free:
+            engine = self._board.asking(site, task) if free else None
+            if engine is None or site in office.away or not office.knows(site, ledger):
+                return None
+            self.touch(site)
+            office.remember({site: ledger})
+            return engine.counter.offer(site, task, blob, frame)
+
     def deliver_uploaded(self, site: ClientId, task: str, blob: Blob) -> ReceiptBody:
         """The same for an answer that has been uploaded as a blob.
 
@@ -229,7 +240,7 @@ class Service:
         except Unreachable:
             raise
         except (WireError, UpdateRefused, StateError):
-            self._be_sure()
+            self._office.be_sure()
             # Nobody else has uploaded these bytes, and nobody is going to need them.
             if (site, blob.sha256) in self._uploaded:
                 self._uploaded.discard((site, blob.sha256))
@@ -238,36 +249,25 @@ class Service:
         self._uploaded.discard((site, blob.sha256))
         return ReceiptBody(task=task, sha256=blob.sha256, again=again)
 
-    def _be_sure(self) -> None:
-        """Raise ``FenceError`` where another server has the store, though this one has not noticed.
-
-        A node lets go of what it hears is over or unknown. Only the server that has the store knows that.
-        """
-        try:
-            fence(self._office.epoch, self._office.store.lease().epoch)
-        except FenceError:
-            self._office.wake()  # the next step finds out too, and ends this server
-            raise
-
     @contextmanager
     def _for_good(self) -> Iterator[None]:
         """Refusals inside are meant for good."""
         try:
             yield
         except StateError:
-            self._be_sure()
+            self._office.be_sure()
             raise
 
     def _asking(self, site: ClientId, task: str) -> Engine:
-        run = task.partition(".")[0]
-        engine = self._engines.get(run)
-        if engine is None or site not in engine.sites or site_of(task) != site:
-            self._no_task(site, task, run)
+        engine = self._board.asking(site, task)
+        if engine is None:
+            self._no_task(site, task)
         if site in self._office.away:
             raise Forbidden(f"{site} is no member: {self._office.away[site]}", site=site)
         return engine
 
-    def _no_task(self, site: ClientId, task: str, run: str) -> NoReturn:
+    def _no_task(self, site: ClientId, task: str) -> NoReturn:
+        run = task.partition(".")[0]
         ended = any(r.id == run and site in r.sites for r in self._office.store.runs())
         if ended and site_of(task) == site:
             raise StateError(f"run {run} has ended", remedy="drop this answer")
@@ -293,7 +293,7 @@ class Service:
     def _look(self) -> None:
         """Who is a member now, whoever changed it; and whether this server still has the store."""
         office = self._office
-        self._be_sure()
+        self._office.be_sure()
         members = office.store.members()
         active = {m.name: m for m in members if m.status == "active"}
         away = {m.name: _LEFT[m.status] for m in members if m.name not in active}
@@ -326,7 +326,7 @@ class Service:
         if not any(engine.counter.grants(name, sha256) for engine in engines):
             if not all(engine.counter.taken_up for engine in engines):
                 raise Unreachable("a run is just being taken up again", remedy="try again")
-            self._be_sure()
+            self._office.be_sure()
             raise NotFound(f"no open task of {name} names blob {sha256[:12]}")
         if (shown := self._office.seen(sha256)) is not None:
             return Readable(shown.blob.size, shown.read)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -27,6 +26,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from atoll.core.errors import FenceError, StateError
+from atoll.runtime.allocator import keep_freed_memory
 from atoll.server.admin import split_listen
 from atoll.server.api import ROUTES, Api, Federation
 from atoll.server.app import App, House
@@ -54,10 +54,6 @@ log = logging.getLogger("atoll.server")
 
 _GRACE = 10.0
 _THREADS = 16
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-"""Numbers of settings of GNU's allocator, from its malloc.h."""
-_ARENAS = 2
-"""Heaps of the allocator: by itself it gives each thread one of its own, which keeps what it has freed."""
 
 
 @dataclass(frozen=True)
@@ -240,7 +236,7 @@ class _Process:
         loop = asyncio.get_running_loop()
         self._end = loop.create_future()
         _raise_descriptor_limit(limits.knocking + limits.strangers + 64 * limits.connections + 256)
-        _keep_freed_memory()
+        keep_freed_memory()
         with (
             ThreadPoolExecutor(_THREADS, "atoll-call") as threads,
             ThreadPoolExecutor(_THREADS, "atoll-disk") as disk,
@@ -362,22 +358,6 @@ def _raise_descriptor_limit(wanted: int) -> None:
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _keep_freed_memory() -> None:
-    """Let GNU's allocator keep what slabs of a model have freed for the next slab.
-
-    By itself it gives the last megabytes back to the system each time, which then clears them again: a
-    round of a large model spent more time on that than on its sums. What is longer than
-    a slab's arrays still goes back.
-    """
-    with contextlib.suppress(
-        OSError, AttributeError, TypeError
-    ):  # another system, another allocator
-        allocator = ctypes.CDLL(None).mallopt
-        allocator(_MMAP_THRESHOLD, 4 << 20)
-        allocator(_TRIM_THRESHOLD, 64 << 20)
-        allocator(_ARENA_MAX, _ARENAS)
 
 
 def _members(roster: Roster) -> tuple[Gauge, ...]:

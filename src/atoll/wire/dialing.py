@@ -28,6 +28,10 @@ __all__ = ["Line", "Pin", "Proxy", "dial", "find_proxy"]
 
 _MOST_ANSWER = 16 << 10
 
+_STATUS = re.compile(r"HTTP/1\.1 ([2-5]\d\d)(?<!204)(?<!304) ([ -~]*)", re.ASCII)
+_FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+): *([!-~](?:[ -~]*[!-~])?)", re.ASCII)
+_SIZE = re.compile(r"[0-9]{1,15}", re.ASCII)
+
 
 @dataclass(frozen=True)
 class Pin:
@@ -179,6 +183,41 @@ def dial(
         raise
 
 
+class _Response(http.client.HTTPResponse):
+    """An answer whose head is read at once where it is as our servers write it.
+
+    The library hands every head to its reader of e-mail, which takes longer than all else that is done with a
+    short answer. What is in any way unusual is left to that.
+    """
+
+    def begin(self) -> None:
+        """Read status and headers."""
+        head, end, _ = self.fp.peek().partition(b"\r\n\r\n")
+        if not end or not self._plain(head.decode("latin-1").split("\r\n")):
+            super().begin()
+            return
+        self.fp.read(len(head) + len(end))
+
+    def _plain(self, lines: list[str]) -> bool:
+        """Take a head over; False, and nothing has happened, where it is not of the usual kind."""
+        first, known = _STATUS.fullmatch(lines[0]), dict[str, str]()
+        message = http.client.HTTPMessage()
+        for found in map(_FIELD.fullmatch, lines[1:]):
+            if found is None or (name := found[1].lower()) in known:
+                return False
+            known[name] = found[2]
+            message.set_raw(found[1], found[2])
+        size = known.get("content-length", "")
+        if first is None or not _SIZE.fullmatch(size) or "transfer-encoding" in known:
+            return False
+        self.code = self.status = int(first[1])
+        self.reason, self.version = first[2].strip(), 11
+        self.headers = self.msg = message
+        self.chunked, self.length = False, int(size)
+        self.will_close = "close" in known.get("connection", "").lower()
+        return True
+
+
 class Line(http.client.HTTPConnection):
     """HTTP/1.1 on a connection that stands; it never connects anew by itself, least of all in clear.
 
@@ -189,6 +228,7 @@ class Line(http.client.HTTPConnection):
     """
 
     auto_open = 0
+    response_class = _Response
 
     def __init__(self, host: str, port: int, connected: SealedSocket) -> None:
         super().__init__(host, port)

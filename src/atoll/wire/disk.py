@@ -15,9 +15,9 @@ import hashlib
 import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, cached_property
 from pathlib import Path
-from threading import Thread
 from typing import Protocol
 
 from atoll.core.errors import StorageError
@@ -33,6 +33,9 @@ _CACHED = 1 << 18
 
 _AHEAD = 8 << 20
 """The disk begins to write after so many bytes of a file, long before it is asked to be done."""
+
+_BESIDE = 4
+"""Folders that are waited for at a time."""
 
 _WRITE = 2
 """``SYNC_FILE_RANGE_WRITE`` of Linux: begin, and wait for nothing."""
@@ -112,6 +115,10 @@ class Disk(Protocol):
             spares: as for :meth:`retire`, on the same disk.
             size: bytes that it will have; 0 where that is not known.
         """
+        ...
+
+    def foresee(self, spares: Path, size: int) -> None:
+        """Have a spare of that size ready for :meth:`reuse`, where the disk keeps any; that takes a while."""
         ...
 
     def names(self, folder: Path) -> tuple[str, ...]:
@@ -257,6 +264,10 @@ class RealDisk:
         if spares in self._spares:
             self._spares[spares].place(path, size)
 
+    def foresee(self, spares: Path, size: int) -> None:
+        """Write a spare."""
+        self._spares.setdefault(spares, Spares(spares)).make(size)
+
     def names(self, folder: Path) -> tuple[str, ...]:
         """Names in a folder, sorted."""
         with _explained(folder, "read"):
@@ -275,27 +286,25 @@ class RealDisk:
 
     def fsync_folder(self, folder: Path) -> None:
         """Make a folder's names durable."""
+        before = [(spares, spares.left(folder)) for spares in list(self._spares.values())]
         with _explained(folder, "written"):
             _sync(folder)
+        for spares, left in before:
+            spares.gone(left)
+
+    @cached_property
+    def _beside(self) -> ThreadPoolExecutor:
+        """Threads that wait for folders; a new one for each would cost more than its wait."""
+        return ThreadPoolExecutor(_BESIDE, "fsync")
 
     def fsync_named(self, path: Path) -> None:
         """Make a file and its name durable: the disk is waited for once, not for each."""
-        failed: list[StorageError] = []
-
-        def named() -> None:
-            try:
-                self.fsync_folder(path.parent)
-            except StorageError as error:
-                failed.append(error)
-
-        beside = Thread(target=named, name="fsync")
-        beside.start()
+        beside = self._beside.submit(self.fsync_folder, path.parent)
         try:
             self.fsync(path)
         finally:
-            beside.join()
-        if failed:
-            raise failed[0]
+            beside.exception()  # waits for its end
+        beside.result()
 
 
 def _sync(path: Path) -> None:

@@ -46,6 +46,7 @@ __all__ = [
     "decode",
     "encode",
     "head",
+    "header_size",
     "open_frame",
     "pieces",
     "read_header",
@@ -248,7 +249,12 @@ def encode(body: Mapping[str, Any], arrays: Mapping[str, Array] | None = None) -
     return b"".join(pieces(body, arrays))
 
 
-def _length(raw: bytes | memoryview) -> int:
+def header_size(raw: bytes | memoryview) -> int:
+    """Bytes of a frame's header, as its first bytes say.
+
+    Raises:
+        FrameError: these are no frame's.
+    """
     if len(raw) < _PRELUDE or raw[: len(MAGIC)] != MAGIC:
         raise FrameError("these bytes are not a frame")
     length = int.from_bytes(raw[len(MAGIC) : _PRELUDE], "little")
@@ -321,7 +327,7 @@ def read_header(raw: bytes | memoryview, allowed: Allowed) -> Header:
     Raises:
         FrameError: malformed, or not allowed.
     """
-    length = _length(raw)
+    length = header_size(raw)
     body, listed = _parse(bytes(raw[_PRELUDE : _PRELUDE + length]))
     if len(listed) > allowed.most_arrays:
         raise FrameError(

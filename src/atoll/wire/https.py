@@ -40,7 +40,7 @@ from atoll.wire.transfers import Write, download, upload
 
 __all__ = ["Channel", "Pin", "Reply"]
 
-_PIECE = 1 << 18
+_PIECE = 1 << 20
 _POURED = 1 << 20
 _IDLE = 8
 _TRIES = 6

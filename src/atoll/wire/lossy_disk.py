@@ -154,6 +154,9 @@ class LossyDisk:
     def reuse(self, path: Path, spares: Path, size: int = 0) -> None:
         """Nothing: this disk keeps no spares."""
 
+    def foresee(self, spares: Path, size: int) -> None:
+        """Nothing: this disk keeps no spares."""
+
     def names(self, folder: Path) -> tuple[str, ...]:
         """Names in a folder, files and folders, sorted."""
         with self._lock:

@@ -18,17 +18,24 @@ import itertools
 import os
 import stat
 import threading
+from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 __all__ = ["LARGE", "Spares", "mark", "marked", "unmark"]
 
-LARGE = 1 << 20
+LARGE = 1 << 17
 """A shorter file is not worth it."""
 
+_WAIT = 1 << 20
+"""Nor is one worth a wait for the disk."""
+
+_ZEROS = memoryview(bytes(1 << 18))
 _MARK = "user.atoll.held"
 _MOST_FILES = 64
+_MOST_TIMES = 8
+"""A spare that is so many times as large as what is wanted is left for what is larger."""
 _LEAST_FREE = 4
 """A spare is kept while the disk has so many times its size left."""
 
@@ -62,10 +69,11 @@ def unmark(number: int, held: int) -> None:
 
 @dataclass(frozen=True)
 class _Spare:
-    """A file and its size."""
+    """A file, its size, and the folder that may come back with its old name; None where none does."""
 
     path: Path
     size: int
+    left: Path | None
 
 
 class Spares:
@@ -84,7 +92,6 @@ class Spares:
         self._numbers = itertools.count()
         self._held: list[_Spare] = []
         self._begun = False
-        self._unsynced: set[Path] = set()
 
     def keep(self, path: Path) -> bool:
         """Take over a file that is not needed any more; False where it has to be removed."""
@@ -99,15 +106,38 @@ class Spares:
                 self._begin()
             spare = self._folder / f"{os.getpid()}-{next(self._numbers)}"
             path.rename(spare)
-            self._held.append(_Spare(spare, found.st_size))
-            self._unsynced.add(path.parent)
+            left = path.parent if self._certain else None
+            self._held.append(_Spare(spare, found.st_size, left))
             return True
         return False
+
+    def make(self, size: int) -> None:
+        """Write one, of zeros, while nobody waits for it."""
+        with self._lock:
+            try:
+                if not hasattr(os, "setxattr") or not self._room(size):
+                    return
+                if not self._begun:
+                    self._begin()
+            except OSError:
+                return
+            path = self._folder / f"{os.getpid()}-{next(self._numbers)}"
+        try:
+            with path.open("xb", buffering=0) as file:
+                for start in range(0, size, len(_ZEROS)):
+                    file.write(_ZEROS[: size - start])
+        except OSError:
+            with suppress(OSError):
+                path.unlink()
+        else:
+            with self._lock:
+                self._held.append(_Spare(path, size, None))
 
     def place(self, path: Path, size: int) -> bool:
         """Make a spare the file ``path``, of which no byte counts yet; False where there is none.
 
-        It is the smallest that is large enough, or else the largest.
+        It is the smallest that is large enough, or else the largest; not one that is much too large and would
+        have to be cut. Short ones are not worth a wait for the disk: their old names have to be gone by then.
 
         Args:
             path: on the same disk; a file of that name is replaced.
@@ -115,15 +145,33 @@ class Spares:
         """
         with self._lock:
             for spare in sorted(self._held, key=lambda s: (s.size < size, abs(s.size - size))):
+                if (size and spare.size > _MOST_TIMES * size) or (
+                    spare.left and spare.size < _WAIT
+                ):
+                    continue
                 try:
-                    if self._taken(spare.path, path):
-                        self._held.remove(spare)
+                    if self._taken(spare, path):
+                        self._held = [s for s in self._held if s.path != spare.path]
                         return True
                 except OSError:
-                    self._held.remove(spare)
+                    self._held = [s for s in self._held if s.path != spare.path]
                     with suppress(OSError):
                         spare.path.unlink()
         return False
+
+    def left(self, folder: Path) -> frozenset[Path]:
+        """Spares whose old names are gone for good once ``folder`` is made durable from now on."""
+        with self._lock:
+            return frozenset(spare.path for spare in self._held if spare.left == folder)
+
+    def gone(self, spares: Collection[Path]) -> None:
+        """The folder that :meth:`left` was asked of is durable."""
+        if spares:
+            with self._lock:
+                self._forget(spares)
+
+    def _forget(self, spares: Collection[Path]) -> None:
+        self._held = [replace(s, left=None) if s.path in spares else s for s in self._held]
 
     def clear(self) -> None:
         """Remove them all, also those of other processes."""
@@ -146,8 +194,8 @@ class Spares:
         disk = os.statvfs(parent)
         return disk.f_bavail * disk.f_frsize >= _LEAST_FREE * size
 
-    def _taken(self, spare: Path, path: Path) -> bool:
-        number = os.open(spare, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    def _taken(self, spare: _Spare, path: Path) -> bool:
+        number = os.open(spare.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             if not _alone(number):
                 return False
@@ -155,11 +203,10 @@ class Spares:
             mark(number, 0)
         finally:
             os.close(number)
-        if self._certain:
-            while self._unsynced:
-                _sync(next(iter(self._unsynced)))
-                self._unsynced.pop()
-        spare.rename(path)
+        if spare.left is not None:
+            _sync(spare.left)
+            self._forget({s.path for s in self._held if s.left == spare.left})
+        spare.path.rename(path)
         return True
 
 

@@ -134,15 +134,18 @@ class Front:
         finally:
             self._waiting[site].remove(event)
 
+    def _offered(self, site: str, task: str, raw: bytes) -> Early | ReceiptBody:
+        """As the event loop does it, and as a thread does where that is not possible."""
+        service, blob = self._service, Blob.of(raw)
+        return service.offer_at_once(site, task, raw, blob) or service.offer(site, task, raw, blob)
+
     def _deliver(self, site: str, task: str, request: Request) -> bytes:
         query = {k: v[0] for k, v in parse_qs(request.query, keep_blank_values=True).items()}
         if request.headers["content-type"] == "application/json":
             blob = read_json(ReferenceBody, request.body).blob.blob
             receipt = self._service.deliver_uploaded(site, task, blob)
         elif "wait" in query:
-            receipt = self._written(
-                site, self._service.offer(site, task, request.body, Blob.of(request.body))
-            )
+            receipt = self._written(site, self._offered(site, task, request.body))
         else:
             receipt = self._service.deliver(site, task, request.body)
         if "wait" not in query:
