@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atoll.cli.output import data_line, talk
+from atoll.cli.output import data_line, plain, talk
 from atoll.core.errors import JobError
 
 if TYPE_CHECKING:
@@ -40,11 +40,12 @@ def doctor(
     for finding in _examined(home, server, job):
         found.append(finding)
         if not as_json:
-            data_line(_line(finding, colour=sys.stdout.isatty()))
+            coloured = sys.stdout.isatty()
+            data_line(_line(finding, colour=coloured), coloured=coloured)
     count = {state: sum(f.state == state for f in found) for state in _MARKS}
     if as_json:
-        plain = {"findings": [f.to_plain() for f in found], "count": count}
-        data_line(json.dumps(plain, indent=2))
+        told = {"findings": [f.to_plain() for f in found], "count": count}
+        data_line(json.dumps(told, indent=2))
     else:
         talk(_summary(count))
     status = next((f.status for f in found if f.state == "fault"), 0)
@@ -67,9 +68,9 @@ def _line(finding: Finding, *, colour: bool) -> str:
     mark = _MARKS[finding.state]
     if colour:
         mark = f"\x1b[{_COLOURS[finding.state]}m{mark}\x1b[0m"
-    text = f"{mark}  {finding.check:<12} {finding.text}"
+    text = f"{mark}  {finding.check:<12} {plain(finding.text)}"
     if finding.remedy:
-        text += f"\n{'':22} next: {finding.remedy}"
+        text += f"\n{'':22} next: {plain(finding.remedy)}"
     return text
 
 

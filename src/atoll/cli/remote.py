@@ -27,6 +27,7 @@ _Home = Annotated[
     typer.Option(
         "--home",
         help="Folder with the researcher's key.",
+        readable=False,
         envvar="ATOLL_HOME",
         show_default="~/.atoll/researcher",
     ),
@@ -161,7 +162,8 @@ def result(
 
 def _text(info: RunInfo) -> str:
     made = datetime.fromtimestamp(info.created, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    remark = f": {info.reason}" if info.reason not in ("", info.status) else ""
+    reason = " ".join(info.reason.splitlines())  # a line of its own could pass for one of ours
+    remark = f": {reason}" if reason not in ("", info.status) else ""
     phase = f" ({info.phase})" if info.phase and not info.ended else ""
     return "\n".join(
         [
