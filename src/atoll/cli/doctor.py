@@ -25,9 +25,13 @@ _COLOURS = {"ok": "32", "warning": "33", "fault": "1;31", "unknown": "2"}
 def doctor(
     home: Annotated[
         Path | None,
-        typer.Option("--home", help="Folder of a node.", show_default="~/.atoll/node"),
+        typer.Option(
+            "--home", help="Folder of a node.", show_default="~/.atoll/node", readable=False
+        ),
     ] = None,
-    server: Annotated[Path | None, typer.Option("--server", help="Folder of a server.")] = None,
+    server: Annotated[
+        Path | None, typer.Option("--server", help="Folder of a server.", readable=False)
+    ] = None,
     job: Annotated[
         Path | None, typer.Option("--job", help="A job file that is to run there.")
     ] = None,

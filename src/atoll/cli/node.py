@@ -25,7 +25,12 @@ commands.add_typer(ledger.commands, name="ledger")
 
 _Folder = Annotated[
     Path | None,
-    typer.Option("--home", envvar="ATOLL_NODE_HOME", help="Folder of the node; ~/.atoll/node."),
+    typer.Option(
+        "--home",
+        envvar="ATOLL_NODE_HOME",
+        help="Folder of the node; ~/.atoll/node.",
+        readable=False,  # what cannot be read is told with a remedy
+    ),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
@@ -68,10 +73,11 @@ def start(home: _Folder = None) -> None:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("atoll.node").setLevel(logging.INFO)
     settings = read_settings(at.settings)
-    with at.locked():
+    with at.locked() as here:
         known, channel = opened(at, settings)
         rules = stewarded(at, settings)
-        agent = Agent(at, known.site, channel, settings, trust=trusted(at, known), steward=rules)
+        trust = trusted(at, known)
+        agent = Agent(at, known.site, channel, settings, trust=trust, steward=rules, here=here)
         talk(f"{known.site} works for {known.federation} at {known.server}; stop with Ctrl-C")
         keep_freed_memory()
         gc.collect()
@@ -85,6 +91,7 @@ def start(home: _Folder = None) -> None:
 def status(home: _Folder = None, as_json: _Json = False) -> None:
     """What this node is, and what it is doing."""
     from atoll.wire.identity import Identity
+    from atoll.wire.trouble import cramped
 
     at = _home(home)
     known = at.joined()
@@ -98,7 +105,7 @@ def status(home: _Folder = None, as_json: _Json = False) -> None:
         "running": running,
         "state": state.get("state", "") if running else "stopped",
         "since": state.get("since", "") if running else "",
-        "trouble": state.get("trouble", "") if running else "",
+        "trouble": (state.get("trouble", "") if running else "") or cramped(at.path),
         "runs": state.get("runs", {}) if running else {},
         "datasets": [d.to_plain() for d in _register(at).all().values()],
     }
@@ -149,9 +156,42 @@ def peers(
 
 
 @commands.command()
+def server(
+    home: _Folder = None,
+    address: Annotated[
+        str, typer.Option(help="HOST:PORT where it is now.", show_default="as before")
+    ] = "",
+    certificate: Annotated[
+        str,
+        typer.Option(
+            help="Fingerprint of its certificate, as its operator read it out.",
+            show_default="as before",
+        ),
+    ] = "",
+) -> None:
+    """Show where the server is and how it is known, or note that it has moved or renewed its certificate."""
+    from atoll.node.join import move
+    from atoll.node.settings import read_settings
+    from atoll.wire.codes import read_fingerprint
+    from atoll.wire.identity import fingerprint_of, spoken
+
+    at = _home(home)
+    known = at.joined()
+    if address or certificate:
+        pin = read_fingerprint(certificate) if certificate else ""
+        known = move(at, read_settings(at.settings), address=address, certificate=pin)
+        talk("it has answered there with its own key; next: atoll node start")
+    data_line(f"address      {known.server}\ncertificate  {spoken(known.pin)}")
+    data_line(f"key          {spoken(fingerprint_of(bytes.fromhex(known.server_key)))}")
+
+
+@commands.command()
 def leave(
     home: _Folder = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Do not tell the server, which is gone for good.")
+    ] = False,
 ) -> None:
     """Leave the federation; the key and the datasets stay here."""
     from atoll.node.join import leave
@@ -161,7 +201,7 @@ def leave(
     known = at.joined()
     if not yes:
         typer.confirm(f"Leave {known.federation} as {known.site}?", abort=True, err=True)
-    leave(at, read_settings(at.settings))
+    leave(at, read_settings(at.settings), tell=not offline)
     talk(f"{known.site} has left {known.federation}; a new code is needed to join again")
 
 

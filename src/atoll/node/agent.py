@@ -60,6 +60,7 @@ class Agent:
         jitter: numbers in [0, 1).
         trust: keys and peers, for masked rounds.
         steward: the site's rules and its ledger.
+        here: whether the folder is still where it was.
 
     Raises:
         StorageError: the spool or the record of the server's epoch is damaged, or cannot be read.
@@ -76,6 +77,7 @@ class Agent:
         jitter: Callable[[], float] = random.random,
         trust: Trust | None = None,
         steward: Steward | None = None,
+        here: Callable[[], bool] = lambda: True,
     ) -> None:
         shutil.rmtree(home.work, ignore_errors=True)
         disk = disk or RealDisk()
@@ -96,13 +98,14 @@ class Agent:
         self._stop = threading.Event()
         self._ended: AtollError | None = None
         self._told: Mapping[str, Any] = {}
-        self._state, self._trouble = "starting", ""
+        self._state, self._trouble, self._here = "starting", "", here
 
     def run(self) -> None:
         """Work until :meth:`stop`.
 
         Raises:
             Forbidden: the federation does not know this node any more.
+            StorageError: its folder was moved away.
         """
         for run in sorted({held.run for held in self._site.spool.results}):
             self._start(run, again=True)
@@ -110,6 +113,14 @@ class Agent:
         asking.start()
         self._tell()
         while not self._stop.wait(_TELL):
+            if not self._here():
+                # What is made anew under the old name would be without keys, ledger and queries.
+                self._ended = self._ended or StorageError(
+                    f"{self._site.home.path} was moved or removed while the node ran",
+                    remedy="put it back, or start the node with --home where it is now",
+                )
+                self._stop.set()
+                continue
             self._tell()
         self._state = "stopped"
         runs = list(self._runs.values())
@@ -251,7 +262,8 @@ class Agent:
     def _tell(self) -> None:
         runs = {run: errands.state() for run, errands in list(self._runs.items())}
         epoch = self._fence.epoch
-        told = {"state": self._state, "trouble": self._trouble, "epoch": epoch, "runs": runs}
+        trouble = self._trouble or next(iter(list(self._site.trouble.values())), "")
+        told = {"state": self._state, "trouble": trouble, "epoch": epoch, "runs": runs}
         if told != self._told:
             self._told = told
             when = datetime.now(UTC).isoformat(timespec="seconds")
@@ -260,12 +272,15 @@ class Agent:
 
 @contextmanager
 def stop_on_signal(agent: Agent) -> Iterator[None]:
-    """SIGINT and SIGTERM end the node, cleanly."""
+    """SIGINT, SIGTERM and SIGHUP end the node, cleanly."""
 
     def end(number: int, frame: Any) -> None:
         agent.stop()
 
-    before = {s: signal.signal(s, end) for s in (signal.SIGINT, signal.SIGTERM)}
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        wanted.append(signal.SIGHUP)  # the terminal was closed
+    before = {number: signal.signal(number, end) for number in wanted}
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from atoll.wire.findings import (
     fault,
     faults_of,
     ok,
+    owners,
     private_file,
     private_folder,
     room,
@@ -80,8 +82,11 @@ def examine(
         yield ok("folder", f"{known.site} in {known.federation}, at {known.server}")
     except AtollError as error:
         yield from faults_of("folder", error)
-    if path.is_dir():
+    here = os.path.isdir(path)
+    if here:
         yield user("user", path)
+        if not _open(path):
+            return
         alone = "the key is the owner's alone, and nobody else can change whom to trust"
         yield from together("files", _files(home), alone)
         yield from _ledger(home)
@@ -90,7 +95,7 @@ def examine(
         settings = read_settings(home.settings)
     except AtollError as error:
         yield from faults_of("settings", error)
-    if path.is_dir():
+    if here:
         yield from _node(home)
         yield from _disk(home, settings)
     yield _memory(settings)
@@ -110,7 +115,7 @@ def examine(
     yield from _libraries(spec, datasets.of(spec))
     if spec is not None and job is not None:
         model = yield from _job(spec, job.resolve().parent, known, datasets, settings)
-        if model and path.is_dir():
+        if model and here:
             yield room("disk", path, COPIES * model, "by the job")
 
 
@@ -135,8 +140,21 @@ def _ledger(home: Home) -> Iterator[Finding]:
     )
 
 
+def _open(path: Path) -> bool:
+    """Whether this user may look into the folder."""
+    try:
+        os.scandir(path).close()
+        os.stat(path / "lock")
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True
+
+
 def _files(home: Home) -> Iterator[Finding]:
     yield private_folder("files", home.path)
+    yield owners("files", home.path)
     if home.identity.exists():
         found = private_file("files", home.identity)
         yield found
@@ -149,16 +167,22 @@ def _files(home: Home) -> Iterator[Finding]:
         if path.exists():
             yield trusted_file("files", path)
     if home.settings.exists():
-        secret = "@" in home.settings.read_text("utf-8", "replace")  # a proxy's password
+        secret = False
+        with suppress(OSError):  # which reading the settings tells
+            secret = "@" in home.settings.read_text("utf-8", "replace")  # a proxy's password
         yield (private_file if secret else trusted_file)("files", home.settings)
 
 
 def _node(home: Home) -> Iterator[Finding]:
     """Whether a node runs here, and how it is."""
-    if not home.running:
+    try:
+        runs, state = home.running, home.read(home.state)
+    except AtollError as error:
+        yield from faults_of("node", error)
+        return
+    if not runs:
         yield warning("node", "none runs in this folder", f"atoll node start --home {home.path}")
         return
-    state = home.read(home.state)
     text = f"runs since {state.get('since', '?')}, {state.get('state', '?')}"
     if trouble := str(state.get("trouble", "")):
         yield warning("node", f"{text}: {trouble}", "see its log; the lines below may say why")

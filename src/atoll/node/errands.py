@@ -12,7 +12,6 @@ import itertools
 import logging
 import math
 import queue
-import tempfile
 import threading
 import time
 from collections import deque
@@ -27,7 +26,7 @@ from atoll.node.datasets import Dataset
 from atoll.node.leaving import checked
 from atoll.node.link import INLINE, passing
 from atoll.node.orders import DatasetBody, Order, Report, done_only, named
-from atoll.node.process import Ended, Log, Worker
+from atoll.node.process import Ended, Log, Worker, fresh_folder
 from atoll.node.redaction import MOST, without_paths
 from atoll.node.rooms import new_worker
 from atoll.node.settings import GIB
@@ -38,6 +37,7 @@ from atoll.node.summing import SUBJECTS, Summed
 from atoll.runtime import fulfilling as f
 from atoll.wire.frames import encode
 from atoll.wire.messages import ResultBody, TaskBody
+from atoll.wire.trouble import takes_nothing
 
 __all__ = ["Errands"]
 
@@ -162,6 +162,7 @@ class Errands:
             if self._log is not None:
                 self._log.close()
             self._site.pins.pop(self.run_id, None)
+            self._site.trouble.pop(self.run_id, None)
 
     def _turn(self) -> bool:
         """Do the next thing; False when this thread is not needed any more."""
@@ -281,7 +282,7 @@ class Errands:
                 self._site.cache.fetch(ref.blob, self._site.link.download)
         except AtollError as error:
             if passing(error):
-                log.warning("run %s: %s is fetched again later: %s", self.run_id, task, error)
+                self._site.hindered(self.run_id, f"{task} is fetched again later: {error}")
                 self._step(task, f.FetchFailed(self._site.jitter()))
                 return
             self._fail(task, f"what the task names cannot be fetched: {without_paths(str(error))}")
@@ -307,13 +308,16 @@ class Errands:
                 if self._worker is None:
                     self._worker = self._new_worker(self._bodies[task])
                 order = self._order(self._bodies[task], self._worker)
-            except AtollError as error:
+            except (AtollError, OSError) as error:
+                if takes_nothing(error):  # which is not the task's fault, and passes
+                    self._waiting.appendleft(task)
+                    self._site.hindered(self.run_id, f"{task} waits for the disk: {error}")
+                    self._later(f.backoff(9, self._site.jitter()), self._work)
+                    return
                 log.warning("run %s: %s cannot begin: %s", self.run_id, task, error)
                 self._fail(task, without_paths(str(error)), verdict(error))
                 continue
-            except OSError as error:
-                self._fail(task, f"no worker process can be started: {error.strerror}")
-                continue
+            self._site.trouble.pop(self.run_id, None)
             self._working, self._orders[task] = task, order
             self._due = time.monotonic() + self._site.settings.limits.seconds + new * _START
             if not self._worker.order(order) and not new:
@@ -330,8 +334,7 @@ class Errands:
         try:
             held = self._masked.held(body := self._bodies[task], self._site.cache.path)
         except StorageError:
-            after = f.backoff(tries, self._site.jitter())
-            self._later(after, lambda: self._say(task, tries + 1))
+            self._later(f.backoff(tries, self._site.jitter()), lambda: self._say(task, tries + 1))
         except AtollError as error:
             self._fail(task, without_paths(str(error)), verdict(error))
         else:
@@ -443,7 +446,7 @@ class Errands:
                 )
                 self._finished(held, body)
         except StorageError as error:
-            log.error("run %s: %s cannot be kept: %s", self.run_id, task, error)
+            self._site.hindered(self.run_id, f"{task} cannot be kept: {error}")
             after = f.backoff(tries, self._site.jitter())
             self._later(after, lambda: self._finish(order, report, tries + 1))
             return
@@ -461,7 +464,7 @@ class Errands:
         try:
             held = self._site.spool.finish(self.run_id, task, encode(body.model_dump()))
         except StorageError as error:
-            log.error("run %s: %s cannot be kept: %s", self.run_id, task, error)
+            self._site.hindered(self.run_id, f"{task} cannot be kept: {error}")
             after = f.backoff(tries, self._site.jitter())
             self._later(after, lambda: self._fail(task, reason, status, tries + 1))
             return
@@ -469,6 +472,7 @@ class Errands:
 
     def _finished(self, held: Held, body: ResultBody) -> None:
         digest = held.blob.sha256
+        self._site.trouble.pop(self.run_id, None)
         if body.status == "done":
             self._step(held.task, f.Worked(digest))
         else:

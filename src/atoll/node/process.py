@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from atoll.node.sandbox import NOT_MADE, Room
 from atoll.node.settings import Settings
 from atoll.wire.messages import read_body
 
-__all__ = ["Ended", "Log", "Worker"]
+__all__ = ["Ended", "Log", "Worker", "fresh_folder"]
 
 _LAST = 1.0
 """Seconds that a process which has closed its pipe is given to end by itself."""
@@ -37,6 +38,16 @@ class Ended:
     """
 
     reason: str
+
+
+def fresh_folder(work: Path, name: str) -> Path:
+    """A new folder for a worker; the one that a worker with this name had may still be in use.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Path(tempfile.mkdtemp(dir=work, prefix=f"{name}-"))
 
 
 class Log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from atoll.wire.frames import Allowed, open_frame
 from atoll.wire.messages import ResultBody, TaskBody
 
 __all__ = ["Site"]
+
+log = logging.getLogger("atoll.node")
 
 _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
 
@@ -59,6 +62,13 @@ class Site:
     hand_in: Callable[[Held, bytes], object] | None = None
     pins: dict[str, frozenset[str]] = field(default_factory=dict)
     """Digests that each run needs now."""
+    trouble: dict[str, str] = field(default_factory=dict)
+    """What is in the way of each run now, and passes."""
+
+    def hindered(self, run: str, what: str) -> None:
+        """Tell the log, and whoever asks how the node is, what is in a run's way."""
+        log.warning("run %s: %s", run, what)
+        self.trouble[run] = f"run {run}: {what}"
 
     def asked(self, plan: Path) -> tuple[Dataset, Asked]:
         """What the run with this plan asks for, and the dataset that it reads.

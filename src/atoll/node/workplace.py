@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from atoll.core.errors import (
     JobError,
     PolicyError,
     StateError,
+    StorageError,
     UpdateRefused,
     WireError,
 )
@@ -54,11 +55,17 @@ from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Allowed, check_finite, open_frame, pieces
 from atoll.wire.messages import ResultBody
 from atoll.wire.metrics import metrics_to_plain
+from atoll.wire.trouble import takes_nothing
 
 __all__ = ["Workplace", "written"]
 
 _VECTORS = Allowed(most_arrays=10_000, most_bytes=1 << 44)
 """What a plan, a broadcast or a memory may hold; both sides have checked sizes before."""
+
+_SOON, _LATER = 0.2, 10.0
+"""Seconds between looks whether a full disk has room again: at first, and at last."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,10 +155,10 @@ class Workplace:
         return int(getattr(self._run.parts[0].chain.find("noise"), "values", 0))
 
     def _answer(self, order: Order) -> _Done:
-        run = self._opened(order)
+        run = _with_room(lambda: self._opened(order))
         rows = self._data(order, run.spec)
         if run.spec.statistics is not None:
-            return self._asked(order, run, rows)
+            return _with_room(lambda: self._asked(order, run, rows))
         return _VERBS[order.task.kind](self, order, run, rows)
 
     # Opening ------------------------------------------------------------------------------------
@@ -390,4 +397,23 @@ def _memory(order: Order) -> Memory:
 
 def _write(path: Path, body: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
     """Write a frame, over a spare if the node has put one there; it makes durable what it takes over."""
-    RealDisk().write(path, pieces(body, arrays))
+    _with_room(lambda: RealDisk().write(path, pieces(body, arrays)))
+
+
+def _with_room(act: Callable[[], _T]) -> _T:
+    """What ``act`` gives, as soon as the disk has room for what it writes: a full one costs no work.
+
+    The node ends what takes longer than a task may. No code of the job's runs in ``act``.
+    """
+    wait = _SOON
+    while True:
+        try:
+            return act()
+        except (StorageError, OSError) as error:
+            if not takes_nothing(error):
+                raise
+            if wait == _SOON:
+                sys.stderr.write(f"waiting for the disk: {error}\n")
+                sys.stderr.flush()
+        time.sleep(wait)
+        wait = min(2.0 * wait, _LATER)

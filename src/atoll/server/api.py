@@ -198,7 +198,8 @@ class Api:
         )
 
     def _admit(self, wanted: JoinBody, key: bytes) -> Member:
-        member = self.service.join(bytes.fromhex(wanted.secret), wanted.name or "", key)
+        secret, name = bytes.fromhex(wanted.secret), wanted.name or ""
+        member = self.service.join(secret, name, key, wanted.role)
         self.roster.refresh()
         return member
 

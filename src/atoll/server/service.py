@@ -43,7 +43,7 @@ from atoll.server.garbage import collect
 from atoll.server.office import LEDGERS, Office
 from atoll.server.results import Files, Readable, reply_of, rounds_of
 from atoll.server.settings import Settings
-from atoll.server.store.contract import Member, Store
+from atoll.server.store.contract import Member, Role, Store
 from atoll.server.submission import accepted
 from atoll.wire.disk import Piece
 from atoll.wire.frames import Blob
@@ -275,10 +275,10 @@ class Service:
 
     # Members ------------------------------------------------------------------------------------
 
-    def join(self, secret: bytes, name: str, key: bytes) -> Member:
+    def join(self, secret: bytes, name: str, key: bytes, role: Role | None = None) -> Member:
         """Admit a key by its invitation; see :meth:`~atoll.server.store.contract.Store.join`."""
-        office = self._office
-        member = office.store.join(hashlib.sha256(secret).hexdigest(), name, key, office.date())
+        office, digest = self._office, hashlib.sha256(secret).hexdigest()
+        member = office.store.join(digest, name, key, office.date(), role)
         office.event("joined", f"{member.role} {member.name}", site=member.name)
         self._look()
         return member
@@ -483,11 +483,11 @@ class Service:
         """
         office = self._office
         with self._stepping:
-            now = office.now()
             with self._lock:
                 engines = list(self._engines.values())
             # Also without any run: who has lost the store must not go on answering.
-            if now >= self._looked + office.settings.members_every:
+            if office.now() >= self._looked + office.settings.members_every:
+                office.store.keep_lock()
                 self._look()
             due = [self._looked + office.settings.members_every] if engines else []
             for engine in engines:

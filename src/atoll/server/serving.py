@@ -153,7 +153,7 @@ def serve(
     limits: Limits | None = None,
     ready: Callable[[Running], None] = _nobody,
 ) -> int:
-    """Run the server in ``home`` until SIGTERM (status 0) or SIGINT (130).
+    """Run the server in ``home`` until SIGTERM or SIGHUP (status 0), or SIGINT (130).
 
     Args:
         home: the folder.
@@ -294,6 +294,8 @@ class _Process:
     @contextlib.contextmanager
     def _signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         wanted = {signal.SIGTERM: 0, signal.SIGINT: 130}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            wanted[signal.SIGHUP] = 0  # the terminal was closed
         handled = []
         try:
             for number, status in wanted.items():
@@ -343,7 +345,7 @@ def _listening(listen: str) -> Iterator[socket.socket]:
         except OSError as error:
             raise StateError(
                 f"{listen} cannot be listened on: {error.strerror}",
-                remedy="is another server running there? Change listen in server.json otherwise",
+                remedy="is another server running there? Else: atoll server change --listen HOST:PORT",
             ) from error
         listener.listen(512)
         listener.setblocking(False)

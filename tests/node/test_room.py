@@ -1,0 +1,77 @@
+"""A site's disk is full: nothing that was done is lost, nothing fails, all goes on when there is room."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from atoll.core.errors import StorageError
+from atoll.node import workplace
+from atoll.node.workplace import _with_room
+
+
+def full() -> StorageError:
+    error = StorageError("x cannot be written: No space left on device", remedy="free space")
+    error.__cause__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return error
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    waited: list[float] = []
+    monkeypatch.setattr(workplace.time, "sleep", waited.append)
+    return waited
+
+
+def failing(times: int, error: Callable[[], Exception]) -> Callable[[], str]:
+    left = [times]
+
+    def act() -> str:
+        if left[0]:
+            left[0] -= 1
+            raise error()
+        return "done"
+
+    return act
+
+
+def test_a_worker_waits_for_room_and_longer_each_time(
+    waits: list[float], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert _with_room(failing(8, full)) == "done"
+    assert waits == sorted(waits)
+    assert waits[0] < 1 < waits[-1] <= 10
+    assert capfd.readouterr().err.count("waiting for the disk") == 1
+
+
+def test_any_other_trouble_is_told_at_once(waits: list[float]) -> None:
+    for error in (
+        StorageError("it is a symbolic link"),
+        OSError(errno.EFBIG, "File too large"),
+        OSError(errno.EACCES, "Permission denied"),
+    ):
+        with pytest.raises(type(error)):
+            _with_room(failing(1, lambda error=error: error))
+    assert not waits
+
+
+def test_a_result_is_written_once_there_is_room(
+    waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = workplace.RealDisk.write, [2]
+
+    def write(disk: object, path: Path, given: object) -> None:
+        if left[0]:
+            left[0] -= 1
+            list(given)  # half of it was written
+            raise full()
+        real(disk, path, given)
+
+    monkeypatch.setattr(workplace.RealDisk, "write", write)
+    workplace._write(tmp_path / "result", {"task": "t"}, {})
+    assert len(waits) == 2
+    assert (tmp_path / "result").stat().st_size > 0
