@@ -21,8 +21,8 @@ integer, is a constant plus that number. The constants are taken off at the next
 
 As long as the total of absolutes stays below 2^53 steps (float32: 1024), no limbs are needed: float64
 holds every such multiple of the step, and adding them is exact as well. Sums begin in this *short* form,
-which takes half the passes and is merged in one, and go over to limbs when they must; which form
-a sum has cannot be seen in its bits.
+which needs no carries, is half as much memory to go through, and is merged in one pass; they go over to
+limbs when they must. Which form a sum has cannot be seen in its bits.
 """
 
 from __future__ import annotations
