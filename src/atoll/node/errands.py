@@ -349,10 +349,7 @@ class Errands:
         home, name = self._site.home, quote(self.run_id, safe="")[:150]
         if self._log is None:
             self._log = Log(home.logs / f"{name}.log", round(self._site.settings.log * (1 << 20)))
-        home.work.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # A new name each time: a worker that is being ended still has its own.
-        folder = Path(tempfile.mkdtemp(dir=home.work, prefix=f"{name}-"))
-        return new_worker(self._site, body, folder, self._log, self._hear)
+        return new_worker(self._site, body, fresh_folder(home.work, name), self._log, self._hear)
 
     def _order(self, body: TaskBody, worker: Worker) -> Order:
         site = self._site

@@ -23,6 +23,7 @@ from typing import Protocol
 from atoll.core.errors import StorageError
 from atoll.wire.frames import Blob
 from atoll.wire.spares import LARGE, Spares, mark, marked, unmark
+from atoll.wire.trouble import remedy_of
 
 __all__ = ["Disk", "Piece", "RealDisk", "Told", "keep"]
 
@@ -354,15 +355,6 @@ def _explained(path: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be {what}: {error.strerror or error}", remedy=_remedy(error)
+            f"{path} cannot be {what}: {error.strerror or error}",
+            remedy=remedy_of(error, reading=what == "read"),
         ) from error
-
-
-def _remedy(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "free space on this disk; what was acknowledged is still there"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "let the user that runs this program write there"
-    if error.errno == errno.EIO:
-        return "check the disk: its hardware or file system reports errors"
-    return ""
