@@ -19,6 +19,7 @@ from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Blob
 from atoll.wire.spares import LARGE, Spares
 from atoll.wire.transfers import partial_of
+from atoll.wire.trouble import remedy_of
 
 __all__ = ["Cache"]
 
@@ -47,7 +48,9 @@ class Cache:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+            raise StorageError(
+                f"{folder} cannot be made: {error.strerror}", remedy=remedy_of(error)
+            ) from error
 
     def path(self, blob: Blob) -> Path:
         """Where ``blob`` lies once it is there."""
