@@ -274,7 +274,8 @@ class Database:
             return
         if self._lock_connection is not None:
             try:
-                self._lock_connection.scalar(text("SELECT 1"))
+                # What it shows in pg_stat_activity, to whoever looks for the holder.
+                self._lock_connection.scalar(text("SELECT 1 /* keeps pg_try_advisory_lock */"))
             except exc.SQLAlchemyError as error:
                 log.warning("the store's lock is gone with its connection: %s", _said(error))
                 self._let_go()
