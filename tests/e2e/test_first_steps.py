@@ -12,7 +12,7 @@ import torch
 import atoll
 from atoll.algorithms import FedBuff
 from atoll.cli.main import main
-from atoll.core.errors import DataError, NotFound
+from atoll.core.errors import ClientError, DataError, JobError, NotFound, QuorumError
 from atoll.models.function import FunctionTrainer
 from atoll.models.linear import LinearTrainer
 from atoll.report.folder import RunFolder
@@ -166,3 +166,53 @@ def test_rows_may_come_as_lists_frames_or_tensors():
     with pytest.raises(DataError, match="clients is a list") as caught:
         atoll.simulate(linear(), list(arrays.values()))
     assert "atoll.Examples" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: linear(stop=5), "5 does not belong there"),
+        (lambda: linear(algorithm="fedavg"), "'fedavg' is no algorithm"),
+        (lambda: linear(algorithm=FedBuff), "is no algorithm"),
+        (lambda: linear(trainer=LinearTrainer), "is no trainer"),
+        (lambda: linear(trainer="logistic"), "'logistic' is no trainer"),
+        (lambda: linear(seed=-1), "-1 is no whole number"),
+        (lambda: atoll.LocalWork(optimizer="adam"), "'adam' is no Optimizer"),
+        (lambda: atoll.LocalWork(epochs=0), "0 is not above 0"),
+        (lambda: atoll.LocalWork(batch_size=-8), "-8 is below 0"),
+        (lambda: atoll.Optimizer(lr=-0.1), "-0.1 is no learning rate"),
+        (lambda: atoll.Cohort("unifrom", 2), "did you mean 'uniform'"),
+        (lambda: atoll.Delay("exponental", 1.0), "did you mean 'exponential'"),
+        (lambda: atoll.simulate("job.toml", levels()), "atoll.load_job"),
+        (lambda: atoll.simulate(linear(), levels(), workers=-1), "-1 workers"),
+        (lambda: atoll.simulate(linear(), levels(), seed="a"), "'a' is no whole number"),
+    ],
+)
+def test_what_is_of_another_kind_is_named_before_anything_runs(make, told):
+    with pytest.raises(JobError, match=told):
+        make()
+
+
+def test_targets_that_are_words_are_refused_with_their_client():
+    words = {"low": atoll.Examples(np.zeros((3, 1)), np.array(["yes", "no", "no"]))}
+    with pytest.raises(DataError, match="client 'low': targets of dtype <U3 are no numbers"):
+        atoll.simulate(linear(), words)
+
+
+def test_rows_with_gaps_are_named_as_what_keeps_rounds_from_committing():
+    gaps = {s: atoll.Examples(e.features * np.nan, e.targets) for s, e in levels().items()}
+    with pytest.raises(QuorumError, match="low refused") as caught:
+        atoll.simulate(linear(stop=atoll.Stop(rounds=2)), gaps)
+    assert "missing or infinite values" in caught.value.remedy
+
+
+def test_a_central_test_that_cannot_be_evaluated_is_no_error_of_atoll_s_own():
+    with pytest.raises(ClientError, match="on the central test rows failed: AttributeError"):
+        atoll.simulate(linear(), levels(), central=(np.zeros((2, 1)), np.zeros(2)))
+
+
+def test_a_run_shows_itself_in_a_line(tmp_path):
+    run = atoll.simulate(linear(name="study"), levels(), out=tmp_path / "run")
+    assert repr(run) == (
+        f"<Run 'study': completed, 40 rounds, {run.model_hash[:12]}, in {tmp_path / 'run'}>"
+    )

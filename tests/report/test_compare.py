@@ -90,6 +90,17 @@ def test_a_site_with_few_rows_of_a_class_gets_a_caution(manifest: dict[str, Any]
     )
 
 
+def test_a_caution_counts_the_rows_that_were_held_out(manifest: dict[str, Any]) -> None:
+    labels = {"0": 40, "1": 60}
+    manifest["cards"] = [{"site": "north", "rows": 100, "labels": labels}]
+    manifest["data"]["north"]["rows"] = 75
+    assert comparison_table(manifest)[0].caution == (
+        "The site has only about 10 test rows of class '0', so this can be chance."
+    )
+    manifest["data"]["north"]["rows"] = 40
+    assert comparison_table(manifest)[0].caution == ""
+
+
 def test_of_classes_that_are_held_back_none_is_said_to_be_small(manifest: dict[str, Any]) -> None:
     """A large one may be hidden beside a small one, so that the number of all rows does not tell."""
     labels = {"a": 400, "b": "suppressed", "c": "suppressed"}

@@ -190,7 +190,7 @@ def test_aborted_rounds_change_nothing_and_do_not_wear_out_patience():
 def test_too_many_aborts_in_a_row_end_the_run():
     with pytest.raises(QuorumError, match="3 rounds in a row") as caught:
         scripted([1.0] * 20, Stop(20, max_aborts=3), refuse=lambda call: call % 4 != 1)
-    assert "lower the quorum" in caught.value.remedy
+    assert "lower the learning rate" in caught.value.remedy
     end, rows, _ = scripted([1.0] * 20, Stop(12, max_aborts=3), refuse=lambda call: call % 3 != 1)
     assert end.status == "completed"
     assert sum(r["committed"] for r in rows) == 4

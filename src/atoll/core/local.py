@@ -11,8 +11,9 @@ so one record serves NumPy, torch and every fast executor alike.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from atoll.core.errors import Fault, JobError, raise_faults, suggest
 from atoll.core.layout import Array
 
 __all__ = ["Fit", "LocalRule", "LocalWork", "Optimizer", "Schedule"]
@@ -30,6 +31,9 @@ class Optimizer:
         weight_decay: L2 coefficient added to the gradient (decoupled for ``adamw``).
         betas: decay rates of Adam's first and second moment.
         eps: Adam's denominator offset.
+
+    Raises:
+        JobError: a learning rate below 0, or none.
     """
 
     name: str = "sgd"
@@ -39,6 +43,13 @@ class Optimizer:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Refuse what would climb instead of descend."""
+        lr: Any = self.lr
+        if isinstance(lr, str) or not lr >= 0:
+            fault = Fault("local.lr", f"{lr!r} is no learning rate", "give a number above 0")
+            raise JobError("the optimiser", faults=[fault])
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,16 @@ class Schedule:
     floor: float = 0.0
     unit: Literal["round", "epoch"] = "round"
 
+    def __post_init__(self) -> None:
+        """Refuse words that are not known; they would be taken for another."""
+        known = (("kind", ("constant", "step", "cosine")), ("unit", ("round", "epoch")))
+        faults = [
+            Fault(f"local.schedule.{name}", f"unknown {word!r}", suggest(str(word), words))
+            for name, words in known
+            if (word := getattr(self, name)) not in words
+        ]
+        raise_faults(JobError, "the learning-rate schedule", faults)
+
 
 @dataclass(frozen=True)
 class LocalWork:
@@ -68,6 +89,9 @@ class LocalWork:
         schedule: the learning-rate schedule.
         clip_norm: L2 bound on each step's gradient; 0 for none.
         drop_last: leave out a last batch that is not full.
+
+    Raises:
+        JobError: no work at all, or an optimiser that is a word.
     """
 
     epochs: float = 1.0
@@ -77,6 +101,21 @@ class LocalWork:
     schedule: Schedule = field(default_factory=Schedule)
     clip_norm: float = 0.0
     drop_last: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse work that is none."""
+        faults, made = list[Fault](), cast(Any, self.optimizer)
+        if not isinstance(made, Optimizer):
+            remedy = "give atoll.Optimizer('adam', lr=0.001)"
+            faults.append(Fault("local.optimizer", f"{made!r:.60} is no Optimizer", remedy))
+        if self.steps is None and not self.epochs > 0:
+            faults.append(Fault("local.epochs", f"{self.epochs!r} is not above 0"))
+        faults += [
+            Fault(f"local.{name}", f"{value!r} is below 0")
+            for name in ("batch_size", "clip_norm")
+            if not (value := getattr(self, name)) >= 0
+        ]
+        raise_faults(JobError, "the local work", faults)
 
 
 @dataclass(frozen=True, eq=False)

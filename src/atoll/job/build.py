@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from atoll.algorithms import FedAvg
 from atoll.algorithms.statistics.running import NoModel, Statistic
 from atoll.algorithms.statistics.together import Together
 from atoll.core.contracts import Algorithm, Trainer, Weighting
-from atoll.core.errors import Fault
+from atoll.core.errors import Fault, JobError, raise_faults
 from atoll.core.local import LocalWork
 from atoll.core.values import ClientId
 from atoll.data.population import LazyClients, ids_of, rows_of
@@ -37,7 +38,7 @@ from atoll.job.tables import (
 )
 from atoll.runtime.clock import Clock
 from atoll.runtime.loop import Stop
-from atoll.runtime.schedule import Schedule, Synchronous
+from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
 
 __all__ = ["Job", "job_from_spec"]
 
@@ -89,6 +90,14 @@ class Job:
     cluster: tuple[str, float] = ("", 0.0)
     aggregation: str = ""
     study: Study | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is of another kind: a name, a number or a class where an object belongs.
+
+        Raises:
+            JobError: with every such field.
+        """
+        raise_faults(JobError, "the job", list(_misfits(self)))
 
     def describe(self) -> dict[str, Any]:
         """The canonical form: what can change the result's bits."""
@@ -227,6 +236,36 @@ class Job:
                 reason = f"{self.stop.metric} needs held-out rows at the clients"
                 found.append(Fault("stop.metric", reason, "set data.test_fraction above 0"))
         return found
+
+
+_PARTS: Mapping[str, tuple[tuple[type, ...], str]] = {
+    "local": ((LocalWork,), "atoll.LocalWork(epochs=2)"),
+    "weighting": ((Weighting,), "atoll.Weighting('uniform')"),
+    "schedule": ((Synchronous, Asynchronous), "atoll.Synchronous(atoll.Cohort('uniform', 10))"),
+    "clock": ((Clock,), "atoll.Clock(delay=atoll.Delay('exponential', 1.0))"),
+    "privacy": ((Privacy,), "atoll.job.privacy.Privacy(clip=1.0)"),
+    "stop": ((Stop,), "atoll.Stop(rounds=20)"),
+}
+"""Fields of a job made in Python: what belongs there, and an example."""
+
+
+def _misfits(job: Job) -> Iterator[Fault]:
+    for name, (kinds, example) in _PARTS.items():
+        if not isinstance(given := getattr(job, name), kinds):
+            yield Fault(name, f"{given!r:.60} does not belong there", f"such as {example}")
+    made, method = job.algorithm, "atoll.algorithms.FedAvg()"
+    if isinstance(made, type) or not callable(getattr(made, "server", None)):
+        yield Fault(
+            "algorithm", f"{made!r:.60} is no algorithm", f"give an object, such as {method}"
+        )
+    if isinstance(job.trainer, type) or not (
+        callable(job.trainer) or hasattr(job.trainer, "evaluate")
+    ):
+        remedy = "give an object, such as LinearTrainer('logistic', features=10)"
+        yield Fault("trainer", f"{job.trainer!r:.60} is no trainer", remedy)
+    seed: Any = job.seed
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
+        yield Fault("seed", f"{seed!r:.60} is no whole number from 0 on")
 
 
 def _plain(value: Any) -> Any:

@@ -71,12 +71,20 @@ def islands_of(
         for client, e in (() if lazy else clients.items())
         if isinstance(e, Examples) and len(e.features) != len(e.targets)
     ]
+    faults += [
+        Fault(f"client {client!r}", f"targets of dtype {e.targets.dtype} are no numbers", _NUMBERS)
+        for client, e in (() if lazy else clients.items())
+        if isinstance(e, Examples) and e.targets.dtype.kind not in "biuf"
+    ]
     faults += _strangers(clients, held_out)
     raise_faults(DataError, "the clients' data", faults)
     cards: list[Mapping[str, Any]] = []
     if len(clients) <= MOST_CARDS and not lazy:
         cards = [card(c, examples_card(e)) for c, e in clients.items() if isinstance(e, Examples)]
     return Islands(clients, held_out, central, cards=cards)
+
+
+_NUMBERS = "number the classes from 0: 0, 1, …"
 
 
 def _plain(clients: Mapping[ClientId, Any]) -> Mapping[ClientId, Any]:

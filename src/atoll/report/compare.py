@@ -124,8 +124,9 @@ def comparison_table(manifest: Mapping[str, Any]) -> list[ComparisonRow]:
 
 
 def _few(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """The sites whose numbers rest on few rows, as their data cards tell."""
+    """The sites whose numbers rest on few held-out rows, as far as their data cards tell."""
     told = {}
+    trained = manifest.get("data") or {}
     for card in manifest.get("cards") or ():
         labels = card.get("labels") or {}
         hidden = sorted(str(label) for label, n in labels.items() if n == SUPPRESSED)
@@ -139,11 +140,16 @@ def _few(manifest: Mapping[str, Any]) -> dict[str, str]:
         counts = {str(label): number(n) or 0.0 for label, n in labels.items()}
         rarest = min(counts, key=counts.__getitem__, default="")
         fewest = counts[rarest] if counts else number(card.get("rows"))
-        if fewest is not None and fewest < _FEW:
+        if fewest is None:
+            continue
+        # The card is of all rows, and the verdict rests on those that were held out.
+        whole = number(card.get("rows")) or 0.0
+        kept = whole - (number((trained.get(str(card.get("site"))) or {}).get("rows")) or whole)
+        tested, about = (fewest * kept / whole, "about ") if kept > 0 else (fewest, "")
+        if tested < _FEW:
             of_class = f" of class {rarest!r}" if counts else ""
-            told[str(card.get("site"))] = (
-                f"The site has only {fewest:.0f} rows{of_class}, so this can be chance."
-            )
+            rows = f"{about}{tested:.0f} {'test ' if about else ''}rows{of_class}"
+            told[str(card.get("site"))] = f"The site has only {rows}, so this can be chance."
     return told
 
 

@@ -47,6 +47,11 @@ class Run:
     folder: Path | None = None
     profile: Profile | None = None
 
+    def __repr__(self) -> str:
+        """A line for notebooks; the records would fill the page."""
+        at = "" if self.folder is None else f", in {self.folder}"
+        return f"<Run {self.job.name!r}: {self.status}, {len(self.rounds)} rounds, {self.model_hash[:12]}{at}>"
+
     @property
     def status(self) -> str:
         """How it ended, with the sites that were lost."""

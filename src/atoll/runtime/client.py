@@ -40,6 +40,7 @@ __all__ = [
     "RowWise",
     "Takes",
     "answer_task",
+    "evaluate_central",
     "evaluate_client",
     "fold_task",
     "work_on",
@@ -314,3 +315,18 @@ def evaluate_client(parts: Parts, parameters: Any, client: ClientId, memory: Mem
         raise
     except Exception as error:
         raise ClientError(f"evaluation failed: {_where(error)}", site=client) from error
+
+
+def evaluate_central(trainer: Trainer, parameters: Any, rows: Any) -> Metrics:
+    """Metrics of a whole vector on the coordinator's test rows.
+
+    Raises:
+        ClientError: the trainer raised; says where.
+    """
+    try:
+        return trainer.evaluate(parameters, rows)
+    except AtollError:
+        raise
+    except Exception as error:
+        message = f"evaluation on the central test rows failed: {_where(error)}"
+        raise ClientError(message, remedy="mend the model, or the rows given as central") from error

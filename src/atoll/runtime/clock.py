@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from atoll.core.errors import DataError, Fault, JobError, raise_faults
+from atoll.core.errors import DataError, Fault, JobError, raise_faults, suggest
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 
@@ -45,12 +45,16 @@ class Delay:
     trace: Mapping[ClientId, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse scales and spreads that are not finite and >= 0."""
+        """Refuse words that are not known, and scales and spreads that are not finite and >= 0."""
         faults = [
             Fault(f"clock.delay.{name}", f"{value!r} is not a finite number >= 0")
             for name, value in (("scale", self.scale), ("sigma", self.sigma))
             if not (math.isfinite(value) and value >= 0)
         ]
+        for name, words in (("kind", get_args(DelayKind)), ("per", ("task", "client"))):
+            if (word := getattr(self, name)) not in words:
+                place, reason = f"clock.delay.{name}", f"unknown {word!r}"
+                faults.append(Fault(place, reason, suggest(str(word), words)))
         raise_faults(JobError, "the delay model is invalid", faults)
 
     def draw(self, seed: Seed, client: ClientId, number: int, examples: int) -> float:

@@ -9,11 +9,14 @@ from typing import Literal
 
 import numpy as np
 
-from atoll.core.errors import JobError
+from atoll.core.errors import Fault, JobError, suggest
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 
 __all__ = ["Cohort"]
+
+
+_KINDS = ("all", "uniform", "poisson", "weighted")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,14 @@ class Cohort:
     rate: float = 1.0
     weights: Mapping[ClientId, float] = field(default_factory=dict)
     separation: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse a kind that is not known."""
+        if self.kind not in _KINDS:
+            fault = Fault(
+                "rounds.cohort", f"unknown {self.kind!r}", suggest(str(self.kind), _KINDS)
+            )
+            raise JobError("the cohort", faults=[fault])
 
     def faults(self, population: int) -> list[str]:
         """What is impossible in a federation of ``population`` clients."""

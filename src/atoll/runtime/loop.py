@@ -28,8 +28,9 @@ from atoll.core.layout import Array
 from atoll.core.metrics import Confusion, Metrics, higher_is_better, merge_all, values
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Merged
 from atoll.data.population import ids_of, rows_of
+from atoll.runtime.aborts import told_of, way_out
 from atoll.runtime.checkpoint import Best, Progress, model_hash
-from atoll.runtime.client import Parts
+from atoll.runtime.client import Parts, evaluate_central
 from atoll.runtime.clock import Clock
 from atoll.runtime.profile import Stopwatch, timed
 from atoll.runtime.schedule import (
@@ -43,10 +44,6 @@ from atoll.runtime.schedule import (
 from atoll.runtime.threads import Threads
 
 __all__ = ["Call", "Evaluate", "Evaluation", "Finished", "Loop", "Next", "Stop", "Train"]
-
-_WAYS_OUT = (
-    "lower the quorum, lengthen the deadline, or see metrics.jsonl for who is missing and why"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,16 +293,16 @@ class Loop:
         stop, best = self.stop, progress.best
         if progress.aborted >= stop.max_aborts:
             raise QuorumError(
-                f"{progress.aborted} rounds in a row could not commit{_told(last)}",
-                remedy=_WAYS_OUT,
+                f"{progress.aborted} rounds in a row could not commit{told_of(last)}",
+                remedy=way_out(last),
             )
         if self._finishing is not None and self._finishing.finished(progress.state):
             return "completed"
         if progress.rounds >= stop.rounds:
             if progress.state.round == 0:
                 raise QuorumError(
-                    f"none of the {progress.rounds} rounds could commit{_told(last)}",
-                    remedy=_WAYS_OUT,
+                    f"none of the {progress.rounds} rounds could commit{told_of(last)}",
+                    remedy=way_out(last),
                 )
             return "completed"
         if progress.pace.clock >= stop.seconds:
@@ -409,7 +406,7 @@ class Loop:
         if self.evaluation.central is not None:
             with Threads().one():
                 whole = self._whole(state.parameters)
-                found = self.parts.trainer.evaluate(whole, self.evaluation.central)
+                found = evaluate_central(self.parts.trainer, whole, self.evaluation.central)
             shown["central"] = _shown(found)
         names = list(self.parts.held_out)
         if self.evaluation.federated and names:
@@ -455,16 +452,6 @@ _NONE: Metrics = {}
 
 def _counted(account: Account, progress: Progress) -> int:
     return progress.rounds if account.attempts else progress.state.round
-
-
-def _told(last: Mapping[str, Any]) -> str:
-    """Why the last round could not commit, and at whom; empty before the first."""
-    if not last:
-        return ""
-    names = [f"{client} {why}" for client, why in list(last["missing"].items())[:3]]
-    more = len(last["missing"]) - len(names)
-    rest = f" and {more} more" if more > 0 else ""
-    return f"; the last: {last['reason']}" + (f" ({'; '.join(names)}{rest})" if names else "")
 
 
 def _shown(metrics: Metrics) -> dict[str, float]:

@@ -84,8 +84,7 @@ def simulate(
         resume: continue from the newest checkpoint in ``out``, to the same bits.
         overwrite: replace an earlier run in ``out``.
         observers: called with each round's record.
-        profile: tell where the time went, in ``run.profile`` and the folder's ``profile.json``; a
-            stopwatch that already runs includes what came before.
+        profile: tell where the time went (``run.profile``, ``profile.json``); a stopwatch may run already.
 
     Raises:
         AtollError: see :mod:`atoll.core.errors`; all faults that can be found before training are
@@ -94,10 +93,7 @@ def simulate(
     began = datetime.now(UTC)
     if resume and overwrite:
         raise JobError("resume and overwrite exclude each other", remedy="leave one of the two out")
-    if seed is not None:
-        job = _seeded(job, seed)
-    if isinstance(executor, str):
-        job = replace(job, executor=(executor, *job.executor[1:]))
+    job = _chosen(job, executor, workers, seed)
     watch = profile if isinstance(profile, Stopwatch) else Stopwatch() if profile else None
     with timed(watch, "data"):
         islands = _islands(job, clients, held_out, central)
@@ -182,6 +178,22 @@ def planned_cost(job: Job, islands: Islands) -> Mapping[str, Any]:
     if isinstance(parts.chain.account, RunAccount):
         rounds = min(rounds, parts.chain.account.most)  # it ends before it would pass its goal
     return statement_of(parts.chain, rounds, rounds)
+
+
+def _chosen(job: Any, executor: Any, workers: int | None, seed: int | None) -> Job:
+    """The job with the choices of the call.
+
+    Raises:
+        JobError: it is no job, or a choice is impossible.
+    """
+    if not isinstance(job, Job):
+        remedy = "atoll.load_job(path) reads a job file, atoll.Job(trainer=…) makes one in Python"
+        raise JobError(f"{job!r:.80} is no job", remedy=remedy)
+    if workers is not None and workers < 0:
+        raise JobError(f"{workers} workers", remedy="0 is one per core")
+    if isinstance(executor, str):
+        job = replace(job, executor=(executor, *job.executor[1:]))
+    return job if seed is None else _seeded(job, seed)
 
 
 def _seeded(job: Job, seed: int) -> Job:
