@@ -349,8 +349,10 @@ def test_a_second_server_in_the_same_folder_is_refused(live):
 
 def test_a_second_server_on_the_same_store_is_refused(live, tmp_path):
     other = tmp_path / "other"
-    store = ServerHome(live.path).store_url(ServerHome(live.path).charter())
-    admin.found(other, Founding(address=f"127.0.0.1:{free_port()}", store=store), time.time())
+    charter = ServerHome(live.path).charter()
+    store, listen = ServerHome(live.path).store_url(charter), f"127.0.0.1:{free_port()}"
+    admin.found(other, Founding(address=listen), time.time())
+    ServerHome(other).write(replace(ServerHome(other).charter(), store=store))
     with pytest.raises(FenceError, match=f"process {os.getpid()}"):
         serve(ServerHome(other))
     with live.join("still there") as channel:
