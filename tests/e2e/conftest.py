@@ -10,6 +10,11 @@ import pytest
 
 from atoll.cli.main import main
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import federation_processes
+from federation_launcher import Launcher
+
 BASE = {
     "name": '"small"',
     "data.source": '"rows.csv"',
@@ -29,6 +34,23 @@ BASE = {
 SITES = ("east", "north", "south")
 
 Row = dict[str, str]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _launcher() -> Iterator[None]:
+    """Processes of all federations of these tests are copies of one, which starts with the first of them."""
+    made: list[Launcher] = []
+
+    def launcher() -> Launcher:
+        if not made:
+            made.append(Launcher())
+        return made[0]
+
+    federation_processes.launcher = launcher
+    yield
+    federation_processes.launcher = None
+    for one in made:
+        one.close()
 
 
 class Small:

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "machine"))
 
+from federation_launcher import Launched, Launcher
 from free_ports import free_port
 
 from atoll.connection import Connection, RunInfo, connect
@@ -39,6 +40,8 @@ from atoll.server import admin
 
 ATOLL = str(Path(sys.executable).with_name("atoll"))
 _LOOK = 0.01
+launcher: Callable[[], Launcher] | None = None
+"""Copies a process instead of starting one for each command; None, as measurements want it: start one."""
 
 T = TypeVar("T")
 
@@ -100,7 +103,7 @@ class Process:
     ) -> None:
         self.name, self.command, self.log = name, list(command), log
         self._environment = dict(environment or {})
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Launched | None = None
 
     @property
     def pid(self) -> int:
@@ -124,13 +127,13 @@ class Process:
         if self.alive:
             raise RuntimeError(f"{self.name} runs already")
         kept = {k: v for k, v in os.environ.items() if k.lower() not in ("https_proxy", "no_proxy")}
+        own = {**kept, "OMP_NUM_THREADS": "1", **self._environment}
+        if launcher is not None and self.command[0] == ATOLL:
+            self._process = launcher().start(self.command[1:], self.log, own)
+            return
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                self.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**kept, "OMP_NUM_THREADS": "1", **self._environment},
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=own
             )
 
     def signal(self, number: int) -> None:

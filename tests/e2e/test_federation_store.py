@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -88,19 +89,16 @@ def test_server_that_has_lost_its_store_to_another_stops(
         second = second_server(federation, tmp_path / "second")
         assert str(federation.server.pid) in refused(second)
         first, database = federation.server, federation.charter.store.split("/")[3].split("?")[0]
-        second.start()
+        # Else it would be back, with its lock, before the second has begun.
+        first.signal(signal.SIGSTOP)
         try:
-            # Again and again until the second one has the lock: the first may be back before.
-            def over() -> bool:
-                postgres.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname ="
-                    f" '{database}' AND query LIKE '%pg_try_advisory_lock%'"
-                )
-                if second.status is not None:
-                    second.start()
-                return first.status is not None
-
-            until(over, 60, "the first server goes on", every=0.2)
+            postgres.execute(
+                f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}'"
+            )
+            second.start()
+            until(lambda: "listening on port" in second.said(), 60, "the second server is refused")
+            first.signal(signal.SIGCONT)
+            until(lambda: first.status is not None, 60, "the first server goes on")
             assert first.status == FENCED, first.said()
             assert "another server" in first.said()
             assert second.alive

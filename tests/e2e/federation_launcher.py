@@ -1,0 +1,169 @@
+"""Starts ``atoll`` commands by copying a process that has read its modules already.
+
+A command reads modules for longer than it works in most tests, and a test of a federation starts a dozen of
+them. Each copy is a process of its own, with the environment, the log and the end that the command would have;
+that the installed command starts is the business of the tests of the pilot and of the how-to page.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+READ = (
+    *(
+        "atoll.cli.main",
+        "atoll.cli.node",
+        "atoll.cli.server",
+        "atoll.node.agent",
+        "atoll.node.join",
+    ),
+    *("atoll.node.link", "atoll.node.steward", "atoll.server.serving", "atoll.server.store.sql"),
+)
+
+
+class Launched:
+    """One copy; as :class:`subprocess.Popen` has it."""
+
+    def __init__(self, launcher: Launcher, pid: int) -> None:
+        self._launcher, self.pid = launcher, pid
+
+    def poll(self) -> int | None:
+        """Its status; None while it lives."""
+        return self._launcher.ended.get(self.pid)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; returns its status."""
+        with self._launcher.changed:
+            self._launcher.changed.wait_for(lambda: self.poll() is not None, timeout)
+        status = self.poll()
+        if status is None:
+            raise subprocess.TimeoutExpired(["atoll"], timeout or 0.0)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, if it lives."""
+        with contextlib.suppress(ProcessLookupError):  # it may be gone, and not yet told of
+            if self.poll() is None:
+                os.kill(self.pid, number)
+
+
+class Launcher:
+    """The process that is copied; it ends with this object."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, str(Path(__file__))]
+        pipe = subprocess.PIPE
+        alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # a process with threads is not copied
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=alone)
+        self.ended: dict[int, int] = {}
+        self.changed = threading.Condition()
+        self._begun: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._asking = threading.Lock()
+        self._thread = threading.Thread(target=self._hear, name="launcher", daemon=True)
+        self._thread.start()
+
+    def start(self, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> Launched:
+        """``atoll`` with these words, in a process of its own that writes into ``log``."""
+        order = {"words": list(words), "log": str(log), "environment": dict(environment)}
+        with self._asking:
+            assert self._process.stdin is not None
+            print(json.dumps(order), file=self._process.stdin, flush=True)
+            return Launched(self, self._begun.get(timeout=120))
+
+    def close(self) -> None:
+        """End it; what it has started goes on."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._thread.join()
+        self._process.wait()
+
+    def _hear(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                pid, *status = map(int, line.split())
+                if not status:
+                    self._begun.put(pid)
+                    continue
+                with self.changed:
+                    self.ended[pid] = status[0]
+                    self.changed.notify_all()
+
+
+def _tell(*numbers: int) -> None:
+    os.write(1, (" ".join(map(str, numbers)) + "\n").encode())
+
+
+def _become(order: dict[str, object], needless: Sequence[int]) -> None:
+    """What is different in a copy: standard files, environment, words and signals."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    log = os.open(str(order["log"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, place in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(number, place)
+    for number in (nothing, log, *needless):
+        os.close(number)
+    os.environ.clear()
+    os.environ.update(order["environment"])  # type: ignore[call-overload]
+    sys.argv = ["atoll", *order["words"]]  # type: ignore[misc]
+
+
+def _serve() -> None:
+    """Copy this process whenever that is asked for; returns in the copies, and ends it at the end of input."""
+    heard, rung = os.pipe()
+    for number in (heard, rung):
+        os.set_blocking(number, False)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(rung, warn_on_full_buffer=False)
+    selector = selectors.DefaultSelector()
+    for number in (0, heard):
+        selector.register(number, selectors.EVENT_READ)
+    rest, living = b"", set[int]()
+    while True:
+        ready = {key.fd for key, _ in selector.select()}
+        if heard in ready:
+            os.read(heard, 4096)
+        for pid in list(living):
+            gone, status = os.waitpid(pid, os.WNOHANG)
+            if gone:
+                living.discard(pid)
+                _tell(pid, os.waitstatus_to_exitcode(status))
+        if 0 not in ready:
+            continue
+        piece = os.read(0, 1 << 16)
+        if not piece:
+            sys.exit()
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            pid = os.fork()
+            if pid == 0:
+                needless = (heard, rung, selector.fileno())  # type: ignore[attr-defined]
+                _become(json.loads(line), needless)
+                return
+            living.add(pid)
+            _tell(pid)
+
+
+if __name__ == "__main__":
+    import importlib
+
+    sys.path.pop(0)  # the folder of this file, which the command does not look into
+    for name in READ:
+        importlib.import_module(name)
+    from atoll.cli.main import app
+
+    _serve()
+    app()
