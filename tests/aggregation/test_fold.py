@@ -3,6 +3,7 @@
 import math
 import pickle
 import tracemalloc
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from atoll.aggregation.exact import Fold
 from atoll.core.errors import UpdateRefused
 from atoll.core.metrics import Confusion, Count, Mean, values
-from atoll.core.values import Update
+from atoll.core.values import Aggregate, Update
 
 patient = settings(deadline=None, max_examples=60)
 small = st.floats(-1e6, 1e6, width=32)
@@ -319,3 +320,16 @@ def test_whether_a_value_is_too_large_does_not_depend_on_the_others():
         assert [value for value, _ in refused] == [3e11]
         assert "'parameters': a value of 3e+11 is beyond its share 2.2e+11" in refused[0][1]
         assert fold.aggregate().count == 9
+
+
+@pytest.mark.parametrize("wrong", [{"weight": math.nan}, {"scaled_weight": -1.0}])
+def test_a_group_that_is_refused_leaves_no_trace(wrong):
+    fold = Fold(2)
+    group = Aggregate({"parameters": np.ones(2, np.float32)}, 3.0, 2.0, 4, 9, {"rows": Count(9)})
+    fold.add_sum(group)
+    with pytest.raises(UpdateRefused, match="weight"):
+        fold.add_sum(replace(group, **wrong))
+    found = fold.aggregate()
+    assert found.sums["parameters"].tolist() == [1.0, 1.0]
+    assert (found.weight, found.scaled_weight, found.count, found.examples) == (3.0, 2.0, 4, 9)
+    assert values(found.metrics) == {"rows": 9.0}

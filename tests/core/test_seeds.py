@@ -142,6 +142,17 @@ def test_first_draws_of_neighbours_are_uniform_and_unrelated():
     assert abs(np.corrcoef(first, parents)[0, 1]) < 3.3 / np.sqrt(4000)
 
 
+def test_names_below_a_seed_need_no_seed_of_their_own():
+    seed, names = Seed(5) / "task", ("a", 3, np.int64(3), "3")
+    below = seed.at(*names)
+    assert below == seed / "a" / 3 / 3 / "3"
+    assert seed.digest(*names) == below.digest()
+    wanted = below.generator().permutation(50).tolist()
+    assert seed.permutation(50, *names).tolist() == wanted == below.permutation(50).tolist()
+    with pytest.raises(TypeError):
+        seed.permutation(50, 0.5)
+
+
 def test_orders_are_those_of_a_fresh_generator_in_any_thread():
     seeds = [Seed(5) / "epoch" / i for i in range(40)]
     wanted = [seed.generator().permutation(3 * i).tolist() for i, seed in enumerate(seeds)]

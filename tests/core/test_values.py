@@ -1,14 +1,14 @@
 """Values of a round: frozen records, read-only arrays, exact steps."""
 
 import pickle
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, fields, replace
 
 import numpy as np
 import pytest
 
 from atoll.core.errors import LayoutError
 from atoll.core.layout import Entry, Layout
-from atoll.core.values import Aggregate, Broadcast, State, freeze, moved
+from atoll.core.values import Aggregate, Broadcast, State, freeze, moved, renewed
 
 LAYOUT = Layout.of(
     [Entry("fixed", (1,), trainable=False), Entry("w", (2,)), Entry("own", (1,), personal=True)]
@@ -53,6 +53,18 @@ def test_the_next_state_keeps_the_slots_it_does_not_name():
     assert after.slots["second"].tolist() == [5.0, 5.0]
     assert state.round == 0
     assert state.slots["second"].tolist() == [1.0, 1.0]
+
+
+def test_a_renewed_record_is_a_replaced_one():
+    state = start(first=np.zeros(2))
+    changes = {"round": 4, "slots": {}}
+    mine, theirs = renewed(state, **changes), replace(state, **changes)
+    assert type(mine) is State
+    for field in fields(State):
+        assert getattr(mine, field.name) is getattr(theirs, field.name)
+    assert state.round == 0
+    with pytest.raises(TypeError, match="rounds"):
+        renewed(state, rounds=4)
 
 
 def test_freezing_copies_nothing():

@@ -1,6 +1,7 @@
 """Clients trained side by side: each walks the path it walks alone."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from atoll.core.contracts import CohortTrainer, Examples, Lane
 from atoll.core.errors import DataError, JobConflict
 from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
+from atoll.models.batches import plan
 from atoll.models.linear import LinearTrainer
+from atoll.models.linear_stack import _across
 
-KINDS = [("linear", 2), ("logistic", 2), ("multinomial", 3)]
+KINDS = [("linear", 2), ("logistic", 2), ("multinomial", 2), ("multinomial", 3)]
 SGD = Optimizer(lr=0.1, weight_decay=0.01)
 
 
@@ -49,7 +52,7 @@ def assert_alike(trainer, start, lanes, tolerance):
 @given(
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6),
     batch=st.sampled_from([0, 1, 7, 16]),
-    epochs=st.sampled_from([0.0, 0.4, 1.0, 2.5]),
+    epochs=st.sampled_from([0.05, 0.4, 1.0, 2.5]),
     drop=st.booleans(),
     penalty=st.sampled_from([0.0, 0.1]),
     intercept=st.booleans(),
@@ -133,6 +136,34 @@ def test_lanes_that_differ_or_keep_a_part_to_themselves_are_refused():
             trainer.fit_together(start, [one, other], round=0)
     with pytest.raises(JobConflict, match="personal"):
         LinearTrainer("linear", 4, personal=["weight"]).fit_together(start, [one, one], round=0)
+
+
+def test_clients_of_which_some_begin_another_epoch_are_refused():
+    trainer = LinearTrainer("linear", 4)
+    work = LocalWork(1 + 1e-10, batch_size=1, optimizer=SGD)
+    assert [plan(n, work).epochs for n in (5, 100)] == [1, 2]
+    with pytest.raises(JobConflict, match="one by one"):
+        trainer.fit_together(
+            trainer.initial(Seed(0)), lanes_of("linear", 2, (5, 100), work), round=0
+        )
+
+
+@pytest.mark.parametrize("ufunc", [np.maximum, np.add])
+@pytest.mark.parametrize("shape", [(2, 5, 32), (2, 1, 1), (3, 4, 7), (2, 7, 1)])
+def test_going_over_few_classes_gives_the_bits_of_a_reduction(ufunc, shape):
+    whole = np.random.default_rng(3).normal(size=shape).astype(np.float32)
+    whole.flat[0] = np.nan
+    found = _across(ufunc, whole, tuple(whole), np.empty(shape[1:], np.float32))
+    assert found.tobytes() == ufunc.reduce(whole, 0).tobytes()
+
+
+def test_other_work_on_the_same_rows_is_cut_anew():
+    trainer, start = LinearTrainer("linear", 4), np.zeros(5)
+    lanes = lanes_of("linear", 2, (9, 5), LocalWork(batch_size=4, optimizer=SGD))
+    for epochs in (1, 3, 1):
+        work = LocalWork(epochs, batch_size=4, optimizer=SGD)
+        group = [replace(lane, work=work) for lane in lanes]
+        assert list(trainer.fit_together(start, group, round=0).steps) == [3 * epochs, 2 * epochs]
 
 
 def test_a_client_with_bad_labels_is_found():

@@ -38,7 +38,7 @@ import numpy as np
 from atoll.aggregation.whole import INTEGERS, WholeSum
 from atoll.core.errors import UpdateRefused
 from atoll.core.layout import Array, dtype_name
-from atoll.core.metrics import Metric, merge_metrics
+from atoll.core.metrics import Metric, Metrics, merge_metrics
 from atoll.core.values import Aggregate, Update
 
 __all__ = ["ExactSum", "Fold", "sum_of", "total_of"]
@@ -81,14 +81,11 @@ class ExactSum:
         self.reach = 0
         """Upper bound on any total so far, as a whole number."""
         self._coarse, self._fine = _GRIDS[dtype]
+        self.limit = 1 << (53 + self._coarse)
+        """The sum of absolute values stays below this (and one value below a quarter of it)."""
         self._limbs = np.empty((2, size), np.int64) if limbs is None else limbs
         self._form: Literal["empty", "short", "limbs"] = "empty"  # what the limbs' memory holds
         self._pending = [0, 0]  # bit patterns in either limb whose constant is still to come off
-
-    @property
-    def limit(self) -> int:
-        """The sum of absolute values stays below this (and one value below a quarter of it)."""
-        return 1 << (53 + self._coarse)
 
     @property
     def size(self) -> int:
@@ -121,9 +118,12 @@ class ExactSum:
                 f"vector of shape {vector.shape} and dtype {vector.dtype} "
                 f"where ({size},) {self.dtype} is expected"
             )
-        # Ufuncs called directly: for a small model the calls are the cost.
-        high, low = np.maximum.reduce(vector, initial=0.0), np.minimum.reduce(vector, initial=0.0)
-        top = max(float(high), -float(low))
+        # Ufuncs called directly: for a small model the calls are the cost, for a large one a copy.
+        if size <= _BLOCK:
+            top = float(np.maximum.reduce(np.abs(vector), initial=0.0))
+        else:
+            high = np.maximum.reduce(vector, initial=0.0)
+            top = max(float(high), -float(np.minimum.reduce(vector, initial=0.0)))
         if not math.isfinite(top):
             bad = int(np.count_nonzero(~np.isfinite(vector)))
             raise UpdateRefused(f"{bad} of {size} values are not finite")
@@ -371,11 +371,33 @@ class Fold:
         """
         weight = _factor("weight", update.weight)
         factor = _factor("scaled weight", _factor("scale", scale) * weight)
-        shapes = {name: v.shape for name, v in update.vectors.items()}
+        self._take(update.vectors, factor, update.metrics)
+        self._weight += _whole(weight)
+        self._scaled += _whole(factor)
+        self._count += 1
+        self._examples += int(update.examples)
+
+    def add_sum(self, group: Aggregate) -> None:
+        """Fold what a group of updates adds up to, formed elsewhere in an order of its own.
+
+        Raises:
+            UpdateRefused: see :meth:`add`; nothing of the group has then been added.
+        """
+        weight = _factor("weight", group.weight)
+        scaled = _factor("scaled weight", group.scaled_weight)
+        self._take(group.sums, 1.0, group.metrics)
+        self._weight += _whole(weight)
+        self._scaled += _whole(scaled)
+        self._count += group.count
+        self._examples += int(group.examples)
+
+    def _take(self, vectors: Mapping[str, Array], factor: float, metrics: Metrics) -> None:
+        """Add vectors that count ``factor`` times, and metrics: all of them or, where it raises, nothing."""
+        shapes = {name: v.shape for name, v in vectors.items()}
         self._agree(shapes)
-        metrics = self._merged(update.metrics)
+        merged = self._merged(metrics)
         ready = []
-        for name, v in update.vectors.items():
+        for name, v in vectors.items():
             into = self.sums.get(name) or self._sum(name, v)
             vector = v.ravel()
             try:
@@ -390,25 +412,7 @@ class Fold:
         for name, into, vector, reach in ready:
             self.sums[name] = into
             into.take(vector, factor, reach)
-        self._shapes = shapes
-        self._weight += _whole(weight)
-        self._scaled += _whole(factor)
-        self._count += 1
-        self._examples += int(update.examples)
-        self._metrics = metrics
-
-    def add_sum(self, group: Aggregate) -> None:
-        """Fold what a group of updates adds up to, formed elsewhere in an order of its own.
-
-        Raises:
-            UpdateRefused: see :meth:`add`; nothing of the group has then been added.
-        """
-        held = self._weight, self._scaled, self._count, self._examples
-        self.add(Update(group.sums, 1.0, group.examples, group.metrics))
-        weight, scaled, count, _ = held
-        self._weight = weight + _whole(_factor("weight", group.weight))
-        self._scaled = scaled + _whole(_factor("scaled weight", group.scaled_weight))
-        self._count = count + group.count
+        self._shapes, self._metrics = shapes, merged
 
     def merge(self, other: Fold) -> None:
         """Fold in everything another fold holds; ``other`` stays as it is.

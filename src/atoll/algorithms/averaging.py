@@ -31,6 +31,10 @@ __all__ = [
 ]
 
 
+_PLAIN = LocalRule()
+"""Training as it is."""
+
+
 @dataclass(frozen=True, eq=False)
 class Training:
     """One client's local training, seen from the shared region.
@@ -100,7 +104,7 @@ def average_cohort(
     fit_together = getattr(first.trainer, "fit_together", None)
     if fit_together is None:
         raise JobConflict("this trainer takes one client at a time")
-    rule = rule or LocalRule()
+    rule = rule or _PLAIN
     lanes = [
         Lane(work.data, work.local, rule, work.seed / "fit", scale * work.weight)
         for work, scale, _ in works
@@ -111,17 +115,15 @@ def average_cohort(
 
 def joined(works: Sequence[Member], done: Together, **sums: Array) -> Aggregate:
     """The aggregate of a group that trained together, with ``train_loss`` of who took a step."""
-    losses = [
-        (loss, work.examples)
-        for (work, _, _), loss, steps in zip(works, done.losses, done.steps, strict=True)
-        if steps
-    ]
+    rows = [work.examples for work, _, _ in works]
+    trained = zip(rows, done.losses, done.steps, strict=True)
+    losses = [(loss, n) for n, loss, steps in trained if steps]
     return Aggregate(
         sums=sums,
         weight=sum(work.weight for work, _, _ in works),
         scaled_weight=sum(scale * work.weight for work, scale, _ in works),
         count=len(works),
-        examples=sum(work.examples for work, _, _ in works),
+        examples=sum(rows),
         metrics={"train_loss": Mean.over(losses)} if losses else {},
     )
 

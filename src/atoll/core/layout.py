@@ -156,7 +156,7 @@ class Layout:
             ends.append(ends[-1] + e.size)
         return tuple(ends)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """d: number of values in the whole vector."""
         return self.offsets[-1]

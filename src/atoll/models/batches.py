@@ -17,7 +17,7 @@ from atoll.core.layout import Array
 from atoll.core.local import LocalWork, Schedule
 from atoll.core.seeds import Seed
 
-__all__ = ["Plan", "batches", "learning_rate", "passes", "plan"]
+__all__ = ["Plan", "batches", "full_batch", "learning_rate", "order", "passes", "plan"]
 
 _SLACK = 1e-9
 """0.07 * 100 is 7.000000000000001 in float64 and still means seven steps."""
@@ -39,6 +39,16 @@ class Plan:
     per_epoch: int
     steps: int
 
+    @property
+    def epochs(self) -> int:
+        """Passes that are begun; the last one may end early."""
+        return -(-self.steps // self.per_epoch)
+
+
+def full_batch(rows: int, work: LocalWork) -> int:
+    """How many of ``rows`` rows a batch of ``work`` holds that is not cut short."""
+    return min(work.batch_size, rows) if work.batch_size > 0 else rows
+
 
 def plan(rows: int, work: LocalWork) -> Plan:
     """Cut ``rows`` rows into the batches of ``work``.
@@ -54,7 +64,7 @@ def plan(rows: int, work: LocalWork) -> Plan:
     """
     if rows <= 0:
         raise DataError("the client has no rows to train on", remedy="leave it out of the cohort")
-    size = rows if work.batch_size <= 0 else min(work.batch_size, rows)
+    size = full_batch(rows, work)
     full, rest = divmod(rows, size)
     per_epoch = full + (1 if rest and not work.drop_last else 0)
     steps = work.steps
@@ -74,9 +84,9 @@ def batches(rows: int, work: LocalWork, seed: Seed) -> Iterator[tuple[int, Array
     >>> [(e, len(i)) for e, i in batches(5, LocalWork(epochs=2, batch_size=3), Seed(0))]
     [(0, 3), (0, 2), (1, 3), (1, 2)]
     """
-    for epoch, order, size in passes(rows, work, seed):
-        for start in range(0, len(order), size):
-            yield epoch, order[start : start + size]
+    for epoch, visited, size in passes(rows, work, seed):
+        for start in range(0, len(visited), size):
+            yield epoch, visited[start : start + size]
 
 
 def passes(
@@ -84,19 +94,31 @@ def passes(
 ) -> Iterator[tuple[int, Array, int]]:
     """For each local epoch its number, the row numbers it visits in order, and the batch size.
 
-    The row numbers ``(<= rows,)``, int64, are those of the batches that are taken: the last epoch
-    may end early. They serve who gathers many batches at once; see :func:`batches` for the rest.
-    ``cut`` is the plan, where the caller has it already.
+    The row numbers serve who gathers many batches at once; see :func:`batches` for the rest. ``cut`` is
+    the plan, where the caller has it already.
 
     >>> [(e, len(order), size) for e, order, size in passes(5, LocalWork(1.5, batch_size=2), Seed(0))]
     [(0, 5, 2), (1, 4, 2)]
     """
-    p = cut or plan(rows, work)
-    for epoch in range(-(-p.steps // p.per_epoch)):
-        taken = min(p.per_epoch, p.steps - epoch * p.per_epoch)
-        stream = seed.at("epoch", epoch)
-        order = stream.permutation(rows) if p.size < rows else np.arange(rows)
-        yield epoch, order[: taken * p.size], p.size
+    cut = cut or plan(rows, work)
+    for epoch in range(cut.epochs):
+        yield epoch, order(cut, seed, epoch), cut.size
+
+
+def order(cut: Plan, seed: Seed, epoch: int) -> Array:
+    """The row numbers that a local epoch visits in order, ``(<= rows,)`` int64.
+
+    They are those of the batches that are taken: the last epoch may end early.
+
+    Args:
+        cut: the client's plan.
+        seed: the stream of this fit.
+        epoch: from 0, below ``cut.epochs``.
+    """
+    drawn = cut.size < cut.rows
+    found = seed.permutation(cut.rows, "epoch", epoch) if drawn else np.arange(cut.rows)
+    taken = min(cut.per_epoch, cut.steps - epoch * cut.per_epoch) * cut.size
+    return found if taken >= cut.rows else found[:taken]
 
 
 def learning_rate(work: LocalWork, *, round: int, epoch: int) -> float:

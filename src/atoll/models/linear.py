@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import is_
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from atoll.core.layout import Array, Entry, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metrics
 from atoll.core.seeds import Seed
-from atoll.models.batches import learning_rate, passes, plan
+from atoll.models.batches import Plan, full_batch, learning_rate, order, passes, plan
 from atoll.models.linear_stack import Stack, residual
 from atoll.models.optimizers import flat_optimizer
 from atoll.models.scores import check_labels, classification_scores, hits, regression_scores
@@ -185,7 +186,7 @@ class LinearTrainer:
 
     def _batch(self, work: LocalWork, rows: int) -> int:
         """Values of a batch and its outputs at a client of so many rows."""
-        return plan(max(1, rows), work).size * (self.features + self.classes)
+        return full_batch(max(1, rows), work) * (self.features + self.classes)
 
     def _why_alone(self, work: LocalWork, values: int) -> str:
         """Why clients with batches of so many values are trained one by one; empty where they need not be."""
@@ -234,24 +235,25 @@ class LinearTrainer:
         held: _Held | None = self.__dict__.pop("_held", None)
         if held is None or not held.of(lanes):
             held = self._hold(lanes)
-        turn, vectors, rows = held.turn, held.stack.vectors, held.rows
-        cuts = {n: plan(n, work) for n in set(rows)}
+        turn, vectors, cuts = held.turn, held.stack.vectors, held.plans(work)
+        seeds = [lanes[i].seed for i in turn]
         vectors[...] = parameters
         losses = np.zeros(len(lanes))
-        draws = [passes(rows[i], work, lanes[i].seed, cut=cuts[rows[i]]) for i in turn]
         with np.errstate(all="ignore"):  # a diverged client is refused by name at the aggregator
-            for drawn in zip(*draws, strict=True):
-                step = self._stacked_step(
-                    work, rule, learning_rate(work, round=round, epoch=drawn[0][0])
-                )
-                losses += held.stack.train([order for _, order, _ in drawn], drawn[0][2], step)
-            weights = np.array([[lanes[i].weight] for i in turn])
-            change = np.add.reduce(weights * (vectors - parameters.astype(np.float64)), axis=0)
-            steps = [cuts[n].steps for n in rows]
-            means = np.empty(len(lanes))
-            means[turn] = losses / np.array([steps[i] for i in turn])
+            for epoch in range(cuts[0].epochs):
+                orders = [order(cut, seed, epoch) for cut, seed in zip(cuts, seeds, strict=True)]
+                lr = learning_rate(work, round=round, epoch=epoch)
+                step = self._stacked_step(work, rule, lr)
+                losses += held.stack.train(orders, cuts[0].size, step)
+            moved = np.subtract(vectors, parameters, dtype=np.float64)
+            moved *= np.array([[lanes[i].weight] for i in turn])
+            change = np.add.reduce(moved, 0).astype(self.dtype)
+        steps, means = [0] * len(lanes), [math.nan] * len(lanes)
+        for i, cut, loss in zip(turn, cuts, losses.tolist(), strict=True):
+            if cut.steps:
+                steps[i], means[i] = cut.steps, loss / cut.steps
         self.__dict__["_held"] = held
-        return Together(change.astype(self.dtype), steps, means.tolist())
+        return Together(change, steps, means)
 
     def _hold(self, lanes: Sequence[Lane]) -> _Held:
         """The lanes' rows, checked, side by side.
@@ -281,6 +283,8 @@ class LinearTrainer:
     ) -> Callable[[Array, Array], None]:
         """What :meth:`fit` does with the gradient of a batch, for ``(clients, d)`` at once."""
         optimise, part = flat_optimizer(work.optimizer), self.layout.shared_trainable
+        if rule.trivial and not work.clip_norm:
+            return lambda vectors, slopes: optimise(vectors, slopes, lr)
         anchor, shift = self._corrections(rule)
 
         def step(vectors: Array, slopes: Array) -> None:
@@ -449,7 +453,7 @@ class LinearTrainer:
         return loss
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Held:
     """The group of clients that was trained last, kept for the next round if the same ones come.
 
@@ -458,18 +462,33 @@ class _Held:
         rows: how many each has.
         turn: the group's numbers, most rows first: the order of the stack.
         stack: their rows and models.
+        work: the local work that came last; None before the first.
+        cuts: how it cuts their rows into steps, in the order of the stack.
     """
 
     data: Sequence[object]
     rows: Sequence[int]
     turn: Sequence[int]
     stack: Stack
+    work: LocalWork | None = None
+    cuts: Sequence[Plan] = ()
 
     def of(self, lanes: Sequence[Lane]) -> bool:
         """Whether it holds these clients, in this order."""
-        return len(lanes) == len(self.data) and all(
-            lane.data is own for lane, own in zip(lanes, self.data, strict=True)
-        )
+        return len(lanes) == len(self.data) and all(map(is_, (x.data for x in lanes), self.data))
+
+    def plans(self, work: LocalWork) -> Sequence[Plan]:
+        """How ``work`` cuts their rows into steps, in the order of the stack.
+
+        Raises:
+            JobConflict: some of them begin more epochs than others.
+        """
+        if work is not self.work:
+            each = {n: plan(n, work) for n in set(self.rows)}
+            if len({cut.epochs for cut in each.values()}) > 1:
+                raise JobConflict("clients with more epochs than others are trained one by one")
+            self.work, self.cuts = work, [each[self.rows[i]] for i in self.turn]
+        return self.cuts
 
 
 def _same(one: Lane, other: Lane) -> bool:

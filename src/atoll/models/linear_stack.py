@@ -4,8 +4,9 @@ What a step of a small model costs is its calls, not its arithmetic. Clients tha
 vector and take the same kind of steps are therefore stacked: batches ``(clients, n, features)``,
 weights ``(clients, outputs, features)``. Clients are sorted by the length of their passes, so those
 that still have a batch are the first ones; rows a batch lacks are zeros that count nothing. Outputs lie
-in front, ``(outputs, clients, rows)``: what runs over classes then runs over whole matrices. Losses are
-formed for all steps of a chunk at once, from the outputs that the steps leave.
+in front, ``(outputs, clients, rows)``, and each of them in one piece: an operation on rows that lie apart
+takes three times as long. Losses are formed for all steps of a chunk at once, from the outputs that the
+steps leave.
 """
 
 from __future__ import annotations
@@ -76,24 +77,37 @@ def _slope(kind: str, at: _Step) -> None:
         np.divide(share, out, out)
         np.subtract(out, at.aim, out)
     else:
-        np.subtract(z, np.maximum.reduce(z, 0), z)
+        np.subtract(z, _across(np.maximum, z, at.outputs, at.room), z)
         np.exp(z, out)
-        np.multiply(out, share / np.add.reduce(out, 0, out=at.total), out)
+        _across(np.add, out, at.powers, at.total)
+        np.multiply(out, np.divide(share, at.total, at.room), out)
         np.subtract(out, at.aim, out)
+
+
+def _across(ufunc: np.ufunc, whole: Array, classes: Sequence[Array], out: Array) -> Array:
+    """A ufunc over the classes of ``whole``: of two, one operation in a third of a reduction's time."""
+    if len(classes) == 2:
+        ufunc(classes[0], classes[1], out=out)
+    else:
+        ufunc.reduce(whole, 0, None, out)
+    return out
 
 
 def _losses(kind: str, chunk: _Chunk) -> Array:
     """Sum over a client's rows of loss times share, ``(k,)``, from what the steps left."""
-    z, y = chunk.z, chunk.hot
+    z, y, each = chunk.z, chunk.hot, chunk.each
     if kind == "linear":
-        each = (z[0] - y[0]) ** 2
+        np.subtract(z[0], y[0], each)
+        np.square(each, each)
     elif kind == "logistic":
-        each = (np.logaddexp(0, z) - y * z)[0]
+        np.subtract(np.logaddexp(0, z[0]), y[0] * z[0], each)
     else:
-        each = np.log(chunk.total)
+        np.log(chunk.total, each)
         each -= np.add.reduce(z * y, 0)
     each *= chunk.share
-    return np.asarray(np.add.reduce(each, 1, np.float64))
+    for own, part in chunk.turned:
+        own[...] = part
+    return np.asarray(np.add.reduce(chunk.losses, 1, np.float64))
 
 
 @lru_cache(maxsize=32)
@@ -115,6 +129,8 @@ class _Step(NamedTuple):
         z, outer: outputs ``(outputs, k, n)``, and the same with clients in front.
         slope, back: their derivatives likewise.
         share, aim, total: parts of the chunk's.
+        outputs, powers: ``z`` and ``slope`` of each class, ``(k, n)``.
+        room: for what lives no longer than the step, ``(k, n)``.
     """
 
     w: Array
@@ -132,32 +148,46 @@ class _Step(NamedTuple):
     share: Array
     aim: Array
     total: Array
+    outputs: Sequence[Array]
+    powers: Sequence[Array]
+    room: Array
 
 
 @dataclass(frozen=True, eq=False)
 class _Chunk:
     """Room for the rows of some consecutive batches, and the steps that go over it.
 
+    What there is for each row lies in the order of the steps: batch after batch, in a batch client after
+    client, N in all. Of each client in turn are only rows, labels, and losses in the end.
+
     Args:
         first: place of its first row in a pass.
         parts: for each client the rows ``(n_i, features)`` and labels ``(n_i,)`` it has in here.
         labels: ``(k, n)``; 0 behind a pass's end, where rows are 0 too.
-        hot: targets ``(outputs, k, n)``, classes as one-hot.
-        share: what a row counts in its batch's mean, ``(k, n)``.
+        places: where in ``labels`` the N rows are found.
+        hot: targets ``(outputs, N)``, classes as one-hot.
+        share: what a row counts in its batch's mean, ``(N,)``.
         aim: targets times share.
         z: outputs; of classes without their maximum, so that no exponential overflows.
-        total: sum of those exponentials over the classes, ``(k, n)``.
+        total: sum of those exponentials over the classes, ``(N,)``.
+        each: losses times share, ``(N,)``.
+        losses: the same of each client, ``(k, n)``.
+        turned: for each step its part of ``losses``, and where in ``each`` it is found.
         steps: see :class:`_Step`.
     """
 
     first: int
     parts: Sequence[tuple[Array, Array]]
     labels: Array
+    places: Array
     hot: Array
     share: Array
     aim: Array
     z: Array
     total: Array
+    each: Array
+    losses: Array
+    turned: Sequence[tuple[Array, Array]]
     steps: Sequence[_Step]
 
 
@@ -191,6 +221,11 @@ class Stack:
         """Gradients of the last step, ``(clients, d)``."""
         return np.zeros_like(self.vectors)
 
+    @cached_property
+    def _numbers(self) -> Array:
+        """Of the classes, ``(outputs, 1)``."""
+        return np.arange(self.outputs)[:, None]
+
     def train(self, passes: Passes, size: int, step: Callable[[Array, Array], None]) -> Array:
         """Take one pass over the rows, a step for every batch.
 
@@ -205,7 +240,7 @@ class Stack:
         losses = np.zeros(len(self.vectors))
         for chunk in self._chunks(tuple(map(len, passes)), size):
             self._fill(chunk, passes)
-            own = losses[: len(chunk.share)]
+            own = losses[: len(chunk.labels)]
             for at in chunk.steps:
                 self._step(at, step, own)
             own += _losses(self.kind, chunk)
@@ -230,17 +265,18 @@ class Stack:
         for (x, y), order, rows, targets in zip(
             chunk.parts, passes, self.rows, self.targets, strict=False
         ):
-            here = order[chunk.first : chunk.first + len(y)]
+            here = order if len(order) == len(y) else order[chunk.first :][: len(y)]
             # Row numbers are in range; mode "raise" would copy all once more to see that first.
             targets.take(here, 0, y, "clip")
             if rows.dtype == x.dtype:
                 rows.take(here, 0, x, "clip")
             else:
                 x[...] = rows.take(here, 0)
+        labels = chunk.labels.take(chunk.places)
         if self.kind == "multinomial":
-            np.equal(chunk.labels, np.arange(self.outputs)[:, None, None], chunk.hot)
+            np.equal(labels, self._numbers, chunk.hot)
         else:
-            chunk.hot[0] = chunk.labels
+            chunk.hot[0] = labels
         np.multiply(chunk.hot, chunk.share, chunk.aim)
 
     def _chunks(self, lengths: tuple[int, ...], size: int) -> Iterator[_Chunk]:
@@ -260,42 +296,60 @@ class Stack:
     def _chunk(self, left: Sequence[int], first: int, count: int, size: int) -> _Chunk:
         """Room for ``count`` rows of clients that have so many ``left``, with the steps over it."""
         k, features, dtype = len(left), self.rows[0].shape[1], self.vectors.dtype
-        cut = self.outputs * features
-        share = _shares(tuple(left), count, size, dtype_name(dtype))
+        spans = _spans(left, count, size)
+        every = np.arange(k * count).reshape(k, count)
+        places = np.concatenate([every[:n, own].ravel() for n, own in spans])
         x = np.zeros((k, count, features), dtype)
         labels = np.zeros((k, count), self.targets[0].dtype)
-        z, aim, hot = (np.zeros((self.outputs, k, count), dtype) for _ in range(3))
-        room, total = np.empty((self.outputs, k, min(size, count)), dtype), np.ones_like(share)
-        w, into = (
-            v[:, :cut].reshape(-1, self.outputs, features) for v in (self.vectors, self.slopes)
-        )
-        b, into_b = (v[:, cut:].T for v in (self.vectors, self.slopes))
-        steps = list[_Step]()
-        for start in range(0, count, size):
-            while left[k - 1] <= start:
-                k -= 1
-            own = slice(start, start + size)
-            rows, outputs = x[:k, own], z[:, :k, own]
-            slope = room[:, :k, : outputs.shape[2]]
+        z, aim, hot = (np.zeros((self.outputs, len(places)), dtype) for _ in range(3))
+        share = _shares(tuple(left), count, size, dtype_name(dtype)).take(places)
+        total, each, losses = np.ones_like(share), np.empty_like(share), np.zeros((k, count), dtype)
+        room = np.empty((1 + self.outputs) * k * min(size, count), dtype)
+        steps, turned, behind = list[_Step](), list[tuple[Array, Array]](), 0
+        for n, own in spans:
+            shape = n, own.stop - own.start
+            here = slice(behind, behind + n * shape[1])
+            behind = here.stop
+            outputs = z[:, here].reshape(self.outputs, *shape)
+            scratch = room[: (1 + self.outputs) * n * shape[1]].reshape(-1, *shape)
             steps.append(
                 _Step(
-                    w=w[:k],
-                    b=b[:, :k, None],
-                    into=into[:k],
-                    into_b=into_b[:, :k],
-                    vectors=self.vectors[:k],
-                    slopes=self.slopes[:k],
-                    x=rows,
-                    columns=rows.transpose(0, 2, 1),
+                    *self._models(n),
+                    x=x[:n, own],
+                    columns=x[:n, own].transpose(0, 2, 1),
                     z=outputs,
                     outer=outputs.transpose(1, 0, 2),
-                    slope=slope,
-                    back=slope.transpose(1, 0, 2),
-                    share=share[:k, own],
-                    aim=aim[:, :k, own],
-                    total=total[:k, own],
+                    slope=scratch[1:],
+                    back=scratch[1:].transpose(1, 0, 2),
+                    share=share[here].reshape(shape),
+                    aim=aim[:, here].reshape(self.outputs, *shape),
+                    total=total[here].reshape(shape),
+                    outputs=tuple(outputs),
+                    powers=tuple(scratch[1:]),
+                    room=scratch[0],
                 )
             )
-        taken = [min(n, count) for n in left]
-        parts = [(x[i, :n], labels[i, :n]) for i, n in enumerate(taken)]
-        return _Chunk(first, parts, labels, hot, share, aim, z, total, steps)
+            turned.append((losses[:n, own], each[here].reshape(shape)))
+        parts = [
+            (x[i, :n], labels[i, :n]) for i, n in enumerate(left)
+        ]  # no more than there is room
+        rows = labels, places, hot, share, aim, z, total, each, losses
+        return _Chunk(first, parts, *rows, turned, steps)
+
+    def _models(self, k: int) -> tuple[Array, Array, Array, Array, Array, Array]:
+        """What a step of the first k clients reads and leaves of their models; see :class:`_Step`."""
+        vectors, slopes = self.vectors[:k], self.slopes[:k]
+        shape = k, self.outputs, self.rows[0].shape[1]
+        cut = shape[1] * shape[2]
+        w, into = (v[:, :cut].reshape(shape) for v in (vectors, slopes))
+        return w, vectors[:, cut:].T[:, :, None], into, slopes[:, cut:].T, vectors, slopes
+
+
+def _spans(left: Sequence[int], count: int, size: int) -> list[tuple[int, slice]]:
+    """For each batch of ``count`` rows how many clients have rows in it, and which rows it holds."""
+    found, k = list[tuple[int, slice]](), len(left)
+    for start in range(0, count, size):
+        while left[k - 1] <= start:
+            k -= 1
+        found.append((k, slice(start, min(start + size, count))))
+    return found

@@ -326,10 +326,10 @@ class TorchTrainer:
         Raises:
             JobConflict: this cannot be done for this group.
         """
-        self.layout.check(parameters, what="parameters")
-        rows = max(len(lane.data) for lane in lanes)
+        rows = max([len(lane.data) for lane in lanes])
         if self._regression is not None and self._stacked(lanes[0].work, rows) > 1:
             return self._regression.fit_together(parameters, lanes, round=round)
+        self.layout.check(parameters, what="parameters")
         if not self._algebraic(lanes):
             return add_up(self._bench, parameters, lanes, partial(self._walk, round=round))
         setting = self._setting(parameters, lanes)

@@ -308,11 +308,21 @@ def plain(value: Any) -> Any:
     Raises:
         TypeError: something in it has no JSON form.
     """
-    if type(value) in _ATOMS or isinstance(value, (bool, int, str)):
+    kind = type(value)
+    if kind in _ATOMS:
+        return value
+    if kind is dict:
+        return {
+            str(key): inner if type(inner) in _ATOMS else plain(inner)
+            for key, inner in value.items()
+        }
+    if kind is list:
+        return [inner if type(inner) in _ATOMS else plain(inner) for inner in value]
+    if isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, (dict, Mapping)):
+    if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (np.ndarray, np.generic)):
         return plain(value.tolist())

@@ -35,8 +35,11 @@ def groups(parts: Parts, tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
     if size == 1:
         return [(task,) for task in ordered]
     made = list[tuple[Task, ...]]()
-    for version in sorted({task.version for task in tasks}):
-        own = [task for task in ordered if task.version == version]
+    versions = sorted({task.version for task in tasks})
+    for version in versions:
+        own = ordered
+        if len(versions) > 1:
+            own = [task for task in ordered if task.version == version]
         made += [tuple(own[i : i + size]) for i in range(0, len(own), size)]
     return made
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, Protocol
 
 from atoll.core.contracts import Task
 from atoll.core.errors import JobError
 from atoll.core.seeds import Seed
-from atoll.core.values import ClientId
+from atoll.core.values import ClientId, renewed
 from atoll.runtime.clock import Clock
 from atoll.runtime.cohort import Cohort
 
@@ -196,21 +197,18 @@ class Synchronous:
     ) -> tuple[Plan, Pace]:
         """Invite, wait, and close the round."""
         number = pace.attempts
-        stream = people.seed / "round" / number
+        stream = people.seed.at("round", number)
         resting = [client for cohort in pace.resting for client in cohort]
         invited = self.cohort.draw(
             people.clients, stream, extra=self.over_selection, resting=resting
         )
-        arrivals, missing, gone = _journeys(invited, pace, version, people, staleness(0))
-        arrivals.sort(key=lambda a: a[:2])
-        kept, length = self._close(arrivals, missing, len(invited), gone)
+        tasks, missing, length = self._waited(invited, pace, version, people, staleness(0))
         quorum = math.ceil(self.quorum * len(invited)) if self.quorum < 1 else int(self.quorum)
         abort = ""
-        if len(kept) < max(1, quorum):
+        if len(tasks) < max(1, quorum):
             abort = (
-                f"{len(kept)} of {len(invited)} invited clients arrived; quorum {max(1, quorum)}"
+                f"{len(tasks)} of {len(invited)} invited clients arrived; quorum {max(1, quorum)}"
             )
-        tasks = tuple(task for _, _, task in sorted(kept, key=lambda a: a[1]))
         plan = Plan(
             tasks=() if abort else tasks,
             invited=invited,
@@ -219,13 +217,31 @@ class Synchronous:
             quorum=max(1, quorum),
             abort=abort,
         )
-        return plan, replace(
+        return plan, renewed(
             pace,
             clock=plan.clock,
             attempts=number + 1,
             repeat=pace.repeat + 1,
             resting=self.cohort.after(pace.resting, invited),
         )
+
+    def _waited(
+        self,
+        invited: Sequence[ClientId],
+        pace: Pace,
+        version: int,
+        people: Population,
+        scale: float,
+    ) -> tuple[tuple[Task, ...], dict[ClientId, tuple[str, str]], float]:
+        """The tasks that enter, who is missing and why, and how long the round lasted."""
+        clock, took, again = people.clock, people.clock.delay.scale, pace.repeat
+        if invited and clock.still and took <= self.deadline and not self.over_selection:
+            return tuple([Task(c, version, scale, 1.0, again) for c in invited]), {}, took
+        arrivals, missing, gone = _journeys(invited, pace, version, people, scale)
+        arrivals.sort()  # by time, then by place; no two have the same
+        kept, length = self._close(arrivals, missing, len(invited), gone)
+        kept.sort(key=itemgetter(1))
+        return tuple([task for _, _, task in kept]), missing, length
 
     def _close(
         self,
@@ -257,10 +273,6 @@ def _journeys(
 ) -> tuple[list[tuple[float, int, Task]], dict[ClientId, tuple[str, str]], float]:
     """When each answer comes, who sends none and why, and when the last of those left."""
     clock, seed, number, again = people.clock, people.times, pace.attempts, pace.repeat
-    if clock.still:
-        took = clock.delay.scale
-        same = (Task(client, version, scale, 1.0, again) for client in invited)
-        return [(took, index, task) for index, task in enumerate(same)], {}, 0.0
     arrivals: list[tuple[float, int, Task]] = []
     missing: dict[ClientId, tuple[str, str]] = {}
     gone = 0.0
