@@ -25,7 +25,7 @@ from atoll.wire.messages import UploadReply, read_json
 if TYPE_CHECKING:
     from storm.nodes import Node
 
-__all__ = ["Channel", "Log", "Worker"]
+__all__ = ["Channel", "Log", "Worker", "new_worker"]
 
 ANY = Allowed(most_arrays=100, most_bytes=1 << 30)
 CHUNK = 400
@@ -205,3 +205,8 @@ def forged(frame: bytes, task: str, how: str) -> bytes:
         arrays = {name: value * 3 for name, value in arrays.items()}
         body["seconds"] = 77.0
     return encode(json.loads(json.dumps(body)), arrays)
+
+
+def new_worker(site: Any, body: Any, folder: Path, log: Log, heard: Callable[..., None]) -> Worker:
+    """In place of ``node.rooms.new_worker``: there are no processes, and no rooms for them."""
+    return Worker(folder, site.settings, log, heard)

@@ -145,7 +145,7 @@ def _patches(world: World) -> list[object]:
         return 0 if process is None else process.number
 
     return [
-        mock.patch.object(errands, "Worker", played.Worker),
+        mock.patch.object(errands, "new_worker", played.new_worker),
         mock.patch.object(errands, "Log", played.Log),
         mock.patch.object(errands, "INLINE", inline),
         mock.patch.object(link, "INLINE", inline),
