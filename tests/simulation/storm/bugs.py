@@ -15,7 +15,7 @@ from storm.world import World
 
 from atoll.core.errors import AtollError
 from atoll.node import fence
-from atoll.server import service
+from atoll.server import office
 from atoll.server.counter import Counter
 from atoll.server.early import Early
 from atoll.server.folding import TrainFold
@@ -74,7 +74,7 @@ def missing_fence(world: World) -> Iterator[None]:
     def through(epoch: int, newest: int) -> None:
         """Whoever comes may pass."""
 
-    with mock.patch.object(rules, "fence", through), mock.patch.object(service, "fence", through):
+    with mock.patch.object(rules, "fence", through), mock.patch.object(office, "fence", through):
         yield
 
 
