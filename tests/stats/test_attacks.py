@@ -7,59 +7,21 @@ number in question is suppressed.
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from atoll import stats
 from atoll.algorithms.statistics.moments import Moments
 from atoll.algorithms.statistics.tables import HeavyHitters
 from atoll.core.errors import AtollError, Forbidden
-from atoll.data.query_log import QueryLog, Released
-from atoll.stats import Axis, Disclosure, Federation
+from atoll.stats import Federation
 
-AXIS = Axis(horizon=400.0)
+sys.path.insert(0, str(Path(__file__).parent))
 
-
-def frame(seed=3, rows=(120, 90, 150)):
-    """Three clinics. Patient 7 of clinic a is the victim: 97 years old, the only one of clan ``rare``."""
-    rng = np.random.default_rng(seed)
-    parts = []
-    for name, n in zip("abc", rows, strict=True):
-        age = np.round(rng.normal(55, 10, n)).clip(25, 85)
-        part = pd.DataFrame(
-            {
-                "clinic": name,
-                "age": age,
-                "dose": rng.gamma(2.0, 3.0, n).round(2),
-                "sex": rng.choice(["f", "m"], n),
-                "arm": rng.choice(["x", "y"], n),
-                "sick": rng.choice([0.0, 1.0], n),
-                "days": rng.integers(1, 400, n).astype(float),
-                "dead": rng.choice([0.0, 1.0], n),
-                "clan": rng.choice(["north", "south", "west"], n),
-                "code": rng.choice([3.0, 70.0, 70000.0], n),
-                "bmi": rng.normal(25, 4, n).round(1),
-                "patient": np.arange(n) // 3,
-            }
-        )
-        if name == "a":
-            part.loc[7, ["age", "clan", "code", "dose"]] = [97.0, "rare", 424242.0, 99.0]
-            part.loc[7, "bmi"] = np.nan
-        parts.append(part)
-    return pd.concat(parts, ignore_index=True)
-
-
-def federation(data=None, **rule):
-    data = frame() if data is None else data
-    levels = {"clan": ["north", "south", "west", "rare"]}
-    return Federation.of(data, site="clinic", levels=levels, rule=Disclosure(**rule))
-
-
-def mean(asked, *columns):
-    return stats.describe(asked, list(columns or ("age",)), quantiles=())
-
+from clinics import AXIS, federation, frame, mean
 
 REFUSED: dict = {}
 
@@ -182,97 +144,6 @@ def a_moved_cut_point(f):
 def a_cut_point_moved_by_one_year(f):
     stats.histogram(f, "age", [30, 50])
     stats.histogram(f, "age", [31, 50])
-
-
-# The same from column to column: how many rows are looked at is told whatever is asked of them.
-
-
-def hunted():
-    """Of the clinic's people of 97 there is one. Is that one sick?"""
-    data = frame()
-    data.loc[7, "sick"] = 1.0
-    data.loc[data["age"].isna(), "age"] = 50.0
-    return federation(data)
-
-
-@attack
-def one_person_counted_by_asking_about_other_columns(f):
-    f = hunted()
-    mean(f.where(sick=1), "dose")
-    mean(f.where(sick=1, age=(None, 97)), "days")
-
-
-@attack
-def everybody_by_one_column_and_all_but_one_by_another(f):
-    mean(f, "dose")
-    mean(f.where(age=(None, 97)), "days")
-
-
-@attack
-def all_but_one_and_then_everybody_by_another_column(f):
-    mean(f.where(age=(None, 97)), "days")
-    mean(f, "dose")
-
-
-@attack
-def a_tracker_over_three_columns(f):
-    mean(f.where(age=(None, 55)), "dose")
-    mean(f.where(age=(55, 97)), "days")
-    mean(f, "sick")
-
-
-@attack
-def a_cell_of_a_table_and_a_selection_without_the_victim(f):
-    f = hunted()
-    stats.cross_table(f, "sex", "sick")
-    sex = frame()["sex"][7]
-    mean(f.where(sex=sex, sick=1, age=(None, 97)), "dose")
-
-
-@attack
-def a_table_of_the_rows_and_the_same_table_of_some(f):
-    """Of a cell of many only the oldest are left out; which of them are in it the difference tells."""
-    data = frame()
-    stats.cross_table(f, "sex", "arm")
-    old = float(np.sort(data.loc[data["clinic"] == "a", "age"])[-14])
-    stats.cross_table(f.where(age=(None, old)), "sex", "arm")
-
-
-@attack
-def a_selection_and_a_cut_point_beside_its_end(f):
-    mean(f.where(age=(None, 55)))
-    stats.histogram(f, "age", [56])
-
-
-@attack
-def cut_points_of_two_selections(f):
-    stats.histogram(f, "age", [45, 55])
-    young = f.where(age=(None, 62))
-    stats.histogram(young, "age", [45, 56])
-
-
-@attack
-def a_combination_of_three_groups_behind_ten_decoys(f):
-    """Small groups of one person come first in every order; the three that are hunted have two each."""
-    people = np.arange(400)
-    log, decoys, start = QueryLog(11), 10, 0
-
-    def released(*parts):
-        rows = np.zeros(400, bool)
-        for first, count in parts:
-            rows[first : first + count] = True
-        log.admit([Released(("age",), rows)], people)
-
-    def trio(at, a, b, c):
-        d, e = (at + 20, 12), (at + 35, 12)
-        released((at, a), d, e)
-        released((at + a, b), d)
-        released((at + a + b, c), e)
-
-    for _ in range(decoys // 2):
-        trio(start, 1, 1, 9)
-        start += 50
-    trio(start, 2, 2, 2)
 
 
 # Small selections and tiny sites.
