@@ -7,9 +7,9 @@ Every run is a tree of processes of its own, each with one linear-algebra thread
 (A B C A B C); figures are medians, ratios medians of the ratios within one turn. All start from the same
 weights and get the same cohorts and batch orders, so final losses must be equal to three digits: one that
 differs, or a run that fails, makes the exit code 1. Memory is read in a turn of its own, as reading it costs
-time. Raw results go to ``.bench/peers.jsonl``. The page is written after each table and keeps the last tables
-of workloads that were not run. ``--quick`` makes one short turn for a look; it leaves the page alone, and so
-does a run without some of the peers.
+time. Raw results go to ``.bench/peers.jsonl``, those of the page to ``tables.json`` beside this file. The page
+is written after each table and keeps the last tables of workloads that were not run. ``--quick`` makes one
+short turn for a look; it leaves the page alone, and so does a run without some of the peers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from benchmarks.run import ROOT
 from benchmarks.workloads import WORKLOADS
 
 RAW = ROOT / ".bench" / "peers.jsonl"
-TABLES = ROOT / ".bench" / "peers-tables.json"
+TABLES = ROOT / "benchmarks" / "peers" / "tables.json"
 FIGURE = ROOT / "docs" / "figures" / "peers.svg"
 PATIENCE = 300
 """Seconds after which a run counts as failed."""
