@@ -156,6 +156,22 @@ found["random"] = reach(lambda: len(os.urandom(8)) + len(open("/dev/urandom", "r
     assert not Path("/tmp/own").exists()
 
 
+def test_programs_are_there_though_they_lie_in_the_node_s_folder_or_in_that_of_scratch_files(
+    site: Site, tmp_path: Path
+) -> None:
+    places = [site.node / "venv" / "lib", tmp_path / "lib"]
+    for number, place in enumerate(places):
+        place.mkdir(parents=True)
+        (place / f"beside_{number}.py").write_text(f"VALUE = {number}")
+    path = os.pathsep.join(map(str, [*places, site.node]))
+    code = """
+found["values"] = reach(lambda: (__import__("beside_0").VALUE, __import__("beside_1").VALUE))
+found["key"] = reach((node / "identity.pem").read_text)
+"""
+    _, found = site.run(code, before=("env", f"PYTHONPATH={path}"))
+    assert found == {"values": "(0, 1)", "key": "FileNotFoundError"}
+
+
 def test_nothing_is_written_but_in_the_worker_s_own_folder(site: Site) -> None:
     """A model in the cache would serve the next run; a line in the ledger give back what was spent."""
     code = """

@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -192,11 +192,15 @@ def _build(room: Room) -> None:
     base = room.base
     _mount("none", "/", None, _DEEP | _PRIVATE)
     _mount("room", base, "tmpfs", _NO_SUID | _NO_DEVICES, "size=16m,mode=755")
-    for path in _outermost(_system()):
-        _show(base, path)
-    _scratch(base, "/tmp", 1 / 16)  # noqa: S108  # in the room; before what may lie below it
+    system = set(_system())
+    inside = _below(system, room.hides)
+    loose = _below(system, ["/tmp"]) - inside  # noqa: S108  # in the room
+    _show_all(base, system - inside - loose)
+    _scratch(base, "/tmp", 1 / 16)  # noqa: S108  # before what may lie below it
+    _show_all(base, loose)
     for path in room.hides:
         _hide(base, path)
+    _show_all(base, inside)
     for path in room.reads:
         _show(base, path)
     for path in (*room.writes, room.folder):
@@ -218,6 +222,17 @@ def _system() -> list[str]:
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     found = [*_SYSTEM, *_STORES, *own, *sys.path, *libraries]
     return [os.path.abspath(path) for path in found if path and os.path.exists(path)]
+
+
+def _below(paths: Iterable[str], folders: Sequence[str]) -> set[str]:
+    """Those that lie in one of the folders, and are none of them."""
+    lies = ((p, f) for p in paths for f in folders if p != f and Path(p).is_relative_to(f))
+    return {path for path, _ in lies}
+
+
+def _show_all(base: str, paths: Iterable[str]) -> None:
+    for path in _outermost(paths):
+        _show(base, path)
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:
@@ -351,6 +366,8 @@ def _try(room: str) -> None:
     enter(Room.model_validate_json(room), inbox, os.dup(1))
     import json.tool  # noqa: F401  # whatever was not loaded before
 
+    if missing := [path for path in (sys.executable, __file__) if not os.path.exists(path)]:
+        sys.exit(f"{missing[0]} cannot be seen in it")
     os._exit(0)
 
 
