@@ -24,6 +24,8 @@ from atoll.core.errors import (
     WireError,
 )
 from atoll.job.load import read_spec
+from atoll.node.home import Home
+from atoll.node.join import join
 from atoll.server import admin
 from atoll.server.service import Readable, Service
 from atoll.wire.frames import Blob
@@ -44,8 +46,11 @@ def code(home, name="ada", role="researcher"):
 def server(tmp_path_factory):
     with live(tmp_path_factory.mktemp("connection") / "server") as home:
         site = code(home, "ulm", "site")
+        folder = tmp_path_factory.mktemp("site")
         with pytest.raises(StateError, match="a site"):
-            atoll.connect(tmp_path_factory.mktemp("site"), code=site, proxy="")
+            atoll.connect(folder / "wrong", code=site, proxy="")
+        # The code is not used up by the wrong command.
+        join(Home(folder / "node"), site, proxy="")
         yield home
 
 
