@@ -288,6 +288,19 @@ def test_a_result_is_fetched_file_by_file_and_only_what_is_missing(ada, monkeypa
     assert json.loads((tmp_path / "r" / "manifest.json").read_text()) == {"status": "completed"}
 
 
+def test_a_result_is_not_mixed_with_another_run_s(ada, monkeypatch, tmp_path):
+    runs = [ada.submit(HEART, settings=[f"seed={seed}"]) for seed in (1, 2)]
+    for run in runs:
+        ada.cancel(run)
+        ada.wait(run)
+    ada.result(runs[0], tmp_path / "r")
+    ada.result(runs[0], tmp_path / "r")
+    before = (tmp_path / "r" / "manifest.json").read_bytes()
+    with pytest.raises(StateError, match="holds another run"):
+        ada.result(runs[1], tmp_path / "r")
+    assert (tmp_path / "r" / "manifest.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "name", ["../evil", "/etc/evil", "a/../../evil", "a\\..\\evil", "c:evil", ".."]
 )

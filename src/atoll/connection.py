@@ -15,13 +15,13 @@ speak for its owner, so the folder is readable by them alone.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -31,13 +31,18 @@ from atoll.core.errors import (
     StateError,
     StorageError,
     Unreachable,
-    WireError,
 )
-from atoll.wire.trouble import remedy_of, unreadable
+from atoll.wire.membership import (
+    Membership,
+    channel_to,
+    join,
+    membership_in,
+    read_json,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from atoll.job.schema import JobSpec
-    from atoll.wire.https import Channel
     from atoll.wire.messages import JobReply, MembersReply
 
 __all__ = ["Connection", "Membership", "RunInfo", "connect", "default_home"]
@@ -51,27 +56,6 @@ Notice = Callable[[str], None]
 
 def _silent(text: str) -> None:
     """Tells nobody."""
-
-
-@dataclass(frozen=True)
-class Membership:
-    """What a researcher knows of the federation they joined.
-
-    Args:
-        federation: its id.
-        name: the researcher's, in it.
-        server: ``host:port``.
-        pin: SHA-256 of the server's certificate, in hex.
-        server_key: the server's public key, in hex.
-        joined: seconds since 1970.
-    """
-
-    federation: str
-    name: str
-    server: str
-    pin: str
-    server_key: str
-    joined: float
 
 
 @dataclass(frozen=True)
@@ -133,14 +117,14 @@ def connect(
         MissingExtra: ``cryptography`` is not installed.
     """
     folder = default_home() if home is None else Path(home)
-    joined = _read(folder)
+    joined = membership_in(folder)
     if code:
         if joined is not None:
             raise StateError(
                 f"{joined.name} has joined {joined.federation} in {folder} already",
                 remedy="use another folder for another federation",
             )
-        joined = _join(folder, code, proxy)
+        joined = join(folder, code, proxy)
     if joined is None:
         raise NotFound(
             f"nobody has joined a federation in {folder}",
@@ -160,7 +144,7 @@ class Connection:
 
     def __init__(self, home: Path, membership: Membership, *, proxy: str | None = None) -> None:
         self.home, self.membership = home, membership
-        self._channel = _channel(home, membership, proxy)
+        self._channel = channel_to(home, membership, proxy)
 
     def __enter__(self) -> Connection:
         return self
@@ -312,11 +296,12 @@ class Connection:
             the folder.
 
         Raises:
-            StateError: it has not ended.
+            StateError: it has not ended, or another run lies in the folder.
             QuorumError: it has failed, and has left nothing.
             WireError: the server names a file outside the folder.
         """
         from atoll.wire.messages import FilesReply
+        from atoll.wire.transfers import holds, inside
 
         target = Path(folder)
         found = self._channel.json("GET", f"{_path(run)}/files", None, FilesReply).files
@@ -328,12 +313,28 @@ class Connection:
                     remedy=f"atoll job watch {run}",
                 )
             raise QuorumError(f"run {run} has left no files: {info.status}: {info.reason}")
+        self._refuse_another(run, target)
         for name, ref in sorted(found.items()):
-            path = target / _inside(name)
-            if not _same(path, ref.sha256, ref.size):
+            path = target / inside(name)
+            if not holds(path, ref.blob):
                 source = f"{_path(run)}/files/{quote(name, safe='')}"
                 self._channel.download(ref.blob, path, source=source)
         return target
+
+    def _refuse_another(self, run: str, folder: Path) -> None:
+        """Keep two runs from being mixed: ids are given anew in another federation, or after a restore."""
+        old: dict[str, Any] = {}
+        with contextlib.suppress(StorageError):  # a damaged one is fetched anew
+            old = read_json(folder / "manifest.json")
+        if not {"job_hash", "started"} <= set(old):
+            return
+        info = self.show(run)
+        began = datetime.fromtimestamp(info.created, UTC).isoformat(timespec="seconds")
+        if (old["job_hash"], old["started"]) != (info.job_hash, began):
+            raise StateError(
+                f"{folder} holds another run: {old.get('name', '?')!s:.80}, of {old['started']!s:.40}",
+                remedy="name another folder with --out, or move that one away",
+            )
 
     def federation(self) -> MembersReply:
         """The members with the fingerprints of their keys."""
@@ -343,13 +344,13 @@ class Connection:
 
     def planned(self, run: str) -> int:
         """Rounds that a run was submitted with, if it was submitted from this folder; else 0."""
-        return int(_json(self.home / "submitted.json").get(run, 0))
+        return int(read_json(self.home / "submitted.json").get(run, 0))
 
     def _note(self, run: str, rounds: int) -> None:
         """Remember what a progress bar wants to know; not worth failing for."""
         with contextlib.suppress(OSError, StorageError):
             path = self.home / "submitted.json"
-            _write(path, {**_json(path), run: rounds})
+            write_json(path, {**read_json(path), run: rounds})
 
 
 def _patiently(ask: Callable[[], _T], patience: float, notice: Notice) -> _T:
@@ -393,108 +394,3 @@ def _info(reply: JobReply) -> RunInfo:
 
 def _path(run: str) -> str:
     return f"/v1/jobs/{quote(run, safe='')}"
-
-
-def _inside(name: str) -> PurePosixPath:
-    """A relative path that leads nowhere else."""
-    path = PurePosixPath(name)
-    bad = path.is_absolute() or not path.parts or any(p in ("..", ".") for p in path.parts)
-    if bad or "\\" in name or ":" in name or "\0" in name:
-        raise WireError(f"the server names the file {name!r:.120}, which is not in the folder")
-    return path
-
-
-def _same(path: Path, sha256: str, size: int) -> bool:
-    import hashlib
-
-    if not path.is_file() or path.stat().st_size != size:
-        return False
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-
-
-def _channel(home: Path, membership: Membership, proxy: str | None) -> Channel:
-    from atoll.wire.https import Channel, Pin
-    from atoll.wire.identity import Identity
-
-    pin = Pin(bytes.fromhex(membership.pin), bytes.fromhex(membership.server_key))
-    identity = Identity.load(home / "identity.pem")
-    return Channel(membership.server, pin, identity, membership.federation, proxy=proxy)
-
-
-def _join(folder: Path, code: str, proxy: str | None) -> Membership:
-    """Make a key, if there is none yet, and have the federation pin it."""
-    from importlib.metadata import version
-
-    from atoll.wire.codes import read_code
-    from atoll.wire.https import Channel, Pin
-    from atoll.wire.identity import Identity
-    from atoll.wire.messages import JoinBody, JoinReply
-
-    invitation = read_code(code)
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
-    path = folder / "identity.pem"
-    # A key that is there is from a join whose answer was lost: the same key may ask again.
-    identity = Identity.load(path) if path.exists() else Identity.create(path)
-    body = JoinBody(
-        secret=invitation.secret.hex(),
-        key=identity.public_bytes.hex(),
-        version=version("atoll"),
-        role="researcher",
-    )
-    pin = Pin(invitation.certificate)
-    with Channel(invitation.address, pin, identity, "join", proxy=proxy) as channel:
-        reply = channel.json("POST", "/v1/join", body, JoinReply)
-    if reply.role != "researcher":
-        raise StateError(
-            f"this code is for a {reply.role}: {reply.name}",
-            remedy="ask for a researcher's code; the site needs a new one too: this one is used up",
-        )
-    membership = Membership(
-        federation=reply.federation,
-        name=reply.name,
-        server=invitation.address,
-        pin=invitation.certificate.hex(),
-        server_key=reply.server_key,
-        joined=time.time(),
-    )
-    _write(folder / "federation.json", asdict(membership))
-    return membership
-
-
-def _read(folder: Path) -> Membership | None:
-    raw = _json(folder / "federation.json")
-    if not raw:
-        return None
-    if set(raw) != {field.name for field in fields(Membership)}:
-        raise StorageError(
-            f"{folder / 'federation.json'} is damaged", remedy="restore it, or join again"
-        )
-    return Membership(**raw)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
-    return raw if isinstance(raw, dict) else {}
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror}", remedy=remedy_of(error)
-        ) from error

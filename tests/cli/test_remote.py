@@ -149,3 +149,19 @@ def test_a_mistyped_code_is_told_before_anything_is_sent(job, tmp_path):
     status, _, err = job("join", "atoll-0000", "--home", tmp_path / "x")
     assert status == 7
     assert "code" in err
+
+
+def test_a_server_that_has_moved_is_noted_once_it_has_answered_with_its_key(server, job, capsys):
+    code = admin.invite(server, "eve", "researcher", 1.0, time.time())
+    home = server.parent / "eve"
+    main(["job", "join", code, "--home", str(home), "--proxy", ""])
+    port = admin.overview(server, time.time()).charter.address.rpartition(":")[2]
+    capsys.readouterr()
+    status, out, err = job("server", "--home", home, "--address", f"localhost:{port}")
+    assert (status, out.splitlines()[0]) == (0, f"address      localhost:{port}"), err
+    before = (home / "federation.json").read_bytes()
+    for wrong in (["--certificate", "ab" * 32], ["--address", "127.0.0.1:1"]):
+        assert job("server", "--home", home, *wrong)[0] in (7, 8)
+        assert (home / "federation.json").read_bytes() == before
+    assert job("list", "--home", home)[0] == 0
+    assert job("server", "--home", server.parent / "nobody")[0] == 9

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from atoll.core.errors import DataError
 from atoll.data.disclosure import Disclosure
-from atoll.job.study import Study
+from atoll.job.load import parse_job
+from atoll.job.study import Study, study_of
 
 RULE = {"minimum": 11, "person": "", "extremes": False}
 
@@ -28,3 +33,32 @@ def test_as_many_columns_as_a_site_may_tell_take_no_long_time() -> None:
     agreed = Study({}, Disclosure(5)).agree(surveys)
     assert time.process_time() - began < 2.0
     assert agreed.book.columns == tuple(names)
+
+
+def text(levels: list[str] | None) -> dict[str, Any]:
+    return {"text": True, "levels": levels, "binary": False}
+
+
+def test_text_at_one_site_and_numbers_at_another_names_both() -> None:
+    surveys = {site: told(["age", "dose"]) for site in ("bern", "lyon", "rome")}
+    surveys["lyon"]["columns"] = {**surveys["lyon"]["columns"], "age": text(["40", "n/a"])}
+    with pytest.raises(DataError) as caught:
+        Study({}, Disclosure(5)).agree(surveys)
+    (fault,) = caught.value.faults
+    assert fault.place == "column 'age'"
+    assert fault.message == "is text at lyon, and numbers at bern, rome"
+    assert "[data.columns.age]" in fault.remedy
+
+
+@pytest.mark.parametrize("levels", [None, [f"ward {n}" for n in range(40)]])
+def test_text_of_too_many_values_is_named_as_such_and_not_as_missing(levels: Any) -> None:
+    asked = [{"kind": "cross_table", "row": "ward", "column": "sex"}]
+    raw = {"data": {"source": "rows.csv"}, "statistics": {"analyses": asked}}
+    study = study_of(parse_job(raw, folder=Path()))
+    more = [f"bed {n}" for n in range(40)]
+    surveys = {
+        site: {"columns": {"ward": text(own), "sex": text(["f", "m"])}, "rule": RULE}
+        for site, own in (("bern", levels), ("lyon", more))
+    }
+    with pytest.raises(DataError, match=r"column 'ward': is text with more than 50 different"):
+        study.agree(surveys)

@@ -87,6 +87,48 @@ def test_the_worker_tells_columns_and_never_counts(tmp_path: Path) -> None:
     }
 
 
+def test_columns_that_the_table_lacks_are_all_told_by_name_and_no_others(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    asked = [{"kind": "describe", "columns": ["age", "ages"]}, {"kind": "t_test", "column": "bmi"}]
+    asked[1]["by"] = "sex"
+    failed = place.answer("survey", spec=spec_to_plain(job(statistics={"analyses": asked})))
+    assert failed["status"] == "failed"
+    for name in ("ages", "bmi"):
+        assert f"site 'east', column '{name}': is not in this site's table" in failed["reason"]
+    assert "atoll doctor --job" in failed["reason"]
+    for hers in ("'age'", "'sex'"):  # what her table has else, a suggestion would tell
+        assert hers not in failed["reason"]
+
+
+def test_a_file_that_is_gone_is_told_without_its_path(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    (tmp_path / "rows.csv").rename(tmp_path / "moved.csv")
+    failed = place.answer("survey")
+    assert "the dataset's file: is not there" in failed["reason"]
+    assert tmp_path.name not in failed["reason"]
+    (tmp_path / "rows.csv").write_text("age;sex\n40;f\n")
+    assert "is no table that can be read" in place.answer("survey")["reason"]
+
+
+def test_a_column_that_has_changed_is_told_with_what_has_become_of_it(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    (tmp_path / "rows.csv").write_text("age,gender\nsixty,f\n")
+    reason = place.answer("survey")["reason"]
+    assert "column 'sex': is gone since the dataset was registered" in reason
+    assert "column 'age': was registered as number and now is text" in reason
+    assert "sixty" not in reason
+
+
+def test_a_word_among_numbers_is_told_as_that_and_not_as_a_rare_category(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    rows = "\n".join(f"{40 + i % 9},{'fm'[i % 2]}" for i in range(40))
+    (tmp_path / "rows.csv").write_text(f"age,sex\n{rows}\nunknown,f\n")
+    place.register.add("rows", tmp_path / "rows.csv")
+    failed = place.answer("survey")
+    assert "column 'age': holds text beside numbers at this site" in failed["reason"]
+    assert "unknown" not in failed["reason"]
+
+
 def test_a_rule_that_is_changed_holds_from_the_next_task_on(tmp_path: Path) -> None:
     place = Place(tmp_path)
     assert place.answer("survey")["status"] == "done"

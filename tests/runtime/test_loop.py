@@ -13,6 +13,7 @@ from atoll.core.contracts import Outcome
 from atoll.core.errors import ClientError, JobError, QuorumError, UpdateRefused
 from atoll.core.metrics import Mean
 from atoll.core.values import Aggregate
+from atoll.runtime.aborts import told_of, way_out
 from atoll.runtime.checkpoint import model_hash
 from atoll.runtime.client import answer_task, fold_task
 from atoll.runtime.clock import Availability, Clock, Delay
@@ -191,6 +192,12 @@ def test_too_many_aborts_in_a_row_end_the_run():
     with pytest.raises(QuorumError, match="3 rounds in a row") as caught:
         scripted([1.0] * 20, Stop(20, max_aborts=3), refuse=lambda call: call % 4 != 1)
     assert "lower the learning rate" in caught.value.remedy
+    last = {
+        "missing": {"ulm": "refused: at ulm: its rule\n  next: ask for masks"},
+        "reason": "0 of 1",
+    }
+    assert told_of(last) == "; the last: 0 of 1 (ulm refused: its rule)"
+    assert way_out(last) == "ask for masks"
     end, rows, _ = scripted([1.0] * 20, Stop(12, max_aborts=3), refuse=lambda call: call % 3 != 1)
     assert end.status == "completed"
     assert sum(r["committed"] for r in rows) == 4

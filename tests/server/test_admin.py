@@ -171,3 +171,22 @@ def test_founding_that_failed_at_the_database_can_be_tried_again(tmp_path: Path)
     with pytest.raises(StorageError):
         admin.found(path, Founding(store=f"postgresql://u:p@/x?host={tmp_path}"), time.time())
     assert admin.found(path, Founding(), time.time()).federation
+
+
+def test_a_server_from_a_backup_goes_on_behind_what_sites_have_seen(home):
+    assert admin.restored(home, 17, NOW) == 18
+    assert admin.overview(home, NOW).epoch == 18
+    assert admin.overview(home, NOW).alarms[-1].kind == "restored"
+    with pytest.raises(StateError, match="in its epoch 18 already"):
+        admin.restored(home, 17, NOW)
+    assert (
+        admin.restored(home, 18, NOW) == 19
+    )  # a copy of the last start: ids are given anew all the same
+
+
+def test_a_server_that_runs_is_not_told_to_be_a_backup(home, tmp_path):
+    with ServerHome(home).locked(), pytest.raises(StorageError, match="another server runs"):
+        admin.restored(home, 17, NOW)
+    with pytest.raises(NotFound, match="no server in"):
+        admin.restored(tmp_path / "none", 17, NOW)
+    assert not (tmp_path / "none").exists()

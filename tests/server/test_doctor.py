@@ -225,6 +225,19 @@ def test_a_port_that_somebody_else_has(home: ServerHome) -> None:
     with socket.create_server(("127.0.0.1", port)):
         one = the_fault(looked(home, "port"))
     assert f"ss -ltnp 'sport = :{port}'" in one.remedy
+    assert f"atoll server change {home.path} --address HOST:PORT" in one.remedy
+    change(home, address="fl.example.org:443")
+    with socket.create_server(("127.0.0.1", port)):
+        one = the_fault(looked(home, "port"))
+    assert f"atoll server change {home.path} --listen HOST:PORT" in one.remedy
+
+
+def test_a_port_that_was_changed_under_a_running_server(home: ServerHome) -> None:
+    with home.locked():
+        home.tell({"pid": 1, "port": free_port(), "listen": "127.0.0.1:7444"})
+        (found,) = looked(home, "port")
+    assert (found.state, found.remedy) == ("warning", "restart the server")
+    assert "listens on 127.0.0.1:7444" in found.text
 
 
 def test_a_port_that_only_root_may_have(home: ServerHome, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,10 +267,11 @@ def test_a_server_that_shows_an_older_certificate(home: ServerHome) -> None:
 
 def test_an_address_that_others_cannot_find(home: ServerHome) -> None:
     (found,) = looked(home, "address")
-    assert (found.state, "--address HOST:PORT" in found.remedy) == ("warning", True)
+    command = f"atoll server change {home.path} --address HOST:PORT"
+    assert (found.state, command in found.remedy) == ("warning", True)
     change(home, address="no-such-host.invalid:7443")
     (found,) = looked(home, "address")
-    assert (found.state, "DNS" in found.remedy) == ("warning", True)
+    assert (found.state, "DNS" in found.remedy, command in found.remedy) == ("warning", True, True)
 
 
 def test_a_federation_without_sites(home: ServerHome) -> None:

@@ -137,7 +137,9 @@ def test_a_column_that_one_site_lacks_is_named_with_the_site(tmp_path: Path) -> 
     tables["hungary"] = tables["hungary"].without("cp")
     world = World(tmp_path, tables)
     world.submit(spec())
-    with pytest.raises(DataError, match=r"hungary: there is no column 'cp'"):
+    with pytest.raises(
+        DataError, match=r"site 'hungary', column 'cp': is not in this site's table"
+    ):
         world.run()
 
 

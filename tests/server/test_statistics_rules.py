@@ -120,7 +120,7 @@ def test_a_site_with_too_few_persons_does_not_answer(world: RuledWorld) -> None:
     world.sites["north"].govern(minimum=25, person="patient")  # 40 rows of 20 persons
     row = world.asked(job(person="patient"))
     assert row.status == "failed"
-    assert "north: at north: fewer than 25 persons" in row.reason
+    assert "north: fewer than 25 persons" in row.reason
     assert "20" not in row.reason
 
 

@@ -84,6 +84,7 @@ def test_a_name_that_nobody_knows(target):
     one = the_fault(found)
     assert (one.check, one.status) == ("name", 7)
     assert "getent hosts no-such-host.invalid" in one.remedy
+    assert "atoll node server --address HOST:PORT" in one.remedy
     assert found["tls"].state == found["membership"].state == "unknown"
     assert found["membership"].text == "not looked at: the way ends at 'name'"
 
@@ -96,6 +97,7 @@ def test_a_port_where_nobody_listens(target):
     assert (one.check, one.status) == ("connection", 7)
     assert "refuses connections" in one.text
     assert "is it started there?" in one.remedy
+    assert "atoll node server --address HOST:PORT" in one.remedy
 
 
 def test_a_firewall_that_swallows_everything(target, monkeypatch):

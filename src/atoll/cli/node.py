@@ -103,6 +103,7 @@ def status(home: _Folder = None, as_json: _Json = False) -> None:
         "server": known.server,
         "fingerprint": Identity.load(at.identity).fingerprint,
         "running": running,
+        "epoch": state.get("epoch", 0),
         "state": state.get("state", "") if running else "stopped",
         "since": state.get("since", "") if running else "",
         "trouble": (state.get("trouble", "") if running else "") or cramped(at.path),
@@ -351,9 +352,10 @@ def _status_text(told: dict[str, Any]) -> str:
 
     names = ", ".join(d["name"] for d in told["datasets"]) or "none; atoll node data add NAME PATH"
     since = f" since {told['since']}" if told["since"] else ""
+    epoch = f", seen in its epoch {told['epoch']}" if told["epoch"] else ""
     lines = [
         f"site         {told['site']}",
-        f"federation   {told['federation']} at {told['server']}",
+        f"federation   {told['federation']} at {told['server']}{epoch}",
         f"fingerprint  {spoken(told['fingerprint'])}",
         f"state        {told['state']}{since}",
         f"datasets     {names}",

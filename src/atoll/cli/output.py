@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from atoll.core.errors import AtollError
 
-__all__ = ["data_line", "plain", "table_of", "talk", "talk_error"]
+__all__ = ["brief", "data_line", "plain", "table_of", "talk", "talk_error"]
 
 
 def plain(text: str) -> str:
@@ -17,6 +17,16 @@ def plain(text: str) -> str:
     'done\ufffd[1A\ufffdK'
     """
     return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def brief(text: str, most: int = 100) -> str:
+    r"""The first line of a text, cut to what a cell of a table has room for.
+
+    >>> brief("2 sites cannot take part\n  - ulm: no dataset", 20)
+    '2 sites cannot take…'
+    """
+    line = text.partition("\n")[0]
+    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
 
 
 def data_line(text: str, *, coloured: bool = False) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atoll.cli.output import data_line, table_of, talk
+from atoll.cli.output import brief, data_line, table_of, talk
 
 if TYPE_CHECKING:
     from atoll.connection import Connection, RunInfo
@@ -67,6 +67,37 @@ def join(
 
 
 @job.command()
+def server(
+    home: _Home = None,
+    address: Annotated[
+        str, typer.Option(help="HOST:PORT where it is now.", show_default="as before")
+    ] = "",
+    certificate: Annotated[
+        str,
+        typer.Option(
+            help="Fingerprint of its certificate, as its operator read it out.",
+            show_default="as before",
+        ),
+    ] = "",
+    proxy: _Proxy = None,
+) -> None:
+    """Show where the server is and how it is known, or note that it has moved or renewed its certificate."""
+    from atoll.connection import default_home
+    from atoll.wire.codes import read_fingerprint
+    from atoll.wire.identity import fingerprint_of, spoken
+    from atoll.wire.membership import move
+
+    with _connect(home, proxy) as federation:
+        known = federation.membership
+    if address or certificate:
+        pin = read_fingerprint(certificate) if certificate else ""
+        known = move(home or default_home(), address=address, certificate=pin, proxy=proxy)
+        talk("it has answered there with its own key")
+    data_line(f"address      {known.server}\ncertificate  {spoken(known.pin)}")
+    data_line(f"key          {spoken(fingerprint_of(bytes.fromhex(known.server_key)))}")
+
+
+@job.command()
 def submit(
     file: Annotated[Path, typer.Argument(help="The job file (TOML).")],
     home: _Home = None,
@@ -94,7 +125,9 @@ def list_(home: _Home = None, as_json: _Json = False, proxy: _Proxy = None) -> N
     if as_json:
         data_line(json.dumps([asdict(info) for info in found], indent=2))
         return
-    rows = [(i.id, i.by, i.status, i.phase or "-", str(i.rounds), i.reason or "-") for i in found]
+    rows = [
+        (i.id, i.by, i.status, i.phase or "-", str(i.rounds), brief(i.reason) or "-") for i in found
+    ]
     data_line(table_of(("run", "by", "status", "phase", "rounds", "remark"), rows))
 
 
@@ -162,7 +195,8 @@ def result(
 
 def _text(info: RunInfo) -> str:
     made = datetime.fromtimestamp(info.created, UTC).strftime("%Y-%m-%d %H:%M UTC")
-    reason = " ".join(info.reason.splitlines())  # a line of its own could pass for one of ours
+    # A line of its own could pass for one of ours: it begins further to the right.
+    reason = f"\n{'':11}".join(line.strip() for line in info.reason.splitlines())
     remark = f": {reason}" if reason not in ("", info.status) else ""
     phase = f" ({info.phase})" if info.phase and not info.ended else ""
     return "\n".join(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from atoll.cli.output import data_line, table_of, talk
+from atoll.cli.output import brief, data_line, table_of, talk
 from atoll.core.errors import JobError, MissingExtra
 
 if TYPE_CHECKING:
@@ -143,9 +143,26 @@ def change(
     said = f" --address {charter.address}" if address else ""
     said += f' --certificate "{shown}"' if renew or cert else ""
     if said:
-        talk(
-            f"read it to every site by telephone; there, with the node stopped: atoll node server{said}"
-        )
+        talk("read it to every site and researcher by telephone; there, with the node stopped:")
+        talk(f"atoll node server{said}")
+        talk(f"atoll job server{said}")
+
+
+@server.command()
+def restored(
+    seen: Annotated[
+        int, typer.Option(min=1, max=2**53, help="The newest epoch that a site has seen.")
+    ],
+    home: _Folder = _DEFAULT,
+) -> None:
+    """Let a server that was put back from a backup go on after all that its sites have seen since."""
+    _check_installed()
+    from atoll.server import admin
+
+    epoch = admin.restored(home, seen, time.time())
+    data_line(f"epoch        {epoch}")
+    talk("runs that were submitted after the backup are lost: submit them again, they get new ids")
+    talk(f"next: atoll server start {home}")
 
 
 @server.command()
@@ -280,11 +297,11 @@ def _text(found: Overview) -> str:
         lines.append(f"trouble      {found.trouble}")
     if found.runs:
         rows = [
-            (r.id, r.by, r.status, r.phase or "-", str(found.rounds[r.id]), r.reason or "-")
+            (r.id, r.by, r.status, r.phase or "-", str(found.rounds[r.id]), brief(r.reason) or "-")
             for r in found.runs
         ]
         lines += ["", table_of(("run", "by", "status", "phase", "rounds", "remark"), rows)]
     if found.alarms:
         lines.append("")
-        lines += [f"{_day(e.at)}  {e.kind}: {e.text}" for e in found.alarms]
+        lines += [f"{_day(e.at)}  {e.kind}: {brief(e.text, 200)}" for e in found.alarms]
     return "\n".join(lines)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from atoll.core.errors import DataError
+from atoll.core.errors import DataError, Fault
 from atoll.core.layout import Array
 from atoll.data.columns import is_missing, natural
 from atoll.data.table import Table, as_column, label
@@ -72,11 +72,11 @@ def coded(
             codes = [math.nan if is_missing(c) else place.get(label(c), -1.0) for c in cells]
             columns[name] = np.array(codes, np.float64)
             if (columns[name] < 0).any():
-                raise DataError(
-                    f"column {name!r} holds a category that is not declared",
-                    site=site,
-                    remedy=f"declared are {', '.join(levels[name])}",
-                )
+                message = "holds a category that is not declared"
+                remedy = f"declared are {', '.join(levels[name])}"
+                where = f"site {site!r}, column {name!r}"
+                fault = Fault(where, message, remedy, withheld=message)
+                raise DataError("the declared columns", site=site, faults=[fault])
         elif cells.dtype.kind != "O":
             columns[name] = as_column(cells)
     return Table(columns)

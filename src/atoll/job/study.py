@@ -11,7 +11,7 @@ not declare, where as many persons as the minimum hold each, and which columns h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -129,11 +129,9 @@ class Study:
         if column in raw.columns:
             names = {None if is_missing(cell) else label(cell) for cell in raw[column]}
             if len(names) > 1:
-                raise DataError(
-                    f"column {column!r} names {len(names)} sites",
-                    site=site,
-                    remedy="register the rows of one site only",
-                )
+                message, remedy = "names more than one site", "register the rows of one site only"
+                fault = Fault(_place(site, column), message, remedy, withheld=message)
+                raise DataError("the rows are not of one site", site=site, faults=[fault])
             raw = raw.without(column)
         return without_values(raw, {n: c.missing for n, c in self.declared.items() if c.missing})
 
@@ -154,10 +152,12 @@ class Study:
         rule = replace(rule, person=person, masked=self.rule.masked)
         rule.enough(table, site)
         wanted = self.named() or tuple(n for n in table.names if n != person)
-        absent = [name for name in wanted if name not in table.columns]
-        if absent:
-            remedy = suggest(absent[0], table.names)
-            raise DataError(f"there is no column {absent[0]!r}", site=site, remedy=remedy)
+        faults = [
+            Fault(_place(site, name), _ABSENT, suggest(name, table.names), withheld=_ABSENT)
+            for name in wanted
+            if name not in table.columns
+        ]
+        raise_faults(DataError, "columns that the job reads", faults, site=site)
         persons = rule.persons(table)
         columns = {name: self._told(site, name, table, persons, rule) for name in wanted}
         limits = {"minimum": rule.minimum, "person": person, "extremes": rule.extremes}
@@ -177,6 +177,9 @@ class Study:
             return {"text": True, "levels": None, "binary": False}
         for rows in held.values():
             if len(set(persons[rows].tolist())) < rule.minimum > 1:
+                if 2 * sum(map(_numeric, held)) > len(held):
+                    fault = Fault(_place(site, name), _BESIDE, _mended(name), withheld=_BESIDE)
+                    raise DataError("columns that the job reads", site=site, faults=[fault])
                 raise Forbidden(
                     f"a category of column {name!r} has fewer than {rule.minimum} persons here, so its "
                     "name does not leave",
@@ -211,9 +214,11 @@ class Study:
         }
         holding = Holding.whole(made, persons).where(selected(made, book.selection(chosen)))
         holding = holding.where(complete(made.columns, self.complete), chosen=False)
+        rule.enough(holding.seen, site)  # first: no row at all is no more told than few are
         if not holding.rows.any():
-            raise DataError("no row is left in the study", site=site, remedy="leave the site out")
-        rule.enough(holding.seen, site)
+            message = "no row of this site is in it"
+            fault = Fault(f"site {site!r}", message, "leave the site out", withheld=message)
+            raise DataError("the study's selection", site=site, faults=[fault])
         return holding
 
     # Together -----------------------------------------------------------------------------------
@@ -241,22 +246,28 @@ class Study:
             if column.categories
         }
         faults = [
-            Fault(
-                f"column {name!r}", f"is text at some sites and numbers at others ({site})", _MIXED
-            )
+            fault
             for name in held
             if name not in declared
-            for site in [s for s, (columns, _) in told.items() if not columns[name]["text"]][:1]
+            for fault in _clashes(name, {s: columns[name] for s, (columns, _) in told.items()})
         ]
         rule, notes, wrong = self._strictest({site: rule for site, (_, rule) in told.items()})
         raise_faults(DataError, "the sites' tables", [*faults, *wrong])
         whole = {n: v for n, v in held.items() if n not in declared and None not in v}
         levels = {**{n: v for n, v in declared.items() if n in shared}, **levels_of(whole)}
         columns = tuple(n for n in shared if n not in held or n in levels)
+        raise_faults(DataError, "the sites' tables", self._uncoded(held, columns))
         binary = {n for n in columns if all(c[n]["binary"] for c, _ in told.values())}
         return Agreed(
             Codebook(columns, levels, frozenset(binary - set(levels)), rule, tuple(told)), notes
         )
+
+    def _uncoded(self, held: Iterable[str], coded: Iterable[str]) -> list[Fault]:
+        """Columns of text that the job names and that are no categories."""
+        message = f"is text with more than {MOST_LEVELS} different values, so it is no category"
+        remedy = "leave it out, or declare its categories in [data.columns]"
+        lost = set(held) & set(self.named()) - set(coded)
+        return [Fault(f"column {name!r}", message, remedy) for name in sorted(lost)]
 
     def _strictest(
         self, rules: Mapping[ClientId, Mapping[str, Any]]
@@ -306,7 +317,37 @@ class Study:
         return Statistic(self.analysis(agreed), agreed.sites, agreed.book.rule, elsewhere)
 
 
-_MIXED = "declare its categories in the job, or mend the file"
+_ABSENT = "is not in this site's table"
+_BESIDE = "holds text beside numbers at this site"
+_MOST_NAMED = 5
+
+
+def _place(site: ClientId, column: str) -> str:
+    return f"site {site!r}, column {column!r}"
+
+
+def _mended(column: str) -> str:
+    return f"mend the text, or name it as missing ([data.columns.{column}] missing)"
+
+
+def _numeric(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _clashes(name: str, told: Mapping[ClientId, Mapping[str, Any]]) -> list[Fault]:
+    """Of a column that is text at some sites and numbers at others: which of them hold what."""
+    words, numbers = (
+        ", ".join([site for site, column in told.items() if column["text"] is text][:_MOST_NAMED])
+        for text in (True, False)
+    )
+    if not numbers:
+        return []
+    remedy = f"{_mended(name)}; where it means categories, declare them there"
+    return [Fault(f"column {name!r}", f"is text at {words}, and numbers at {numbers}", remedy)]
 
 
 def _survey(

@@ -46,6 +46,8 @@ __all__ = ["Dataset", "Datasets", "digest_of", "open_examples", "open_table"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KINDS = ("number", "text", "array")
 _KEYS = ("path", "missing", "columns", "statistics")
+_GONE = "is gone since the dataset was registered"
+_TEXT = "was registered as number and now is text"
 
 
 @dataclass(frozen=True)
@@ -223,15 +225,19 @@ def open_table(dataset: Dataset) -> Table:
     Raises:
         DataError: it cannot be read, or its columns are not those that were registered.
     """
-    table = _without_codes(read_table(dataset.path), dataset)
+    try:
+        whole = read_table(dataset.path)
+    except DataError as error:
+        raise _unread(dataset.path, error.message, error.remedy) from error
+    table = _without_codes(whole, dataset)
     seen = _kinds(table)
     faults = [
-        Fault(f"column {c!r}", "is gone since the dataset was registered", suggest(c, seen))
+        Fault(f"column {c!r}", _GONE, suggest(c, seen), withheld=_GONE)
         for c in dataset.columns
         if c not in seen
     ]
     faults += [
-        Fault(f"column {c!r}", f"was registered as {kind} and now is {seen[c]}", "correct the file")
+        Fault(f"column {c!r}", _TEXT, "correct the file, or name its missing codes", withheld=_TEXT)
         for c, kind in dataset.columns.items()
         if c in seen and (kind, seen[c]) == ("number", "text")
     ]
@@ -258,7 +264,15 @@ def digest_of(path: str) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+        raise _unread(path, f"cannot be read: {error.strerror}", "look at it there") from error
+
+
+def _unread(path: str, message: str, remedy: str) -> DataError:
+    """The error of a dataset's file; others than its owner learn what becomes of it, not where it lies."""
+    told = f"{path}: {message}" if path not in message else message
+    there = "is no table that can be read" if Path(path).is_file() else "is not there"
+    fault = Fault("the dataset's file", told, remedy, withheld=there)
+    return DataError("the dataset cannot be opened", faults=[fault])
 
 
 def _observed(name: str, path: Path, missing: tuple[str, ...]) -> Dataset:

@@ -52,8 +52,8 @@ class Fence:
         if epoch < self._epoch:
             raise FenceError(
                 f"a server in epoch {epoch} answers, though epoch {self._epoch} was seen: it was replaced",
-                remedy="stop the old server. If this is the right one, from a backup: start it again until its "
-                f"epoch is {self._epoch}, or stop this node, remove {self._path} and start the node",
+                remedy="stop the old server. If this is the right one, from a backup, there: stop it, "
+                f"atoll server restored FOLDER --seen {self._epoch} (the largest of all sites), start it",
             )
         if epoch > self._epoch:
             keep(self._disk, self._path, [json.dumps({"epoch": epoch}).encode() + b"\n"])

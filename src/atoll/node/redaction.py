@@ -18,6 +18,7 @@ __all__ = ["MOST", "told"]
 MOST = 2000
 """Characters of a reason; more is cut."""
 _FRAMES = 8
+_VALUES = "the values are in the log of this site's node"
 _PLAIN = (ImportError, NameError, RecursionError)
 """Their texts name modules and names in code, which the job brought itself."""
 _PATH = re.compile(r"(?<![\w.])(?:/[^\s/:;,'\"()\[\]]+)+/?")
@@ -56,11 +57,17 @@ def _told(error: BaseException, folder: Path, memory: float) -> str:
 
 
 def _places(error: DataError) -> str:
-    """Where the data do not fit: sites and columns, which the job names anyway; no values, no rows."""
-    places = list(dict.fromkeys(f.place for f in error.faults if f.place))
+    """Where the data do not fit: sites and columns, which the job names anyway; no values, no rows.
+
+    What is wrong there is said only where the fault itself has words without values for it.
+    """
+    told = (f"{f.place}: {f.withheld}" if f.withheld else f.place for f in error.faults if f.place)
+    places = list(dict.fromkeys(map(without_paths, told)))
     first = without_paths(error.message) if error.faults else "the data do not fit the job"
     where = f" ({'; '.join(places[:20])})" if places else ""
-    return f"{first}{where}; the values are in the log of this site's node"
+    whole = error.faults and all(fault.withheld for fault in error.faults)
+    more = "this site sees more with atoll doctor --job" if whole else _VALUES
+    return f"{first}{where}; {more}"
 
 
 def _frame(frame: traceback.FrameSummary, folder: Path) -> str:

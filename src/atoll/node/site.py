@@ -92,7 +92,10 @@ class Site:
         self.steward.admit(task, asked, cohort)
 
     def note(self, task: TaskBody, result: ResultBody, report: Report) -> None:
-        """A worker has answered: :meth:`Steward.note`."""
+        """A worker has answered: :meth:`Steward.note`; what it did not do stands in the log here too."""
+        if result.status != "done":
+            said = (task.run, task.id, result.status, result.reason)
+            log.warning("run %s: %s %s: %s", *said)
         if self.steward is not None:
             self.steward.note(task, result, report.values)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["told_of", "way_out"]
+__all__ = ["parted", "told_of", "way_out"]
 
 _WAIT = "lower the quorum, lengthen the deadline, or see metrics.jsonl for who is missing and why"
 _MEND = "lower the learning rate; look for missing or infinite values in these clients' rows"
@@ -19,7 +19,8 @@ def told_of(last: Mapping[str, Any]) -> str:
     """
     if not last:
         return ""
-    names = [f"{client} {why}" for client, why in list(last["missing"].items())[:3]]
+    missing = list(last["missing"].items())[:3]
+    names = [f"{client} {_alone(client, parted(str(why))[0])}" for client, why in missing]
     more = len(last["missing"]) - len(names)
     rest = f" and {more} more" if more > 0 else ""
     return f"; the last: {last['reason']}" + (f" ({'; '.join(names)}{rest})" if names else "")
@@ -33,4 +34,19 @@ def way_out(last: Mapping[str, Any]) -> str:
     """
     reasons = [str(why) for why in (last.get("missing") or {}).values()]
     refused = bool(reasons) and all(why.startswith("refused") for why in reasons)
-    return _MEND if refused else _WAIT
+    return (parted(reasons[0])[1] or _MEND) if refused else _WAIT
+
+
+def parted(why: str) -> tuple[str, str]:
+    r"""A reason as a site tells it, and the next step that it names; empty for none.
+
+    >>> parted("its rule forbids it\n  next: ask for masks")
+    ('its rule forbids it', 'ask for masks')
+    """
+    text, _, step = why.partition("\n  next: ")
+    return text, step.strip()
+
+
+def _alone(client: str, why: str) -> str:
+    """A reason without the name of its site, which stands before it."""
+    return why.replace(f": at {client}: ", ": ", 1)

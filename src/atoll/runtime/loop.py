@@ -28,7 +28,7 @@ from atoll.core.layout import Array
 from atoll.core.metrics import Confusion, Metrics, higher_is_better, merge_all, values
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Merged
 from atoll.data.population import ids_of, rows_of
-from atoll.runtime.aborts import told_of, way_out
+from atoll.runtime.aborts import parted, told_of, way_out
 from atoll.runtime.checkpoint import Best, Progress, model_hash
 from atoll.runtime.client import Parts, evaluate_central
 from atoll.runtime.clock import Clock
@@ -385,10 +385,11 @@ class Loop:
         if everybody and len(failed) < min(2, len(self.parts.clients)):
             return f"{failed[0].client} failed: {failed[0].reason}"
         if everybody:
+            why, step = parted(failed[0].reason)
             raise ClientError(
-                f"all {len(failed)} clients of the round failed; the first: {failed[0].reason}",
+                f"all {len(failed)} clients of the round failed; the first: {why}",
                 site=failed[0].client,
-                remedy="mend the job's model, data or fit function",
+                remedy=step or "mend the job's model, data or fit function",
             )
         if short := self.parts.chain.short(aggregate.count, len(plan.tasks)):
             return short

@@ -18,7 +18,7 @@ from pathlib import Path
 from atoll.core.errors import JobError, StateError, StorageError, WireError
 from atoll.server.blobs import open_blobs
 from atoll.server.home import Charter, ServerHome
-from atoll.server.store.contract import Event, Invite, Member, Role, RunRow, Store
+from atoll.server.store.contract import RESTORED, Event, Invite, Member, Role, RunRow, Store
 from atoll.server.store.opening import open_store
 from atoll.wire.certificates import certificate_fingerprint, create_certificate, server_context
 from atoll.wire.codes import Invitation, encode_code, split_address
@@ -31,10 +31,12 @@ __all__ = [
     "Change",
     "Founding",
     "Overview",
+    "another_port",
     "change",
     "found",
     "invite",
     "overview",
+    "restored",
     "revoke",
     "split_listen",
 ]
@@ -205,6 +207,49 @@ def change(path: Path, asked: Change, now: float) -> Charter:
         _certificate(home, made, asked.certificate, asked.key, now)
     home.write(made)
     return made
+
+
+def restored(path: Path, seen: int, now: float) -> int:
+    """Let a server that was put back from a backup go on after all that its federation has seen since.
+
+    Its epochs go on behind ``seen``, so that sites obey it, and runs get ids that none had before.
+
+    Args:
+        path: folder of the server, which must not run.
+        seen: the newest epoch that a site names.
+        now: seconds since 1970.
+
+    Returns:
+        the epoch behind which the next start is.
+
+    Raises:
+        StorageError: the server runs.
+        StateError: it has been started since that epoch.
+        NotFound: there is no server in the folder.
+    """
+    home = ServerHome(path)
+    home.charter()  # before a lock file is made where there is no server
+    with home.locked():
+        _, _, store = _opened(path)
+        try:
+            if (newest := store.lease().epoch) > seen:
+                raise StateError(
+                    f"this server is in its epoch {newest} already, and {seen} was seen before that",
+                    remedy=f"atoll server start {path}",
+                )
+            epoch = store.acquire("a restore", now, seen)
+            text = f"from a backup of epoch {newest}; epochs go on behind {epoch}"
+            store.add_event(RESTORED, text, "", "", now)
+        finally:
+            store.close()
+    return epoch
+
+
+def another_port(home: ServerHome, charter: Charter) -> str:
+    """The command that gives a server another port; members are told where theirs is the same."""
+    if split_listen(charter.listen)[1] != split_address(charter.address)[1]:
+        return f"atoll server change {home.path} --listen HOST:PORT"
+    return f"atoll server change {home.path} --address HOST:PORT, and tell every site"
 
 
 def _check_pair(certificate: Path | None, key: Path | None) -> None:

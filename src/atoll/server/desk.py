@@ -86,9 +86,14 @@ def all_took_part(what: str, outcomes: Sequence[Outcome]) -> None:
         raise DataError(
             f"{what}: {len(lost)} of {len(outcomes)} sites cannot take part",
             site=lost[0].client,
-            faults=[Fault(o.client, o.reason or o.status) for o in lost],
+            faults=[Fault(o.client, _said(o)) for o in lost],
             remedy="mend it there, or submit the job for the other sites",
         )
+
+
+def _said(outcome: Outcome) -> str:
+    """Why, without the site's name where that stands before it anyway."""
+    return (outcome.reason or outcome.status).removeprefix(f"at {outcome.client}: ")
 
 
 class Desk:

@@ -28,7 +28,7 @@ from atoll.core.errors import (
 )
 from atoll.job.deployed import deployable, left_out
 from atoll.job.load import read_spec
-from atoll.server.admin import split_listen
+from atoll.server.admin import another_port, split_listen
 from atoll.server.blobs import open_blobs
 from atoll.server.engine import ENDED
 from atoll.server.home import Charter, ServerHome
@@ -118,7 +118,7 @@ def examine(
     yield from _blobs(place)
     yield room("disk", path, _needed(place, look), "for rounds under way")
     yield from _port(place, look)
-    yield _address(charter)
+    yield _address(place)
     if look is not None:
         yield from _members(look, place.now)
     if job is not None:
@@ -271,26 +271,31 @@ def _port(place: _Place, look: Look | None) -> Iterator[Finding]:
         yield from faults_of("port", error)
         return
     if running is None:
-        yield _free(host, port, listen)
+        yield _free(host, port, place)
         yield unknown("answer", "not looked at: no server runs here")
         return
-    number = running.get("port", port)
-    yield ok("port", f"{listen} is this server's, process {running.get('pid', '?')}")
+    number, bound = running.get("port", port), running.get("listen", listen)
+    if bound != listen:
+        text = f"the server that runs listens on {bound}; {listen} counts from its next start"
+        yield warning("port", text, "restart the server")
+    else:
+        yield ok("port", f"{listen} is this server's, process {running.get('pid', '?')}")
     yield _answer(place, host, int(number) if isinstance(number, int | str) else port)
 
 
-def _free(host: str, port: int, listen: str) -> Finding:
+def _free(host: str, port: int, place: _Place) -> Finding:
+    listen, other = place.charter.listen, another_port(place.home, place.charter)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
     except PermissionError:
-        remedy = "take a port from 1024 on (listen in server.json), or let systemd give the right"
+        remedy = f"take a port from 1024 on ({other}), or let systemd give the right"
         return fault("port", f"{listen}: ports below 1024 are root's", remedy, StateError)
     except OSError as error:
         remedy = (
-            f"end what listens there (ss -ltnp 'sport = :{port}'), or change listen in server.json"
+            f"end what listens there (ss -ltnp 'sport = :{port}'), or take another port: {other}"
         )
         return fault("port", f"{listen} is taken: {error.strerror}", remedy, StateError)
     return ok("port", f"{listen} is free")
@@ -317,21 +322,24 @@ def _answer(place: _Place, host: str, port: int) -> Finding:
     return ok("answer", f"TLS 1.3 on port {port}, with its own certificate, and ready")
 
 
-def _address(charter: Charter) -> Finding:
+def _address(place: _Place) -> Finding:
     """Whether members elsewhere can find the address that codes name."""
-    host, port = split_address(charter.address)
+    address, home = place.charter.address, place.home.path
+    host, port = split_address(address)
+    other = f"atoll server change {home} --address HOST:PORT"
     try:
         entries = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
         text = f"{host} has no address here: {error.strerror or error}"
-        return warning("address", text, "sites must find it: check the DNS entry from outside")
+        remedy = (
+            f"sites must find it: check the DNS entry from outside; for another address: {other}"
+        )
+        return warning("address", text, remedy)
     found = list(dict.fromkeys(str(entry[4][0]) for entry in entries))
     if all(address.startswith("127.") or address == "::1" for address in found):
-        text = f"{charter.address} is this machine alone"
-        return warning(
-            "address", text, "for sites elsewhere, found a server with --address HOST:PORT"
-        )
-    return ok("address", f"{charter.address} is {', '.join(found)}")
+        text = f"{address} is this machine alone"
+        return warning("address", text, f"for sites elsewhere: {other}, then restart the server")
+    return ok("address", f"{address} is {', '.join(found)}")
 
 
 def _members(look: Look, now: float) -> Iterator[Finding]:

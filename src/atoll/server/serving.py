@@ -27,7 +27,7 @@ from uvicorn.server import ServerState
 
 from atoll.core.errors import FenceError, StateError
 from atoll.runtime.allocator import keep_freed_memory
-from atoll.server.admin import split_listen
+from atoll.server.admin import another_port, split_listen
 from atoll.server.api import ROUTES, Api, Federation
 from atoll.server.app import App, House
 from atoll.server.bell import Bell
@@ -191,7 +191,7 @@ def serve(
             limits=limits or Limits(),
         )
         context = server_context(home.certificate(charter), home.key(charter))
-        listener = stack.enter_context(_listening(charter.listen))
+        listener = stack.enter_context(_listening(home, charter))
         process = _Process(premises, context, listener)
         stack.callback(home.tell, None)
 
@@ -335,7 +335,8 @@ class _Process:
 
 
 @contextlib.contextmanager
-def _listening(listen: str) -> Iterator[socket.socket]:
+def _listening(home: ServerHome, charter: Charter) -> Iterator[socket.socket]:
+    listen = charter.listen
     host, port = split_listen(listen)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
@@ -345,7 +346,7 @@ def _listening(listen: str) -> Iterator[socket.socket]:
         except OSError as error:
             raise StateError(
                 f"{listen} cannot be listened on: {error.strerror}",
-                remedy="is another server running there? Else: atoll server change --listen HOST:PORT",
+                remedy=f"is another server running there? Else: {another_port(home, charter)}",
             ) from error
         listener.listen(512)
         listener.setblocking(False)

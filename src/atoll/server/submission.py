@@ -20,7 +20,7 @@ from atoll.job.tables import clock_of, schedule_of, weighting_of
 from atoll.server.office import Office
 from atoll.server.preparing import INITIAL
 from atoll.server.results import OPEN
-from atoll.server.store.contract import RunRow
+from atoll.server.store.contract import RESTORED, RunRow
 from atoll.wire.messages import BlobRef, SubmitBody
 
 __all__ = ["accepted"]
@@ -54,7 +54,7 @@ def accepted(office: Office, by: str, body: SubmitBody, members: Collection[Clie
     if body.initial is not None:
         files[INITIAL] = body.initial.model_dump()
     return RunRow(
-        id=_name(spec, len(office.store.runs()) + 1),
+        id=_name(office, spec),
         name=spec.name,
         job_hash=body.job_hash,
         spec=json.dumps(body.spec, sort_keys=True, separators=(",", ":"), ensure_ascii=False),
@@ -66,9 +66,15 @@ def accepted(office: Office, by: str, body: SubmitBody, members: Collection[Clie
     )
 
 
-def _name(spec: JobSpec, number: int) -> str:
-    """An id without dots: in a task's id they separate."""
-    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', spec.name)}-{number}"
+def _name(office: Office, spec: JobSpec) -> str:
+    """An id without dots: in a task's id they separate.
+
+    A store from a backup has forgotten runs, of which sites may hold answers: numbers alone would meet them.
+    """
+    number = len(office.store.runs()) + 1
+    restored = any(event.kind == RESTORED for event in office.store.events(""))
+    again = f"-e{office.epoch}" if restored else ""
+    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', spec.name)}-{number}{again}"
 
 
 def _site_faults(sites: Collection[ClientId], members: Collection[ClientId]) -> Iterator[Fault]:

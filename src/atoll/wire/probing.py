@@ -33,6 +33,7 @@ _SOON = 30 * _DAY
 _SKEW = 300.0
 """Seconds by which a request's time may differ from the server's; it is refused beyond."""
 _UNEASY = 30.0
+_MOVED = ". If the server has moved: atoll node server --address HOST:PORT"
 _CREATED = re.compile(r";created=(\d{1,16})")
 
 
@@ -91,7 +92,7 @@ def _way(target: Target, now: Callable[[], float], timeout: float) -> Iterator[F
     yield found
     if found.state == "fault":
         return
-    found = _connection(first, timeout)
+    found = _connection(first, timeout, "" if proxy else _MOVED)
     yield found
     if found.state == "fault":
         return
@@ -122,7 +123,7 @@ def _name(host: str, port: int, behind: str) -> Finding:
         return fault(
             "name",
             f"{host} has no address: {error.strerror or error}",
-            f"check the spelling, and this machine's DNS (getent hosts {host})",
+            f"check the spelling, and this machine's DNS (getent hosts {host}){'' if behind else _MOVED}",
             Unreachable,
         )
     found = ", ".join(dict.fromkeys(str(entry[4][0]) for entry in entries))
@@ -130,18 +131,18 @@ def _name(host: str, port: int, behind: str) -> Finding:
     return ok("name", f"{host} is {found}{also}")
 
 
-def _connection(first: tuple[str, int], timeout: float) -> Finding:
+def _connection(first: tuple[str, int], timeout: float, moved: str) -> Finding:
     where = f"{first[0]}:{first[1]}"
     began = time.perf_counter()
     try:
         socket.create_connection(first, timeout).close()
     except ConnectionRefusedError:
-        remedy = "is it started there? Is the port right? A firewall may also answer like this"
-        return fault("connection", f"{where} refuses connections", remedy, Unreachable)
+        asked = "is it started there? Is the port right? A firewall may also answer like this"
+        return fault("connection", f"{where} refuses connections", asked + moved, Unreachable)
     except TimeoutError:
         remedy = f"a firewall is in the way: have outbound TCP to {where} allowed"
         text = f"{where} does not answer within {timeout:g} s"
-        return fault("connection", text, remedy, Unreachable)
+        return fault("connection", text, remedy + moved, Unreachable)
     except OSError as error:
         text = f"{where} cannot be reached: {error.strerror or error}"
         return fault("connection", text, "check this machine's network", Unreachable)

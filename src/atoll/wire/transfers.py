@@ -12,14 +12,25 @@ import mmap
 import os
 from collections.abc import Callable, Iterator
 from io import FileIO
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from atoll.core.errors import StorageError, WireError
 from atoll.wire.frames import Blob, sync_folder
 from atoll.wire.spares import mark, marked, unmark
 
-__all__ = ["CHUNK", "Fetch", "Put", "Whole", "Write", "download", "partial_of", "upload"]
+__all__ = [
+    "CHUNK",
+    "Fetch",
+    "Put",
+    "Whole",
+    "Write",
+    "download",
+    "holds",
+    "inside",
+    "partial_of",
+    "upload",
+]
 
 CHUNK = 4 << 20
 """Bytes that are sent again at most after an upload was cut."""
@@ -42,6 +53,27 @@ Whole = Callable[[memoryview], int]
 def partial_of(path: Path) -> Path:
     """Where a download grows until it is complete."""
     return path.with_name(f"{path.name}.partial")
+
+
+def inside(name: str) -> PurePosixPath:
+    """A file's name from the other side, as a relative path that leads nowhere else.
+
+    Raises:
+        WireError: it is none.
+    """
+    path = PurePosixPath(name)
+    bad = path.is_absolute() or not path.parts or any(p in ("..", ".") for p in path.parts)
+    if bad or "\\" in name or ":" in name or "\0" in name:
+        raise WireError(f"the server names the file {name!r:.120}, which is not in the folder")
+    return path
+
+
+def holds(path: Path, blob: Blob) -> bool:
+    """Whether a file is there with just these bytes."""
+    if not path.is_file() or path.stat().st_size != blob.size:
+        return False
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == blob.sha256
 
 
 def download(blob: Blob, path: Path, fetch: Fetch, *, durable: bool = True) -> None:

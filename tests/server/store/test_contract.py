@@ -39,6 +39,13 @@ class TestTheLock:
         first.close()
         assert second.acquire("lab-b", 2.0) == 2
 
+    def test_epochs_go_on_behind_one_that_others_have_seen(self, opener: Opener) -> None:
+        for above, epoch in ((17, 18), (3, 19), (0, 20)):
+            one = opener()
+            assert one.acquire("server", 0.0, above) == epoch
+            assert one.lease().epoch == epoch
+            one.close()
+
     def test_server_cannot_acquire_twice(self, store: Store) -> None:
         store.acquire("server", 0.0)
         with pytest.raises(FenceError):

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 __all__ = [
+    "RESTORED",
     "Contribution",
     "Event",
     "Heard",
@@ -42,6 +43,10 @@ Standing = Literal["active", "revoked", "left"]
 
 #: What :meth:`Store.contribute` found: nothing before, the same bytes, or other bytes.
 Heard = Literal["new", "same", "different"]
+
+
+RESTORED = "restored"
+"""Kind of the event of a store that was put back from a backup."""
 
 
 @dataclass(frozen=True)
@@ -196,8 +201,8 @@ class Store(Protocol):
     :class:`~atoll.core.errors.FenceError` and write nothing when it is not the newest.
     """
 
-    def acquire(self, holder: str, now: float) -> int:
-        """Become the one server on this store; returns the new epoch, larger than any before.
+    def acquire(self, holder: str, now: float, above: int = 0) -> int:
+        """Become the one server on this store; returns the new epoch: larger than any before, and ``above``.
 
         The lock goes with the process: when that dies, however, the next server gets it at once.
 

@@ -134,12 +134,13 @@ class MemoryStore:
 
     # The lock
 
-    def acquire(self, holder: str, now: float) -> int:
+    def acquire(self, holder: str, now: float, above: int = 0) -> int:
         """Become the one server on this store; returns the new epoch."""
         with self._operation("acquire") as db:
             if db.holder is not None:
                 raise rules.held_by(db.lease.holder)
-            db.holder, db.lease = self, Lease(db.lease.epoch + 1, rules.readable(holder), now)
+            epoch = max(above, db.lease.epoch) + 1
+            db.holder, db.lease = self, Lease(epoch, rules.readable(holder), now)
             return db.lease.epoch
 
     def keep_lock(self) -> None:

@@ -122,13 +122,13 @@ class SqlStore:
 
     # The lock
 
-    def acquire(self, holder: str, now: float) -> int:
+    def acquire(self, holder: str, now: float, above: int = 0) -> int:
         """Become the one server on this store; returns the new epoch."""
         if not self.database.lock():
             raise rules.held_by(self.lease().holder)
         try:
             with self.database.writing() as db:
-                epoch = int(db.scalars(select(LEASE.c.epoch)).one()) + 1
+                epoch = max(above, int(db.scalars(select(LEASE.c.epoch)).one())) + 1
                 row = {"epoch": epoch, "holder": rules.readable(holder), "since": now}
                 db.execute(update(LEASE).values(row))
         except BaseException:

@@ -1,0 +1,173 @@
+"""A researcher's folder: the key, whom it belongs to, and how the server is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atoll.core.errors import NotFound, StateError, StorageError
+from atoll.wire.trouble import remedy_of, unreadable
+
+if TYPE_CHECKING:
+    from atoll.wire.https import Channel
+
+__all__ = ["Membership", "channel_to", "join", "membership_in", "move", "read_json", "write_json"]
+
+
+@dataclass(frozen=True)
+class Membership:
+    """What a researcher knows of the federation they joined.
+
+    Args:
+        federation: its id.
+        name: the researcher's, in it.
+        server: ``host:port``.
+        pin: SHA-256 of the server's certificate, in hex.
+        server_key: the server's public key, in hex.
+        joined: seconds since 1970.
+    """
+
+    federation: str
+    name: str
+    server: str
+    pin: str
+    server_key: str
+    joined: float
+
+
+def channel_to(home: Path, membership: Membership, proxy: str | None) -> Channel:
+    """A channel to the server, signed with the key in the folder."""
+    from atoll.wire.https import Channel, Pin
+    from atoll.wire.identity import Identity
+
+    pin = Pin(bytes.fromhex(membership.pin), bytes.fromhex(membership.server_key))
+    identity = Identity.load(home / "identity.pem")
+    return Channel(membership.server, pin, identity, membership.federation, proxy=proxy)
+
+
+def join(folder: Path, code: str, proxy: str | None) -> Membership:
+    """Make a key, if there is none yet, and have the federation pin it: :func:`atoll.connect`."""
+    from importlib.metadata import version
+
+    from atoll.wire.codes import read_code
+    from atoll.wire.https import Channel, Pin
+    from atoll.wire.identity import Identity
+    from atoll.wire.messages import JoinBody, JoinReply
+
+    invitation = read_code(code)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error.strerror}") from error
+    path = folder / "identity.pem"
+    # A key that is there is from a join whose answer was lost: the same key may ask again.
+    identity = Identity.load(path) if path.exists() else Identity.create(path)
+    body = JoinBody(
+        secret=invitation.secret.hex(),
+        key=identity.public_bytes.hex(),
+        version=version("atoll"),
+        role="researcher",
+    )
+    pin = Pin(invitation.certificate)
+    with Channel(invitation.address, pin, identity, "join", proxy=proxy) as channel:
+        reply = channel.json("POST", "/v1/join", body, JoinReply)
+    if reply.role != "researcher":
+        raise StateError(
+            f"this code is for a {reply.role}: {reply.name}",
+            remedy="ask for a researcher's code; the site needs a new one too: this one is used up",
+        )
+    membership = Membership(
+        federation=reply.federation,
+        name=reply.name,
+        server=invitation.address,
+        pin=invitation.certificate.hex(),
+        server_key=reply.server_key,
+        joined=time.time(),
+    )
+    write_json(folder / "federation.json", asdict(membership))
+    return membership
+
+
+def move(
+    folder: Path, *, address: str = "", certificate: str = "", proxy: str | None = None
+) -> Membership:
+    """Note that the server has another address, or another certificate, once it has answered there.
+
+    Its own key stays the same and has to sign the answer, so no other server can be meant.
+
+    Args:
+        folder: of the researcher.
+        address: ``host:port``; empty: as before.
+        certificate: SHA-256 of the certificate, in hex; empty: as before.
+        proxy: as :func:`join` takes it.
+
+    Raises:
+        NotFound: nobody has joined in this folder.
+        AuthError: another certificate or key is there; nothing is changed.
+        WireError: the server does not answer; nothing is changed.
+    """
+    from atoll.wire.messages import MembersReply
+
+    known = membership_in(folder)
+    if known is None:
+        raise NotFound(f"nobody has joined a federation in {folder}", remedy="atoll job join CODE")
+    made = replace(known, server=address or known.server, pin=certificate or known.pin)
+    with channel_to(folder, made, proxy) as channel:
+        channel.json("GET", "/v1/federation", None, MembersReply)
+    write_json(folder / "federation.json", asdict(made))
+    return made
+
+
+def membership_in(folder: Path) -> Membership | None:
+    """Who has joined in this folder; None for nobody.
+
+    Raises:
+        StorageError: the record is damaged.
+    """
+    raw = read_json(folder / "federation.json")
+    if not raw:
+        return None
+    if set(raw) != {field.name for field in fields(Membership)}:
+        raise StorageError(
+            f"{folder / 'federation.json'} is damaged", remedy="restore it, or join again"
+        )
+    return Membership(**raw)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where there is no file.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    return raw if isinstance(raw, dict) else {}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace a file of the folder, durably.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(json.dumps(content, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written: {error.strerror}", remedy=remedy_of(error)
+        ) from error
