@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import pytest
 
 from atoll.job.load import parse_job
 from atoll.job.package import Package
+from atoll.node import sandbox
 from atoll.node.datasets import Dataset, Datasets
+from atoll.node.home import Home
 from atoll.node.rehearsal import contract, rehearse
 from atoll.node.settings import Settings
 from atoll.wire.findings import Finding
@@ -110,6 +113,7 @@ def rehearsed(
     folder: Path,
     files: dict[str, bytes] | None = None,
     settings: Settings | None = None,
+    home: Home | None = None,
     **over: Any,
 ) -> list[Finding]:
     dataset = registered(folder, ff.table_text(1), "sites")
@@ -118,7 +122,7 @@ def rehearsed(
     scratch.mkdir()
     chosen = settings or Settings(limits=ff.LIMITS)
     package = Package(spec, files or {})
-    return list(rehearse(package, "east", dataset, chosen, scratch))
+    return list(rehearse(package, "east", dataset, chosen, scratch, home))
 
 
 def test_a_worker_prepares_the_job_and_says_how_large_the_model_is(tmp_path: Path) -> None:
@@ -158,3 +162,49 @@ def test_a_job_whose_classes_this_site_alone_does_not_have_cannot_be_rehearsed(
     (found,) = rehearse(package, "east", dataset, settings, tmp_path / "scratch")
     assert found.state == "unknown"
     assert "with this site alone" in found.text
+
+
+LOOKS = b"""
+import os
+def build():
+    raise NameError(" ".join(sorted(os.listdir(os.environ["LOOK"]))))
+"""
+
+
+@pytest.mark.parametrize("way", ["auto", "off"])
+def test_the_rehearsal_s_worker_is_in_a_room_like_a_run_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    if sandbox.trouble():
+        pytest.skip(sandbox.trouble())
+    home = Home(tmp_path / "home")
+    home.make()
+    (home.path / "identity.pem").write_text("the key")
+    (tmp_path / "data").mkdir()
+    dataset = registered(tmp_path / "data", ff.table_text(1), "sites")
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("LOOK", str(home.path))
+    limits = ff.LIMITS.model_copy(update={"sandbox": way})
+    model = {"kind": "torch", "factory": "net.py:build"}
+    spec = parse_job(ff.job_tables(model=model, algorithm={"name": "fedavg"}, local={"lr": 0.1}))
+    found = rehearse(
+        Package(spec, {"net.py": LOOKS}),
+        "east",
+        dataset,
+        Settings(limits=limits, pass_on=("LOOK",)),
+        tmp_path / "scratch",
+        home,
+    )
+    (fault,) = found
+    assert ("identity.pem" in fault.text) is (way == "off"), fault
+    assert "net.py:4 in build" in fault.text
+
+
+def test_in_a_room_too_the_job_is_prepared_and_its_memory_is_known(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.make()
+    first, memory = rehearsed(tmp_path, home=home)
+    assert first.state == memory.state == "ok"
+    needed = re.search(r"about ([\d.]+) MiB of", memory.text)
+    assert needed is not None, memory
+    assert float(needed[1]) > 20  # a Python with numpy, not whoever watches it

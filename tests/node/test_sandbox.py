@@ -284,6 +284,67 @@ def test_all_end_with_the_node_and_with_whoever_watches(site: Site, end: str) ->
     with_group(process)
 
 
+def test_signals_to_its_group_and_tracing_reach_nobody_outside(site: Site) -> None:
+    """Whoever held or traced those that wait would live on when the node has gone."""
+    status, found = site.run(
+        """
+signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+found["group"] = reach(lambda: os.kill(0, signal.SIGUSR1))
+found["trace"] = ctypes.CDLL(None).ptrace(16, 1, 0, 0)
+found["files"] = reach(lambda: os.readlink("/proc/1/fd/2"))
+found["memory"] = reach(lambda: open("/proc/1/mem", "rb"))
+"""
+    )
+    assert (status, found.pop("group"), found.pop("trace")) == (0, "None", -1)
+    assert set(found.values()) == {"PermissionError"}
+
+
+PARENT = """
+import subprocess, sys
+subprocess.Popen(sys.argv[1:], stdin=subprocess.PIPE, start_new_session=True).wait()
+"""
+
+
+def test_all_end_with_a_node_that_is_killed_though_job_code_holds_its_pipe_open(site: Site) -> None:
+    hold = """
+os.open("/proc/self/fd/0", os.O_WRONLY)
+"""
+    process = site.start(hold + DAEMON + "time.sleep(60)", before=(sys.executable, "-c", PARENT))
+    alive = site.work / "alive"
+    until = time.monotonic() + 30
+    while not alive.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert alive.exists()
+    process.kill()
+    process.wait(30)
+    _still(alive)
+    with_group(process)
+
+
+@pytest.mark.parametrize("through", ["", "link"])
+def test_what_is_hidden_is_not_shown_by_a_folder_around_it(site: Site, through: str) -> None:
+    """Such as one that the site lets job code read, of which it has forgotten what lies in it."""
+    shown = site.path / through if through else site.path
+    if through:
+        shown.symlink_to(site.path)
+    room = site.room
+    room = room.model_copy(update={"reads": [*room.reads, str(shown)]})
+    code = (
+        STEALS
+        + f"""
+found["around"] = reach(Path("{shown}/node/identity.pem").read_text)
+found["beside"] = reach(Path("{shown}/other.csv").read_text)
+found["rows"] = reach(rows.read_text)
+"""
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Site, "room", room)
+        _, found = site.run(code)
+    hidden = {found[name] for name in ("key", "ledger", "around", "beside")}
+    assert hidden <= {"FileNotFoundError", "''"}
+    assert found["rows"] == repr("a,b\n1,2\n")
+
+
 @pytest.mark.parametrize(
     ("code", "status"),
     [

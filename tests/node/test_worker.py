@@ -160,11 +160,11 @@ class Bench:
 
     def do(self, what: float, kind: str = "train", **more: Any) -> tuple[ResultBody, Any]:
         """A task's result; the worker must live on."""
-        (self.folder / "result").unlink(missing_ok=True)
-        self.worker.order(self.order(what, kind, **more))
+        order = self.order(what, kind, **more)
+        self.worker.order(order)
         heard = self.heard.get(timeout=60)
         assert isinstance(heard, Report), heard
-        body, arrays = decode((self.folder / "result").read_bytes(), ff.ANY)
+        body, arrays = decode(Path(self.worker.taken(order).result).read_bytes(), ff.ANY)
         return ResultBody.model_validate(body), arrays
 
     def dies(self, what: float) -> str:

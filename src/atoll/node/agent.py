@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import random
-import shutil
 import signal
 import threading
 import time
@@ -26,6 +25,7 @@ from atoll.node.fence import Fence
 from atoll.node.home import Home
 from atoll.node.link import INLINE, Channel, Link
 from atoll.node.peers import Trust
+from atoll.node.scratch import clear
 from atoll.node.settings import GIB, Settings
 from atoll.node.site import Site
 from atoll.node.spool import Held, Spool
@@ -79,7 +79,7 @@ class Agent:
         steward: Steward | None = None,
         here: Callable[[], bool] = lambda: True,
     ) -> None:
-        shutil.rmtree(home.work, ignore_errors=True)
+        clear(home.work)
         disk = disk or RealDisk()
         spool = Spool(home.spool, disk, round(settings.spool * GIB))
         self._fence = Fence(home.epoch, disk)

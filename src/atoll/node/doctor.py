@@ -114,7 +114,7 @@ def examine(
             yield from found or faults_of("job", error)
     yield from _libraries(spec, datasets.of(spec))
     if spec is not None and job is not None:
-        model = yield from _job(spec, job.resolve().parent, known, datasets, settings)
+        model = yield from _job(home, spec, job.resolve().parent, known, datasets, settings)
         if model and here:
             yield room("disk", path, COPIES * model, "by the job")
 
@@ -361,6 +361,7 @@ def _number(text: str) -> tuple[int, ...]:
 
 
 def _job(
+    home: Home,
     spec: JobSpec,
     folder: Path,
     known: Federation | None,
@@ -399,4 +400,4 @@ def _job(
         return 0
     site = known.site if known is not None else "this-site"
     with tempfile.TemporaryDirectory(prefix="atoll-doctor-") as scratch:
-        return (yield from rehearse(package, site, dataset, settings, Path(scratch)))
+        return (yield from rehearse(package, site, dataset, settings, Path(scratch), home))

@@ -410,7 +410,7 @@ class Errands:
             return
         else:
             self._working = ""
-            self._finish(self._orders.pop(task), what)
+            self._finish(worker.taken(self._orders.pop(task)), what)
         self._work()
 
     # Finished -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from atoll.node.settings import GIB, Limits
 
-__all__ = ["THREADS", "allow", "confine", "environment"]
+__all__ = ["THREADS", "allow", "confine", "crowd", "environment"]
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _PASSED = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH")
@@ -51,6 +51,15 @@ def confine(limits: Limits) -> None:
     _lower(resource.RLIMIT_FSIZE, round(limits.file_size * GIB))
     with suppress(OSError):  # when the machine runs out, this process goes first, not the node
         Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def crowd(processes: int) -> None:
+    """Let the calling process and those it starts be so many at most, threads counted.
+
+    Only in a room are the user's other processes not counted with them (Linux 5.14). A node that runs as root
+    is not held to it.
+    """
+    _lower(resource.RLIMIT_NPROC, processes)
 
 
 def _lower(what: int, most: int) -> None:

@@ -8,6 +8,8 @@ nothing that comes from it: schemas are closed and lengths limited.
 from __future__ import annotations
 
 import os
+import select
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,34 +97,55 @@ class Report(Message):
     values: Annotated[int, Field(ge=0)] = 0
 
 
-def send(descriptor: int, message: Message) -> None:
+def _at_once() -> None:
+    """Reading waits by itself."""
+
+
+def send(descriptor: int, message: Message, patience: float = 0.0) -> None:
     """Write one message.
 
+    Args:
+        descriptor: where to; if it does not wait, this does.
+        message: what to write.
+        patience: seconds for the other side to read some of it, where ``descriptor`` does not wait.
+
     Raises:
+        TimeoutError: it read nothing for so long.
         OSError: the other side is gone.
     """
     raw = encode(message.model_dump())
     left = memoryview(len(raw).to_bytes(8, "little") + raw)
     while left:
-        left = left[os.write(descriptor, left) :]
+        try:
+            left = left[os.write(descriptor, left) :]
+        except BlockingIOError as error:
+            space = select.poll()
+            space.register(descriptor, select.POLLOUT)
+            if not space.poll(1000 * patience):
+                raise TimeoutError("nobody reads the pipe") from error
 
 
-def receive(descriptor: int) -> dict[str, Any]:
+def receive(descriptor: int, wait: Callable[[], None] = _at_once) -> dict[str, Any]:
     """Read one message's body.
+
+    Args:
+        descriptor: where from.
+        wait: called before each read; it may wait for that, or raise.
 
     Raises:
         EOFError: the other side is gone.
         WireError: what it wrote is no message.
     """
-    size = int.from_bytes(_exactly(descriptor, 8), "little")
+    size = int.from_bytes(_exactly(descriptor, 8, wait), "little")
     if size > _MOST:
         raise WireError(f"a message of {size} bytes from a worker: at most {_MOST} are allowed")
-    return decode(_exactly(descriptor, size), Allowed())[0]
+    return decode(_exactly(descriptor, size, wait), Allowed())[0]
 
 
-def _exactly(descriptor: int, size: int) -> bytes:
+def _exactly(descriptor: int, size: int, wait: Callable[[], None]) -> bytes:
     parts: list[bytes] = []
     while size:
+        wait()
         part = os.read(descriptor, min(size, 1 << 20))
         if not part:
             raise EOFError("the pipe is closed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import select
 import signal
 import subprocess
 import sys
@@ -20,13 +20,18 @@ from atoll.core.errors import WireError
 from atoll.node.limits import environment
 from atoll.node.orders import Order, Report, receive, send
 from atoll.node.sandbox import NOT_MADE, Room
-from atoll.node.settings import Settings
+from atoll.node.scratch import clear, size_of, taken
+from atoll.node.settings import GIB, Settings
 from atoll.wire.messages import read_body
 
 __all__ = ["Ended", "Log", "Worker", "fresh_folder"]
 
 _LAST = 1.0
 """Seconds that a process which has closed its pipe is given to end by itself."""
+_GLANCE = 1.0
+"""Seconds between looks at a worker that says nothing: whether it lives, and how much it has written."""
+_PATIENCE = 60.0
+"""Seconds that a worker is given to begin reading an order."""
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,14 @@ class Worker:
     """One worker process and the two threads that listen to it.
 
     Args:
-        folder: a new folder: its home, its code, its results; gone with it.
+        folder: a new folder: its home, its code, its results; gone with it, like :attr:`aside` next to it.
         settings: limits, and what it may see.
         log: where what it prints goes.
         heard: told each report and the end, from a thread of this object; the last call is the end.
         room: what it sees of the machine; None for all that its user may see.
+
+    Attributes:
+        aside: where its results lie once they are reported, out of its sight (:meth:`taken`).
     """
 
     def __init__(
@@ -98,9 +106,12 @@ class Worker:
     ) -> None:
         self.folder, self._log, self._heard = folder, log, heard
         self._limits = settings.limits
-        self.code = folder / "code"
-        self.code.mkdir(parents=True, mode=0o700)
+        self.code, self.aside = folder / "code", folder.with_name(f"{folder.name}.out")
+        for place in (self.code, self.aside):
+            place.mkdir(parents=True, mode=0o700)
         self._why = ""
+        self._asked: Order | None = None
+        self._next_look = time.monotonic() + _GLANCE
         command = [sys.executable, "-P", "-m", "atoll.node.worker"]
         inside = [] if room is None else [room.model_dump_json()]
         self._process = subprocess.Popen(  # noqa: S603  # our own module, arguments of our own
@@ -112,6 +123,7 @@ class Worker:
             env=environment(folder, settings.limits, settings.pass_on),
             start_new_session=True,
         )
+        os.set_blocking(_number(self._process.stdin), False)
         self._lock, self._reaped = threading.Lock(), False
         for listen in (self._hear, self._pump):
             threading.Thread(target=listen, name=f"worker {folder.name}", daemon=True).start()
@@ -125,9 +137,19 @@ class Worker:
         """Hand over an order; False when the process was gone before and has seen nothing of it."""
         with self._lock, contextlib.suppress(OSError):
             if not self._reaped:  # else its pipe is closed, and the number may be another file's
-                send(_number(self._process.stdin), order)
+                self._asked = order
+                try:
+                    send(_number(self._process.stdin), order, _PATIENCE)
+                except TimeoutError:  # job code keeps it from reading; its end is heard as usual
+                    self._why = self._why or "did not read its order"
+                    os.killpg(self._process.pid, signal.SIGKILL)
                 return True
         return False
+
+    def taken(self, order: Order) -> Order:
+        """An order that was reported, as its files lie now."""
+        result, keep = (str(self.aside / Path(path).name) for path in (order.result, order.keep))
+        return order.model_copy(update={"result": result, "keep": keep})
 
     def end(self, why: str = "") -> None:
         """End the process now, with all its children; its end is heard as usual."""
@@ -141,23 +163,69 @@ class Worker:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def _hear(self) -> None:
+        try:
+            self._listen()
+        finally:  # whatever a worker does, somebody waits for its end
+            code = self._reap()
+            self._heard(self, Ended(self._why or _reason(code, self._limits.cpu)))
+
+    def _listen(self) -> None:
         answers = _number(self._process.stdout)
+        said = select.poll()
+        said.register(answers, select.POLLIN)
         with contextlib.suppress(EOFError, OSError):
             try:
                 while True:
-                    self._heard(self, read_body(Report, receive(answers)))
+                    report = read_body(Report, receive(answers, lambda: self._wait_for(said)))
+                    self._take(report)
+                    self._heard(self, report)
             except WireError as error:
                 self.end(f"wrote what is no answer: {error.message}")
-        _wait(self._process.pid, _LAST)
-        self._kill()  # it may have closed its pipe and gone on, or left children
+
+    def _take(self, report: Report) -> None:
+        """Believe a report, once; what it speaks of is moved to where job code does not come."""
+        asked, self._asked = self._asked, None
+        if asked is None or asked.task.id != report.task:
+            raise WireError("of a task that it was not given")
+        taken(Path(asked.keep), self.aside)
+        if not taken(Path(asked.result), self.aside).exists():
+            raise WireError("without a result")
+
+    def _wait_for(self, said: select.poll) -> None:
+        """Until the worker says something. It may be gone although others hold its pipe open.
+
+        Raises:
+            EOFError: it is gone.
+        """
+        while True:
+            self._look()
+            if said.poll(1000 * _GLANCE):
+                return
+            if _has_ended(self._process.pid) and not said.poll(0):
+                raise EOFError("the process has ended")
+
+    def _look(self) -> None:
+        """End a worker that fills the disk."""
+        if (now := time.monotonic()) < self._next_look:
+            return
+        if size_of(self.folder) > self._limits.disk * GIB:
+            self.end(f"wrote more than the {self._limits.disk:.3g} GiB that it may at this site")
+        after = time.monotonic()
+        self._next_look = after + max(_GLANCE, 20 * (after - now))
+
+    def _reap(self) -> int:
+        if not _wait(self._process.pid, _LAST):  # it has closed its pipe and gone on
+            self._why = self._why or "closed its pipe to the node"
+        self._kill()  # it may have left children
         with self._lock:
             self._reaped = True
         code = self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 _file(pipe).close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._heard(self, Ended(self._why or _reason(code, self._limits.cpu)))
+        for folder in (self.folder, self.aside):
+            clear(folder)
+        return code
 
     def _pump(self) -> None:
         log = _file(self._process.stderr)
@@ -166,13 +234,18 @@ class Worker:
                 self._log.write(text)
 
 
-def _wait(pid: int, seconds: float) -> None:
-    """Wait for the end of a child, which stays known by its number."""
+def _wait(pid: int, seconds: float) -> bool:
+    """Wait for the end of a child, which stays known by its number; whether it came."""
     until = time.monotonic() + seconds
-    while not os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+    while not _has_ended(pid):
         if time.monotonic() > until:
-            return
+            return False
         time.sleep(0.002)
+    return True
+
+
+def _has_ended(pid: int) -> bool:
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _file(pipe: IO[bytes] | None) -> IO[bytes]:

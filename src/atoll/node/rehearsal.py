@@ -1,8 +1,8 @@
 """A job before it is run here: does the site's dataset keep its word, and can a worker prepare it.
 
 The first half holds every cell against what the job declares and tells how many do not fit, never which
-values. The second starts a real worker process, with the site's limits and without keys, and has it
-prepare the run as it would for the server, with this site's rows alone. So what the job needs of
+values. The second starts a real worker process, with the site's limits, in a room as a run's and without keys,
+and has it prepare the run as it would for the server, with this site's rows alone. So what the job needs of
 libraries, memory and disk is found out by needing it.
 """
 
@@ -31,8 +31,10 @@ from atoll.job.package import Package, spec_to_plain
 from atoll.job.schema import DataSpec, JobSpec
 from atoll.job.summed import column_totals
 from atoll.node.datasets import Dataset, open_examples, open_table
+from atoll.node.home import Home
 from atoll.node.orders import DatasetBody, Order, Report
 from atoll.node.process import Ended, Log, Worker
+from atoll.node.rooms import room_for
 from atoll.node.settings import GIB, Settings
 from atoll.wire.findings import Finding, fault, faults_of, ok, size_text, unknown, warning
 from atoll.wire.frames import Allowed, Blob, encode, open_frame
@@ -169,7 +171,7 @@ class _Stage:
     """Where a rehearsal takes place.
 
     Args:
-        scratch: an empty folder, for the orders' files.
+        given: a folder for the orders' files.
         worker: a running process.
         heard: what it reports.
         package: the job.
@@ -177,7 +179,7 @@ class _Stage:
         dataset: its rows.
     """
 
-    scratch: Path
+    given: Path
     worker: Worker
     heard: queue.Queue[Report | Ended]
     package: Package
@@ -186,7 +188,12 @@ class _Stage:
 
 
 def rehearse(
-    package: Package, site: str, dataset: Dataset, settings: Settings, scratch: Path
+    package: Package,
+    site: str,
+    dataset: Dataset,
+    settings: Settings,
+    scratch: Path,
+    home: Home | None = None,
 ) -> Generator[Finding, None, int]:
     """Have a worker prepare the job on this site's rows.
 
@@ -196,14 +203,23 @@ def rehearse(
         dataset: its rows.
         settings: the site's limits.
         scratch: an empty folder.
+        home: of the node, which its worker does not see; None where there is none, and no room.
 
     Returns:
         bytes of the job's model; 0 where it could not be made.
     """
     heard: queue.Queue[Report | Ended] = queue.Queue()
     log = Log(scratch / "worker.log", 1 << 20)
-    worker = Worker(scratch / "worker", settings, log, lambda _, report: heard.put(report))
-    stage = _Stage(scratch, worker, heard, package, site, dataset)
+    folder, given = scratch / "worker", scratch / "given"
+    given.mkdir()
+    try:
+        room = room_for(settings.limits, home, dataset, folder, [str(given)]) if home else None
+    except AtollError as error:
+        yield from _told(error)
+        log.close()
+        return 0
+    worker = Worker(folder, settings, log, lambda _, report: heard.put(report), room)
+    stage = _Stage(given, worker, heard, package, site, dataset)
     try:
         return (yield from _prepared(stage, settings))
     except AtollError as error:
@@ -281,8 +297,8 @@ def _asked(
     plain = None if schema is None else deployed.schema_to_plain(schema)
     spec = spec_to_plain(stage.package.spec)
     raw = encode({"run": _RUN, "spec": spec, "sites": [stage.site], "schema": plain}, sums)
-    plan = _kept(stage.scratch, raw)
-    code = {n: _kept(stage.scratch, content) for n, content in stage.package.files.items()}
+    plan = _kept(stage.given, raw)
+    code = {n: _kept(stage.given, content) for n, content in stage.package.files.items()}
     task = TaskBody(
         id=f"{_RUN}.{kind}.0.{stage.site}",
         run=_RUN,
@@ -296,8 +312,8 @@ def _asked(
         task=task,
         plan=str(plan),
         code={name: str(path) for name, path in code.items()},
-        result=str(stage.scratch / f"{kind}.result"),
-        keep=str(stage.scratch / f"{kind}.memory"),
+        result=str(stage.worker.folder / f"{kind}.result"),
+        keep=str(stage.worker.folder / f"{kind}.memory"),
         dataset=DatasetBody(
             name=d.name,
             path=d.path,
@@ -314,15 +330,15 @@ def _asked(
     if isinstance(report, Ended):
         stage.heard.put(report)  # whoever waits for the end waits no longer
         raise ClientError(f"{kind}: the worker {report.reason}")
-    plain_body, vectors = open_frame(Path(order.result), _SUMS)
+    plain_body, vectors = open_frame(Path(stage.worker.taken(order).result), _SUMS)
     body = read_body(ResultBody, plain_body)
     if body.status != "done":
         raise ClientError(f"{kind}: {body.reason}")
     return body, vectors
 
 
-def _kept(scratch: Path, raw: bytes) -> Path:
-    path = scratch / Blob.of(raw).sha256
+def _kept(given: Path, raw: bytes) -> Path:
+    path = given / Blob.of(raw).sha256
     path.write_bytes(raw)
     return path
 
@@ -341,12 +357,15 @@ def _told(error: AtollError) -> Iterator[Finding]:
 
 
 def _peak(pid: int) -> int:
-    """Most memory a process has held, in bytes; 0 where that cannot be read."""
+    """Most memory a process, or one that it has started, has held, in bytes; 0 where that cannot be read."""
+    most = 0
     with suppress(OSError, ValueError, IndexError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
-    return 0
+                most = int(line.split()[1]) << 10
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            most = max(most, _peak(int(child)))
+    return most
 
 
 def _wait_for_end(heard: queue.Queue[Report | Ended]) -> None:

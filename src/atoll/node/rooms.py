@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from atoll.core.errors import PolicyError
 from atoll.node import sandbox
-from atoll.node.datasets import Datasets
+from atoll.node.datasets import Dataset, Datasets
+from atoll.node.home import Home
 from atoll.node.orders import Report
 from atoll.node.process import Ended, Log, Worker
 from atoll.node.sandbox import Room
@@ -18,7 +19,7 @@ from atoll.node.site import Site
 from atoll.wire.findings import Finding, fault, ok, warning
 from atoll.wire.messages import TaskBody
 
-__all__ = ["finding", "new_worker"]
+__all__ = ["finding", "new_worker", "room_for"]
 
 logger = logging.getLogger("atoll.node")
 
@@ -42,15 +43,31 @@ def new_worker(
         heard: likewise.
 
     Raises:
-        PolicyError: the site wants a room, and the machine makes none.
+        PolicyError: the site wants a room, and the machine makes none; or it works on as many runs as it may.
         AtollError: the dataset of the run cannot be looked up.
         OSError: no process can be started.
     """
+    site.take_on(body.run)
     return Worker(folder, site.settings, log, heard, _room(site, body, folder))
 
 
-def _room(site: Site, body: TaskBody, folder: Path) -> Room | None:
-    limits = site.settings.limits
+def room_for(
+    limits: Limits, home: Home, dataset: Dataset, folder: Path, reads: Sequence[str] = ()
+) -> Room | None:
+    """The room of a worker at this site; None where it is to have none, or the machine makes none.
+
+    Args:
+        limits: of job code.
+        home: of the node; nothing of it is there but what is named here.
+        dataset: the one that is there, of all that are registered.
+        folder: the worker's own.
+        reads: what else it may read.
+
+    Raises:
+        PolicyError: the site wants a room, and the machine makes none.
+        AtollError: the datasets cannot be looked up.
+        OSError: the folder cannot be written.
+    """
     if limits.sandbox == "off":
         return None
     if why := sandbox.trouble():
@@ -61,29 +78,29 @@ def _room(site: Site, body: TaskBody, folder: Path) -> Room | None:
             )
         _told(why)
         return None
-    home, (dataset, _) = site.home, site.asked(site.cache.path(body.plan.blob))
-    own = home.path.absolute()
     others = [
         one.path for one in Datasets(home.datasets).all().values() if one.path != dataset.path
     ]
-    queries = Path(dataset.queries).parent
     base = folder / "room"
     base.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not body.code:  # statistics bring none, and note what they are asked
-        queries.mkdir(parents=True, exist_ok=True, mode=0o700)
     return Room(
         folder=str(folder),
         base=str(base),
-        reads=[
-            dataset.path,
-            str(home.cache.absolute()),
-            str(site.spool.place(body.run).absolute()),
-            *limits.reads,
-        ],
-        writes=[] if body.code else [str(queries)],
-        hides=[str(own), *others],
+        reads=[dataset.path, *reads, *limits.reads],
+        hides=[str(home.path.absolute()), *others],
         memory=limits.memory,
     )
+
+
+def _room(site: Site, body: TaskBody, folder: Path) -> Room | None:
+    home, (dataset, _) = site.home, site.asked(site.cache.path(body.plan.blob))
+    reads = [str(home.cache.absolute()), str(site.spool.place(body.run).absolute())]
+    room = room_for(site.settings.limits, home, dataset, folder, reads)
+    if room is None or body.code:
+        return room
+    queries = Path(dataset.queries).parent  # statistics bring no code, and note what they are asked
+    queries.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return room.model_copy(update={"writes": [str(queries)]})
 
 
 @functools.lru_cache

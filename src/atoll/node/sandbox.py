@@ -32,7 +32,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -49,7 +49,7 @@ _IPC, _NAMES = 0x08000000, 0x04000000
 _READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_PROGRAMS = 1, 2, 4, 8
 _REMOUNT, _BIND, _DEEP, _PRIVATE = 32, 4096, 16384, 1 << 18
 _DETACH = 2
-_DEATH_SIGNAL, _DROP_BOUND, _NO_NEW_RIGHTS, _AMBIENT = 1, 24, 38, 47
+_DEATH_SIGNAL, _LOOKED_INTO, _DROP_BOUND, _NO_NEW_RIGHTS, _AMBIENT = 1, 4, 24, 38, 47
 _CAPABILITIES = 0x20080522
 _HERE, _RECURSIVE = -100, 0x8000
 _PIVOT = {"x86_64": 155, "aarch64": 41}
@@ -69,7 +69,8 @@ class Room(BaseModel):
         base: an empty folder on which the room is built.
         reads: files and folders that it may read.
         writes: folders that it may write to.
-        hides: what is not there, even where it lies in a folder that is.
+        hides: what is not there, even where it lies in a folder that is; of what lies in one another, the
+            innermost counts.
         memory: GiB of the files that it may have in memory.
     """
 
@@ -113,6 +114,7 @@ def enter(room: Room, inbox: int, outbox: int) -> None:
     """
     told, tell = os.pipe()
     try:
+        node = os.pidfd_open(os.getppid())
         users = os.getuid(), os.getgid()
         _call("unshare", _USER | _MOUNTS | _PROCESSES | _NETWORK | _IPC | _NAMES)
         _be(*users)
@@ -122,9 +124,11 @@ def enter(room: Room, inbox: int, outbox: int) -> None:
     if first:
         os.close(tell)
         os.close(outbox)
-        _watch(first, inbox, told)
+        _watch(first, inbox, told, node)
     os.close(told)
+    os.close(node)
     try:
+        _call("prctl", _DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
         _build(room)
         _give_up_rights()
         _call("prctl", _DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
@@ -136,6 +140,7 @@ def enter(room: Room, inbox: int, outbox: int) -> None:
         os.close(outbox)
         _stand_for(worker, tell)
     os.close(tell)
+    os.setsid()  # signals that job code sends to its own group reach nobody outside
 
 
 def _not_made(error: OSError) -> NoReturn:
@@ -192,17 +197,18 @@ def _build(room: Room) -> None:
     base = room.base
     _mount("none", "/", None, _DEEP | _PRIVATE)
     _mount("room", base, "tmpfs", _NO_SUID | _NO_DEVICES, "size=16m,mode=755")
-    system = set(_system())
-    inside = _below(system, room.hides)
-    loose = _below(system, ["/tmp"]) - inside  # noqa: S108  # in the room
-    _show_all(base, system - inside - loose)
+    seen = {os.path.abspath(path) for path in (*_system(), *room.reads)}
+    hidden = _hidden(room, seen)
+    inside = _below(seen, hidden)
+    loose = _below(seen, ["/tmp"]) - inside  # noqa: S108  # in the room
+    _show_all(base, seen - inside - loose - hidden)
     _scratch(base, "/tmp", 1 / 16)  # noqa: S108  # before what may lie below it
-    _show_all(base, loose)
-    for path in room.hides:
+    _show_all(base, loose - hidden)
+    for path in sorted(hidden):
         _hide(base, path)
-    _show_all(base, inside)
-    for path in room.reads:
-        _show(base, path)
+    _show_all(base, inside - hidden)
+    for path in sorted(_below(hidden, inside)):
+        _hide(base, path)
     for path in (*room.writes, room.folder):
         _show(base, path, writes=True)
     _devices(base, room.memory)
@@ -224,8 +230,23 @@ def _system() -> list[str]:
     return [os.path.abspath(path) for path in found if path and os.path.exists(path)]
 
 
-def _below(paths: Iterable[str], folders: Sequence[str]) -> set[str]:
+def _hidden(room: Room, seen: Iterable[str]) -> set[str]:
+    """All places where what is to be hidden would be seen, through links too; what is read is none of it."""
+    found = set[str]()
+    for one in room.hides:
+        lies = os.path.realpath(one)
+        found |= {one, lies}
+        for path in seen:
+            real = os.path.realpath(path)
+            if lies != real and Path(lies).is_relative_to(real):
+                found.add(os.path.join(path, os.path.relpath(lies, real)))
+    reads = [os.path.abspath(path) for path in room.reads]
+    return found - {*reads, *map(os.path.realpath, reads)}
+
+
+def _below(paths: Iterable[str], folders: Iterable[str]) -> set[str]:
     """Those that lie in one of the folders, and are none of them."""
+    folders = list(folders)
     lies = ((p, f) for p in paths for f in folders if p != f and Path(p).is_relative_to(f))
     return {path for path, _ in lies}
 
@@ -265,6 +286,8 @@ def _show(base: str, path: str, *, writes: bool = False) -> None:
 def _hide(base: str, path: str) -> None:
     """Put something empty in a place that may be there."""
     target = base + path
+    if not Path(os.path.realpath(target)).is_relative_to(os.path.realpath(base)):
+        return  # a link, to what is another place in the room
     if os.path.isdir(target):
         _mount("none", target, "tmpfs", _NO_SUID | _NO_DEVICES, "size=1m,mode=755")
     elif os.path.exists(target):
@@ -326,21 +349,31 @@ def _give_up_rights() -> None:
 # Those who wait -------------------------------------------------------------------------------------
 
 
-def _watch(first: int, inbox: int, told: int) -> NoReturn:
-    """Outside: wait for the room's end, or the node's, and end as the worker did."""
+def _watch(first: int, inbox: int, told: int, node: int) -> NoReturn:
+    """Outside: wait for the room's end, or the node's, and end as the worker did.
+
+    Job code may open the other end of its own pipe, so that this never hangs up.
+    """
     ending, events = os.pidfd_open(first), select.poll()
     events.register(inbox, 0)  # nothing but "hung up"
-    events.register(ending, select.POLLIN)
+    for process in (ending, node):
+        events.register(process, select.POLLIN)
     while ending not in dict(events.poll()):
         os.kill(first, signal.SIGKILL)
-        events.unregister(inbox)
+        for ended in (inbox, node):
+            with suppress(KeyError):
+                events.unregister(ended)
     status = os.waitpid(first, 0)[1]
     said = os.read(told, 8)
     _end_as(int.from_bytes(said, "little") if len(said) == 8 else status)
 
 
 def _stand_for(worker: int, tell: int) -> NoReturn:
-    """Inside: the first process. It takes in who has lost its parent, and ends with the worker."""
+    """Inside: the first process. It takes in who has lost its parent, and ends with the worker.
+
+    Whoever could trace it could have it forget to end with the node.
+    """
+    _call("prctl", _LOOKED_INTO, 0, 0, 0, 0)
     while True:
         ended, status = os.wait()
         if ended == worker:

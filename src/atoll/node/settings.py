@@ -40,6 +40,8 @@ class Limits(_Table):
         seconds: seconds a task may take by the clock; then its worker is ended.
         files: files it may have open.
         file_size: GiB of the largest file it may write.
+        disk: GiB of all that it may have in its own folder at once.
+        processes: processes and threads that it may have at once, in a room of its own.
         threads: threads of linear algebra it is given. Results do not depend on it.
         sandbox: whether it runs in a room of its own, with no network and without the node's files and other
             datasets: where the machine can make one (``auto``), always (``on``: else no job runs), or ``off``.
@@ -51,6 +53,8 @@ class Limits(_Table):
     seconds: Annotated[float, Field(gt=0)] = 6 * 3600.0
     files: Annotated[int, Field(ge=32)] = 1024
     file_size: _Size = 16.0
+    disk: _Size = 32.0
+    processes: Annotated[int, Field(ge=16)] = 1024
     threads: Annotated[int, Field(ge=1)] = 1
     sandbox: Literal["auto", "on", "off"] = "auto"
     reads: tuple[str, ...] = ()
@@ -104,6 +108,7 @@ class Settings(_Table):
         cache: GiB of downloaded models kept for another use.
         spool: GiB of finished results and memories; no more work is taken on beyond it.
         log: MiB of what the job code of one run prints.
+        runs: most runs that it works on at once, each with a worker of its own; further ones are refused.
         pass_on: names of environment variables that job code may see, such as ``CUDA_VISIBLE_DEVICES``.
         proxy: ``http://user:password@host:port`` of a CONNECT proxy; empty: as ``HTTPS_PROXY`` says.
     """
@@ -114,6 +119,7 @@ class Settings(_Table):
     cache: _Size = 8.0
     spool: _Size = 16.0
     log: _Size = 4.0
+    runs: Annotated[int, Field(ge=1)] = 16
     pass_on: tuple[str, ...] = ()
     proxy: str = ""
 

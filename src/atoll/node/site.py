@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from atoll.core.chain import COHORT
-from atoll.core.errors import StateError, StorageError
+from atoll.core.errors import PolicyError, StateError, StorageError
 from atoll.job.deployed import dataset_name
 from atoll.job.settling import FEWEST
 from atoll.node.cache import Cache
@@ -64,11 +65,29 @@ class Site:
     """Digests that each run needs now."""
     trouble: dict[str, str] = field(default_factory=dict)
     """What is in the way of each run now, and passes."""
+    begun: set[str] = field(default_factory=set)
+    """Runs that this process has taken on and that have not ended."""
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def hindered(self, run: str, what: str) -> None:
         """Tell the log, and whoever asks how the node is, what is in a run's way."""
         log.warning("run %s: %s", run, what)
         self.trouble[run] = f"run {run}: {what}"
+
+    def take_on(self, run: str) -> None:
+        """Count ``run`` among those that are worked on here, from now until its end.
+
+        Raises:
+            PolicyError: there are as many already as this site works on at once.
+        """
+        with self._counting:
+            begun = {name for name in self.spool.runs if self.spool.digest(name)} | self.begun
+            if run not in begun and len(begun) >= self.settings.runs:
+                raise PolicyError(
+                    f"this site works on {self.settings.runs} runs at once, and has begun as many",
+                    remedy="submit the job again when one has ended, or ask its operator to raise runs",
+                )
+            self.begun.add(run)
 
     def asked(self, plan: Path) -> tuple[Dataset, Asked]:
         """What the run with this plan asks for, and the dataset that it reads.
@@ -130,6 +149,8 @@ class Site:
     def end(self, run: str) -> None:
         """Let go of everything of a run."""
         self.spool.end(run)
+        with self._counting:
+            self.begun.discard(run)
         RunKeys(self.home.keys).drop(run)
         if self.steward is not None:
             self.steward.end(run)

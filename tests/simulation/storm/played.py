@@ -146,6 +146,9 @@ class Worker:
             k.Thread(target=lambda: self._work(order)).start()
         return not self._over
 
+    def taken(self, order: Order) -> Order:
+        return order
+
     def end(self, why: str = "") -> None:
         if not self._over:
             self._over = True

@@ -1,0 +1,201 @@
+"""Job code that means ill: each attack ends as the failure of its task, named, and the node works on."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import fake_federation as ff
+import pytest
+
+from atoll.node import errands
+from atoll.node.scratch import clear, size_of, taken
+
+CODE = """
+import fcntl, gc, os, pickle, signal, time
+from pathlib import Path
+import numpy as np
+from atoll.node.orders import Order, Report, send
+
+def initial(generator):
+    return {"w": np.zeros(3)}
+
+def evaluate(parameters, data):
+    return {"loss": 0.0}
+
+def find():
+    orders = [o for o in gc.get_objects() if isinstance(o, Order)]
+    order = max(orders, key=lambda o: o.task.number)
+    for number in map(int, os.listdir("/proc/self/fd")):
+        try:
+            pipe = os.readlink(f"/proc/self/fd/{number}").startswith("pipe:")
+            if number > 2 and pipe and fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY:
+                return order, number
+        except OSError:
+            pass
+
+def says(order, pipe):
+    send(pipe, Report(task=order.task.id, kept=False))
+    time.sleep(600)
+
+def fit(parameters, data, context):
+    if parameters["w"][0]:
+        order, pipe = find()
+        ATTACK
+    return {"w": parameters["w"] + 1}, {"loss": 0.5}
+"""
+
+ATTACKS = {
+    "a pipe that nobody writes": ("os.mkfifo(order.result); says(order, pipe)", "is no plain file"),
+    "a link": ('os.symlink("/etc/hostname", order.result); says(order, pipe)', "is no plain file"),
+    "a folder": ("os.mkdir(order.result); says(order, pipe)", "is no plain file"),
+    "a file with another name": (
+        'Path("mine").touch(); os.link("mine", order.result); says(order, pipe)',
+        "is no plain file",
+    ),
+    "nothing": ("says(order, pipe)", "without a result"),
+    "words of another task": (
+        'send(pipe, Report(task="r1.train.9.west", kept=False)); time.sleep(600)',
+        "of a task that it was not given",
+    ),
+    "a message without end": (
+        'os.write(pipe, (1 << 40).to_bytes(8, "little")); time.sleep(600)',
+        "a message of 1099511627776 bytes",
+    ),
+    "a pickle": (
+        "raw = pickle.dumps(print) + bytes(64); "
+        'os.write(pipe, len(raw).to_bytes(8, "little") + raw); time.sleep(600)',
+        "these bytes are not a frame",
+    ),
+    "a closed pipe": ("os.closerange(3, 64); time.sleep(600)", "closed its pipe to the node"),
+    "an end in a deep place": (
+        'for _ in range(3000): os.mkdir("d"); os.chdir("d")\n        os._exit(5)',
+        "ended by itself with status 5|wrote more than",
+    ),
+    "an end of all around it": (
+        "os.kill(os.getppid(), 9); os.kill(0, 9); time.sleep(600)",
+        "was killed from outside",
+    ),
+    "a full disk": (
+        "for n in range(9999): Path(str(n)).write_bytes(bytes(1 << 20)); time.sleep(0.01)",
+        "wrote more than the 0.02 GiB",
+    ),
+    "no end": (
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.kill(os.getpid(), signal.SIGSTOP)",
+        "took longer than the 2 s",
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_it_ends_as_a_failure_that_is_named_and_the_node_works_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
+) -> None:
+    code, reason = ATTACKS[attack]
+    monkeypatch.setattr(ff, "OWN", CODE.replace("ATTACK", code))
+    monkeypatch.setattr(errands, "_START", 10.0)
+    server = ff.FakeServer()
+    solo = ff.Solo(server, tmp_path)
+    seconds = 2.0 if attack == "no end" else 60.0
+    limits = ff.LIMITS.model_copy(update={"disk": 0.02, "seconds": seconds})
+    node = ff.node_at(tmp_path, "east", server, ff.table_text(1), limits=limits)
+    with ff.Running(node):
+        body, _ = server.result(solo.train(1.0).id)
+        assert body.status == "failed"
+        assert re.search(reason, body.reason), body.reason
+        body, _ = server.result(solo.train().id)
+        assert body.status == "done", body.reason
+    assert not any((tmp_path / "east" / "work").glob("**/d"))
+
+
+def test_what_it_prints_does_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loud = 'for _ in range(1600): print("x" * 65535)'
+    monkeypatch.setattr(ff, "OWN", CODE.replace("ATTACK", loud))
+    server = ff.FakeServer()
+    solo = ff.Solo(server, tmp_path)
+    with ff.Running(ff.node_at(tmp_path, "east", server, ff.table_text(1), log=1.0)):
+        assert server.result(solo.train(1.0).id)[0].status == "done"
+    kept = [path.stat().st_size for path in (tmp_path / "east" / "logs").iterdir()]
+    assert 0 < sum(kept) <= 1 << 20
+
+
+@pytest.mark.parametrize("way", ["raise SystemExit(0)", "import os; os._exit(0)"])
+def test_code_that_ends_when_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(ff, "OWN", f"{way}\n{CODE}")
+    server = ff.FakeServer()
+    solo = ff.Solo(server, tmp_path)
+    with ff.Running(ff.node_at(tmp_path, "east", server, ff.table_text(1))):
+        body, _ = server.result(solo.train().id)
+    assert body.status == "failed"
+    assert "SystemExit" in body.reason or "ended by itself with status 0" in body.reason
+
+
+def test_no_more_runs_at_once_than_the_site_allows(tmp_path: Path) -> None:
+    server = ff.FakeServer()
+    first, second = (ff.Solo(server, tmp_path, run) for run in ("r1", "r2"))
+    with ff.Running(ff.node_at(tmp_path, "east", server, ff.table_text(1), runs=1)):
+        assert server.result(first.train().id)[0].status == "done"
+        body, _ = server.result(second.train().id)
+        assert body.status == "refused"
+        assert "works on 1 runs at once" in body.reason
+        assert server.result(first.train().id)[0].status == "done"
+        server.end("r1")
+        ff.eventually(lambda: server.result(second.train().id)[0].status == "done")
+
+
+# A worker's folder ----------------------------------------------------------------------------------
+
+
+def deep(folder: Path, levels: int) -> None:
+    back = os.open(".", os.O_RDONLY)
+    try:
+        folder.mkdir()
+        os.chdir(folder)
+        for _ in range(levels):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("file").write_bytes(bytes(1 << 16))
+        os.mkdir("shut", 0)
+    finally:
+        os.chdir(back)
+        os.close(back)
+
+
+@pytest.mark.parametrize("levels", [0, 10, 3000])
+def test_a_folder_is_removed_however_deep_it_is(tmp_path: Path, levels: int) -> None:
+    deep(tmp_path / "work", levels)
+    clear(tmp_path / "work")
+    assert list(tmp_path.iterdir()) == []
+    clear(tmp_path / "work")
+
+
+def test_a_link_is_removed_and_not_what_it_points_to(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    deep(tmp_path / "work", 2000)
+    (tmp_path / "work" / "link").symlink_to(tmp_path / "other")
+    clear(tmp_path / "work")
+    assert (tmp_path / "other" / "file").exists()
+
+
+def test_the_size_of_a_folder_counts_names_and_depth(tmp_path: Path) -> None:
+    deep(tmp_path / "work", 3)
+    held = size_of(tmp_path / "work")
+    assert (1 << 16) <= held < (1 << 17)
+    deep(tmp_path / "deep", 3000)
+    assert size_of(tmp_path / "deep") == float("inf")
+    clear(tmp_path / "deep")
+
+
+def test_only_a_plain_file_is_taken(tmp_path: Path) -> None:
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    (tmp_path / "file").write_text("mine")
+    assert taken(tmp_path / "file", aside).read_text() == "mine"
+    assert not (tmp_path / "file").exists()
+    assert not taken(tmp_path / "none", aside).exists()
