@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from atoll.cli import remote
+from atoll.cli import doctor, remote
 from atoll.cli.output import data_line, table_of, talk, talk_error
 from atoll.connection import RunInfo
 from atoll.core.errors import StateError
+from atoll.wire.findings import warning
 
 HOSTILE = "out of memory\x1b[2K\x1b[1A\x9b1Jstatus     completed\r\x07"
 
@@ -56,3 +57,10 @@ def test_a_reason_cannot_pass_for_a_line_of_a_run() -> None:
         "status     failed: east said no"
     ]
     assert "           status     completed" in lines
+
+
+def test_a_finding_is_one_line_and_its_next_step_another() -> None:
+    found = warning("node", "not connected: refused\n  next: check the address", "see its log")
+    first, second = doctor._line(found, colour=False).splitlines()
+    assert first.endswith("not connected: refused; next: check the address")
+    assert second.strip() == "next: see its log"

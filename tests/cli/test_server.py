@@ -47,6 +47,13 @@ def home(tmp_path, atoll):
     return tmp_path / "s"
 
 
+@pytest.mark.parametrize("command", ["sites", "status"])
+def test_the_folder_may_be_named_as_it_is_at_the_start(atoll, home, command):
+    named, also = atoll("server", command, home), atoll("server", command, "--home", home)
+    assert named == also
+    assert named[0] == 0
+
+
 def test_the_default_address_is_this_machine_s_own_and_says_so(atoll, tmp_path):
     _, _, err = atoll("server", "init", tmp_path / "s")
     assert "--address" in err
@@ -82,13 +89,13 @@ def test_members_and_who_is_still_awaited_are_listed(atoll, home, tmp_path):
 def test_status_says_whether_it_runs_and_shows_the_log(atoll, home):
     atoll("server", "invite", "ulm", "--home", home)
     _, out, _ = atoll("server", "status", "--home", home)
-    assert "stopped; started 0 times" in out
+    assert "stopped; epoch 0" in out
     assert "invited: ulm as site" in out
     with live(home):
         told = json.loads(atoll("server", "status", "--json", "--home", home)[1])
         assert (told["epoch"], told["invited"]) == (1, ["ulm"])
         assert told["address"].endswith(f":{told['running']['port']}")
-    assert "started 1 times" in atoll("server", "status", "--home", home)[1]
+    assert "epoch 1" in atoll("server", "status", "--home", home)[1]
 
 
 @pytest.mark.parametrize(

@@ -221,3 +221,19 @@ def test_a_certificate_that_expires_is_told_in_time(tmp_path, days, state, words
 
 def test_what_is_no_certificate_is_a_fault():
     assert certificate_life("certificate", b"none", 0.0).state == "fault"
+
+
+def test_an_address_that_is_none_is_a_finding(target):
+    one = the_fault(seen(replace(target, address="nonsense")))
+    assert (one.check, one.status, one.remedy) == ("name", 7, "write host:port")
+
+
+def test_what_answers_nothing_comes_with_a_next_step(target):
+    with socket.create_server(("127.0.0.1", 0)) as plain:
+        silent = f"127.0.0.1:{plain.getsockname()[1]}"
+        found = {f.check: f for f in probe(replace(target, address=silent), timeout=0.5)}
+        assert "does another program listen there?" in the_fault(found).remedy
+    other = Pin(target.pin.certificate, Identity.fresh().public_bytes)
+    one = the_fault(seen(replace(target, pin=other)))
+    assert (one.check, one.status) == ("server", 8)
+    assert "ask the server's operator" in one.remedy

@@ -72,7 +72,8 @@ def _line(finding: Finding, *, colour: bool) -> str:
     mark = _MARKS[finding.state]
     if colour:
         mark = f"\x1b[{_COLOURS[finding.state]}m{mark}\x1b[0m"
-    text = f"{mark}  {finding.check:<12} {plain(finding.text)}"
+    told = "; ".join(line.strip() for line in finding.text.splitlines())  # a line is a finding
+    text = f"{mark}  {finding.check:<12} {plain(told)}"
     if finding.remedy:
         text += f"\n{'':22} next: {plain(finding.remedy)}"
     return text

@@ -13,7 +13,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from atoll.core.errors import AtollError, AuthError, Unreachable
@@ -33,6 +33,7 @@ _SOON = 30 * _DAY
 _SKEW = 300.0
 """Seconds by which a request's time may differ from the server's; it is refused beyond."""
 _UNEASY = 30.0
+_SILENT = "does another program listen there? A firewall that lets nothing through looks the same"
 _MOVED = ". If the server has moved: atoll node server --address HOST:PORT"
 _CREATED = re.compile(r";created=(\d{1,16})")
 
@@ -80,7 +81,11 @@ def probe(
 
 
 def _way(target: Target, now: Callable[[], float], timeout: float) -> Iterator[Finding]:
-    host, port = split_address(target.address)
+    try:
+        host, port = split_address(target.address)
+    except AtollError as error:
+        yield from _faults("name", error, "")
+        return
     try:
         proxy = find_proxy(host, target.proxy)
     except AtollError as error:
@@ -153,7 +158,9 @@ def _connection(first: tuple[str, int], timeout: float, moved: str) -> Finding:
 def _no_line(error: AtollError, address: str, *, tunnel: bool) -> Iterator[Finding]:
     """Why there is no TLS: the proxy, something that opens it on the way, or the server."""
     if tunnel and error.message.startswith("the proxy"):
-        yield from faults_of("proxy", error)
+        yield from _faults(
+            "proxy", error, "check its address and port (proxy in node.toml, HTTPS_PROXY)"
+        )
         return
     if isinstance(error, AuthError):
         remedy = f"if a proxy or firewall opens TLS, have {address} excepted; else ask the server's operator"
@@ -162,7 +169,13 @@ def _no_line(error: AtollError, address: str, *, tunnel: bool) -> Iterator[Findi
         )
         yield fault("tls", text, remedy, AuthError)
         return
-    yield from faults_of("tls", error)
+    yield from _faults("tls", error, _SILENT)
+
+
+def _faults(check: str, error: AtollError, otherwise: str) -> Iterator[Finding]:
+    """What an error says, with ``otherwise`` as the next step where it names none."""
+    for found in faults_of(check, error):
+        yield replace(found, remedy=found.remedy or otherwise)
 
 
 def _certificate(line: Line, now: float) -> Finding:
@@ -210,7 +223,9 @@ def _talk(target: Target, now: Callable[[], float], timeout: float) -> Iterator[
             reply = channel.call("GET", "/v1/health", timeout=timeout)
             clock = _clock(reply.headers.get("signature-input", ""), (began + now()) / 2)
         except AtollError as error:
-            yield from faults_of("server", error)
+            yield from _faults(
+                "server", error, "ask the server's operator before anything is sent there"
+            )
             return
         yield _readiness(channel, timeout)
         yield clock
