@@ -13,7 +13,7 @@ from atoll.cli.main import main
 sys.path.insert(0, str(Path(__file__).parent))
 
 import federation_processes
-from federation_launcher import Launcher
+from process_copies import Launcher
 
 BASE = {
     "name": '"small"',
@@ -43,7 +43,7 @@ def _launcher() -> Iterator[None]:
 
     def launcher() -> Launcher:
         if not made:
-            made.append(Launcher())
+            made.append(Launcher(federation_processes.READ))
         return made[0]
 
     federation_processes.launcher = launcher

@@ -28,8 +28,8 @@ from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "machine"))
 
-from federation_launcher import Launched, Launcher
 from free_ports import free_port
+from process_copies import Copy, Launcher
 
 from atoll.connection import Connection, RunInfo, connect
 from atoll.core.errors import Unreachable
@@ -39,6 +39,12 @@ from atoll.node.join import join
 from atoll.server import admin
 
 ATOLL = str(Path(sys.executable).with_name("atoll"))
+READ = (
+    *("atoll.cli.main", "atoll.cli.node", "atoll.cli.server"),
+    *("atoll.node.agent", "atoll.node.join", "atoll.node.link", "atoll.node.steward"),
+    *("atoll.server.serving", "atoll.server.store.sql"),
+)
+"""Modules of a command that works."""
 _LOOK = 0.01
 launcher: Callable[[], Launcher] | None = None
 """Copies a process instead of starting one for each command; None, as measurements want it: start one."""
@@ -103,7 +109,7 @@ class Process:
     ) -> None:
         self.name, self.command, self.log = name, list(command), log
         self._environment = dict(environment or {})
-        self._process: subprocess.Popen[bytes] | Launched | None = None
+        self._process: subprocess.Popen[bytes] | Copy | None = None
 
     @property
     def pid(self) -> int:
@@ -129,7 +135,8 @@ class Process:
         kept = {k: v for k, v in os.environ.items() if k.lower() not in ("https_proxy", "no_proxy")}
         own = {**kept, "OMP_NUM_THREADS": "1", **self._environment}
         if launcher is not None and self.command[0] == ATOLL:
-            self._process = launcher().start(self.command[1:], self.log, own)
+            words = ["atoll", *self.command[1:]]
+            self._process = launcher().start("atoll.cli.main:app", words, self.log, own)
             return
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

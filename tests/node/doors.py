@@ -1,9 +1,10 @@
-"""Nodes in processes of their own: their folder, and the way to the server of the test."""
+"""Nodes in processes of their own: their folder, their start, and the way to the server of the test."""
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,14 @@ from typing import Any
 import fake_federation as ff
 import node_process
 import pytest
+from process_copies import Copy, Launcher
 
 from atoll.node.datasets import Datasets
 from atoll.node.home import Home
+
+READ = ("ledger_process", "node_process", "dp_accounting.pld.privacy_loss_distribution")
+launcher: Callable[[], Launcher] | None = None
+"""Copies a process that has read these modules; there while tests of this folder run."""
 
 
 @contextmanager
@@ -43,3 +49,18 @@ def home_at(folder: Path, name: str, table: str) -> Path:
     (folder / f"{name}.csv").write_text(table)
     Datasets(Home(folder / name).datasets).add("sites", folder / f"{name}.csv")
     return folder / name
+
+
+def node_in_a_process(kind: str, door: str, home: Path, point: str = "") -> Copy:
+    """A node in a process of its own, which dies at ``point``.
+
+    Args:
+        kind: the module with its ``alone``.
+        door: see :func:`door_to`.
+        home: the node's folder; its log lies beside it.
+        point: one of the module's ``POINTS``; empty to live on.
+    """
+    words = [kind, door, str(home), *([point] if point else [])]
+    log = home.with_name(f"{home.name}.log")
+    assert launcher is not None
+    return launcher().start(f"{kind}:alone", words, log, os.environ)

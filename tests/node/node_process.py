@@ -108,5 +108,10 @@ def main(socket: str, folder: str, point: str = "") -> None:
             agent.run()
 
 
-if __name__ == "__main__":
+def alone() -> None:
+    """What a process of its own does."""
     main(*sys.argv[1:])
+
+
+if __name__ == "__main__":
+    alone()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +14,8 @@ from typing import Any
 import fake_federation as ff
 import node_process
 import pytest
-from doors import door_to, home_at
+from doors import door_to, home_at, node_in_a_process
+from process_copies import Copy
 
 from atoll import simulate
 from atoll.job.build import job_from_spec
@@ -25,10 +24,8 @@ from atoll.node.home import Home
 from atoll.runtime.checkpoint import model_hash
 
 
-def started(door: str, home: Path, point: str = "") -> subprocess.Popen[bytes]:
-    script = Path(node_process.__file__)
-    command = [sys.executable, str(script), door, str(home), *([point] if point else [])]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL)
+def started(door: str, home: Path, point: str = "") -> Copy:
+    return node_in_a_process("node_process", door, home, point)
 
 
 class Reborn(threading.Thread):
@@ -83,7 +80,7 @@ def test_a_node_killed_at_every_point_changes_no_bit_of_the_model(tmp_path: Path
 
 
 @contextmanager
-def one_node(folder: Path) -> Iterator[tuple[ff.FakeServer, ff.Solo, subprocess.Popen[bytes], str]]:
+def one_node(folder: Path) -> Iterator[tuple[ff.FakeServer, ff.Solo, Copy, str]]:
     server = ff.FakeServer()
     solo = ff.Solo(server, folder)
     home_at(folder, "east", ff.table_text(1))

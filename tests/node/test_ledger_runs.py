@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,9 @@ from typing import Any
 import fake_federation as ff
 import ledger_process
 import pytest
-from doors import door_to, home_at
+from doors import door_to, home_at, node_in_a_process
 from private_jobs import TRUSTING, Private, Z, cost, limit
+from process_copies import Copy
 
 from atoll.data.readers import read_table
 from atoll.job.load import parse_job
@@ -58,10 +57,9 @@ def states(folder: Path) -> list[str]:
     return [entry.state for entry in accounts(folder).entries]
 
 
-def node(door: str, home: Path, point: str = "") -> subprocess.Popen[bytes]:
+def node(door: str, home: Path, point: str = "") -> Copy:
     """In a process of its own, which dies at ``point``."""
-    script = [sys.executable, ledger_process.__file__, door, str(home)]
-    return subprocess.Popen([*script, *([point] if point else [])])
+    return node_in_a_process("ledger_process", door, home, point)
 
 
 def test_a_job_stops_at_the_limit_and_the_next_researcher_is_refused_by_what_is_left(
@@ -156,7 +154,7 @@ def test_an_old_copy_of_the_whole_folder_takes_on_no_more_rounds(
     assert len(accounts(tmp_path).entries) < newest
 
 
-def ends_killed(process: subprocess.Popen[bytes], server: ff.FakeServer, ask: Any) -> None:
+def ends_killed(process: Copy, server: ff.FakeServer, ask: Any) -> None:
     """Give a node work until it dies at its point."""
     until = time.monotonic() + 60
     while process.poll() is None:

@@ -1,13 +1,14 @@
-"""Starts ``atoll`` commands by copying a process that has read its modules already.
+"""Starts processes by copying one that has read their modules already.
 
-A command reads modules for longer than it works in most tests, and a test of a federation starts a dozen of
-them. Each copy is a process of its own, with the environment, the log and the end that the command would have;
-that the installed command starts is the business of the tests of the pilot and of the how-to page.
+A command, and a node of a test, reads modules for longer than it works in most tests, and tests start a dozen
+of them. Each copy is a process of its own, with the environment, the log and the end that the process would
+have; that the installed command starts is the business of the tests of the pilot and of the how-to page.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import queue
@@ -18,28 +19,23 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-READ = (
-    *(
-        "atoll.cli.main",
-        "atoll.cli.node",
-        "atoll.cli.server",
-        "atoll.node.agent",
-        "atoll.node.join",
-    ),
-    *("atoll.node.link", "atoll.node.steward", "atoll.server.serving", "atoll.server.store.sql"),
-)
+from typing import Any
 
 
-class Launched:
+class Copy:
     """One copy; as :class:`subprocess.Popen` has it."""
 
     def __init__(self, launcher: Launcher, pid: int) -> None:
         self._launcher, self.pid = launcher, pid
 
-    def poll(self) -> int | None:
+    @property
+    def returncode(self) -> int | None:
         """Its status; None while it lives."""
         return self._launcher.ended.get(self.pid)
+
+    def poll(self) -> int | None:
+        """Its status; None while it lives."""
+        return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end; returns its status."""
@@ -47,7 +43,7 @@ class Launched:
             self._launcher.changed.wait_for(lambda: self.poll() is not None, timeout)
         status = self.poll()
         if status is None:
-            raise subprocess.TimeoutExpired(["atoll"], timeout or 0.0)
+            raise subprocess.TimeoutExpired(["copy"], timeout or 0.0)
         return status
 
     def send_signal(self, number: int) -> None:
@@ -56,12 +52,26 @@ class Launched:
             if self.poll() is None:
                 os.kill(self.pid, number)
 
+    def terminate(self) -> None:
+        """SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
 
 class Launcher:
-    """The process that is copied; it ends with this object."""
+    """The process that is copied; it ends with this object.
 
-    def __init__(self) -> None:
-        command = [sys.executable, str(Path(__file__))]
+    Args:
+        read: modules that it reads.
+        path: folders in which it finds those that are not installed; copies look into them too.
+    """
+
+    def __init__(self, read: Sequence[str], path: Sequence[str] = ()) -> None:
+        given = json.dumps({"read": list(read), "path": list(path)})
+        command = [sys.executable, str(Path(__file__)), given]
         pipe = subprocess.PIPE
         alone = {**os.environ, "OMP_NUM_THREADS": "1"}  # a process with threads is not copied
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=alone)
@@ -72,13 +82,23 @@ class Launcher:
         self._thread = threading.Thread(target=self._hear, name="launcher", daemon=True)
         self._thread.start()
 
-    def start(self, words: Sequence[str], log: Path, environment: Mapping[str, str]) -> Launched:
-        """``atoll`` with these words, in a process of its own that writes into ``log``."""
-        order = {"words": list(words), "log": str(log), "environment": dict(environment)}
+    def start(
+        self, function: str, words: Sequence[str], log: Path, environment: Mapping[str, str]
+    ) -> Copy:
+        """A process of its own that writes into ``log``.
+
+        Args:
+            function: what it calls, as ``module:name``; without arguments.
+            words: its command line, ``sys.argv``.
+            log: what it says is added to this file.
+            environment: all of it.
+        """
+        order = {"function": function, "words": list(words), "log": str(log)}
         with self._asking:
             assert self._process.stdin is not None
-            print(json.dumps(order), file=self._process.stdin, flush=True)
-            return Launched(self, self._begun.get(timeout=120))
+            text = json.dumps({**order, "environment": dict(environment)})
+            print(text, file=self._process.stdin, flush=True)
+            return Copy(self, self._begun.get(timeout=120))
 
     def close(self) -> None:
         """End it; what it has started goes on."""
@@ -104,24 +124,27 @@ def _tell(*numbers: int) -> None:
     os.write(1, (" ".join(map(str, numbers)) + "\n").encode())
 
 
-def _become(order: dict[str, object], needless: Sequence[int]) -> None:
+def _become(order: dict[str, Any], needless: Sequence[int]) -> None:
     """What is different in a copy: standard files, environment, words and signals."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    log = os.open(str(order["log"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    log = os.open(order["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, place in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(number, place)
     for number in (nothing, log, *needless):
         os.close(number)
     os.environ.clear()
-    os.environ.update(order["environment"])  # type: ignore[call-overload]
-    sys.argv = ["atoll", *order["words"]]  # type: ignore[misc]
+    os.environ.update(order["environment"])
+    sys.argv = order["words"]
 
 
-def _serve() -> None:
-    """Copy this process whenever that is asked for; returns in the copies, and ends it at the end of input."""
+def _serve() -> str:
+    """Copy this process whenever that is asked for, and end it at the end of input.
+
+    Returns in the copies: the function that each is to call.
+    """
     heard, rung = os.pipe()
     for number in (heard, rung):
         os.set_blocking(number, False)
@@ -151,19 +174,17 @@ def _serve() -> None:
             pid = os.fork()
             if pid == 0:
                 needless = (heard, rung, selector.fileno())  # type: ignore[attr-defined]
-                _become(json.loads(line), needless)
-                return
+                order = json.loads(line)
+                _become(order, needless)
+                return str(order["function"])
             living.add(pid)
             _tell(pid)
 
 
 if __name__ == "__main__":
-    import importlib
-
-    sys.path.pop(0)  # the folder of this file, which the command does not look into
-    for name in READ:
+    given = json.loads(sys.argv[1])
+    sys.path[:1] = given["path"]  # in place of the folder of this file
+    for name in given["read"]:
         importlib.import_module(name)
-    from atoll.cli.main import app
-
-    _serve()
-    app()
+    module, _, function = _serve().partition(":")
+    getattr(sys.modules[module], function)()
