@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from threading import Thread
+from threading import Event, Thread
+from typing import Any
 
 import played_sites as played
 import pytest
 
 from atoll.core.errors import Equivocation, StorageError, Unreachable
 from atoll.server.early import Early
-from atoll.wire.frames import Blob
+from atoll.wire.frames import Allowed, Blob, decode, encode
 
 World = played.World
 
@@ -158,3 +159,48 @@ def test_a_head_that_is_a_line_in_the_log_is_left_to_those_who_may_wait(world: W
     assert isinstance(world.service.offer_at_once("hungary", task.id, frame, blob, longer), Early)
     assert world.service.ledger("hungary") == longer
     assert not seen
+
+
+def test_of_two_answers_at_the_same_moment_one_is_an_alarm_and_the_other_the_one_that_counts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = asked(world)
+    (task,) = world.service.poll("hungary", ()).tasks
+    frames = [world.sites["hungary"].answer(world.service, task)]
+    body, arrays = decode(frames[0], Allowed(most_arrays=100, most_bytes=1 << 20))
+    frames.append(encode({**body, "seconds": 1e6}, arrays))
+    office, ended, begun, go = world.service._office, list[object](), Event(), Event()
+    put = office.blobs.put
+
+    def deliver() -> None:
+        try:
+            ended.append(world.service.deliver("hungary", task.id, frames[1]))
+        except Equivocation as error:
+            ended.append(error)
+
+    def write(operation: str) -> None:
+        if operation == "contribute" and not begun.is_set():
+            begun.set()
+            go.wait(10)
+
+    def put_slowly(raw: Any, named: Any = None) -> Blob:
+        monkeypatch.setattr(office.blobs, "put", put)
+        other.start()
+        assert begun.wait(10)
+        return put(raw, named)
+
+    other = Thread(target=deliver)
+    world.store.before = write
+    monkeypatch.setattr(office.blobs, "put", put_slowly)
+    try:
+        ended.append(world.service.offer("hungary", task.id, frames[0], Blob.of(frames[0])))
+    except Equivocation as error:
+        ended.append(error)
+    go.set()
+    other.join(10)
+    assert sum(isinstance(found, Equivocation) for found in ended) == 1, ended
+    assert not any(isinstance(found, Early) for found in ended)
+    (row,) = world.store.contributions(run, task.id)
+    desk = world.service._engines[run].counter.desk
+    assert desk is not None
+    assert desk.digest(task.id) == row.sha256

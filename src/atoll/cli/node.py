@@ -63,6 +63,7 @@ def join(
 @commands.command()
 def start(home: _Folder = None) -> None:
     """Work for the federation until stopped (Ctrl-C or SIGTERM)."""
+    from atoll.cli.log import begin_log
     from atoll.node.agent import Agent, stop_on_signal
     from atoll.node.join import opened, trusted
     from atoll.node.settings import read_settings
@@ -70,7 +71,7 @@ def start(home: _Folder = None) -> None:
     from atoll.runtime.allocator import keep_freed_memory
 
     at = _home(home)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    begin_log(logging.WARNING)
     logging.getLogger("atoll.node").setLevel(logging.INFO)
     settings = read_settings(at.settings)
     with at.locked() as here:

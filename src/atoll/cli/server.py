@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,9 +37,6 @@ _Home = Annotated[
     typer.Option(
         "--home", help="Folder of the server.", envvar="ATOLL_SERVER_HOME", readable=False
     ),
-]
-_Also = Annotated[
-    Path | None, typer.Argument(help="Folder of the server; as --home.", readable=False)
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -94,24 +90,29 @@ def start(
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Also log each refused request.")
     ] = False,
+    uploads: Annotated[
+        float,
+        typer.Option(
+            help="GiB that a researcher may have uploaded and no job refers to.", min=0.001
+        ),
+    ] = 32.0,
 ) -> None:
     """Run the server until it is told to stop (SIGTERM, or Ctrl-C)."""
     _check_installed()
+    from atoll.cli.log import begin_log
     from atoll.server.home import ServerHome
     from atoll.server.serving import Running, serve
+    from atoll.server.settings import GIB, Settings
 
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    begin_log(logging.INFO if verbose else logging.WARNING)
     charter = ServerHome(home).charter()
 
     def up(running: Running) -> None:
         where = f"{charter.address}, listening on port {running.port}"
         talk(f"federation {charter.federation} at {where}")
 
-    status = serve(ServerHome(home), ready=up)
+    chosen = Settings(uploads=round(uploads * GIB))
+    status = serve(ServerHome(home), settings=chosen, ready=up)
     talk("stopped")
     if status:
         raise typer.Exit(status)
@@ -193,13 +194,13 @@ def _role(text: str) -> Literal["site", "researcher"]:
 
 
 @server.command()
-def sites(folder: _Also = None, home: _Home = _DEFAULT, as_json: _Json = False) -> None:
+def sites(home: _Home = _DEFAULT, as_json: _Json = False) -> None:
     """List the members with the fingerprints of their keys."""
     _check_installed()
     from atoll.server import admin
     from atoll.wire.identity import spoken
 
-    found = admin.overview(folder or home, time.time(), alarms=0)
+    found = admin.overview(home, time.time(), alarms=0)
     rows = [
         {
             "name": member.name,
@@ -223,12 +224,12 @@ def sites(folder: _Also = None, home: _Home = _DEFAULT, as_json: _Json = False) 
 
 
 @server.command()
-def status(folder: _Also = None, home: _Home = _DEFAULT, as_json: _Json = False) -> None:
+def status(home: _Home = _DEFAULT, as_json: _Json = False) -> None:
     """Say whether the server runs, and where its runs stand."""
     _check_installed()
     from atoll.server import admin
 
-    found = admin.overview(folder or home, time.time())
+    found = admin.overview(home, time.time())
     data_line(json.dumps(_plain(found), indent=2) if as_json else _text(found))
 
 
@@ -290,7 +291,7 @@ def _text(found: Overview) -> str:
     lines = [
         f"federation   {charter.federation} ({charter.name})",
         f"address      {charter.address}",
-        f"server       {state}; epoch {found.epoch}",
+        f"server       {state}; started {found.epoch} times",
         f"certificate  {spoken(found.certificate)}",
         f"key          {spoken(found.key)}",
         f"members      {sum(m.role == 'site' for m in active)} sites, "

@@ -262,8 +262,8 @@ class Counter:
             return None
         office.blobs.put(frame, blob)
         with self.lock:
-            if self._accepting(task) is not desk:
-                return None
+            if self._accepting(task) is not desk or not self._together(desk, task):
+                return None  # another answer is being written
             now = office.now()
             row = self._row(site, task, blob, body, now)
             early = self._early[task] = Early(row, now + office.settings.together)

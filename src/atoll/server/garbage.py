@@ -18,7 +18,7 @@ from atoll.server.blobs import Blobs
 from atoll.server.store.contract import RunRow, Store
 from atoll.wire.frames import HEADER_LIMIT, MAGIC
 
-__all__ = ["collect"]
+__all__ = ["collect", "needed"]
 
 _KEPT = 2
 
@@ -32,11 +32,11 @@ def collect(store: Store, blobs: Blobs, ended: Collection[str]) -> list[str]:
         ended: statuses of runs that have ended.
     """
     runs = {row.id: row for row in store.runs()}
-    needed = {sha256 for row in runs.values() for sha256 in _needed(store, row, ended)}
+    kept = needed(store, ended)
     answered = {c.task for row in runs.values() for c in store.contributions(row.id)}
     deleted = []
     for sha256 in list(blobs.digests()):
-        if sha256 in needed:
+        if sha256 in kept:
             continue
         run, task = _origin(blobs, sha256)
         if run not in runs:
@@ -46,6 +46,11 @@ def collect(store: Store, blobs: Blobs, ended: Collection[str]) -> list[str]:
             blobs.delete(sha256)
             deleted.append(sha256)
     return deleted
+
+
+def needed(store: Store, ended: Collection[str]) -> set[str]:
+    """Digests of all that some run needs; see :func:`collect`."""
+    return {sha256 for row in store.runs() for sha256 in _needed(store, row, ended)}
 
 
 def _needed(store: Store, row: RunRow, ended: Collection[str]) -> list[str]:

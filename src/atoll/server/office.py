@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from atoll.core.errors import FenceError
+from atoll.core.errors import FenceError, StateError
 from atoll.core.layout import Array
 from atoll.core.values import ClientId
 from atoll.server.blobs import Blobs
@@ -143,6 +144,15 @@ class Office:
             fence(self.epoch, self.store.lease().epoch)
         except FenceError:
             self.wake()  # the next step finds out too, and ends this server
+            raise
+
+    @contextmanager
+    def for_good(self) -> Iterator[None]:
+        """Refusals inside are meant for good."""
+        try:
+            yield
+        except StateError:
+            self.be_sure()
             raise
 
     def event(self, kind: str, text: str, run: str = "", site: ClientId = "") -> None:

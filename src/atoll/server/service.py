@@ -19,8 +19,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import threading
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,6 +44,7 @@ from atoll.server.results import Files, Readable, reply_of, rounds_of
 from atoll.server.settings import Settings
 from atoll.server.store.contract import Member, Role, Store
 from atoll.server.submission import accepted
+from atoll.server.uploads import Uploads
 from atoll.wire.disk import Piece
 from atoll.wire.frames import Blob
 from atoll.wire.messages import BlobRef, JobReply, ReceiptBody, RoundsReply, SubmitBody
@@ -94,6 +94,8 @@ class Service:
         self._engines, self._lock = self._board.engines, self._board.lock
         self._members: dict[str, Member] = {}
         self._uploaded: set[tuple[str, str]] = set()
+        chosen = self._office.settings
+        self._unused = Uploads(chosen.uploads, chosen.uploads_kept)
         self._files = Files(self._office)
         self._stepping = threading.Lock()
         self._looked = float("-inf")
@@ -188,7 +190,7 @@ class Service:
 
     def offer(self, site: ClientId, task: str, frame: bytes, blob: Blob) -> Early | ReceiptBody:
         """As :meth:`deliver`; the receipt may come with what is made of it, and ``on_change`` says when."""
-        with self._for_good():
+        with self._office.for_good():
             engine = self._asking(site, task)
         self.touch(site)
         early = engine.counter.offer(site, task, blob, frame)
@@ -214,7 +216,7 @@ class Service:
             Unreachable: not all of it is here; the site uploads the rest and says so again.
         """
         if self._office.blobs.size(blob.sha256) != blob.size:
-            with self._for_good():
+            with self._office.for_good():
                 counter = self._asking(site, task).counter
                 if counter.heard(site, task, blob):
                     return ReceiptBody(task=task, sha256=blob.sha256, again=True)
@@ -232,7 +234,7 @@ class Service:
             ) from error
 
     def _deliver(self, site: ClientId, task: str, blob: Blob, frame: bytes | None) -> ReceiptBody:
-        with self._for_good():
+        with self._office.for_good():
             engine = self._asking(site, task)
         self.touch(site)
         try:
@@ -248,15 +250,6 @@ class Service:
             raise
         self._uploaded.discard((site, blob.sha256))
         return ReceiptBody(task=task, sha256=blob.sha256, again=again)
-
-    @contextmanager
-    def _for_good(self) -> Iterator[None]:
-        """Refusals inside are meant for good."""
-        try:
-            yield
-        except StateError:
-            self._office.be_sure()
-            raise
 
     def _asking(self, site: ClientId, task: str) -> Engine:
         engine = self._board.asking(site, task)
@@ -369,7 +362,7 @@ class Service:
             raise Forbidden(f"{name} may not upload this", remedy="name the task it answers")
         most = office.settings.largest_vector
         if task:
-            with self._for_good():
+            with self._office.for_good():
                 engine = self._asking(name, task)
                 most = engine.counter.expected(task).largest
             self.touch(name)
@@ -379,7 +372,8 @@ class Service:
                 raise TooLarge(reason)
         if size > most or offset + len(data) > size:
             raise TooLarge(f"{max(size, offset + len(data))} bytes: at most {min(size, most)}")
-        new = not office.blobs.has(sha256)
+        if (new := not office.blobs.has(sha256)) and not task:
+            self._unused.expect(name, Blob(sha256, size), office.now())
         try:
             held = office.blobs.append(Blob(sha256, size), offset, data, name)
         except StateError as error:  # a power failure took what came before: to go on from there
@@ -420,6 +414,7 @@ class Service:
             engine = Engine(office, row)  # first: a run in the store has somebody to work on it
             office.store.add_run(office.epoch, row)
             self._engines[row.id] = engine
+            self._unused.used(ref["sha256"] for ref in row.files.values())
         office.event("submitted", f"{row.name} by {by}", row.id)
         office.wake()
         return row.id
@@ -489,6 +484,8 @@ class Service:
             if office.now() >= self._looked + office.settings.members_every:
                 office.store.keep_lock()
                 self._look()
+                with self._lock:
+                    self._unused.clear(office.store, office.blobs, office.now())
             due = [self._looked + office.settings.members_every] if engines else []
             for engine in engines:
                 when = engine.work()

@@ -24,6 +24,8 @@ class Settings:
         largest_file: of a job's own code.
         largest_vector: of an initial vector, and of any answer before the model's size is known.
         overhead: what an answer may have beside its vectors.
+        uploads: what one researcher may have uploaded that no job refers to.
+        uploads_kept: after which such an upload is forgotten.
     """
 
     holder: str = "a server"
@@ -35,3 +37,5 @@ class Settings:
     largest_file: int = 4 * MIB
     largest_vector: int = 16 * GIB
     overhead: int = 2 * MIB
+    uploads: int = 32 * GIB
+    uploads_kept: float = 86_400.0
