@@ -38,6 +38,9 @@ _Home = Annotated[
         "--home", help="Folder of the server.", envvar="ATOLL_SERVER_HOME", readable=False
     ),
 ]
+_Also = Annotated[
+    Path | None, typer.Argument(help="Folder of the server; as --home.", readable=False)
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -194,13 +197,13 @@ def _role(text: str) -> Literal["site", "researcher"]:
 
 
 @server.command()
-def sites(home: _Home = _DEFAULT, as_json: _Json = False) -> None:
+def sites(folder: _Also = None, home: _Home = _DEFAULT, as_json: _Json = False) -> None:
     """List the members with the fingerprints of their keys."""
     _check_installed()
     from atoll.server import admin
     from atoll.wire.identity import spoken
 
-    found = admin.overview(home, time.time(), alarms=0)
+    found = admin.overview(folder or home, time.time(), alarms=0)
     rows = [
         {
             "name": member.name,
@@ -224,12 +227,12 @@ def sites(home: _Home = _DEFAULT, as_json: _Json = False) -> None:
 
 
 @server.command()
-def status(home: _Home = _DEFAULT, as_json: _Json = False) -> None:
+def status(folder: _Also = None, home: _Home = _DEFAULT, as_json: _Json = False) -> None:
     """Say whether the server runs, and where its runs stand."""
     _check_installed()
     from atoll.server import admin
 
-    found = admin.overview(home, time.time())
+    found = admin.overview(folder or home, time.time())
     data_line(json.dumps(_plain(found), indent=2) if as_json else _text(found))
 
 
@@ -291,7 +294,7 @@ def _text(found: Overview) -> str:
     lines = [
         f"federation   {charter.federation} ({charter.name})",
         f"address      {charter.address}",
-        f"server       {state}; started {found.epoch} times",
+        f"server       {state}; epoch {found.epoch}",
         f"certificate  {spoken(found.certificate)}",
         f"key          {spoken(found.key)}",
         f"members      {sum(m.role == 'site' for m in active)} sites, "
