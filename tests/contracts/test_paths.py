@@ -34,8 +34,8 @@ from path_models import WIDTH, dense, image, wide  # only where torch is install
 
 NEAR = {"float32": 1e-6, "float64": 1e-12}
 SIZES = {f"c{i}": n for i, n in enumerate([1, 2, 5, 8, 9, 13, 20, 3])}
-MANY = {f"d{i}": 1 + i % 7 for i in range(40)}
-"""So many that those of a large model share sums."""
+MANY = {f"d{i}": 1 + i % 7 for i in range(32)}
+"""The fewest of which those of a large model share sums."""
 
 
 def rows(n, seed):
@@ -105,6 +105,12 @@ GENTLE = {
 
 def algorithm(name, **options):
     return ALGORITHMS[name](**GENTLE.get(name, {}), **options)
+
+
+def test_clients_of_the_large_model_share_sums_where_there_are_many():
+    parts = parts_of(algorithm("fedavg"), "auto", wide, {"d0": rows(7, 0)})
+    share = partial(parts.trainer.together, parts.local, 7)
+    assert [share(clients=n) > 1 for n in (len(MANY) - 1, len(MANY))] == [False, True]
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
