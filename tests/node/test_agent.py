@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_federation as ff
@@ -140,6 +142,34 @@ def test_a_server_that_is_away_gets_the_result_when_it_is_back(
         server.result(hit.id)
         assert server.deliveries[-1] == (hit.id, held.blob.sha256)
         assert server.result(solo.train().id)[0].status == "done"
+
+
+def test_a_server_that_stays_away_is_logged_once_for_each_result(
+    tmp_path: Path, server: ff.FakeServer, solo: ff.Solo, caplog: pytest.LogCaptureFixture
+) -> None:
+    with east(tmp_path, server) as agent:
+        server.result(solo.train().id)
+        hit = solo.train(1.0)
+        ff.eventually(lambda: at_work(agent, hit.id))
+        server.down = True
+        server.wake()
+        ff.eventually(lambda: "is sent again later" in agent._site.trouble.get("r1", ""))
+        time.sleep(2.0)  # in which it is tried again
+        server.down = False
+        server.result(hit.id)
+        ff.eventually(lambda: not agent._site.trouble)
+    assert caplog.text.count("is sent again later") == 1
+
+
+def test_a_ledger_that_was_put_back_is_told_of_the_node(
+    tmp_path: Path, server: ff.FakeServer
+) -> None:
+    said = "an old copy was put back"
+    with east(tmp_path, server) as agent:
+        steward = SimpleNamespace(trouble=said, see=lambda head: None)
+        object.__setattr__(agent._site, "steward", steward)
+        home = agent._site.home
+        ff.eventually(lambda: home.read(home.state).get("trouble") == said)
 
 
 def test_a_server_that_was_replaced_is_not_worked_for(

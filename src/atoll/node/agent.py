@@ -262,7 +262,9 @@ class Agent:
     def _tell(self) -> None:
         runs = {run: errands.state() for run, errands in list(self._runs.items())}
         epoch = self._fence.epoch
-        trouble = self._trouble or next(iter(list(self._site.trouble.values())), "")
+        steward, runs_trouble = self._site.steward, list(self._site.trouble.values())
+        ledger = "" if steward is None else steward.trouble
+        trouble = self._trouble or ledger or next(iter(runs_trouble), "")
         told = {"state": self._state, "trouble": trouble, "epoch": epoch, "runs": runs}
         if told != self._told:
             self._told = told

@@ -272,9 +272,8 @@ class Errands:
         body, most = self._bodies[task], self._site.settings.cache
         need = sum(ref.size for ref in named(body))
         if need > most * GIB:
-            self._fail(
-                task, f"it needs {need / GIB:.3g} GiB of downloads; cache is {most:g} GiB here"
-            )
+            why = f"it needs {need / GIB:.3g} GiB of downloads; cache is {most:g} GiB here"
+            self._fail(task, why)
             return
         self._pin()  # before: the last model's file serves this one
         try:
@@ -490,11 +489,12 @@ class Errands:
                 self._site.link.deliver_long(held, partial(spool.write_through, held))
         except AtollError as error:
             if passing(error):
-                log.warning("run %s: %s is sent again later: %s", self.run_id, task, error)
+                self._site.hindered(self.run_id, f"{task} is sent again later: {error}")
                 self._step(task, f.SendFailed(self._site.jitter()))
                 return
             level = logging.ERROR if isinstance(error, Equivocation) else logging.WARNING
             log.log(level, "run %s: the server does not take %s: %s", self.run_id, task, error)
             self._step(task, f.Gone())
         else:
+            self._site.trouble.pop(self.run_id, None)
             self._step(task, f.Acknowledged())

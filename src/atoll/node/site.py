@@ -70,9 +70,10 @@ class Site:
     _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def hindered(self, run: str, what: str) -> None:
-        """Tell the log, and whoever asks how the node is, what is in a run's way."""
-        log.warning("run %s: %s", run, what)
-        self.trouble[run] = f"run {run}: {what}"
+        """Tell the log, once for as long as it stays the same, and whoever asks, what is in a run's way."""
+        before, self.trouble[run] = self.trouble.get(run), f"run {run}: {what}"
+        if self.trouble[run] != before:
+            log.warning("run %s: %s", run, what)
 
     def take_on(self, run: str) -> None:
         """Count ``run`` among those that are worked on here, from now until its end.

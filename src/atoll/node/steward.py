@@ -140,6 +140,11 @@ class Steward:
         head = self._ledger.head
         return str(head) if head.count else ""
 
+    @property
+    def trouble(self) -> str:
+        """Why the ledger pays for nothing; empty where it does."""
+        return self._ledger.trouble
+
     def see(self, head: str) -> None:
         """What the server remembers of the ledger."""
         before = self._ledger.trouble
