@@ -129,3 +129,42 @@ def test_a_given_gradient_is_zero_where_nothing_is_trained():
     assert trainer.layout.views(vector)["mean"].tolist() == [-6.0]
     assert trainer.layout.views(vector)["seen"] == 0
     assert loss == 1.5
+
+
+def test_torch_in_a_function_of_one_s_own_is_as_in_every_worker(work):
+    torch = pytest.importorskip("torch")
+
+    def draw(parameters, data, context):
+        count = float(torch.get_num_threads())
+        return {"drawn": torch.rand(3).numpy(), "threads": np.array([count])}, None
+
+    def score(parameters, data):
+        return {"loss": torch.rand(1).item(), "threads": torch.get_num_threads()}
+
+    trainer = FunctionTrainer(
+        lambda rng: {"drawn": torch.rand(3).numpy(), "threads": np.zeros(1)}, draw, score
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        torch.manual_seed(5)
+        first, start = fit(trainer, work()), trainer.initial(Seed(0))
+        state = torch.get_rng_state()
+        torch.rand(7)  # somebody else draws meanwhile
+        again = fit(trainer, work())
+        assert again.parameters.tolist() == first.parameters.tolist()
+        assert trainer.initial(Seed(0)).tolist() == start.tolist() != again.parameters.tolist()
+        assert trainer.layout.unpack(again.parameters)["threads"].tolist() == [1.0]
+        told = [trainer.evaluate(start, DATA) for _ in range(2)]
+        assert told[0]["loss"].value == told[1]["loss"].value
+        assert told[0]["threads"].value == 1.0
+        other = trainer.fit(
+            start, DATA, work=work(), rule=LocalRule(), seed=Seed(1), round=2
+        ).parameters
+        assert other.tolist() != again.parameters.tolist()
+        # Nothing of the caller's was touched.
+        assert torch.get_num_threads() == 2
+        torch.manual_seed(5)
+        assert torch.equal(torch.get_rng_state(), state)
+    finally:
+        torch.set_num_threads(before)

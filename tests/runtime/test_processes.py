@@ -199,7 +199,8 @@ def test_what_cannot_be_sent_is_refused_with_the_way_out():
     assert not multiprocessing.active_children()
 
 
-def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+@pytest.mark.parametrize("again", ["forkserver", "fork"])
+def test_a_script_without_a_main_guard_is_told_so(tmp_path, again):
     script = tmp_path / "unguarded.py"
     script.write_text(
         textwrap.dedent(
@@ -213,7 +214,9 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path):
             from atoll.runtime.serial import SerialExecutor
             parts = rc.parts(FedAvg())
             like = parts.algorithm.broadcast(Loop(parts, SerialExecutor(parts)).start().state)
-            ProcessExecutor(parts, like, workers=2, method="forkserver")
+            # In the first process by the fork server; a worker that imports this could make copies.
+            method = "forkserver" if __name__ == "__main__" else {again!r}
+            ProcessExecutor(parts, like, workers=2, method=method)
             """
         )
     )

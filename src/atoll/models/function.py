@@ -8,11 +8,16 @@
 
 Local rules (FedProx, SCAFFOLD, FedDyn) do not reach into foreign code; a job that needs them is
 refused, unless the function declares ``corrects`` and applies ``context.rule`` itself.
+
+Where torch is loaded, a user's function finds it on one thread, and its default generator at a seed of this
+client in this round: results depend neither on the executor nor on the machine's cores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -165,7 +170,8 @@ class FunctionTrainer:
             )
         lr = learning_rate(work, round=round, epoch=0)
         context = FitContext(seed.generator(), work, lr, rule, round, self.layout)
-        returned = self._fit(self._named(parameters), data, context)
+        with _torch_alone(seed / "torch"):
+            returned = self._fit(self._named(parameters), data, context)
         if not (isinstance(returned, tuple) and len(returned) == 2):
             raise ClientError(
                 f"fit returned {type(returned).__name__}, not (parameters, metrics or None)",
@@ -189,7 +195,8 @@ class FunctionTrainer:
                 remedy="pass gradient=, or choose an algorithm that trains locally, such as FedAvg",
             )
         named = self._named(parameters)
-        slopes, loss = self._gradient(named, data)
+        with _torch_alone(Seed(0)):
+            slopes, loss = self._gradient(named, data)
         fixed = {e.name: np.zeros(e.shape) for e in self.layout.entries if not e.trainable}
         return self._packed({**fixed, **slopes}, "gradient", exact=False), float(loss)
 
@@ -199,7 +206,8 @@ class FunctionTrainer:
         Raises:
             ClientError: it returned no ``loss``, or something that is neither number nor metric.
         """
-        found = self._evaluate(self._named(parameters), data)
+        with _torch_alone(Seed(0)):
+            found = self._evaluate(self._named(parameters), data)
         if not isinstance(found, Mapping) or "loss" not in found:
             names = sorted(found) if isinstance(found, Mapping) else type(found).__name__
             raise ClientError(
@@ -208,7 +216,8 @@ class FunctionTrainer:
         return {name: _metric(name, value, len(data)) for name, value in found.items()}
 
     def _start(self, seed: Seed) -> dict[str, Array]:
-        raw = self._initial(seed.generator()) if callable(self._initial) else self._initial
+        with _torch_alone(seed / "torch"):
+            raw = self._initial(seed.generator()) if callable(self._initial) else self._initial
         arrays = {name: np.asarray(value) for name, value in raw.items()}
         raise_faults(
             LayoutError,
@@ -248,6 +257,26 @@ class FunctionTrainer:
             for n, a in named.items()
         }
         return self.layout.pack(own)
+
+
+@contextmanager
+def _torch_alone(seed: Seed) -> Iterator[None]:
+    """torch, where a user's code has loaded it, as it is in every worker: one thread, a stream of its own.
+
+    Both are put back. Else its sums would depend on the machine's cores, and what it draws on who came before.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is None or not hasattr(torch, "default_generator"):  # half imported
+        yield
+        return
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    torch.default_generator.manual_seed(seed.integer())
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
 
 
 def _metric(name: str, value: Any, rows: int) -> Metric:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -74,6 +74,11 @@ class ProcessExecutor:
         self._held = ExitStack()
         self.timings: Mapping[str, float] = {}
         count = _count(parts, workers)
+        if getattr(current_process(), "_inheriting", False):  # a copy could be made, and go on so
+            raise JobError(
+                "a worker process imports this script, which would start workers again",
+                remedy="keep the script's calls below `if __name__ == '__main__':`",
+            )
         chosen = method_for(method)
         context: Any = get_context(chosen)
         self._board = Board(context, like, _SLOTS)
