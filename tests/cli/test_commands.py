@@ -201,6 +201,20 @@ def test_resuming_an_ended_run_says_so_and_changes_nothing(atoll_command, job, t
     assert contents(tmp_path / "out") == before
 
 
+def test_resuming_with_more_rounds_goes_on_to_the_bits_of_a_longer_run(
+    atoll_command, job, tmp_path
+):
+    more = ("--set", "rounds.count=5", "--json")
+    whole = json.loads(atoll_command("run", job, "--out", tmp_path / "whole", *more)[1])
+    assert atoll_command("run", job, "--out", "OUT")[0] == 0
+    status, out, err = atoll_command("run", job, "--out", "OUT", "--resume", *more)
+    assert (status, json.loads(out)["model_hash"]) == (0, whole["model_hash"])
+    assert [line[:9] for line in err.splitlines()] == ["round 4/5", "round 5/5"]
+    status, _, err = atoll_command("run", job, "--out", "OUT", "--resume")
+    assert status == 5
+    assert "had planned 5 rounds, and 3 are fewer" in err
+
+
 def test_resuming_where_nothing_was_begins(atoll_command, job):
     status, out, _ = atoll_command("run", job, "--out", "OUT", "--resume")
     assert status == 0

@@ -70,6 +70,13 @@ def test_a_job_from_elsewhere_is_checked_with_all_its_faults():
     assert {f.place for f in caught.value.faults} == {"code", "seed"}
 
 
+def test_a_loss_of_the_job_s_own_is_packed_with_what_it_imports(tmp_path):
+    write(tmp_path, loss="import parts\n", parts="x = 1\n", net="")
+    spec = spec_with(kind="torch", factory="net.py:make", loss="loss.py:focal")
+    assert set(pack(spec, tmp_path).files) == {"loss.py", "net.py", "parts.py"}
+    assert set(pack(spec_with(kind="mlp", loss="bce"), tmp_path).files) == set()
+
+
 def test_a_job_without_code_of_its_own_packs_none(tmp_path):
     (tmp_path / "rows.csv").write_text("x,sick\n1,no\n")
     (tmp_path / "net.py").write_text("raise SystemExit\n")

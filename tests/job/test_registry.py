@@ -264,3 +264,56 @@ def test_networks_of_sites_keep_no_single_scores(folder, spec_of):
     pytest.importorskip("torch")
     spec = spec_of(model={"kind": "mlp", "options": {"hidden": [3]}})
     assert trainer_for(spec, load_islands(spec, folder, 0), folder).exact_auc is False
+
+
+LOSSES = """import torch
+from torch.nn import functional as F
+weights = torch.tensor([1.0, 3.0])
+constant = 0.5
+def weighted(output, target):
+    return F.cross_entropy(output, target, weight=weights)
+def huber(output, target):
+    return F.huber_loss(output.reshape(target.shape), target.to(output.dtype))
+"""
+
+
+@pytest.mark.usefixtures("_own")
+def test_a_loss_of_the_job_s_own_is_what_is_trained(folder, spec_of):
+    torch = pytest.importorskip("torch")
+    (folder / "nets.py").write_text(LOSSES)
+    spec = spec_of(model={"kind": "mlp", "loss": "nets.py:weighted"})
+    islands = load_islands(spec, folder, 0)
+    trainer = trainer_for(spec, islands, folder)
+    assert (trainer.task, trainer.classes) == ("classification", 2)
+    rows, start = islands.train["east"], trainer.initial(Seed(1))
+    logits = trainer.module_with(start)(torch.tensor(rows.features, dtype=torch.float32))
+    weights, labels = torch.tensor([1.0, 3.0]), torch.tensor(rows.targets)
+    expected = torch.nn.functional.cross_entropy(logits, labels, weight=weights)
+    assert trainer.gradient(start, rows)[1] == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.usefixtures("_own")
+def test_a_loss_of_one_s_own_is_for_the_task_of_the_data(folder, spec_of):
+    pytest.importorskip("torch")
+    (folder / "nets.py").write_text(LOSSES)
+    spec = spec_of(
+        model={"kind": "mlp", "loss": "nets.py:huber"},
+        data={"target": "dose", "task": "regression"},
+    )
+    trainer = trainer_for(spec, load_islands(spec, folder, 0), folder)
+    assert (trainer.task, trainer.classes) == ("regression", None)
+
+
+@pytest.mark.usefixtures("_own")
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("nets.py:weightd", "weighted"), ("nets.py:constant", "not a function"), ("no.py:f", "no.py")],
+)
+def test_a_loss_that_is_none_is_named_before_training(folder, spec_of, name, told):
+    pytest.importorskip("torch")
+    (folder / "nets.py").write_text(LOSSES)
+    with pytest.raises(JobError) as caught:
+        spec_of(model={"kind": "mlp", "loss": name})
+    (fault,) = caught.value.faults
+    assert fault.place == "model.loss"
+    assert told in f"{fault.message} {fault.remedy}"

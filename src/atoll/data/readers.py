@@ -22,6 +22,7 @@ from atoll.data.table import Table, label
 
 __all__ = [
     "NOT_KNOWN",
+    "as_table",
     "fashion_mnist",
     "idx_examples",
     "read_examples",
@@ -68,6 +69,25 @@ def read_table(path: str | Path) -> Table:
     except _UNREADABLE as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"{path}: cannot be read ({first})", remedy="check the file") from error
+
+
+def as_table(rows: Any) -> Table:
+    """The table that rows in hand are: a table, a pandas frame, columns by name, or a file.
+
+    Raises:
+        DataError: something else, or a file that cannot be read.
+    """
+    if isinstance(rows, Table):
+        return rows
+    if isinstance(rows, str | Path):
+        return read_table(rows)
+    if hasattr(rows, "columns") and hasattr(rows, "dtypes"):
+        return _from_frame(rows)
+    if isinstance(rows, Mapping):
+        return Table.of(rows)
+    raise DataError(
+        f"a {type(rows).__name__} is no table", remedy="give a pandas frame, or columns by name"
+    )
 
 
 def read_examples(path: str | Path) -> Examples:

@@ -24,7 +24,7 @@ from atoll.data.columns import (
     read_cells,
     where,
 )
-from atoll.data.sketches import Sketch, clashes, guessed, merged, sketch
+from atoll.data.sketches import MOST_LEVELS, Sketch, clashes, guessed, merged, sketch
 from atoll.data.table import Table, label
 from atoll.data.telling import EXACT, Telling
 
@@ -128,7 +128,7 @@ def check_sites(
 ) -> tuple[dict[str, Table], tuple[str, ...]]:
     """Typed tables of all sites, and notes on what is allowed but worth knowing.
 
-    Noted: a site with a single class, a feature without any value at a site, columns not declared.
+    Noted: a site with a single class, a feature without any value at a site, columns that are not read.
 
     Raises:
         DataError: with every fault of every site; each names site, column, value and row.
@@ -291,6 +291,12 @@ def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table
             held = {label(cell) for cell in table[schema.target]}
             if len(held) == 1:
                 yield f"site {site!r}: a single class, {held.pop()!r}, in {len(table)} rows"
+    ignored = [c.name for c in schema.columns if c.role == "ignore"]
+    if ignored:
+        yield (
+            f"columns left out, as text of more than {MOST_LEVELS} different values or without any: "
+            f"{', '.join(ignored)}"
+        )
     declared = {c.name for c in schema.columns} | {schema.target}
     extra = {name for raw in sites.values() for name in raw.names} - declared
     if extra:

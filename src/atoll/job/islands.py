@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from atoll.core.contracts import Examples
 from atoll.core.errors import DataError, Fault, raise_faults, suggest
 from atoll.core.values import ClientId
 from atoll.data.card import examples_card
+from atoll.data.inputs import Inputs
 from atoll.data.population import LazyClients
 
-__all__ = ["MOST_CARDS", "Islands", "card", "islands_of", "together", "untold"]
+__all__ = ["MOST_CARDS", "Islands", "card", "islands_of", "sized", "together", "untold"]
 
 MOST_CARDS = 200
 """Data cards are made for at most so many clients; a simulation of thousands needs none."""
@@ -35,6 +37,7 @@ class Islands:
         notes: what is allowed but worth knowing.
         black: value of a black pixel after scaling, for image augmentation.
         agreed: what a job of statistics needs to know of the columns.
+        inputs: what a model of these tables has to be given; None where sites differ in it, or there is none.
     """
 
     train: Mapping[ClientId, Any]
@@ -46,6 +49,7 @@ class Islands:
     notes: Sequence[str] = ()
     black: float = 0.0
     agreed: Any = None
+    inputs: Inputs | None = None
 
 
 def islands_of(
@@ -82,6 +86,23 @@ def islands_of(
     if len(clients) <= MOST_CARDS and not lazy:
         cards = [card(c, examples_card(e)) for c, e in clients.items() if isinstance(e, Examples)]
     return Islands(clients, held_out, central, cards=cards)
+
+
+def sized(islands: Islands) -> Islands:
+    """Rows that were handed over, with their sizes: what a job's model is built by.
+
+    Values per row are those of the first client; classes are counted over all rows there are, and 1 where
+    targets are no whole numbers.
+    """
+    rows = [e for e in islands.train.values() if isinstance(e, Examples)]
+    if islands.features or not rows:
+        return islands
+    judged = [e for e in (*islands.held_out.values(), islands.central) if isinstance(e, Examples)]
+    labels = [np.asarray(e.targets) for e in (*rows, *judged) if len(e)]
+    whole = all(found.dtype.kind in "biu" for found in labels)
+    classes = 1 + max((int(found.max()) for found in labels), default=0) if whole else 1
+    features = math.prod(rows[0].features.shape[1:])
+    return replace(islands, features=features, classes=classes)
 
 
 _NUMBERS = "number the classes from 0: 0, 1, …"

@@ -142,9 +142,8 @@ def _misnamed(name: str) -> str:
 def _named(spec: JobSpec) -> Iterator[tuple[str, str]]:
     """Files that the job names, and where."""
     model = spec.model
-    texts = {
-        f"model.{key}": getattr(model, key) for key in ("factory", "fit", "evaluate", "initial")
-    }
+    keys = ("factory", "fit", "evaluate", "initial", "loss")
+    texts = {f"model.{key}": getattr(model, key) for key in keys}
     if model.kind == "function":
         texts["model.options.gradient"] = str(model.options.get("gradient", ""))
     for place, text in texts.items():

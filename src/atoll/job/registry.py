@@ -175,7 +175,9 @@ def _torch_faults(spec: JobSpec, folder: Path) -> list[Fault]:
     model = spec.model
     losses = import_module("atoll.models.torch").LOSSES
     found: list[Fault] = []
-    if model.loss and model.loss not in losses:
+    if ":" in model.loss:
+        found += _loss_faults(model.loss, folder)
+    elif model.loss and model.loss not in losses:
         found.append(Fault("model.loss", f"unknown {model.loss!r}", suggest(model.loss, losses)))
     elif model.loss and (model.loss in ("mse", "l1")) != (spec.data.task == "regression"):
         reason = f"{model.loss!r} does not fit data.task {spec.data.task!r}"
@@ -195,6 +197,17 @@ def _torch_faults(spec: JobSpec, folder: Path) -> list[Fault]:
         kinds = dict.fromkeys(parameters, Any)
         found += checked_options(model.options, kinds, "model.options", model.kind)[1]
     return found
+
+
+def _loss_faults(text: str, folder: Path) -> list[Fault]:
+    wrong = _name_faults(text, folder, "model.loss")
+    if wrong:
+        return wrong
+    made = import_name(text, folder, "model.loss")
+    if callable(made) and not isinstance(made, type):
+        return []
+    reason = f"{text!r} is not a function of outputs and targets"
+    return [Fault("model.loss", reason, "name a function, or an object such as a module of torch")]
 
 
 def _import_faults(model: ModelSpec, key: str, folder: Path) -> list[Fault]:
@@ -283,12 +296,16 @@ def _torch_trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
         arguments.setdefault("classes", 1 if regression else islands.classes)
         if model.kind in ("mlp", "logistic"):
             arguments.setdefault("inputs", islands.features)
+    loss: Any = model.loss or ("mse" if regression else "cross_entropy")
+    if ":" in loss:  # of the user's own, whose name does not tell what it is for
+        loss = import_name(loss, folder, "model.loss")
     augment = _networks().CropFlip(fill=islands.black) if model.augment else None
     made = _built(
         lambda: trainer(
             factory,
             arguments,
-            loss=model.loss or ("mse" if regression else "cross_entropy"),
+            loss=loss,
+            task=None if isinstance(loss, str) else spec.data.task,
             classes=None if regression else islands.classes,
             personal=model.personal,
             augment=augment,

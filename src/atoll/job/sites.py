@@ -17,6 +17,7 @@ from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data import partition as parts
 from atoll.data.card import data_card
+from atoll.data.inputs import Inputs
 from atoll.data.preprocessing import Plan, Preprocessor
 from atoll.data.readers import read_table, sites_from_column, sites_from_files
 from atoll.data.schema import Schema, check_sites
@@ -153,6 +154,7 @@ def preprocessed(
     train = {site: fitted[site].apply(half.train) for site, half in cut.items()}
     held_out = {s: fitted[s].apply(test) for s, test in tests.items() if s not in silent}
     first = next(iter(train.values()))
+    alike = spec.preprocessing.mode == "federated"
     return Islands(
         train=train,
         held_out=held_out,
@@ -160,6 +162,7 @@ def preprocessed(
         classes=1 if spec.data.task == "regression" else len(schema.classes),
         cards=[card(site, _card(typed[site], schema, half)) for site, half in cut.items()],
         notes=(*notes, *(untold(site, rule.minimum) for site in silent)),
+        inputs=Inputs(schema.features, next(iter(fitted.values()))) if alike else None,
     )
 
 

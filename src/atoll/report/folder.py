@@ -40,6 +40,7 @@ __all__ = ["RunFolder", "plain", "read_model", "write_atomic", "write_model"]
 _KNOWN = (
     "manifest.json",
     "metrics.jsonl",
+    "inputs.json",
     "profile.json",
     "audit.json",
     "report.html",
@@ -110,6 +111,11 @@ class RunFolder:
         return self.path / "model.safetensors"
 
     @property
+    def inputs(self) -> Path:
+        """Where it is written what the model has to be given, if it was trained on tables."""
+        return self.path / "inputs.json"
+
+    @property
     def profile(self) -> Path:
         """Where the account of the run's time lies, if it was asked for."""
         return self.path / "profile.json"
@@ -161,6 +167,10 @@ class RunFolder:
         """Replace the account of the run's time."""
         content = json.dumps(plain(profile), indent=2, allow_nan=False)
         return write_atomic(self.profile, _encode(content + "\n"))
+
+    def write_inputs(self, text: str) -> Path:
+        """Replace what the model has to be given."""
+        return write_atomic(self.inputs, _encode(text + "\n"))
 
     def write_audit(self, found: Mapping[str, Any]) -> Path:
         """Replace the findings of an audit."""

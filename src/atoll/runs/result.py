@@ -14,6 +14,7 @@ from atoll.core.errors import Forbidden, MissingExtra, NotFound, suggest
 from atoll.core.layout import Array
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
+from atoll.data.inputs import Inputs
 from atoll.job.build import Job
 from atoll.report.folder import RunFolder, write_model
 from atoll.report.html import write_report
@@ -37,6 +38,8 @@ class Run:
         manifest: what ran on what, and how it ended.
         folder: where it was written; None when it was not.
         profile: where the time went; None unless it was asked for.
+        inputs: what the model has to be given, and what its outputs mean; None for a job that was not
+            trained on tables, or whose sites preprocess each for itself, and between institutions.
     """
 
     job: Job
@@ -46,6 +49,7 @@ class Run:
     manifest: Mapping[str, Any]
     folder: Path | None = None
     profile: Profile | None = None
+    inputs: Inputs | None = None
 
     def __repr__(self) -> str:
         """A line for notebooks; the records would fill the page."""
@@ -96,8 +100,13 @@ class Run:
     @property
     def model(self) -> Any:
         """The final model in its own framework; named arrays where there is none."""
-        make = getattr(self.trainer, "module_with", None)
-        return make(self._whole(self.vector)) if make else self.parameters
+        return self._made(self.vector)
+
+    @property
+    def best_model(self) -> Any:
+        """The best model by the watched metric, as :attr:`model` gives the final one."""
+        best = self.progress.best
+        return self._made(best.parameters if best else self.vector)
 
     @property
     def ledger(self) -> list[dict[str, Any]]:
@@ -164,6 +173,10 @@ class Run:
         """Shared parameters as named arrays, as in :attr:`parameters`; see :meth:`Layout.unpack`."""
         return self.trainer.layout.unpack(self._whole(shared), copy=copy)
 
+    def _made(self, shared: Array) -> Any:
+        make = getattr(self.trainer, "module_with", None)
+        return make(self._whole(shared)) if make else self.named(shared)
+
     def _whole(self, shared: Array) -> Array:
         layout = self.trainer.layout
         if layout.shared.stop == layout.size:
@@ -173,10 +186,12 @@ class Run:
 
 
 def write_results(folder: RunFolder, run: Run) -> None:
-    """Write the model, the best model when one was watched, and the manifest."""
+    """Write the model, the best model when one was watched, what they have to be given, and the manifest."""
     meta = {"job": str(run.manifest["job_hash"]), "layout": run.trainer.layout.to_json()}
     if run.job.study is None:  # which trains nothing
         write_model(folder.model, run.named(run.vector, copy=False), meta)
     if (best := run.progress.best) is not None:
         write_model(folder.path / "best.safetensors", run.named(best.parameters, copy=False), meta)
+    if run.inputs is not None:
+        folder.write_inputs(run.inputs.to_json())
     folder.write_manifest(run.manifest)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from atoll.job.datasets import Islands
 from atoll.report.folder import RunFolder, plain
 from atoll.report.html import write_report
 from atoll.runs.findings import write_findings
+from atoll.runs.longer import why_not_longer
 from atoll.runs.result import Run, write_results
 from atoll.runs.roll import clients_roll, data_prints, population_entry, told_rows
 from atoll.runs.statement import statement_of
@@ -88,11 +90,53 @@ class Session:
         if path is None:
             self.folder.truncate(0)
             return None
-        progress, notes = checkpoint.read(path, self.job.hash())
+        before: Mapping[str, Any] = {}
+        try:
+            progress, notes = checkpoint.read(path, self.job.hash())
+        except CheckpointError as error:
+            before = self.folder.read_manifest()
+            progress, notes = self._of_fewer_rounds(path, before, error)
         self._agree(notes, str(path))
         self.folder.truncate(progress.rounds)
         self.saved = progress.rounds
+        if before:
+            self._taken_over(progress, before)
         return progress
+
+    def _of_fewer_rounds(
+        self, path: Path, before: Mapping[str, Any], refused: CheckpointError
+    ) -> tuple[Progress, dict[str, Any]]:
+        """The checkpoint of a run of the same job with fewer rounds.
+
+        Args:
+            path: the checkpoint.
+            before: manifest of the run that left it; empty where none was written yet.
+            refused: why it is none of this very job.
+
+        Raises:
+            CheckpointError: it is of neither; says what is different where that is known.
+        """
+        earlier = str(before.get("job_hash", ""))
+        if earlier in ("", self.job.hash()):
+            raise refused
+        progress, notes = checkpoint.read(path, earlier)
+        private = self.parts.chain.account is not None
+        why = why_not_longer(before["job"], self.job, private=private, done=progress.rounds)
+        if why:
+            raise CheckpointError(
+                f"{path} belongs to another job: {why}",
+                remedy="resume with the unchanged job, or with more rounds and nothing else changed; "
+                "or start anew in another folder",
+            )
+        return progress, notes
+
+    def _taken_over(self, progress: Progress, before: Mapping[str, Any]) -> None:
+        """From now on the folder is of this job, wherever it may be killed."""
+        if self.folder is None:
+            return
+        checkpoint.write(self.folder.checkpoint, progress, self.job.hash(), self.notes)
+        mine = {"job": self.job.describe(), "job_hash": self.job.hash(), "status": "interrupted"}
+        self.folder.write_manifest({**before, **mine})
 
     def continued(
         self, progress: Progress, notes: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
@@ -165,6 +209,7 @@ class Session:
             rounds=rounds,
             manifest=self.manifest(status, progress, comparison, rounds),
             folder=None if self.folder is None else self.folder.path,
+            inputs=self.islands.inputs,
         )
         if self.folder is not None:
             write_results(self.folder, run)

@@ -297,6 +297,8 @@ def write(folder: Path, progress: Progress, job_hash: str, extra: Mapping[str, A
 
 
 def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return  # a folder cannot be opened there
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -28,6 +28,7 @@ from atoll.data.population import ids_of, rows_of
 from atoll.job.build import Job
 from atoll.job.datasets import BUILT_IN, Islands, islands_of
 from atoll.job.digits import with_digits
+from atoll.job.islands import sized
 from atoll.job.privacy import with_chain
 from atoll.job.record import record_faults, record_trainer
 from atoll.privacy.links.account import RunAccount
@@ -274,7 +275,7 @@ def _islands(
 
 
 def _trainer(job: Job, islands: Islands) -> Trainer:
-    trainer = job.trainer if isinstance(job.trainer, Trainer) else job.trainer(islands)
+    trainer = job.trainer if isinstance(job.trainer, Trainer) else job.trainer(sized(islands))
     if job.privacy.record is None or job.privacy_faults:
         return trainer
     rows = [rows_of(islands.train, client) for client in ids_of(islands.train)]

@@ -1,0 +1,109 @@
+"""A run on tables leaves what its model has to be given: raw rows lead to the very figures of the run."""
+
+import json
+
+import numpy as np
+import pytest
+
+import atoll
+from atoll.data.inputs import Inputs
+
+JOB = """seed = 2
+[data]
+source = "rows.csv"
+site_column = "site"
+target = "ill"
+test_fraction = 0.5
+central_test = true
+[data.columns.age]
+type = "integer"
+missing = [-9]
+[data.columns.sex]
+type = "category"
+[evaluation]
+compare = false
+[rounds]
+count = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng, lines = np.random.default_rng(0), ["site,age,sex,ill"]
+    for i in range(60):
+        age = rng.choice([rng.integers(20, 80), -9], p=[0.9, 0.1])
+        lines.append(
+            f"{'abc'[i % 3]},{age},{rng.choice(['f', 'm', ''])},{rng.choice(['no', 'yes'])}"
+        )
+    (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
+    (tmp_path / "job.toml").write_text(JOB)
+    return tmp_path
+
+
+def test_raw_rows_and_the_folder_alone_give_the_model_s_answers(folder):
+    job = atoll.load_job(folder / "job.toml")
+    run = atoll.simulate(job, out=folder / "run")
+    inputs = Inputs.read(folder / "run")
+    assert inputs == run.inputs
+    raw = (folder / "rows.csv").read_text().splitlines()
+    rows = {"age": [], "sex": []}
+    for line in raw[1:]:
+        _, age, sex, _ = line.split(",")
+        rows["age"].append(float(age))
+        rows["sex"].append(sex)
+    features = inputs.features(rows)
+    islands = job.islands(2)
+    trained = np.concatenate([e.features for e in islands.train.values()])
+    held_out = np.concatenate([e.features for e in islands.held_out.values()])
+    ours = sorted(map(tuple, features.tolist()))
+    assert ours == sorted(map(tuple, np.concatenate([trained, held_out]).tolist()))
+    # The central figure again, from the parameters by name and the classes by word.
+    test = islands.central
+    logits = test.features @ run.parameters["weight"] + run.parameters["intercept"]
+    right = inputs.labels(logits) == np.array(["no", "yes"])[test.targets]
+    assert right.mean() == run.rounds[-1]["central"]["accuracy"]
+    loss = -np.log(inputs.probabilities(logits)[np.arange(len(test)), test.targets]).mean()
+    assert loss == pytest.approx(run.rounds[-1]["central"]["loss"])
+    assert len(run.parameters["weight"]) == len(inputs.names)
+
+
+def test_the_report_of_a_run_holds_them_too_and_replaces_those_of_another(folder):
+    job = atoll.load_job(folder / "job.toml")
+    atoll.simulate(job).report(folder / "report")
+    assert Inputs.read(folder / "report").names == ("age", "sex=f", "sex=m")
+    other = atoll.load_job(folder / "job.toml", ["preprocessing.mode=site"])
+    run = atoll.simulate(other, out=folder / "report", overwrite=True)
+    assert run.inputs is None  # each site has its own
+    assert not (folder / "report" / "inputs.json").exists()
+    assert json.loads((folder / "report" / "manifest.json").read_text())["status"] == "completed"
+
+
+def test_a_job_file_runs_on_rows_that_are_handed_over_too(folder):
+    job = atoll.load_job(folder / "job.toml")
+    islands = job.islands(2)
+    own = atoll.simulate(job)
+    handed = atoll.simulate(
+        job, islands.train, held_out=islands.held_out, central=islands.central, seed=2
+    )
+    assert len(handed.parameters["weight"]) == 3
+    # Sites of one's own are trained one by one, clients that are handed over side by side: other last bits.
+    for name, value in own.parameters.items():
+        np.testing.assert_allclose(handed.parameters[name], value, rtol=1e-9)
+
+
+def test_the_best_model_is_had_as_the_final_one_is(folder):
+    changes = ["stop.metric=federated.loss", "local.lr=30.0"]
+    run = atoll.simulate(atoll.load_job(folder / "job.toml", changes))
+    best = run.manifest["best"]["round"]
+    assert best < 3  # so large a rate makes it worse
+    assert run.best_model["weight"].tolist() == run.best_parameters["weight"].tolist()
+    assert run.best_model["weight"].tolist() != run.model["weight"].tolist()
+
+
+def test_columns_that_are_left_out_are_named(folder):
+    lines = (folder / "rows.csv").read_text().splitlines()
+    more = [f"{line},free text number {i}" for i, line in enumerate(lines[1:])]
+    (folder / "rows.csv").write_text("\n".join([lines[0] + ",remark", *more]) + "\n")
+    run = atoll.simulate(atoll.load_job(folder / "job.toml"))
+    assert any("left out" in note and "remark" in note for note in run.manifest["notes"])
+    assert "remark" not in run.inputs.names
