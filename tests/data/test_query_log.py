@@ -85,3 +85,48 @@ def test_sums_that_stay_apart_under_masks_are_compared_as_if_in_the_clear(tmp_pa
     ask(QueryLog(11, path, True), of(55, apart=True))  # beside a sum with others in it
     with pytest.raises(Forbidden, match="isolate"):
         ask(QueryLog(11, path, True), of(60, apart=True))
+
+
+VISITS = np.repeat(np.arange(30), 4)
+"""The persons behind rows of whom each has four."""
+
+
+def visits(rows: np.ndarray, *, columns: tuple[str, ...] = ("age",), study: str = "") -> Released:
+    return Released(columns, rows, study=(study, ""))
+
+
+@pytest.mark.parametrize("left_out", [[7], [4, 5, 6], [2, 9, 14, 17]])
+@pytest.mark.parametrize("columns", [("age",), ()])
+def test_a_few_persons_rows_are_not_told_by_leaving_out_some_of_each(
+    tmp_path: Path, left_out: list[int], columns: tuple[str, ...]
+) -> None:
+    """The same persons are in both answers, and their difference is of one row, or of a few."""
+    path, but = tmp_path / "heart.jsonl", np.ones(len(VISITS), bool)
+    QueryLog(11, path).admit([visits(but)], VISITS)
+    but[left_out] = False
+    with pytest.raises(Forbidden, match="isolate"):
+        QueryLog(11, path).admit([visits(but, columns=columns, study="but")], VISITS)
+
+
+def test_rows_of_many_persons_may_be_left_out_and_looked_at_again(tmp_path: Path) -> None:
+    path, every = tmp_path / "heart.jsonl", np.ones(len(VISITS), bool)
+    first = np.arange(len(VISITS)) % 4 == 0
+    QueryLog(11, path).admit([visits(every)], VISITS)
+    QueryLog(11, path).admit([visits(first)], VISITS)
+    lines = path.read_bytes()
+    QueryLog(11, path).admit([visits(first)], VISITS)
+    assert path.read_bytes() == lines
+    but = first.copy()
+    but[0] = False
+    with pytest.raises(Forbidden, match="isolate"):
+        QueryLog(11, path).admit([visits(but)], VISITS)
+
+
+def test_rows_that_two_answers_together_leave_of_one_person_are_not_told() -> None:
+    number = np.arange(len(VISITS)) % 4
+    log = QueryLog(11)
+    log.admit([visits(number == 0), visits(number > 0)], VISITS)
+    but = np.ones(len(VISITS), bool)
+    but[5] = False  # all rows are the sum of the two above
+    with pytest.raises(Forbidden, match="isolate"):
+        log.admit([visits(but)], VISITS)

@@ -28,13 +28,14 @@ _ZERO = 1e-9
 _MOST_PAIRS = 1 << 20
 
 
-def isolates(sets: Array, shared: Array, minimum: int) -> bool | None:
+def isolates(sets: Array, shared: Array, minimum: int, persons: Array | None = None) -> bool | None:
     """Whether a combination of these sets is not zero for 1 to ``minimum - 1`` persons only.
 
     Args:
         sets: who is in each, ``(sets, persons)`` bool.
         shared: which of them are seen only together with the persons of other sites, ``(sets,)`` bool.
         minimum: least number of persons.
+        persons: the person behind each, where ``sets`` are of rows, ``(persons,)``.
 
     Returns:
         None where it takes too long to tell.
@@ -45,7 +46,12 @@ def isolates(sets: Array, shared: Array, minimum: int) -> bool | None:
     """
     packed = np.packbits(sets, axis=0)  # one word a person sorts faster than a column of booleans
     keys = packed.T.copy().view([("", np.uint8)] * packed.shape[0])[:, 0]
-    _, first, sizes = np.unique(keys, return_index=True, return_counts=True)
+    _, first, atom, sizes = np.unique(
+        keys, return_index=True, return_inverse=True, return_counts=True
+    )
+    if persons is not None:  # who has several rows in an atom is one person there
+        pairs = np.unique(np.column_stack([atom.ravel(), persons]), axis=0)
+        sizes = np.bincount(pairs[:, 0], minlength=len(first))
     patterns = sets[:, first]
     if shared.any():  # the persons of other sites, who are in every such sum
         patterns = np.column_stack([patterns, shared])

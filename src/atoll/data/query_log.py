@@ -57,7 +57,7 @@ class Released:
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    """A released set in terms of persons."""
+    """A released set in terms of persons; ``rows`` where it has some rows of a person and not all."""
 
     columns: tuple[str, ...]
     members: Array
@@ -66,13 +66,20 @@ class _Entry:
     masked: bool = False
     data: str = ""
     study: tuple[str, str] = ("", "")
+    rows: Array | None = None
 
     def same(self, other: _Entry) -> bool:
         """Whether the other one tells the same; a sum with those of other sites in it tells another thing."""
         alike = self.columns == other.columns and self.cuts == other.cuts
         alike = alike and self.data == other.data and self.masked == other.masked
         alike = alike and bool(self.study[0]) == bool(other.study[0])
-        return alike and np.array_equal(self.members, other.members)
+        alike = alike and np.array_equal(self.members, other.members)
+        parts = [entry.rows for entry in (self, other) if entry.rows is not None]
+        return alike and (not parts or (len(parts) == 2 and np.array_equal(parts[0], parts[1])))
+
+    def rows_of(self, persons: Array) -> Array:
+        """Which rows are in it."""
+        return _rows_of(self.members, persons) if self.rows is None else self.rows
 
     @property
     def of_all(self) -> bool:
@@ -81,7 +88,9 @@ class _Entry:
 
     def to_plain(self) -> dict[str, Any]:
         bits = np.packbits(self.members).tobytes().hex()
-        about = {"study": self.study} if any(self.study) else {}
+        about: dict[str, Any] = {"study": self.study} if any(self.study) else {}
+        if self.rows is not None:
+            about["rows"] = [np.packbits(self.rows).tobytes().hex(), len(self.rows)]
         return {
             **about,
             "columns": self.columns,
@@ -100,7 +109,11 @@ class _Entry:
         masked, data = bool(plain.get("masked", False)), str(plain.get("data", ""))
         columns, cuts = tuple(plain["columns"]), tuple(plain["cuts"])
         first, second = map(str, plain.get("study", ("", "")))
-        return cls(columns, members, plain["table"], cuts, masked, data, (first, second))
+        rows, (raw, size) = None, plain.get("rows", ("", 0))
+        if raw:
+            packed = np.frombuffer(bytes.fromhex(raw), np.uint8)
+            rows = np.unpackbits(packed, count=size).astype(bool)
+        return cls(columns, members, plain["table"], cuts, masked, data, (first, second), rows)
 
 
 @dataclass
@@ -162,13 +175,14 @@ class QueryLog:
             cuts = tuple(float(c) for c in one.cuts)
             columns = tuple(sorted(one.columns))
             hidden = self.masked and not one.apart
-            entry = _Entry(columns, members, one.table, cuts, hidden, self.data, one.study)
+            rows = None if np.array_equal(one.rows, _rows_of(members, persons)) else one.rows
+            entry = _Entry(columns, members, one.table, cuts, hidden, self.data, one.study, rows)
             if any(entry.same(old) for old in entries):
                 continue
             seen = _Seen(values or {}, persons, one.rows)
             for name in entry.columns:
                 known = [old for old in entries if name in old.columns]
-                self._look(name, entry, known, site)
+                self._look(name, entry, known, seen, site)
                 self._between(name, entry, known, seen, site)
             self._selections(entry, entries, seen, site)
             if not columns and not one.study[0]:
@@ -179,7 +193,9 @@ class QueryLog:
             self._write(fresh)
             self._entries = entries
 
-    def _look(self, name: str, new: _Entry, known: Sequence[_Entry], site: str) -> None:
+    def _look(
+        self, name: str, new: _Entry, known: Sequence[_Entry], seen: _Seen, site: str
+    ) -> None:
         about = f"column {name!r}" if name else "selections of rows"
         if any(_other_rows(new, old) for old in known):
             raise Forbidden(
@@ -197,7 +213,10 @@ class QueryLog:
         if new.table:
             wrong = any(_close(new, old, self.minimum) for old in known if old.table)
         else:
-            wrong = _isolates([*(old for old in known if not old.table), new], self.minimum)
+            sets = [*(old for old in known if not old.table), new]
+            wrong = _isolates(sets, self.minimum)
+            if wrong is False:
+                wrong = _isolates_rows(sets, seen.persons, self.minimum)
         if wrong is not False:
             raise self._refusal(about, wrong, site)
 
@@ -253,7 +272,7 @@ class QueryLog:
             if not new.study[0] and new.masked in whole:
                 return
             asked += [_Entry((), every, "", (), masked, self.data) for masked in sorted(whole)]
-            self._look("", new, asked, site)
+            self._look("", new, asked, seen, site)
             pairs = [(old, new) for old in cells]
         else:
             pairs = [(new, old) for old in asked]
@@ -320,6 +339,20 @@ def _isolates(entries: Sequence[_Entry], minimum: int) -> bool | None:
     """Whether a combination of these sets tells about 1 to ``minimum - 1`` persons; None: not known."""
     sets = np.array([entry.members for entry in entries], bool)
     return isolates(sets, np.array([entry.masked for entry in entries], bool), minimum)
+
+
+def _isolates_rows(entries: Sequence[_Entry], persons: Array, minimum: int) -> bool | None:
+    """The same where sets have some rows of a person and not all: rows of few persons may be left of many."""
+    if all(entry.rows is None for entry in entries):
+        return False
+    sets = np.array([entry.rows_of(persons) for entry in entries], bool)
+    for entry, rows in zip(entries[:-1], sets[:-1], strict=True):
+        if entry.masked == entries[-1].masked:
+            between = len(np.unique(persons[rows ^ sets[-1]]))
+            if 0 < between < minimum:
+                return True
+    shared = np.array([entry.masked for entry in entries], bool)
+    return isolates(sets, shared, minimum, persons)
 
 
 @dataclass(frozen=True, eq=False)
