@@ -165,3 +165,15 @@ def test_a_server_that_has_moved_is_noted_once_it_has_answered_with_its_key(serv
         assert (home / "federation.json").read_bytes() == before
     assert job("list", "--home", home)[0] == 0
     assert job("server", "--home", server.parent / "nobody")[0] == 9
+
+
+def test_a_result_of_a_run_that_failed_says_so(job, monkeypatch, tmp_path):
+    raw = b'{"status": "failed: 2 rounds in a row could not commit"}'
+    found = {"manifest.json": BlobRef.of(Blob.of(raw))}
+    monkeypatch.setattr(Service, "files", lambda self, run: found)
+    monkeypatch.setattr(
+        Service, "file", lambda self, run, name: Readable(len(raw), lambda a, b: raw[a:b])
+    )
+    status, out, err = job("result", "heart-1", "--out", tmp_path / "f")
+    assert (status, out) == (0, f"{tmp_path / 'f'}\n")
+    assert "not complete: failed: 2 rounds in a row" in err

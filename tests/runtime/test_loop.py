@@ -198,6 +198,9 @@ def test_too_many_aborts_in_a_row_end_the_run():
     }
     assert told_of(last) == "; the last: 0 of 1 (ulm refused: its rule)"
     assert way_out(last) == "ask for masks"
+    gone = {"missing": {"ulm": "dropped: no word"}}
+    assert "quorum" in way_out(gone)
+    assert "start it again" in way_out(gone, everybody=True)
     end, rows, _ = scripted([1.0] * 20, Stop(12, max_aborts=3), refuse=lambda call: call % 3 != 1)
     assert end.status == "completed"
     assert sum(r["committed"] for r in rows) == 4

@@ -186,9 +186,14 @@ def result(
     proxy: _Proxy = None,
 ) -> None:
     """Fetch the folder of a run that has ended."""
+    from atoll.wire.membership import read_json
+
     with _connect(home, proxy) as federation:
         folder = federation.result(run, out or Path("runs") / run)
     data_line(str(folder))
+    status = str(read_json(folder / "manifest.json").get("status", ""))
+    if status and not status.startswith("completed"):
+        talk(f"this run is not complete: {brief(status)}")
     if (folder / "report.html").is_file():
         talk(f"report: {folder / 'report.html'}")
 

@@ -294,7 +294,7 @@ class Loop:
         if progress.aborted >= stop.max_aborts:
             raise QuorumError(
                 f"{progress.aborted} rounds in a row could not commit{told_of(last)}",
-                remedy=way_out(last),
+                remedy=way_out(last, everybody=self._finishing is not None),
             )
         if self._finishing is not None and self._finishing.finished(progress.state):
             return "completed"
