@@ -60,9 +60,13 @@ federation: $(SETUP) ## start a server and four hospitals on this machine, run t
 simulate: $(SETUP) ## play SEEDS=10000 storms over a federation in virtual time; prints what was reached
 	PYTHONHASHSEED=0 PYTHONPATH=tests/simulation $(PY) -m storm.run --seeds 0:$(SEEDS) --jobs $(WORKERS)
 
+# The tests on a Ray cluster have a process of their own, and wait for longer than they work: it runs beside the rest.
 test: $(SETUP) ## run all tests (PYTEST_ARGS='-k word' for some of them)
-	$(PY) -m pytest -n $(WORKERS) -m 'not cluster' $(PYTEST_ARGS) || test $$? -eq 5
-	$(PY) -m pytest -m cluster $(PYTEST_ARGS) || test $$? -eq 5
+	@said=$$(mktemp); $(PY) -m pytest -m cluster $(PYTEST_ARGS) >"$$said" 2>&1 & beside=$$!; status=0; \
+	trap 'exit 130' INT; trap 'kill $$beside 2>/dev/null || true; rm -f "$$said"' EXIT; \
+	$(PY) -m pytest -n $(WORKERS) -m 'not cluster' $(PYTEST_ARGS) || test $$? -eq 5 || status=1; \
+	wait $$beside || test $$? -eq 5 || status=1; \
+	echo 'beside them, on a cluster:'; cat "$$said"; exit $$status
 
 lint: $(SETUP) ## check format, style, types, import layers and file sizes
 	$(BIN)/ruff format --check $(CODE)
