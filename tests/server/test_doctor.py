@@ -257,6 +257,17 @@ def test_a_server_that_hangs(home: ServerHome) -> None:
     assert "restart" in one.remedy
 
 
+def test_a_server_whose_disk_is_full_is_not_ready_until_there_is_room(
+    home: ServerHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(home):
+        assert looked(home, "answer")[0].state == "ok"
+        monkeypatch.setattr("atoll.server.serving.cramped", lambda path: f"{path} is full")
+        assert the_fault(looked(home, "answer")).text == "it answers that it is not ready"
+        monkeypatch.setattr("atoll.server.serving.cramped", lambda path: "")
+        assert looked(home, "answer")[0].state == "ok"
+
+
 def test_a_server_that_shows_an_older_certificate(home: ServerHome) -> None:
     with running(home):
         create_certificate(home.path / "c.pem", home.path / "k.pem", ["localhost"], now=time.time())

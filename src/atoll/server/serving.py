@@ -47,6 +47,7 @@ from atoll.server.store.contract import Store
 from atoll.server.store.opening import open_store
 from atoll.wire.certificates import server_context
 from atoll.wire.identity import Identity, read_secret
+from atoll.wire.trouble import cramped
 
 __all__ = ["Premises", "Running", "build_app", "serve"]
 
@@ -252,8 +253,8 @@ class _Process:
                 threads,
                 disk,
                 bell,
-                gauges=lambda: _standing(premises, steps, doorman),
-                trouble=lambda: steps.trouble,
+                gauges=lambda: _standing(premises, _trouble(premises, steps), steps, doorman),
+                trouble=lambda: _trouble(premises, steps),
                 lanes=lanes,
             )
             doorman.make = self._speaker(app)
@@ -371,13 +372,18 @@ def _members(roster: Roster) -> tuple[Gauge, ...]:
     return (Gauge("atoll_members", "Keys by role and standing.", found),)
 
 
-def _standing(premises: Premises, steps: Steps, doorman: Doorman) -> tuple[Gauge, ...]:
+def _trouble(premises: Premises, steps: Steps) -> str:
+    """Why the server cannot work; runs that wait for a full disk are none of its thread's troubles."""
+    return steps.trouble or cramped(premises.incoming.parent)
+
+
+def _standing(premises: Premises, why: str, steps: Steps, doorman: Doorman) -> tuple[Gauge, ...]:
     runs: dict[Any, float] = {}
     for job in premises.service.jobs():
         key = (("status", job.status),)
         runs[key] = runs.get(key, 0.0) + 1
     found: dict[Any, float] = {(("stage", k),): float(v) for k, v in doorman.open.items()}
-    trouble = float(bool(steps.trouble))
+    trouble = float(bool(why))
     return (
         Gauge("atoll_epoch", "Starts of this server so far.", {(): premises.service.epoch}),
         Gauge("atoll_runs", "Runs by status.", runs),
