@@ -153,7 +153,9 @@ def test_clients_of_which_some_begin_another_epoch_are_refused():
 def test_going_over_few_classes_gives_the_bits_of_a_reduction(ufunc, shape):
     whole = np.random.default_rng(3).normal(size=shape).astype(np.float32)
     whole.flat[0] = np.nan
-    found = _across(ufunc, whole, tuple(whole), np.empty(shape[1:], np.float32))
+    found = np.empty(shape[1:], np.float32)
+    call, given_ = _across(ufunc, whole, tuple(whole), found)
+    call(*given_)
     assert found.tobytes() == ufunc.reduce(whole, 0).tobytes()
 
 
@@ -217,3 +219,13 @@ def test_what_is_kept_between_rounds_does_not_travel():
     before = len(pickle.dumps(trainer))
     trainer.fit_together(trainer.initial(Seed(0)), lanes_of("linear", 2, (900,), work), round=0)
     assert len(pickle.dumps(trainer)) < before + 2000
+
+
+def test_clients_that_come_again_with_other_weights_count_by_those():
+    trainer, work = LinearTrainer("linear", 4), LocalWork(batch_size=4, optimizer=SGD)
+    lanes, start = lanes_of("linear", 2, (9, 5), work), np.ones(5)
+    for weights in ((1.0, 1.0), (1.0, 3.0), (1.0, 3.0), (2.0, 0.0)):
+        group = [replace(x, weight=w) for x, w in zip(lanes, weights, strict=True)]
+        again = trainer.fit_together(start, group, round=0).change
+        fresh = LinearTrainer("linear", 4).fit_together(start, group, round=0).change
+        assert again.tobytes() == fresh.tobytes()

@@ -203,3 +203,18 @@ def test_clients_that_are_to_be_apart_are_trained_one_by_one_to_the_bits_of_site
         fold.add(answer_task(parts, task, call.broadcasts[0], {})[0], task.scale)
     there, _, _ = SerialExecutor(apart).run(call.tasks, call.broadcasts, {})
     assert there.sums["delta"].tobytes() == fold.aggregate().sums["delta"].tobytes()
+
+
+def test_a_round_of_everybody_has_the_groups_that_it_has_at_first():
+    parts = parts_of(FedAvg(), PLAIN, local=LocalWork(batch_size=8))
+    assert parts.cohort is not None
+    rounds = [
+        [Task(client, version, 1.0, part) for client, part in zip(CLIENTS, shares, strict=True)]
+        for version, shares in enumerate(
+            ([1.0] * len(CLIENTS), [1.0] * len(CLIENTS), [0.1, *[1.0] * (len(CLIENTS) - 1)])
+        )
+    ]
+    for tasks in (*rounds, rounds[0][::-1], rounds[0][1:], rounds[0]):
+        fresh = parts_of(FedAvg(), PLAIN, local=LocalWork(batch_size=8))
+        assert groups(parts, tasks) == groups(fresh, tasks)
+        assert {task for group in groups(parts, tasks) for task in group} == set(tasks)

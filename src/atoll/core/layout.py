@@ -157,6 +157,11 @@ class Layout:
         return tuple(ends)
 
     @cached_property
+    def _kind(self) -> np.dtype[Any]:
+        """``dtype`` as NumPy has it: comparing with a name makes one each time."""
+        return np.dtype(self.dtype)
+
+    @cached_property
     def size(self) -> int:
         """d: number of values in the whole vector."""
         return self.offsets[-1]
@@ -190,7 +195,7 @@ class Layout:
         Raises:
             LayoutError: with the expected and the given shape and dtype.
         """
-        if vector.shape != (self.size,) or vector.dtype != self.dtype:
+        if vector.shape != (self.size,) or vector.dtype != self._kind:
             raise LayoutError(
                 f"{what} has shape {vector.shape} and dtype {vector.dtype}; "
                 f"the layout says ({self.size},) {self.dtype}",

@@ -12,10 +12,9 @@ plus ``(l2 / 2) |W|^2``; the intercept is never penalised. All start at zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import is_
 from typing import Any, Literal
 
 import numpy as np
@@ -26,9 +25,9 @@ from atoll.core.layout import Array, Entry, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metrics
 from atoll.core.seeds import Seed
-from atoll.models.batches import Plan, full_batch, learning_rate, order, passes, plan
-from atoll.models.linear_stack import Stack, residual
-from atoll.models.optimizers import flat_optimizer
+from atoll.models.batches import full_batch, learning_rate, order, passes
+from atoll.models.linear_stack import Held, Stack, alike, residual
+from atoll.models.optimizers import Step, flat_optimizer
 from atoll.models.scores import check_labels, classification_scores, hits, regression_scores
 
 __all__ = ["LinearTrainer"]
@@ -228,25 +227,26 @@ class LinearTrainer:
         self.layout.check(parameters, what="parameters")
         if self.layout.shared.stop < self.layout.size:
             raise JobConflict("clients with a personal part are trained one by one")
-        work, rule = lanes[0].work, lanes[0].rule
-        if not all(_same(lane, lanes[0]) for lane in lanes):
+        first = lanes[0]
+        work, rule = first.work, first.rule
+        if not all(alike(lane, first) for lane in lanes):
             raise JobConflict("clients with different local work are trained one by one")
         # Taken away while it is in use: what runs meanwhile in another thread makes its own.
-        held: _Held | None = self.__dict__.pop("_held", None)
+        held: Held | None = self.__dict__.pop("_held", None)
         if held is None or not held.of(lanes):
             held = self._hold(lanes)
         turn, vectors, cuts = held.turn, held.stack.vectors, held.plans(work)
         seeds = [lanes[i].seed for i in turn]
         vectors[...] = parameters
         losses = np.zeros(len(lanes))
+        step = self._stacked_step(work, rule)
         with np.errstate(all="ignore"):  # a diverged client is refused by name at the aggregator
             for epoch in range(cuts[0].epochs):
                 orders = [order(cut, seed, epoch) for cut, seed in zip(cuts, seeds, strict=True)]
                 lr = learning_rate(work, round=round, epoch=epoch)
-                step = self._stacked_step(work, rule, lr)
-                losses += held.stack.train(orders, cuts[0].size, step)
+                losses += held.stack.train(orders, cuts[0].size, step, lr)
             moved = np.subtract(vectors, parameters, dtype=np.float64)
-            moved *= np.array([[lanes[i].weight] for i in turn])
+            moved *= held.weighed(lanes)
             change = np.add.reduce(moved, 0).astype(self.dtype)
         steps, means = [0] * len(lanes), [math.nan] * len(lanes)
         for i, cut, loss in zip(turn, cuts, losses.tolist(), strict=True):
@@ -255,7 +255,7 @@ class LinearTrainer:
         self.__dict__["_held"] = held
         return Together(change, steps, means)
 
-    def _hold(self, lanes: Sequence[Lane]) -> _Held:
+    def _hold(self, lanes: Sequence[Lane]) -> Held:
         """The lanes' rows, checked, side by side.
 
         Raises:
@@ -272,22 +272,20 @@ class LinearTrainer:
         rows, targets = zip(*(given[i] for i in turn), strict=True)
         vectors = np.empty((len(lanes), self.layout.size), self.dtype)
         stack = Stack(self.kind, outputs, self.l2, rows, targets, vectors)
-        return _Held([lane.data for lane in lanes], counts, turn, stack)
+        return Held([lane.data for lane in lanes], counts, turn, stack)
 
     def __getstate__(self) -> dict[str, Any]:
         """What was made for the last group of clients does not travel."""
         return {name: value for name, value in self.__dict__.items() if name != "_held"}
 
-    def _stacked_step(
-        self, work: LocalWork, rule: LocalRule, lr: float
-    ) -> Callable[[Array, Array], None]:
+    def _stacked_step(self, work: LocalWork, rule: LocalRule) -> Step:
         """What :meth:`fit` does with the gradient of a batch, for ``(clients, d)`` at once."""
         optimise, part = flat_optimizer(work.optimizer), self.layout.shared_trainable
         if rule.trivial and not work.clip_norm:
-            return lambda vectors, slopes: optimise(vectors, slopes, lr)
+            return optimise
         anchor, shift = self._corrections(rule)
 
-        def step(vectors: Array, slopes: Array) -> None:
+        def step(vectors: Array, slopes: Array, lr: float) -> None:
             if work.clip_norm:
                 norms = np.sqrt(np.add.reduce(slopes * slopes, axis=1, keepdims=True))
                 slopes *= np.minimum(1.0, work.clip_norm / (norms + 1e-6))
@@ -451,48 +449,3 @@ class LinearTrainer:
             weight += self.l2 * model.weight
             loss += 0.5 * self.l2 * float(np.vdot(model.weight, model.weight))
         return loss
-
-
-@dataclass(eq=False)
-class _Held:
-    """The group of clients that was trained last, kept for the next round if the same ones come.
-
-    Args:
-        data: of each.
-        rows: how many each has.
-        turn: the group's numbers, most rows first: the order of the stack.
-        stack: their rows and models.
-        work: the local work that came last; None before the first.
-        cuts: how it cuts their rows into steps, in the order of the stack.
-    """
-
-    data: Sequence[object]
-    rows: Sequence[int]
-    turn: Sequence[int]
-    stack: Stack
-    work: LocalWork | None = None
-    cuts: Sequence[Plan] = ()
-
-    def of(self, lanes: Sequence[Lane]) -> bool:
-        """Whether it holds these clients, in this order."""
-        return len(lanes) == len(self.data) and all(map(is_, (x.data for x in lanes), self.data))
-
-    def plans(self, work: LocalWork) -> Sequence[Plan]:
-        """How ``work`` cuts their rows into steps, in the order of the stack.
-
-        Raises:
-            JobConflict: some of them begin more epochs than others.
-        """
-        if work is not self.work:
-            each = {n: plan(n, work) for n in set(self.rows)}
-            if len({cut.epochs for cut in each.values()}) > 1:
-                raise JobConflict("clients with more epochs than others are trained one by one")
-            self.work, self.cuts = work, [each[self.rows[i]] for i in self.turn]
-        return self.cuts
-
-
-def _same(one: Lane, other: Lane) -> bool:
-    """Whether two clients take the same kind of steps."""
-    mine, theirs = one.rule, other.rule
-    alike = mine.mu == theirs.mu and mine.anchor is theirs.anchor and mine.shift is theirs.shift
-    return alike and (one.work is other.work or one.work == other.work)

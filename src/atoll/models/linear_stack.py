@@ -13,21 +13,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
-from typing import NamedTuple
+from functools import cached_property, lru_cache, partial
+from operator import is_
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from atoll.core.contracts import Lane
+from atoll.core.errors import JobConflict
 from atoll.core.layout import Array, dtype_name
+from atoll.core.local import LocalWork
 from atoll.core.values import freeze
+from atoll.models.batches import Plan, plan
 from atoll.models.scores import sigmoid
 
-__all__ = ["Passes", "Stack", "residual"]
+__all__ = ["Held", "Passes", "Stack", "alike", "residual"]
 
 _GATHER = 1 << 18
 """Values gathered at a time."""
 _COURSES = 4
 """Kinds of passes that are kept ready: whole ones, and a last one that ends early."""
+
+_Call = tuple[Callable[..., Any], tuple[Any, ...]]
+"""A function of NumPy and what it is called with, on memory that stays where it is."""
 
 Passes = Sequence[Array]
 """For each client the rows of one pass in their order; no client has more rows than the one before."""
@@ -63,34 +71,45 @@ def residual(kind: str, z: Array, y: Array) -> Array:
     return np.asarray(np.log(total[..., 0, :]) - own)
 
 
-def _slope(kind: str, at: _Step) -> None:
+def _calls(kind: str, at: _Step) -> Iterator[_Call]:
+    """What a step does, from rows and weights to gradients."""
+    yield np.matmul, (at.w, at.columns, at.outer)
+    if at.b.size:
+        yield np.add, (at.z, at.b, at.z)
+    yield from _slope(kind, at)
+    yield np.matmul, (at.back, at.x, at.into)
+    if at.b.size:
+        yield np.add.reduce, (at.slope, 2, None, at.into_b)
+
+
+def _slope(kind: str, at: _Step) -> Iterator[_Call]:
     """Derivative of a step's mean batch losses by its outputs, into ``at.slope``."""
     z, share, out = at.z, at.share, at.slope
     if kind == "linear":
-        np.multiply(z, share, out)
-        np.subtract(out, at.aim, out)
-        np.multiply(out, 2.0, out)
+        yield np.multiply, (z, share, out)
+        yield np.subtract, (out, at.aim, out)
+        yield np.multiply, (out, 2.0, out)
     elif kind == "logistic":
-        np.negative(z, out)
-        np.exp(out, out)
-        np.add(out, 1.0, out)
-        np.divide(share, out, out)
-        np.subtract(out, at.aim, out)
+        yield np.negative, (z, out)
+        yield np.exp, (out, out)
+        yield np.add, (out, 1.0, out)
+        yield np.divide, (share, out, out)
+        yield np.subtract, (out, at.aim, out)
     else:
-        np.subtract(z, _across(np.maximum, z, at.outputs, at.room), z)
-        np.exp(z, out)
-        _across(np.add, out, at.powers, at.total)
-        np.multiply(out, np.divide(share, at.total, at.room), out)
-        np.subtract(out, at.aim, out)
+        yield _across(np.maximum, z, at.outputs, at.room)
+        yield np.subtract, (z, at.room, z)
+        yield np.exp, (z, out)
+        yield _across(np.add, out, at.powers, at.total)
+        yield np.divide, (share, at.total, at.room)
+        yield np.multiply, (out, at.room, out)
+        yield np.subtract, (out, at.aim, out)
 
 
-def _across(ufunc: np.ufunc, whole: Array, classes: Sequence[Array], out: Array) -> Array:
+def _across(ufunc: np.ufunc, whole: Array, classes: Sequence[Array], out: Array) -> _Call:
     """A ufunc over the classes of ``whole``: of two, one operation in a third of a reduction's time."""
     if len(classes) == 2:
-        ufunc(classes[0], classes[1], out=out)
-    else:
-        ufunc.reduce(whole, 0, None, out)
-    return out
+        return partial(ufunc, out=out), (classes[0], classes[1])
+    return ufunc.reduce, (whole, 0, None, out)
 
 
 def _losses(kind: str, chunk: _Chunk) -> Array:
@@ -103,7 +122,10 @@ def _losses(kind: str, chunk: _Chunk) -> Array:
         np.subtract(np.logaddexp(0, z[0]), y[0] * z[0], each)
     else:
         np.log(chunk.total, each)
-        each -= np.add.reduce(z * y, 0)
+        np.multiply(z, y, z)
+        call, given = _across(np.add, z, tuple(z), chunk.total)
+        call(*given)
+        np.subtract(each, chunk.total, each)
     each *= chunk.share
     for own, part in chunk.turned:
         own[...] = part
@@ -173,7 +195,7 @@ class _Chunk:
         each: losses times share, ``(N,)``.
         losses: the same of each client, ``(k, n)``.
         turned: for each step its part of ``losses``, and where in ``each`` it is found.
-        steps: see :class:`_Step`.
+        steps: see :class:`_Step`; before it its calls, which are looked up and given their arguments once.
     """
 
     first: int
@@ -188,7 +210,7 @@ class _Chunk:
     each: Array
     losses: Array
     turned: Sequence[tuple[Array, Array]]
-    steps: Sequence[_Step]
+    steps: Sequence[tuple[Sequence[_Call], _Step]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,13 +248,16 @@ class Stack:
         """Of the classes, ``(outputs, 1)``."""
         return np.arange(self.outputs)[:, None]
 
-    def train(self, passes: Passes, size: int, step: Callable[[Array, Array], None]) -> Array:
+    def train(
+        self, passes: Passes, size: int, step: Callable[[Array, Array, float], None], lr: float
+    ) -> Array:
         """Take one pass over the rows, a step for every batch.
 
         Args:
             passes: rows of each client, in the order of the clients.
             size: rows of a batch.
             step: moves the first of the clients given their vectors and gradients, both ``(k, d)``.
+            lr: the learning rate, given to ``step``.
 
         Returns:
             Sum over a client's steps of its mean batch loss with penalty, ``(clients,)``.
@@ -241,24 +266,15 @@ class Stack:
         for chunk in self._chunks(tuple(map(len, passes)), size):
             self._fill(chunk, passes)
             own = losses[: len(chunk.labels)]
-            for at in chunk.steps:
-                self._step(at, step, own)
+            for calls, at in chunk.steps:
+                for call, given in calls:
+                    call(*given)
+                if self.l2:
+                    np.add(at.into, self.l2 * at.w, at.into)
+                    own[: len(at.w)] += 0.5 * self.l2 * np.einsum("kof,kof->k", at.w, at.w)
+                step(at.vectors, at.slopes, lr)
             own += _losses(self.kind, chunk)
         return losses
-
-    def _step(self, at: _Step, step: Callable[[Array, Array], None], losses: Array) -> None:
-        """Take one step, leave its outputs in the chunk, and add its penalties."""
-        np.matmul(at.w, at.columns, at.outer)
-        if at.b.size:
-            np.add(at.z, at.b, at.z)
-        _slope(self.kind, at)
-        np.matmul(at.back, at.x, at.into)
-        if at.b.size:
-            np.add.reduce(at.slope, 2, out=at.into_b)
-        if self.l2:
-            np.add(at.into, self.l2 * at.w, at.into)
-            losses[: len(at.w)] += 0.5 * self.l2 * np.einsum("kof,kof->k", at.w, at.w)
-        step(at.vectors, at.slopes)
 
     def _fill(self, chunk: _Chunk, passes: Passes) -> None:
         """Bring in each client's rows in the order of its pass."""
@@ -305,30 +321,33 @@ class Stack:
         share = _shares(tuple(left), count, size, dtype_name(dtype)).take(places)
         total, each, losses = np.ones_like(share), np.empty_like(share), np.zeros((k, count), dtype)
         room = np.empty((1 + self.outputs) * k * min(size, count), dtype)
-        steps, turned, behind = list[_Step](), list[tuple[Array, Array]](), 0
+        steps, turned, behind = (
+            list[tuple[tuple[_Call, ...], _Step]](),
+            list[tuple[Array, Array]](),
+            0,
+        )
         for n, own in spans:
             shape = n, own.stop - own.start
             here = slice(behind, behind + n * shape[1])
             behind = here.stop
             outputs = z[:, here].reshape(self.outputs, *shape)
             scratch = room[: (1 + self.outputs) * n * shape[1]].reshape(-1, *shape)
-            steps.append(
-                _Step(
-                    *self._models(n),
-                    x=x[:n, own],
-                    columns=x[:n, own].transpose(0, 2, 1),
-                    z=outputs,
-                    outer=outputs.transpose(1, 0, 2),
-                    slope=scratch[1:],
-                    back=scratch[1:].transpose(1, 0, 2),
-                    share=share[here].reshape(shape),
-                    aim=aim[:, here].reshape(self.outputs, *shape),
-                    total=total[here].reshape(shape),
-                    outputs=tuple(outputs),
-                    powers=tuple(scratch[1:]),
-                    room=scratch[0],
-                )
+            at = _Step(
+                *self._models(n),
+                x=x[:n, own],
+                columns=x[:n, own].transpose(0, 2, 1),
+                z=outputs,
+                outer=outputs.transpose(1, 0, 2),
+                slope=scratch[1:],
+                back=scratch[1:].transpose(1, 0, 2),
+                share=share[here].reshape(shape),
+                aim=aim[:, here].reshape(self.outputs, *shape),
+                total=total[here].reshape(shape),
+                outputs=tuple(outputs),
+                powers=tuple(scratch[1:]),
+                room=scratch[0],
             )
+            steps.append((tuple(_calls(self.kind, at)), at))
             turned.append((losses[:n, own], each[here].reshape(shape)))
         parts = [
             (x[i, :n], labels[i, :n]) for i, n in enumerate(left)
@@ -353,3 +372,59 @@ def _spans(left: Sequence[int], count: int, size: int) -> list[tuple[int, slice]
             k -= 1
         found.append((k, slice(start, min(start + size, count))))
     return found
+
+
+@dataclass(eq=False)
+class Held:
+    """The group of clients that was trained last, kept for the next round if the same ones come.
+
+    Args:
+        data: of each.
+        rows: how many each has.
+        turn: the group's numbers, most rows first: the order of the stack.
+        stack: their rows and models.
+        work: the local work that came last; None before the first.
+        cuts: how it cuts their rows into steps, in the order of the stack.
+        shares: their weights, in the order of the stack, and the same as a column.
+    """
+
+    data: Sequence[object]
+    rows: Sequence[int]
+    turn: Sequence[int]
+    stack: Stack
+    work: LocalWork | None = None
+    cuts: Sequence[Plan] = ()
+    shares: tuple[list[float], Array] | None = None
+
+    def of(self, lanes: Sequence[Lane]) -> bool:
+        """Whether it holds these clients, in this order."""
+        return len(lanes) == len(self.data) and all(map(is_, [x.data for x in lanes], self.data))
+
+    def weighed(self, lanes: Sequence[Lane]) -> Array:
+        """What each counts, in the order of the stack, ``(clients, 1)``."""
+        weights = [lanes[i].weight for i in self.turn]
+        if self.shares is None or self.shares[0] != weights:
+            self.shares = weights, np.array(weights)[:, None]
+        return self.shares[1]
+
+    def plans(self, work: LocalWork) -> Sequence[Plan]:
+        """How ``work`` cuts their rows into steps, in the order of the stack.
+
+        Raises:
+            JobConflict: some of them begin more epochs than others.
+        """
+        if work is not self.work:
+            each = {n: plan(n, work) for n in set(self.rows)}
+            if len({cut.epochs for cut in each.values()}) > 1:
+                raise JobConflict("clients with more epochs than others are trained one by one")
+            self.work, self.cuts = work, [each[self.rows[i]] for i in self.turn]
+        return self.cuts
+
+
+def alike(one: Lane, other: Lane) -> bool:
+    """Whether two clients take the same kind of steps."""
+    mine, theirs = one.rule, other.rule
+    ruled = mine is theirs or (
+        mine.mu == theirs.mu and mine.anchor is theirs.anchor and mine.shift is theirs.shift
+    )
+    return ruled and (one.work is other.work or one.work == other.work)

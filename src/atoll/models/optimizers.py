@@ -50,21 +50,24 @@ def _decay(optimizer: Optimizer, weights: Array, gradient: Array) -> None:
 
 
 def _sgd(o: Optimizer) -> Step:
-    velocity: list[Array] = []
+    decay, velocity = o.weight_decay, list[Array]()
 
-    def step(weights: Array, gradient: Array, lr: float) -> None:
+    def plain(weights: Array, gradient: Array, lr: float) -> None:
+        if decay:  # as _decay, without a call: for small models calls are the cost
+            gradient += decay * weights
+        weights -= lr * gradient
+
+    def heavy(weights: Array, gradient: Array, lr: float) -> None:
         _decay(o, weights, gradient)
-        direction = gradient
-        if o.momentum:
-            if not velocity:
-                velocity.append(gradient.copy())
-            else:
-                velocity[0] *= o.momentum
-                velocity[0] += gradient
-            direction = gradient + o.momentum * velocity[0] if o.nesterov else velocity[0]
+        if not velocity:
+            velocity.append(gradient.copy())
+        else:
+            velocity[0] *= o.momentum
+            velocity[0] += gradient
+        direction = gradient + o.momentum * velocity[0] if o.nesterov else velocity[0]
         weights -= lr * direction
 
-    return step
+    return heavy if o.momentum else plain
 
 
 def _adam(o: Optimizer, *, decoupled: bool = False) -> Step:

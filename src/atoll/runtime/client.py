@@ -126,16 +126,10 @@ class Parts:
 
     def work(self, task: Task) -> Work:
         """What the algorithm's client half gets for ``task``."""
-        data = self.clients[task.client]
-        return Work(
-            client=task.client,
-            weight=self.weighting.of(task.client, len(data)),
-            trainer=self.trainer,
-            data=data,
-            local=_share(self.local, task.fraction),
-            seed=self.stream(task),
-            round=task.version,
-        )
+        client, data = task.client, self.clients[task.client]
+        weight = self.weighting.of(client, len(data))
+        local = _share(self.local, task.fraction)
+        return Work(client, weight, self.trainer, data, local, self.stream(task), task.version)
 
     def stream(self, task: Task) -> Seed:
         """Root of the random streams of one task."""
@@ -172,6 +166,11 @@ class Parts:
     @cached_property
     def sizes(self) -> dict[tuple[int, int], int]:
         """How many clients go together, by the most rows of one and the clients of the round, once asked."""
+        return {}
+
+    @cached_property
+    def turns(self) -> dict[tuple[tuple[ClientId, float], ...], list[list[int]]]:
+        """Which tasks of a round go together, by their clients and shares, once asked."""
         return {}
 
     @cached_property

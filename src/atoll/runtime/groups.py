@@ -28,14 +28,30 @@ def groups(parts: Parts, tasks: Sequence[Task]) -> list[tuple[Task, ...]]:
     """The tasks in the groups that are trained in one go, dearest first.
 
     Groups do not depend on who works on them, so sums over a group are the same on every executor.
+    Where everybody takes part in every round, so does everybody in every group.
     """
+    versions = sorted({task.version for task in tasks})
+    if len(versions) > 1 or len(tasks) < len(parts.clients):
+        return _grouped(parts, tasks, versions)
+    key = tuple([(task.client, task.fraction) for task in tasks])
+    if (places := parts.turns.get(key)) is None:
+        made = _grouped(parts, tasks, versions)
+        at = {id(task): i for i, task in enumerate(tasks)}
+        parts.turns.clear()  # of the last round alone
+        parts.turns[key] = [[at[id(task)] for task in group] for group in made]
+        return made
+    return [tuple([tasks[i] for i in group]) for group in places]
+
+
+def _grouped(
+    parts: Parts, tasks: Sequence[Task], versions: Sequence[int]
+) -> list[tuple[Task, ...]]:
     rows = {task.client: parts.rows(task.client) for task in tasks}
     ordered = sorted(tasks, key=lambda t: (-rows[t.client] * t.fraction, t.client))
     size = _size(parts, max(rows.values()), len(tasks)) if tasks else 1
     if size == 1:
         return [(task,) for task in ordered]
     made = list[tuple[Task, ...]]()
-    versions = sorted({task.version for task in tasks})
     for version in versions:
         own = ordered
         if len(versions) > 1:

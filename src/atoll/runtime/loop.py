@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -26,7 +26,7 @@ from atoll.core.contracts import Executor, Finishing, Observer, Outcome, Task
 from atoll.core.errors import ClientError, JobError, QuorumError
 from atoll.core.layout import Array
 from atoll.core.metrics import Confusion, Metrics, higher_is_better, merge_all, values
-from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Merged
+from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Merged, renewed
 from atoll.data.population import ids_of, rows_of
 from atoll.runtime.aborts import parted, told_of, way_out
 from atoll.runtime.checkpoint import Best, Progress, model_hash
@@ -350,10 +350,10 @@ class Loop:
                     aggregate, state = self.parts.chain.server(aggregate, state, progress.rounds)
                     state = algorithm.server(state, aggregate)
                 memories = {**memories, **changed} if changed else memories
-                pace = replace(pace, repeat=0)
+                pace = renewed(pace, repeat=0)
                 train, rows = aggregate.metrics, aggregate.examples
         flying = pace.versions()
-        progress = replace(
+        progress = renewed(
             progress,
             state=state,
             pace=pace,
@@ -367,7 +367,7 @@ class Loop:
         if not reason:  # an aborted round left the model as it was: no news for the watched metric
             progress = self._watch(progress, shown)
         seconds = time.perf_counter() - began
-        progress = replace(progress, seconds=progress.seconds + seconds)
+        progress = renewed(progress, seconds=progress.seconds + seconds)
         with timed(self.watch, "record"):
             record = _record(progress, plan, outcomes, reason, seconds)
             record["train"] = _shown(train)
@@ -444,8 +444,8 @@ class Loop:
         best = progress.best
         if best is None or self.stop.better(value, best.value) or self.stop.reached(value):
             kept = Best(progress.rounds, value, progress.state.parameters)
-            return replace(progress, best=kept, waiting=0)
-        return replace(progress, waiting=progress.waiting + 1)
+            return renewed(progress, best=kept, waiting=0)
+        return renewed(progress, waiting=progress.waiting + 1)
 
 
 _NONE: Metrics = {}

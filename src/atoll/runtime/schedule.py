@@ -140,6 +140,11 @@ class Population:
         return self.clock.delay.draw(self.times, client, number, rows)
 
     @cached_property
+    def everybody(self) -> tuple[ClientId, ...]:
+        """All clients: ids may be computed anew whenever they are asked for."""
+        return tuple(self.clients)
+
+    @cached_property
     def times(self) -> Seed:
         """Root of the streams that say when clients come and go."""
         return self.seed / "clock"
@@ -196,27 +201,19 @@ class Synchronous:
         self, pace: Pace, version: int, people: Population, staleness: Callable[[int], float]
     ) -> tuple[Plan, Pace]:
         """Invite, wait, and close the round."""
-        number = pace.attempts
-        stream = people.seed.at("round", number)
-        resting = [client for cohort in pace.resting for client in cohort]
-        invited = self.cohort.draw(
-            people.clients, stream, extra=self.over_selection, resting=resting
-        )
+        number, extra = pace.attempts, self.over_selection
+        if self.cohort.kind == "all":  # nothing is drawn
+            invited = people.everybody
+        else:
+            stream = people.seed.at("round", number)
+            resting = [client for cohort in pace.resting for client in cohort]
+            invited = self.cohort.draw(people.clients, stream, extra=extra, resting=resting)
         tasks, missing, length = self._waited(invited, pace, version, people, staleness(0))
         quorum = math.ceil(self.quorum * len(invited)) if self.quorum < 1 else int(self.quorum)
-        abort = ""
-        if len(tasks) < max(1, quorum):
-            abort = (
-                f"{len(tasks)} of {len(invited)} invited clients arrived; quorum {max(1, quorum)}"
-            )
-        plan = Plan(
-            tasks=() if abort else tasks,
-            invited=invited,
-            missing=missing,
-            clock=pace.clock + length,
-            quorum=max(1, quorum),
-            abort=abort,
-        )
+        quorum, abort = max(1, quorum), ""
+        if len(tasks) < quorum:
+            abort = f"{len(tasks)} of {len(invited)} invited clients arrived; quorum {quorum}"
+        plan = Plan(() if abort else tasks, invited, missing, pace.clock + length, quorum, abort)
         return plan, renewed(
             pace,
             clock=plan.clock,

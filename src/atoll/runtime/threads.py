@@ -7,8 +7,9 @@ covers more than OpenMP, and puts it back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 from threadpoolctl import ThreadpoolController
 
@@ -22,16 +23,27 @@ class Threads:
         every = ThreadpoolController().lib_controllers
         self._own = [c for c in every if "/torch" not in c.filepath]
 
-    @contextmanager
-    def one(self) -> Iterator[None]:
+    def one(self) -> AbstractContextManager[None]:
         """One thread each; as before afterwards."""
+        return _One(self._own)
+
+
+class _One:
+    """One thread each while it is open; a class, because a generator would cost three times as much."""
+
+    __slots__ = ("_changed", "_own")
+
+    def __init__(self, own: Sequence[Any]) -> None:
+        self._own = own
+        self._changed: list[tuple[Any, int | None]] = []
+
+    def __enter__(self) -> None:
         # Only what differs is set: threadpoolctl's own limiter would take a tenth of a small round.
-        changed = [(c, n) for c in self._own if (n := c.get_num_threads()) != 1]
-        for library, _ in changed:
+        self._changed = [(c, n) for c in self._own if (n := c.get_num_threads()) != 1]
+        for library, _ in self._changed:
             library.set_num_threads(1)
-        try:
-            yield
-        finally:
-            for library, before in changed:
-                if before is not None:
-                    library.set_num_threads(before)
+
+    def __exit__(self, *error: object) -> None:
+        for library, before in self._changed:
+            if before is not None:
+                library.set_num_threads(before)
