@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 import atoll
+from atoll.core.errors import JobConflict
 from atoll.data.inputs import Inputs
+from atoll.models.function import FunctionTrainer
+from atoll.models.linear import LinearTrainer
 
 JOB = """seed = 2
 [data]
@@ -107,3 +110,18 @@ def test_columns_that_are_left_out_are_named(folder):
     run = atoll.simulate(atoll.load_job(folder / "job.toml"))
     assert any("left out" in note and "remark" in note for note in run.manifest["notes"])
     assert "remark" not in run.inputs.names
+
+
+def test_rows_that_no_model_reads_are_named_before_training():
+    x, y = np.zeros((4, 2)), np.zeros(4, int)
+    job = atoll.Job(trainer=LinearTrainer("logistic", 2), stop=atoll.Stop(rounds=1))
+    clients = {"a": atoll.Examples(x, y), "b": (x, y), "c": {"features": x, "targets": y}}
+    with pytest.raises(JobConflict) as caught:
+        atoll.simulate(job, clients, central=[x, y])
+    assert [f.place for f in caught.value.faults] == ["client 'b'", "client 'c'", "central"]
+    assert "atoll.Examples" in caught.value.faults[0].remedy
+    own = FunctionTrainer(
+        {"w": np.zeros(1)}, lambda p, data, context: (p, None), lambda p, data: {"loss": 0.0}
+    )
+    run = atoll.simulate(atoll.Job(trainer=own, stop=atoll.Stop(rounds=1)), {"b": (x, y)})
+    assert run.status == "completed"

@@ -24,13 +24,14 @@ from atoll.core.errors import (
 )
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
-from atoll.data.population import ids_of, rows_of
+from atoll.data.population import LazyClients, ids_of, rows_of
 from atoll.job.build import Job
 from atoll.job.datasets import BUILT_IN, Islands, islands_of
 from atoll.job.digits import with_digits
 from atoll.job.islands import sized
 from atoll.job.privacy import with_chain
 from atoll.job.record import record_faults, record_trainer
+from atoll.models.function import FunctionTrainer
 from atoll.privacy.links.account import RunAccount
 from atoll.report.folder import RunFolder
 from atoll.runs.result import Run
@@ -311,6 +312,7 @@ def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
         apart=apart,
     )
     faults = [*job.faults(parts.trainer, parts.clients, parts.held_out), *job.privacy_faults]
+    faults += _no_rows(parts.trainer, islands)
     if job.stop.metric.startswith("central.") and islands.central is None:
         reason = f"{job.stop.metric!r} is watched, but there is no central test set"
         remedy = "pass central= to simulate, set data.central_test = true, or watch federated"
@@ -329,6 +331,24 @@ def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
     faults += evaluation_faults(parts.clients, parts.held_out, job.federated, job.compare)
     raise_faults(JobConflict, "this job cannot run on this federation", faults)
     return parts
+
+
+def _no_rows(trainer: Trainer, islands: Islands) -> list[Fault]:
+    """Data that none of our models reads; a fit function of the user's own may take what it likes."""
+    if not type(trainer).__module__.startswith("atoll.models.") or isinstance(
+        trainer, FunctionTrainer
+    ):
+        return []
+    given = {} if isinstance(islands.train, LazyClients) else islands.train
+    named = {f"client {client!r}": rows for client, rows in given.items()}
+    if islands.central is not None:
+        named["central"] = islands.central
+    remedy = "give atoll.Examples(features, targets), arrays with a row for each example"
+    return [
+        Fault(place, f"a {type(rows).__name__} holds no features and targets by name", remedy)
+        for place, rows in named.items()
+        if not (hasattr(rows, "features") and hasattr(rows, "targets"))
+    ][:5]
 
 
 def _comparison(job: Job, parts: Parts) -> Comparison | None:
