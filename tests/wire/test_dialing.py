@@ -200,3 +200,16 @@ def test_a_head_is_read_as_the_library_reads_it(raw):
 def test_the_usual_head_does_not_take_the_long_way(monkeypatch):
     monkeypatch.setattr(http.client.HTTPResponse, "begin", None)
     assert told(Line.response_class, USUAL)[0] == 200
+
+
+def test_no_word_of_a_request_becomes_a_line_of_its_own():
+    line = Line("host", 1, None)
+    head = line._head("POST", "/a?b=c", {"x": "y"}, 0)
+    assert head == (
+        b"POST /a?b=c HTTP/1.1\r\nHost: host:1\r\nAccept-Encoding: identity\r\n"
+        b"x: y\r\ncontent-length: 0\r\n\r\n"
+    )
+    assert Line("::1", 2, None)._head("GET", "/", {}, 0).splitlines()[1] == b"Host: [::1]:2"
+    for target, headers in (("/a\r\nb: c", {}), ("/", {"a\nb": "c"}), ("/", {"a": "b\rc"})):
+        with pytest.raises(ValueError, match="no request"):
+            line._head("GET", target, headers, 0)

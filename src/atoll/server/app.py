@@ -219,7 +219,16 @@ class App:
             self._room,
             self._lane(exchange),
         )
-        asked = Asked(entry.member, values, query, heading, coming, entry.claim, exchange.receive)
+        asked = Asked(
+            entry.member,
+            values,
+            query,
+            heading,
+            coming,
+            entry.claim,
+            exchange.receive,
+            exchange.guest,
+        )
         exchange.begun = True
         if route.streams is not None and exchange.declared > route.streams:
             answer = await route.handler(self._api, asked)

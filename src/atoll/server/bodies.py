@@ -32,6 +32,10 @@ _FLOWS = 1 << 18
 """Bytes that the loop receives of a body that had stopped before a thread is asked again."""
 
 
+_SHORT = 1 << 15
+"""A shorter body has come, for the most part, when somebody begins to read it."""
+
+
 class Room:
     """Memory that all bodies under way share.
 
@@ -238,7 +242,11 @@ class Coming:
         return Body(self.size, path=Path(name))
 
     async def _into_memory(self, body: Body) -> tuple[Body, bytes]:
-        raw = b"".join([piece async for piece in _parts(self.receive, self.size)])
+        raw = None
+        if self.lane is not None and self.size > _SHORT:
+            raw = await self.lane.whole(self.size)
+        if raw is None:
+            raw = b"".join([piece async for piece in _parts(self.receive, self.size)])
         return replace(body, raw=raw), hashlib.sha256(raw).digest()
 
     async def _into_file(self, body: Body) -> tuple[Body, bytes]:

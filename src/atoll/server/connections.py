@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import io
 import socket
 import ssl
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from typing import Any
 from httptools import HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from atoll.core.errors import Unreachable
 from atoll.server.limits import Limits
 from atoll.server.secured import Secured
 from atoll.wire.sealed import Sealed
@@ -29,6 +31,9 @@ from atoll.wire.sealed import Sealed
 __all__ = ["Doorman", "Guest", "Speaker"]
 
 _FULL = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+_SHORT = 1 << 14
+"""Bytes of a body that are not worth another way than through the parser."""
 
 
 class Guest:
@@ -46,11 +51,19 @@ class Guest:
         self.line: Secured | None = None
         self.speaker: Speaker | None = None
         self.member = ""
+        self.gone = False
+        self.waiting: set[asyncio.Event] = set()
 
     def prove(self, member: str) -> None:
         """A signature of ``member`` came over this connection."""
         if self.member != member:
             self._doorman.proved(self, member)
+
+    def left(self) -> None:
+        """The other end has hung up: whoever waits for something to tell it need not wait any longer."""
+        self.gone = True
+        for event in self.waiting:
+            event.set()
 
     def drop(self) -> None:
         """Close the connection, whatever it is doing."""
@@ -70,6 +83,7 @@ class Speaker(HttpToolsProtocol):
         self._head = 0
         self._rest = 0
         self._complete = False
+        self._whole: asyncio.Future[bytes] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn
         """Start to wait for the first request."""
@@ -79,6 +93,8 @@ class Speaker(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget it."""
+        self._give_up()
+        self._guest.left()
         self._stop()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
@@ -121,6 +137,8 @@ class Speaker(HttpToolsProtocol):
         """A part of a body; none is read for a request that was refused above."""
         if self.cycle is not None:
             super().on_body(body)
+            if len(body) > _SHORT:  # the rest waits until somebody wants it
+                self.flow.pause_reading()
 
     def on_message_complete(self) -> None:
         """A request has ended."""
@@ -133,6 +151,40 @@ class Speaker(HttpToolsProtocol):
         known = bool(self._guest.member)
         self.timeout_keep_alive = int(limits.idle_seconds if known else limits.header_seconds)
         super().on_response_complete()
+
+    # Bodies that are wanted whole -----------------------------------------------------------------
+
+    def collect(self, size: int) -> asyncio.Future[bytes] | None:
+        """The body of ``size`` bytes, opened where it is to lie; None where it has to be received in parts."""
+        cycle, line = self.cycle, self._guest.line
+        first = b"" if cycle is None else bytes(cycle.body)
+        rest = size - len(first)
+        if cycle is None or line is None or line.is_closing() or self._rest or rest < _SHORT:
+            return None
+        if not cycle.more_body or cycle.waiting_for_100_continue:
+            return None
+        held = io.BytesIO(first)
+        held.seek(size - 1)
+        held.write(b"\0")
+        whole = self._whole = self.loop.create_future()
+        cycle.body.clear()
+        cycle.message_event.clear()
+        self.parser = HttpRequestParser(self)  # for the next request
+
+        def filled() -> None:
+            cycle.more_body, self._whole = False, None
+            if not whole.done():
+                whole.set_result(held.getvalue())
+
+        line.collect(held.getbuffer()[len(first) :], filled)
+        self.flow.resume_reading()
+        return whole
+
+    def _give_up(self) -> None:
+        if self._whole is not None and not self._whole.done():
+            self._whole.set_exception(
+                Unreachable("the sender has gone before its body was complete")
+            )
 
     # Threads for long bodies (a Lender) -----------------------------------------------------------
 

@@ -54,6 +54,10 @@ class Lender(Protocol):
         """Leave it to a thread; ``rest`` bytes of a body have not been handed over yet. None: not now."""
         ...
 
+    def collect(self, size: int) -> asyncio.Future[bytes] | None:
+        """The whole body of ``size`` bytes, in memory made for it. None: not this one."""
+        ...
+
     def give_back(self, received: int, sent: int) -> None:
         """Take it back after so many bytes of a body."""
         ...
@@ -114,6 +118,15 @@ class Lane:
 
     def __init__(self, lanes: Lanes, lender: Lender, member: str) -> None:
         self._lanes, self._lender, self._member = lanes, lender, member
+
+    async def whole(self, size: int) -> bytes | None:
+        """A body of ``size`` bytes in one piece; None where its parts are to be received.
+
+        Raises:
+            Unreachable: the sender has gone.
+        """
+        coming = self._lender.collect(size)
+        return None if coming is None else await coming
 
     async def pour(
         self, first: bytes, rest: int, take: Take, until: float

@@ -24,7 +24,7 @@ from atoll.server.early import Early
 from atoll.server.gate import Gate, Roster
 from atoll.server.limits import MIB, Limits
 from atoll.server.metrics_page import Meters
-from atoll.server.routes import Asked
+from atoll.server.routes import Asked, Presence
 from atoll.server.service import Poll, Service
 from atoll.wire.frames import encode
 from atoll.wire.messages import BlobRef, NewsReply, PollReply, ReceiptBody, TaskBody
@@ -178,6 +178,8 @@ class News:
 
 async def _rings(event: asyncio.Event, asked: Asked, seconds: float) -> bool:
     """Wait for the event or so long; false when the other end has gone meanwhile."""
+    if (line := asked.presence) is not None:
+        return await _rings_or_ends(event, line, seconds)
     gone = asyncio.ensure_future(asked.gone())
     gone.add_done_callback(lambda _: event.set())
     try:
@@ -189,6 +191,19 @@ async def _rings(event: asyncio.Event, asked: Asked, seconds: float) -> bool:
         gone.cancel()
         with suppress(asyncio.CancelledError, AtollError):
             await gone
+
+
+async def _rings_or_ends(event: asyncio.Event, line: Presence, seconds: float) -> bool:
+    """The same where a connection says of itself that it has ended: nobody need watch it."""
+    late = asyncio.get_running_loop().call_later(seconds, event.set)
+    line.waiting.add(event)
+    try:
+        if not line.gone:
+            await event.wait()
+    finally:
+        line.waiting.discard(event)
+        late.cancel()
+    return not line.gone
 
 
 def listed(query: str, name: str) -> list[str]:

@@ -6,10 +6,11 @@ A route says who may use it; there is none that does not. The table itself stand
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import unquote_to_bytes
 
 from atoll.core.errors import NotFound, WireError
@@ -17,7 +18,7 @@ from atoll.server.bodies import Body, Coming
 from atoll.server.store.contract import Member
 from atoll.wire.signatures import Claim
 
-__all__ = ["Answer", "Asked", "Heading", "Route", "Span", "Table", "whole"]
+__all__ = ["Answer", "Asked", "Heading", "Presence", "Route", "Span", "Table", "whole"]
 
 Role = Literal["open", "bearer", "newcomer", "site", "researcher"]
 """Who asks: anybody; who knows the metrics' token; who has a join code; a member with this role."""
@@ -42,6 +43,15 @@ class Heading:
     address: str = ""
 
 
+class Presence(Protocol):
+    """A connection, of which somebody wants to know whether it is still there."""
+
+    gone: bool
+    """Whether the other end has hung up."""
+    waiting: set[asyncio.Event]
+    """To be set when it does."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A request that was let through.
@@ -54,6 +64,7 @@ class Asked:
         body: complete, and what was signed; or still to come, where the route streams.
         claim: the signature; a newcomer's is still to be compared with its key.
         gone: ends when the sender does.
+        presence: the sender's connection, where it is one of our own.
     """
 
     sender: Member | None
@@ -63,6 +74,7 @@ class Asked:
     body: Body | Coming
     claim: Claim | None
     gone: Callable[[], Coroutine[Any, Any, object]]
+    presence: Presence | None = None
 
     @property
     def name(self) -> str:

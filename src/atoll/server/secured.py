@@ -29,6 +29,9 @@ _IGNORED = 1 << 20
 """Bytes of the other side that are read and thrown away at the end, so that it gets to read the answer."""
 
 
+_NOWHERE = memoryview(b"")
+
+
 class _Stage(Enum):
     """How far a connection has come."""
 
@@ -64,6 +67,7 @@ class Secured(asyncio.Transport):
         self._stage = _Stage.GREETING
         self._paused = self._lent = self._full = self._pushing = False
         self._reads = self._writes = False
+        self._into, self._filled = _NOWHERE, _nothing
         self._ignored = 0
         self._error: Exception | None = None
         self._timer: asyncio.TimerHandle | None = self._loop.call_later(seconds, self.abort)
@@ -125,6 +129,13 @@ class Secured(asyncio.Transport):
     def abort(self) -> None:
         """Close at once."""
         self._end(None)
+
+    def collect(self, into: memoryview, filled: Callable[[], None]) -> None:
+        """Open what comes next into ``into``, past the protocol, until that is full; ``filled`` is called then.
+
+        What has been opened so far is with the protocol: to be called before reading is resumed.
+        """
+        self._into, self._filled = into, filled
 
     # Lending ------------------------------------------------------------------------------------
 
@@ -203,9 +214,15 @@ class Secured(asyncio.Transport):
         """Give the protocol what was opened, until it has enough."""
         into = room("opened", _PIECE)
         while self.is_reading() and not self._lent and self._protocol is not None:
-            size = self._sealed.read(into)
+            size = self._sealed.read(self._into or into)
             if not size:
                 break
+            if self._into:
+                self._into = self._into[size:] or _NOWHERE
+                if not self._into:
+                    filled, self._filled = self._filled, _nothing
+                    filled()
+                continue
             self._protocol.data_received(bytes(into[:size]))
         if self._sealed.ended and self._stage is _Stage.OPEN and not self._lent and self._protocol:
             self._protocol.eof_received()
@@ -276,7 +293,8 @@ class Secured(asyncio.Transport):
             protocol.connection_lost(self._error)
         else:
             self._missed()
-        self._missed = self._make = (
+        self._into = _NOWHERE
+        self._missed = self._make = self._filled = (
             _nothing  # they know of this object: it is not to wait for the collector
         )
 

@@ -34,7 +34,7 @@ from atoll.wire.frames import Blob
 from atoll.wire.identity import Identity
 from atoll.wire.messages import ProblemBody, UploadReply, read_json
 from atoll.wire.sealed import room
-from atoll.wire.signatures import digest_of, read_request, sign_request, verify_response
+from atoll.wire.signatures import digest_of, sign_request, signature_in, verify_response
 from atoll.wire.status import EPOCH
 from atoll.wire.transfers import Write, download, upload
 
@@ -344,7 +344,7 @@ class Channel:
             sequence=sequence,
             created=int(time.time()),
         )
-        signature = read_request(method, path, query, signed).signature
+        signature = signature_in(signed)
         target = f"{path}?{query}" if query else path
         line = self._line()
         kept = False

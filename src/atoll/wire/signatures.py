@@ -37,6 +37,7 @@ __all__ = [
     "read_request",
     "sign_request",
     "sign_response",
+    "signature_in",
     "verify",
     "verify_response",
 ]
@@ -203,6 +204,11 @@ def sign_request(
         "signature-input": f"atoll={parameters}",
         "signature": f"atoll=:{_base64(signature)}:",
     }
+
+
+def signature_in(signed: Mapping[str, str]) -> bytes:
+    """The signature among the headers that :func:`sign_request` or :func:`sign_response` gave, 64 bytes."""
+    return binascii.a2b_base64(signed["signature"][len("atoll=:") : -1])
 
 
 def read_request(method: str, path: str, query: str, headers: Headers) -> Claim:
