@@ -130,7 +130,7 @@ def test_what_cannot_be_answered_says_why(frame, ask, message):
 
 
 def test_a_category_that_is_not_declared_is_named_with_its_site(frame):
-    with pytest.raises(DataError, match="'grade' holds a category") as caught:
+    with pytest.raises(DataError, match="column 'grade': holds a category") as caught:
         Federation.of(frame, site="clinic", levels={"grade": ["I", "II"]})
     assert caught.value.site == "a"
 
