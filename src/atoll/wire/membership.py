@@ -14,7 +14,7 @@ from atoll.core.errors import NotFound, StateError, StorageError
 from atoll.wire.trouble import remedy_of, unreadable
 
 if TYPE_CHECKING:
-    from atoll.wire.https import Channel
+    from atoll.wire import https
 
 __all__ = ["Membership", "channel_to", "join", "membership_in", "move", "read_json", "write_json"]
 
@@ -40,7 +40,7 @@ class Membership:
     joined: float
 
 
-def channel_to(home: Path, membership: Membership, proxy: str | None) -> Channel:
+def channel_to(home: Path, membership: Membership, proxy: str | None) -> https.Channel:
     """A channel to the server, signed with the key in the folder."""
     from atoll.wire.https import Channel, Pin
     from atoll.wire.identity import Identity
@@ -51,7 +51,7 @@ def channel_to(home: Path, membership: Membership, proxy: str | None) -> Channel
 
 
 def join(folder: Path, code: str, proxy: str | None) -> Membership:
-    """Make a key, if there is none yet, and have the federation pin it: :func:`atoll.connect`."""
+    """Make a key, if there is none yet, and have the federation pin it: ``atoll.connect``."""
     from importlib.metadata import version
 
     from atoll.wire.codes import read_code
