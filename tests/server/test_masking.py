@@ -154,6 +154,29 @@ def test_sites_that_lose_their_keys_take_part_in_the_next_attempt(world, quantis
     assert set(map(tuple, releases(world).values())) == {(0,)}
 
 
+@pytest.mark.parametrize("step", ["share", "train"])
+def test_a_sum_of_fewer_than_the_quorum_is_not_opened_but_tried_again(world, quantised, step):
+    """A site that was started anew has lost its keys: opened without it, the round could not be had again."""
+    run = world.submit(spec("masked", "rounds.quorum=6"))
+    world.reach(step, about="train")
+    world.sites["switzerland"].begin()
+    world.run()
+    assert world.store.run(run).status == "completed"
+    assert world.hash(run) == quantised()
+    assert [n["attempt"] for n in notes(world, run) if n["step"] == "commit"] == [0, 1]
+    assert set(map(tuple, releases(world).values())) == {(0,)}
+    assert set(world.record(run)["contributed"]) == set(world.sites)
+
+
+def test_a_quorum_that_cannot_be_met_opens_nothing_and_names_who_is_missing(world):
+    world.sites["switzerland"].dies_at = "train"
+    more = "rounds.quorum=6", "rounds.max_aborts=1", "rounds.deadline=300"
+    run = world.submit(spec("masked", *more))
+    assert world.ended(run) == "failed"
+    assert "switzerland" in world.store.run(run).reason
+    assert not any(releases(world).values())
+
+
 def notes(world: masked.MaskedWorld, run: str) -> list[dict[str, Any]]:
     """What the server has written down."""
     found = [json.loads(e.text) for e in world.store.events(run) if e.kind == "masking"]

@@ -22,12 +22,13 @@ added up in the same way: sums of columns (``sums``) and figures of held-out row
 killed reads that, takes the same answers from disk, comes to the same machine (all that is random
 happens at sites), and goes on. Where bytes are lost, or too few answer, the round is tried again with
 fresh keys, but never once sites have been asked to release shares: then the round ends without a sum.
+So a round with fewer than its quorum is not opened: who was started anew is in the next attempt's sum.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,8 +46,7 @@ from atoll.privacy.secagg.masks import RingSum, chunks_of
 from atoll.privacy.secagg.messages import Commitment, Deal, FromSite, Pledge, Release, Vector
 from atoll.privacy.secagg.policy import BLAMES
 from atoll.privacy.secagg.server import Server
-from atoll.privacy.secagg.terms import Lane, Member, Occasion, Terms, rule_text, usual_threshold
-from atoll.runtime.client import Parts
+from atoll.privacy.secagg.terms import Lane, Member, Occasion, Terms, usual_threshold
 from atoll.server.answers import Expected, Slot, read_answer
 from atoll.server.desk import Call
 from atoll.server.office import Office
@@ -55,7 +55,7 @@ from atoll.server.store.rules import fence
 from atoll.wire.frames import Blob
 from atoll.wire.messages import ResultBody, TaskBody
 
-__all__ = ["ATTEMPTS", "MASKING", "SAID", "STEPS", "MaskedRound", "Masking", "Summed", "masking_of"]
+__all__ = ["ATTEMPTS", "MASKING", "SAID", "STEPS", "MaskedRound", "Masking", "Summed"]
 
 ATTEMPTS = 3
 """So often a round is tried, each time with fresh keys, before it is given up."""
@@ -100,17 +100,6 @@ class Masking:
     work: str = ""
 
 
-def masking_of(row: RunRow, parts: Parts) -> Masking | None:
-    """How a run's rounds are masked; None where they are not."""
-    chain = parts.chain
-    mask, quantise = chain.find("mask"), chain.find("quantise")
-    if mask is None or quantise is None:
-        return None
-    rule = rule_text(json.loads(row.spec)["privacy"])
-    lanes = tuple(quantise.integer_lanes(chain.cohort))
-    return Masking(lanes, mask.threshold, mask.degree, rule)
-
-
 _INPUT = STEPS[2]
 
 Make = Callable[[str, Task, str, Blob], TaskBody]
@@ -150,6 +139,7 @@ class MaskedRound:
         begun: whether a server before this one may have begun the round.
         about: what is added up.
         told: what the sites are told of the round beside its terms.
+        least: fewest sites whose sum is of use: one of fewer is not opened, and tried again.
     """
 
     def __init__(
@@ -165,8 +155,9 @@ class MaskedRound:
         begun: bool = True,
         about: Subject = "train",
         told: Mapping[str, Any] | None = None,
+        least: int = 1,
     ) -> None:
-        self._begun, self.about, self.told = begun, about, told or {}
+        self._begun, self.about, self.told, self.least = begun, about, told or {}, least
         self._own = {"round": number, "about": about, "model": model}  # in all its notes alone
         self.office, self.row, self.masking = office, row, masking
         self.number, self.model, self.make, self.seconds = number, model, make, seconds
@@ -189,7 +180,7 @@ class MaskedRound:
                 self.note(number, "failed", **failed)
             ended = {o["client"]: Outcome(**o) for o in failed["without"]}
             attempt.failure = failed["reason"]
-            if len(tasks) - len(ended) < attempt.threshold:
+            if len(tasks) - len(ended) < max(attempt.threshold, self.least):
                 break
         return attempt.summed()
 
@@ -297,7 +288,16 @@ class _Attempt:
                 members = sorted(
                     self._at.folded if step.kind == "train" else self._at.of(step.phase)
                 )
+                if step.kind != "pledge" and len(members) < self._round.least:  # all are in it then
+                    self._tell(
+                        machine.Cancel(self._too_few({terms.cohort[i - 1].name for i in members}))
+                    )
+                    break
                 self._round.note(number, following.kind, members=members)
+
+    def _too_few(self, left: Collection[str]) -> str:
+        lost = [task.client for task in self._tasks if task.client not in left]
+        return f"a sum without {', '.join(lost[:5])} is of no use: {self._round.least} sites are needed"
 
     @property
     def _at(self) -> Server:

@@ -38,12 +38,12 @@ from atoll.server.buffering import Buffering, is_ready, opening
 from atoll.server.counter import Counter
 from atoll.server.desk import Call, Desk, Take
 from atoll.server.folding import Pattern, TrainFold, pattern_of
-from atoll.server.masking import Masking, masking_of
+from atoll.server.masking import Masking
 from atoll.server.office import Office
 from atoll.server.preparing import Prepared, body_of
 from atoll.server.slabs import BySlabs
 from atoll.server.store.contract import RoundRow, RunRow
-from atoll.server.summing import summed_round, summing_of, told_alike
+from atoll.server.summing import masking_of, summed_round, summing_of, told_alike
 from atoll.wire.frames import Blob
 from atoll.wire.messages import BlobRef, ResultBody, TaskBody
 from atoll.wire.metrics import metrics_from_plain
@@ -224,6 +224,7 @@ class Playing:
             self._deadline,
             begun=not self._fresh,
             told=told,
+            least=call.quorum,
         )
         summed = yield from masked.play(call.tasks)
         self._answers |= masked.answers

@@ -12,12 +12,20 @@ from atoll.privacy.he.contexts import PublicContext
 from atoll.privacy.secagg.terms import Lane, rule_text
 from atoll.runtime.client import Parts
 from atoll.server.encrypting import EncryptedRound
-from atoll.server.masking import Make, MaskedRound, Masking, masking_of
+from atoll.server.masking import Make, MaskedRound, Masking
 from atoll.server.office import Office
 from atoll.server.store.contract import RunRow
 from atoll.wire.messages import TaskBody
 
-__all__ = ["Encrypting", "Masking", "lanes_summed", "summed_round", "summing_of", "told_alike"]
+__all__ = [
+    "Encrypting",
+    "Masking",
+    "lanes_summed",
+    "masking_of",
+    "summed_round",
+    "summing_of",
+    "told_alike",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,17 @@ def lanes_summed(
     if key is not None:
         return Encrypting(lanes, rule=rule, key=key)
     return Masking(lanes, privacy.get("threshold", 0), privacy.get("degree", 0), rule)
+
+
+def masking_of(row: RunRow, parts: Parts) -> Masking | None:
+    """How a run's rounds are masked; None where they are not."""
+    chain = parts.chain
+    mask, quantise = chain.find("mask"), chain.find("quantise")
+    if mask is None or quantise is None:
+        return None
+    rule = rule_text(json.loads(row.spec)["privacy"])
+    lanes = tuple(quantise.integer_lanes(chain.cohort))
+    return Masking(lanes, mask.threshold, mask.degree, rule)
 
 
 def summing_of(row: RunRow, parts: Parts, key: PublicContext | None) -> Masking | None:
