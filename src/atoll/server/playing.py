@@ -208,24 +208,15 @@ class Playing:
 
         version = call.tasks[0].version if call.tasks else 0
         some = [self._training(task, call.number, call.broadcasts) for task in call.tasks[:1]]
-        masking = told_alike(masking, some, buffered=self._buffering is not None)
+        how = told_alike(masking, some, buffered=self._buffering is not None)
         if self._buffering is None:
             told, model = None, model_digest(call.broadcasts[version].vectors)
         else:
             starts = self._buffering.starts(call)
             told, model = {"starts": starts.to_plain()}, starts.mark
-        masked = summed_round(
-            self._office,
-            self._row,
-            masking,
-            call.number,
-            model,
-            make,
-            self._deadline,
-            begun=not self._fresh,
-            told=told,
-            least=call.quorum,
-        )
+        office, row, number = self._office, self._row, call.number
+        more: dict[str, Any] = {"begun": not self._fresh, "told": told, "least": call.quorum}
+        masked = summed_round(office, row, how, number, model, make, self._deadline, **more)
         summed = yield from masked.play(call.tasks)
         self._answers |= masked.answers
         self._trained = dict(summed.trained)
