@@ -208,9 +208,9 @@ def test_rows_with_gaps_are_named_as_what_keeps_rounds_from_committing():
 
 
 def test_a_central_test_that_cannot_be_evaluated_is_no_error_of_atoll_s_own():
-    lists = SimpleNamespace(features=[[0.0], [0.0]], targets=[0.0, 0.0])
-    with pytest.raises(ClientError, match="on the central test rows failed: AttributeError"):
-        atoll.simulate(linear(), levels(), central=lists)
+    rows = SimpleNamespace(features=[[0.0], [0.0]], targets=[0.0, 0.0])
+    with pytest.raises(ClientError, match="on the central test rows failed: TypeError"):
+        atoll.simulate(linear(), levels(), central=rows)
 
 
 def test_a_run_shows_itself_in_a_line(tmp_path):
