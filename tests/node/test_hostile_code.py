@@ -199,3 +199,13 @@ def test_only_a_plain_file_is_taken(tmp_path: Path) -> None:
     assert taken(tmp_path / "file", aside).read_text() == "mine"
     assert not (tmp_path / "file").exists()
     assert not taken(tmp_path / "none", aside).exists()
+
+
+def test_what_a_link_leads_to_is_not_removed(tmp_path: Path) -> None:
+    other, link = tmp_path / "other", tmp_path / "work"
+    deep(other, 3)
+    (other / "kept").touch()
+    link.symlink_to(other)
+    clear(link)
+    assert (other / "kept").exists()
+    assert (other / "d" / "d" / "d" / "file").exists()

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +19,10 @@ from atoll.node.settings import Settings
 from atoll.wire.codes import read_code
 from atoll.wire.https import Channel, Pin
 from atoll.wire.identity import Identity
-from atoll.wire.messages import JoinBody, JoinReply
+from atoll.wire.membership import enrolled
 from atoll.wire.trouble import remedy_of
 
 __all__ = ["join", "leave", "move", "opened", "trusted"]
-
-_NOBODY = "join"
-"""For whom the first request is: the answer tells the federation's id."""
 
 Dial = Callable[..., Any]
 """Makes a channel; :class:`~atoll.wire.https.Channel` unless a test gives another."""
@@ -62,22 +58,7 @@ def join(home: Home, code: str, *, proxy: str | None = None, dial: Dial = Channe
     home.make()
     identity = _identity(home.identity)
     _check_books(home, identity)
-    body = JoinBody(
-        secret=invitation.secret.hex(),
-        key=identity.public_bytes.hex(),
-        version=version("atoll"),
-        role="site",
-    )
-    channel = dial(invitation.address, Pin(invitation.certificate), identity, _NOBODY, proxy=proxy)
-    try:
-        reply: JoinReply = channel.json("POST", "/v1/join", body, JoinReply)
-    finally:
-        channel.close()
-    if reply.role != "site":
-        raise StateError(
-            f"this code is for a {reply.role}, {reply.name!r}, not for a site",
-            remedy="ask for a site's code",
-        )
+    reply = enrolled(invitation, identity, "site", dial, proxy)
     made = Federation(
         federation=reply.federation,
         site=reply.name,

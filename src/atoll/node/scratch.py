@@ -26,10 +26,13 @@ _PER_NAME = 4096
 
 
 def clear(folder: Path) -> None:
-    """Remove a folder and all that is in it, whatever that is; what the disk keeps stays for another time."""
+    """Remove a folder and all that is in it, whatever that is; what the disk keeps stays for another time.
+
+    A link to a folder stays, and so does what it leads to.
+    """
     with suppress(RecursionError):
         shutil.rmtree(folder, ignore_errors=True)
-    if not folder.exists():
+    if folder.is_symlink() or not folder.exists():
         return
     numbers, found = itertools.count(), [folder]
     while found:  # each folder is moved up before it is looked into, so that no path grows

@@ -5,18 +5,34 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from atoll.core.errors import NotFound, StateError, StorageError
 from atoll.wire.trouble import remedy_of, unreadable
 
 if TYPE_CHECKING:
     from atoll.wire import https
+    from atoll.wire.codes import Invitation
+    from atoll.wire.identity import Identity
+    from atoll.wire.messages import JoinReply
 
-__all__ = ["Membership", "channel_to", "join", "membership_in", "move", "read_json", "write_json"]
+__all__ = [
+    "Membership",
+    "channel_to",
+    "enrolled",
+    "join",
+    "membership_in",
+    "move",
+    "read_json",
+    "write_json",
+]
+
+_NOBODY = "join"
+"""For whom the first request is: the answer tells the federation's id."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +66,56 @@ def channel_to(home: Path, membership: Membership, proxy: str | None) -> https.C
     return Channel(membership.server, pin, identity, membership.federation, proxy=proxy)
 
 
-def join(folder: Path, code: str, proxy: str | None) -> Membership:
-    """Make a key, if there is none yet, and have the federation pin it: ``atoll.connect``."""
+def enrolled(
+    invitation: Invitation,
+    identity: Identity,
+    role: Literal["site", "researcher"],
+    dial: Callable[..., Any],
+    proxy: str | None,
+) -> JoinReply:
+    """Have the federation pin a key, as that of a site or of a researcher.
+
+    When the answer is lost, the same key may ask again.
+
+    Args:
+        invitation: what the code says.
+        identity: the key.
+        role: for which the code has to be.
+        dial: makes the channel, as :class:`~atoll.wire.https.Channel` does.
+        proxy: see there.
+
+    Raises:
+        StateError: the code is for another role; it is not used up.
+        AuthError: it has expired or was used, or the server is not the one it names.
+        Unreachable: the server does not answer.
+    """
     from importlib.metadata import version
 
-    from atoll.wire.codes import read_code
-    from atoll.wire.https import Channel, Pin
-    from atoll.wire.identity import Identity
+    from atoll.wire.https import Pin
     from atoll.wire.messages import JoinBody, JoinReply
+
+    body = JoinBody(
+        secret=invitation.secret.hex(),
+        key=identity.public_bytes.hex(),
+        version=version("atoll"),
+        role=role,
+    )
+    pin = Pin(invitation.certificate)
+    with closing(dial(invitation.address, pin, identity, _NOBODY, proxy=proxy)) as channel:
+        reply: JoinReply = channel.json("POST", "/v1/join", body, JoinReply)
+    if reply.role != role:
+        raise StateError(
+            f"this code is for a {reply.role}, {reply.name!r}, not for a {role}",
+            remedy=f"ask for a {role}'s code",
+        )
+    return reply
+
+
+def join(folder: Path, code: str, proxy: str | None) -> Membership:
+    """Make a key, if there is none yet, and have the federation pin it: ``atoll.connect``."""
+    from atoll.wire.codes import read_code
+    from atoll.wire.https import Channel
+    from atoll.wire.identity import Identity
 
     invitation = read_code(code)
     try:
@@ -67,20 +125,7 @@ def join(folder: Path, code: str, proxy: str | None) -> Membership:
     path = folder / "identity.pem"
     # A key that is there is from a join whose answer was lost: the same key may ask again.
     identity = Identity.load(path) if path.exists() else Identity.create(path)
-    body = JoinBody(
-        secret=invitation.secret.hex(),
-        key=identity.public_bytes.hex(),
-        version=version("atoll"),
-        role="researcher",
-    )
-    pin = Pin(invitation.certificate)
-    with Channel(invitation.address, pin, identity, "join", proxy=proxy) as channel:
-        reply = channel.json("POST", "/v1/join", body, JoinReply)
-    if reply.role != "researcher":
-        raise StateError(
-            f"this code is for a {reply.role}: {reply.name}",
-            remedy="ask for a researcher's code; the site needs a new one too: this one is used up",
-        )
+    reply = enrolled(invitation, identity, "researcher", Channel, proxy)
     membership = Membership(
         federation=reply.federation,
         name=reply.name,
