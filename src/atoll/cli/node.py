@@ -12,6 +12,7 @@ import typer
 
 from atoll.cli import ledger
 from atoll.cli.output import data_line, table_of, talk
+from atoll.cli.whereabouts import Address, Certificate, pin_of, show_server
 
 if TYPE_CHECKING:
     from atoll.node.home import Home
@@ -160,31 +161,21 @@ def peers(
 @commands.command()
 def server(
     home: _Folder = None,
-    address: Annotated[
-        str, typer.Option(help="HOST:PORT where it is now.", show_default="as before")
-    ] = "",
-    certificate: Annotated[
-        str,
-        typer.Option(
-            help="Fingerprint of its certificate, as its operator read it out.",
-            show_default="as before",
-        ),
-    ] = "",
+    address: Address = "",
+    certificate: Certificate = "",
 ) -> None:
     """Show where the server is and how it is known, or note that it has moved or renewed its certificate."""
     from atoll.node.join import move
     from atoll.node.settings import read_settings
-    from atoll.wire.codes import read_fingerprint
-    from atoll.wire.identity import fingerprint_of, spoken
 
     at = _home(home)
     known = at.joined()
     if address or certificate:
-        pin = read_fingerprint(certificate) if certificate else ""
-        known = move(at, read_settings(at.settings), address=address, certificate=pin)
+        known = move(
+            at, read_settings(at.settings), address=address, certificate=pin_of(certificate)
+        )
         talk("it has answered there with its own key; next: atoll node start")
-    data_line(f"address      {known.server}\ncertificate  {spoken(known.pin)}")
-    data_line(f"key          {spoken(fingerprint_of(bytes.fromhex(known.server_key)))}")
+    show_server(known.server, known.pin, known.server_key)
 
 
 @commands.command()

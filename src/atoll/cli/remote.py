@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atoll.cli.output import brief, data_line, table_of, talk
+from atoll.cli.whereabouts import Address, Certificate, pin_of, show_server
 
 if TYPE_CHECKING:
     from atoll.connection import Connection, RunInfo
@@ -69,32 +70,22 @@ def join(
 @job.command()
 def server(
     home: _Home = None,
-    address: Annotated[
-        str, typer.Option(help="HOST:PORT where it is now.", show_default="as before")
-    ] = "",
-    certificate: Annotated[
-        str,
-        typer.Option(
-            help="Fingerprint of its certificate, as its operator read it out.",
-            show_default="as before",
-        ),
-    ] = "",
+    address: Address = "",
+    certificate: Certificate = "",
     proxy: _Proxy = None,
 ) -> None:
     """Show where the server is and how it is known, or note that it has moved or renewed its certificate."""
     from atoll.connection import default_home
-    from atoll.wire.codes import read_fingerprint
-    from atoll.wire.identity import fingerprint_of, spoken
     from atoll.wire.membership import move
 
     with _connect(home, proxy) as federation:
         known = federation.membership
     if address or certificate:
-        pin = read_fingerprint(certificate) if certificate else ""
-        known = move(home or default_home(), address=address, certificate=pin, proxy=proxy)
+        known = move(
+            home or default_home(), address=address, certificate=pin_of(certificate), proxy=proxy
+        )
         talk("it has answered there with its own key")
-    data_line(f"address      {known.server}\ncertificate  {spoken(known.pin)}")
-    data_line(f"key          {spoken(fingerprint_of(bytes.fromhex(known.server_key)))}")
+    show_server(known.server, known.pin, known.server_key)
 
 
 @job.command()
