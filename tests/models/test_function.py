@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -168,3 +171,35 @@ def test_torch_in_a_function_of_one_s_own_is_as_in_every_worker(work):
         assert torch.equal(torch.get_rng_state(), state)
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_function_that_is_the_first_to_load_torch_is_no_exception():
+    """Its first client in a process had drawn from torch's own seed, and counted on all cores."""
+    script = """
+import sys
+import numpy as np
+from atoll.core.contracts import Examples
+from atoll.core.local import LocalRule, LocalWork
+from atoll.core.seeds import Seed
+from atoll.models.function import FunctionTrainer
+
+def fit(parameters, data, context):
+    import torch
+    count = np.array([float(torch.get_num_threads())])
+    return {"drawn": torch.rand(3).numpy(), "own": context.rng.random(2), "threads": count}, None
+
+start = {"drawn": np.zeros(3), "own": np.zeros(2), "threads": np.zeros(1)}
+trainer = FunctionTrainer(start, fit, lambda parameters, data: {"loss": 0.0})
+data, work = Examples(np.zeros((4, 1)), np.zeros(4)), LocalWork(epochs=1, batch_size=2)
+assert "torch" not in sys.modules
+for _ in range(2):
+    got = trainer.fit(trainer.initial(Seed(0)), data, work=work, rule=LocalRule(), seed=Seed(7), round=0)
+    print(got.parameters.tolist())
+"""
+    pytest.importorskip("torch")
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120
+    )
+    first, second = (done.stdout + done.stderr).splitlines()
+    assert first == second
+    assert first.endswith(", 1.0]")

@@ -9,18 +9,17 @@
 Local rules (FedProx, SCAFFOLD, FedDyn) do not reach into foreign code; a job that needs them is
 refused, unless the function declares ``corrects`` and applies ``context.rule`` itself.
 
-Where torch is loaded, a user's function finds it on one thread, and its default generator at a seed of this
-client in this round: results depend neither on the executor nor on the machine's cores.
+A user's function finds torch on one thread, and its default generator at a seed of this client in this round:
+results depend neither on the executor nor on the machine's cores. The first to load torch is called twice.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -40,6 +39,7 @@ from atoll.models.batches import learning_rate, plan
 
 __all__ = ["FitContext", "FunctionTrainer"]
 
+_T = TypeVar("_T")
 Named = Mapping[str, Array]
 """A model as named arrays."""
 
@@ -169,9 +169,12 @@ class FunctionTrainer:
                 remedy="choose FedAvg, or apply context.rule and set corrects=True",
             )
         lr = learning_rate(work, round=round, epoch=0)
-        context = FitContext(seed.generator(), work, lr, rule, round, self.layout)
-        with _torch_alone(seed / "torch"):
-            returned = self._fit(self._named(parameters), data, context)
+
+        def call() -> Any:
+            context = FitContext(seed.generator(), work, lr, rule, round, self.layout)
+            return self._fit(self._named(parameters), data, context)
+
+        returned = _torch_alone(seed / "torch", call)
         if not (isinstance(returned, tuple) and len(returned) == 2):
             raise ClientError(
                 f"fit returned {type(returned).__name__}, not (parameters, metrics or None)",
@@ -189,14 +192,13 @@ class FunctionTrainer:
             JobConflict: none was given.
             LayoutError: its arrays have other names or shapes.
         """
-        if self._gradient is None:
+        ask = self._gradient
+        if ask is None:
             raise JobConflict(
                 "the algorithm asks for gradients and this trainer was made without any",
                 remedy="pass gradient=, or choose an algorithm that trains locally, such as FedAvg",
             )
-        named = self._named(parameters)
-        with _torch_alone(Seed(0)):
-            slopes, loss = self._gradient(named, data)
+        slopes, loss = _torch_alone(Seed(0), lambda: ask(self._named(parameters), data))
         fixed = {e.name: np.zeros(e.shape) for e in self.layout.entries if not e.trainable}
         return self._packed({**fixed, **slopes}, "gradient", exact=False), float(loss)
 
@@ -206,8 +208,7 @@ class FunctionTrainer:
         Raises:
             ClientError: it returned no ``loss``, or something that is neither number nor metric.
         """
-        with _torch_alone(Seed(0)):
-            found = self._evaluate(self._named(parameters), data)
+        found = _torch_alone(Seed(0), lambda: self._evaluate(self._named(parameters), data))
         if not isinstance(found, Mapping) or "loss" not in found:
             names = sorted(found) if isinstance(found, Mapping) else type(found).__name__
             raise ClientError(
@@ -216,8 +217,12 @@ class FunctionTrainer:
         return {name: _metric(name, value, len(data)) for name, value in found.items()}
 
     def _start(self, seed: Seed) -> dict[str, Array]:
-        with _torch_alone(seed / "torch"):
-            raw = self._initial(seed.generator()) if callable(self._initial) else self._initial
+        given = self._initial
+        if callable(given):
+            make = given
+            raw = _torch_alone(seed / "torch", lambda: make(seed.generator()))
+        else:
+            raw = given
         arrays = {name: np.asarray(value) for name, value in raw.items()}
         raise_faults(
             LayoutError,
@@ -259,24 +264,29 @@ class FunctionTrainer:
         return self.layout.pack(own)
 
 
-@contextmanager
-def _torch_alone(seed: Seed) -> Iterator[None]:
-    """torch, where a user's code has loaded it, as it is in every worker: one thread, a stream of its own.
+def _torch_alone(seed: Seed, call: Callable[[], _T]) -> _T:
+    """Call it with torch, if it uses torch, as that is in every worker: one thread, a stream of its own.
 
     Both are put back. Else its sums would depend on the machine's cores, and what it draws on who came before.
+    Who loads torch on the way has used it as it was then: that is done again, as what a client does is pure.
     """
-    torch: Any = sys.modules.get("torch")
-    if torch is None or not hasattr(torch, "default_generator"):  # half imported
-        yield
-        return
+    if not _torch_is_here():
+        made = call()
+        if not _torch_is_here():
+            return made
+    torch: Any = sys.modules["torch"]
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     torch.default_generator.manual_seed(seed.integer())
     torch.set_num_threads(1)
     try:
-        yield
+        return call()
     finally:
         torch.set_num_threads(threads)
         torch.set_rng_state(state)
+
+
+def _torch_is_here() -> bool:
+    return hasattr(sys.modules.get("torch"), "default_generator")  # without it half imported
 
 
 def _metric(name: str, value: Any, rows: int) -> Metric:
