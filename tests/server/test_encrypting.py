@@ -131,6 +131,34 @@ def test_below_two_thirds_nothing_is_opened(world):
     assert not released(world)
 
 
+def test_a_sum_of_fewer_than_the_quorum_is_not_opened_while_the_missing_site_may_come(
+    world, quantised
+):
+    """Opened without it, no later sum on the same model could be had: sites refuse two that are so near."""
+    run = world.submit(spec("encrypted", QUIET, "rounds.quorum=4"))
+    world.reach("train")
+    world.wait(
+        600, absent=(LAST,)
+    )  # ten times what a silent site is waited for where others can do
+    assert (world.store.run(run).status, released(world)) == ("open", [])
+    world.run()
+    assert world.store.run(run).reason == "completed"
+    assert world.hash(run) == quantised()
+
+
+def test_a_quorum_that_is_not_met_by_the_deadline_opens_nothing_and_the_next_round_is_whole(world):
+    run = world.submit(spec("encrypted", QUIET, "rounds.quorum=4", "rounds.deadline=300", rounds=2))
+    world.reach("train")
+    world.wait(320, absent=(LAST,))
+    assert not released(world)
+    world.run()
+    assert world.store.run(run).reason == "completed"
+    first, second = world.service.rounds(run).rounds
+    assert (first["committed"], second["committed"]) == (False, True)
+    assert "3 ciphertexts, and 4 are needed" in str(first["missing"])
+    assert set(second["contributed"]) == set(world.sites)
+
+
 def test_a_server_that_is_killed_after_every_single_answer_comes_to_the_same_bits(world, quantised):
     run = world.submit(spec("encrypted", QUIET))
     world.killed_after_every_answer(run)

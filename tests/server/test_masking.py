@@ -177,6 +177,20 @@ def test_a_quorum_that_cannot_be_met_opens_nothing_and_names_who_is_missing(worl
     assert not any(releases(world).values())
 
 
+@pytest.mark.parametrize("step", ["commit", "share", "train"])
+def test_a_quorum_waits_for_a_site_that_is_away_for_some_minutes(world, quantised, step):
+    run = world.submit(spec("masked", "rounds.quorum=6"))
+    world.reach(step, about="train")
+    world.wait(
+        300, absent=("switzerland",)
+    )  # where others can do, silence ends the waiting after one
+    assert world.store.run(run).status == "open"
+    world.run()
+    assert world.store.run(run).reason == "completed"
+    assert world.hash(run) == quantised()
+    assert [n["attempt"] for n in notes(world, run) if n["step"] == "commit"] == [0]
+
+
 def notes(world: masked.MaskedWorld, run: str) -> list[dict[str, Any]]:
     """What the server has written down."""
     found = [json.loads(e.text) for e in world.store.events(run) if e.kind == "masking"]

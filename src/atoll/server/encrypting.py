@@ -14,6 +14,9 @@ open anything. What it takes for the sum is what two sites say alike.
 *Who is in the sum is written down before anybody is asked to pledge.* A server that was killed reads that,
 adds up the same ciphertexts from disk, and asks the same questions, whose answers it may have already. There
 is one attempt: a site pledges itself once a round, so a round that fails after that ends without a sum.
+So a sum of fewer sites than the round needs is not opened: those missing are waited for until the deadline,
+and where they have not come then, nobody is asked to pledge. Opened, it would be in the way of the next sum on
+the same model: sites refuse one that differs by so few of them.
 """
 
 from __future__ import annotations
@@ -71,6 +74,7 @@ class EncryptedRound:
         begun: whether a server before this one may have begun the round.
         about: what is added up.
         work: what all sites are told to do beside the model.
+        least: fewest sites whose sum is of use: one of fewer is not opened.
 
     Attributes:
         answers: digests of what sites have answered, by task, where the round knows more than its calls.
@@ -90,10 +94,12 @@ class EncryptedRound:
         begun: bool = True,
         about: Subject = "train",
         work: str = "",
+        least: int = 1,
     ) -> None:
         self._office, self._row, self._lanes = office, row, lanes
         self._number, self._model, self._make, self._seconds = number, model, make, seconds
         self._key, self._begun, self._about, self._work = key, begun, about, work
+        self._least = least
         self._own = {"round": number, "about": about, "model": model}
         self.answers: dict[str, str] = {}
         self._total = SealedSum(key)
@@ -111,18 +117,22 @@ class EncryptedRound:
         noted = self._noted() if self._begun else None
         if noted is None:
             yield from self._gather(terms, tasks, told)
-            if len(self._entries) >= terms.threshold:
+            if len(self._entries) >= self._needed(terms):
                 self._note(sorted(self._entries))
         else:
             self._again(tasks, noted)
-        if not self._failure and len(self._entries) < terms.threshold:
-            self._failure = f"{len(self._entries)} ciphertexts, and {terms.threshold} are needed"
+        if not self._failure and len(self._entries) < (least := self._needed(terms)):
+            self._failure = f"{len(self._entries)} ciphertexts, and {least} are needed"
         sums: Mapping[str, Array] = {}
         if not self._failure:
             sums = yield from self._opened(terms, tasks, told)
         return self._summed(terms, tasks, sums, sorted(self._entries) if sums else ())
 
     # Ciphertexts --------------------------------------------------------------------------------
+
+    def _needed(self, terms: Terms) -> int:
+        """Fewest ciphertexts whose sum is opened."""
+        return max(terms.threshold, self._least)
 
     def _gather(self, terms: Terms, tasks: Sequence[Task], told: Mapping[str, Array]) -> Calls:
         """Ask everybody for a ciphertext, and add them up as they come."""
@@ -131,7 +141,7 @@ class EncryptedRound:
             self._add(task.client, body, arrays)
 
         outcomes = yield from self._call(
-            self._about, tasks, told, self._expected, take, self._seconds, terms.threshold
+            self._about, tasks, told, self._expected, take, self._seconds, self._needed(terms)
         )
         self._outcomes = {o.client: o for o in outcomes}
 

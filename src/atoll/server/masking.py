@@ -285,9 +285,8 @@ class _Attempt:
             except _Lost as lost:
                 self._tell(machine.Cancel(str(lost)))
             if following and self._at.phase == following.phase:
-                members = sorted(
-                    self._at.folded if step.kind == "train" else self._at.of(step.phase)
-                )
+                folded = self._at.folded if step.kind == "train" else self._at.of(step.phase)
+                members = sorted(folded)
                 if step.kind != "pledge" and len(members) < self._round.least:  # all are in it then
                     self._tell(
                         machine.Cancel(self._too_few({terms.cohort[i - 1].name for i in members}))
@@ -329,6 +328,7 @@ class _Attempt:
     def _call(self, step: _Step, began: float) -> Generator[Call, Sequence[Outcome], None]:
         """Ask the sites that this step is told to, and take in what they say."""
         office, total, quarter = self._round.office, self._round.seconds, self._round.seconds / 4
+        least = 1 if step in STEPS[3:] else self._round.least
         left = total - (office.now() - began) if step.kind == "train" else quarter
         asked = self._said.keys() - self._gone
         tasks = [task for task in self._tasks if task.client in asked]
@@ -339,7 +339,7 @@ class _Attempt:
             lambda task, body, arrays: self._take(step, task.client, body, arrays),
             max(left, quarter),
             office.settings.progress,
-            needed=self.threshold,
+            needed=max(self.threshold, least),
             enough=None if self._masking.degree or step.kind != "release" else self.threshold,
         )
         for ref in {body.said for body in bodies if body.said is not None}:

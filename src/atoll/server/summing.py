@@ -91,6 +91,7 @@ def summed_round(
     *,
     begun: bool = True,
     about: Subject = "train",
+    least: int = 1,
     **more: Any,
 ) -> MaskedRound | EncryptedRound:
     """One round of the kind that ``masking`` is; see there for the arguments.
@@ -105,6 +106,7 @@ def summed_round(
         seconds: the round's own time.
         begun: whether a server before this one may have begun the round.
         about: what is added up.
+        least: fewest sites whose sum is of use.
         more: for masked rounds alone.
     """
     if isinstance(masking, Encrypting) and masking.key is not None:
@@ -120,7 +122,7 @@ def summed_round(
             begun=begun,
             about=about,
             work=masking.work,
+            least=least,
         )
-    return MaskedRound(
-        office, row, masking, number, model, make, seconds, begun=begun, about=about, **more
-    )
+    limits: dict[str, Any] = {"begun": begun, "about": about, "least": least}
+    return MaskedRound(office, row, masking, number, model, make, seconds, **limits, **more)
