@@ -192,6 +192,30 @@ class Session:
                 self.folder.write_manifest(self._manifest_of_failure(error))
                 write_report(self.folder)
 
+    def left(self, status: str, progress: Progress | None) -> None:
+        """Leave an honest folder behind a run that a server has ended before its time.
+
+        Args:
+            status: how it ended.
+            progress: what its last committed round has left; None where there was none. The model is that of
+                this round, and the round that was under way counts as paid for.
+
+        Raises:
+            StorageError: the disk refused it.
+        """
+        if self.folder is None:
+            return
+        rounds = self.rounds
+        if progress is None or not progress.state.round or self.job.study is not None:
+            self.folder.write_manifest(self.manifest(status, None, None, rounds))
+        else:
+            at = "" if status.startswith("failed") else f" after round {progress.rounds}"
+            manifest = self.manifest(f"{status}{at}", progress, None, rounds)
+            manifest["privacy"] = self._privacy(None, rounds)
+            self._write(progress)
+            write_results(self.folder, self._made(progress, manifest, rounds))
+        write_report(self.folder)
+
     def finish(self, finished: Finished) -> Run:
         """The last checkpoint, the comparison, the manifest, the model and the report."""
         progress = finished.progress
@@ -202,21 +226,30 @@ class Session:
             if sites is not None:
                 comparison = self.comparison(progress.rounds, sites)
         status = participation_status(finished.status, rounds)
-        run = Run(
-            job=self.job,
-            trainer=self.parts.trainer,
-            progress=progress,
-            rounds=rounds,
-            manifest=self.manifest(status, progress, comparison, rounds),
-            folder=None if self.folder is None else self.folder.path,
-            inputs=self.islands.inputs,
-        )
+        manifest = self.manifest(status, progress, comparison, rounds)
+        run = self._made(progress, manifest, rounds)
         if self.folder is not None:
             write_results(self.folder, run)
             if self.job.study is None:
                 write_report(self.folder)
             write_findings(self.folder, self.job, progress.state, run.manifest)
         return run
+
+    def _made(
+        self,
+        progress: Progress,
+        manifest: Mapping[str, Any],
+        rounds: Sequence[Mapping[str, Any]],
+    ) -> Run:
+        return Run(
+            job=self.job,
+            trainer=self.parts.trainer,
+            progress=progress,
+            rounds=rounds,
+            manifest=manifest,
+            folder=None if self.folder is None else self.folder.path,
+            inputs=self.islands.inputs,
+        )
 
     def _manifest_of_failure(self, error: AtollError) -> dict[str, Any]:
         return self.manifest(f"failed: {error.message}", None, None, self.rounds)

@@ -249,7 +249,7 @@ class Engine:
     def _end_badly(self, status: str, error: AtollError) -> float | None:
         try:
             told = error.message if status == "cancelled" else f"{status}: {error.message}"
-            self._leave(error, told)
+            self._leave(told)
             self._end(status, str(error))
         except FenceError:
             raise
@@ -257,13 +257,13 @@ class Engine:
             return self._pause(str(trouble))
         return None
 
-    def _leave(self, error: AtollError, told: str) -> None:
+    def _leave(self, told: str) -> None:
         """An honest folder; where that cannot be written for a fault of ours, the run ends all the same."""
         try:
             if self._playing is None:
                 leave_failed(self._office, self._row, told)
             else:
-                self._playing.failed(error, told)
+                self._playing.failed(told)
         except (FenceError, StorageError, OSError):
             raise
         except Exception as fault:  # one run's fault must not become the others'

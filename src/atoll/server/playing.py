@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from atoll.core.contracts import Outcome, Task
-from atoll.core.errors import AtollError, CheckpointError, JobError
+from atoll.core.errors import AtollError, CheckpointError, JobError, NotFound, StorageError
 from atoll.core.layout import Array
 from atoll.core.metrics import Metric, Metrics, merge_metrics, values
 from atoll.core.values import Broadcast, ClientId, Merged
@@ -136,10 +136,9 @@ class Playing:
         self._live = desk.live
         self._answers |= desk.digests
 
-    def failed(self, error: AtollError, status: str) -> None:
-        """Leave an honest folder behind a run that could not end."""
-        self._session.facts = {"status": status}
-        self._session.failed(error)
+    def failed(self, status: str) -> None:
+        """Leave an honest folder behind a run that ended before its time, with the model it had come to."""
+        self._session.left(status, self._last())
 
     # Calls --------------------------------------------------------------------------------------
 
@@ -370,6 +369,13 @@ class Playing:
         self._session.continued(progress, notes, [row.record for row in rows])
         self._version = progress.state.round
         return progress
+
+    def _last(self) -> Progress | None:
+        """What the last committed round has left; None before the first, or where it cannot be read."""
+        with contextlib.suppress(CheckpointError, NotFound, StorageError, IndexError):
+            raw = bytes(self._office.blobs.view(self._checkpoints[-1]))
+            return checkpoint.decode(raw, self._job.hash())[0]
+        return None
 
     def _start(self) -> Progress:
         """As :meth:`atoll.runtime.loop.Loop.start`, without a copy of the initial vector."""
