@@ -48,6 +48,7 @@ class FakeServer:
 
     down: bool = False
     epoch: int = 1
+    start: str = ""
     blobs: dict[str, bytes] = field(default_factory=dict)
     tasks: dict[str, TaskBody] = field(default_factory=dict)
     received: dict[str, bytes] = field(default_factory=dict)
@@ -176,7 +177,7 @@ class FakeServer:
             self._reachable()
             tasks, gone = news()
         ledger = max(self.ledgers, key=lambda head: int(head.partition(".")[0]), default="")
-        reply = PollReply(tasks=tasks, gone=gone, epoch=self.epoch, ledger=ledger)
+        reply = PollReply(tasks=tasks, gone=gone, epoch=self.epoch, start=self.start, ledger=ledger)
         small = {}
         if self.inline:
             named = [ref for t in tasks for ref in (t.plan, t.broadcast, *t.code.values()) if ref]

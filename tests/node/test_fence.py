@@ -37,6 +37,36 @@ def test_a_node_that_was_started_again_refuses_a_replaced_server(tmp_path: Path)
         assert server.result(stale.id)[0].status == "done"
 
 
+def test_a_server_from_a_backup_that_comes_to_the_same_epoch_is_another_start(
+    tmp_path: Path,
+) -> None:
+    disk = lossy()
+    Fence(PATH, disk).follow(3)  # of a server that does not say
+    Fence(PATH, disk).follow(3, "a" * 16)
+    again = Fence(PATH, disk)
+    again.follow(3, "a" * 16)
+    again.follow(3)
+    with pytest.raises(FenceError, match="put back from a backup") as caught:
+        again.follow(3, "b" * 16)
+    assert "restored FOLDER --seen 3" in caught.value.remedy
+    again.follow(4, "c" * 16)
+    with pytest.raises(FenceError, match="another start"):
+        Fence(PATH, disk).follow(4, "b" * 16)
+
+
+def test_a_node_does_nothing_for_another_start_of_the_same_epoch(tmp_path: Path) -> None:
+    server = ff.FakeServer(epoch=2)
+    server.start = "a" * 16
+    solo = ff.Solo(server, tmp_path)
+    with ff.Running(ff.node_at(tmp_path, "east", server, ff.table_text(1))):
+        server.result(solo.train().id)
+    server.start = "b" * 16
+    with ff.Running(ff.node_at(tmp_path, "east", server)) as again:
+        stale = solo.train()
+        ff.eventually(lambda: "put back from a backup" in again._trouble)
+        assert stale.id not in again._have()
+
+
 def test_an_epoch_is_durable_before_it_is_followed() -> None:
     disk = lossy()
     fence = Fence(PATH, disk)

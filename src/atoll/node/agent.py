@@ -226,7 +226,7 @@ class Agent:
                 self._take_in(reply)
 
     def _take_in(self, reply: PollReply) -> None:
-        self._fence.follow(reply.epoch)
+        self._fence.follow(reply.epoch, reply.start)
         if self._site.steward is not None:
             self._site.steward.see(reply.ledger)
         for name in reply.gone:

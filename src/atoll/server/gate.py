@@ -16,6 +16,7 @@ The digest of the body is a part of what was signed; :mod:`atoll.server.bodies` 
 from __future__ import annotations
 
 import hmac
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -108,6 +109,9 @@ class Gate:
         roster: the members.
         limits: see there.
         now: seconds since 1970.
+
+    Attributes:
+        start: drawn anew: tells this start of the server from every other, of the same epoch too.
     """
 
     def __init__(
@@ -124,6 +128,7 @@ class Gate:
         self._joins = Buckets(limits.joins_per_second, limits.joins)
         self._strange = Buckets(limits.strange_per_second, limits.strange)
         self.token = b""
+        self.start = secrets.token_hex(8)
 
     @property
     def epoch(self) -> int:

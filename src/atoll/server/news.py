@@ -145,6 +145,7 @@ class News:
             tasks=list(found.tasks),
             gone=list(found.gone),
             epoch=self.gate.epoch,
+            start=self.gate.start,
             ledger=self.service.ledger(site),
         )
         arrays: dict[str, Array] = {}

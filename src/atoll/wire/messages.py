@@ -175,12 +175,13 @@ class PollReply(Message):
     """Open tasks of a site, those of the ones it has that are no longer open, and the epoch.
 
     ``ledger`` is the newest head of the site's privacy ledger that the server has been told of, as the
-    site signed it.
+    site signed it; ``start`` tells starts of the server apart that are of one epoch, after a backup.
     """
 
     tasks: Annotated[list[TaskBody], Field(max_length=1000)]
     gone: Annotated[list[TaskId], Field(max_length=10_000)]
     epoch: Whole
+    start: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""
     ledger: LedgerHead = ""
 
 
