@@ -137,6 +137,26 @@ def test_a_member_s_name_is_not_given_twice(home):
         admin.invite(home, "ulm", "site", 1.0, NOW)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "h\N{CYRILLIC SMALL LETTER O}spital-a",
+        "H\N{GREEK SMALL LETTER OMICRON}spital-\N{CYRILLIC CAPITAL LETTER A}",
+        "hospita1-a",
+        "h0spital-a",
+        "hospital\N{EN DASH}a",
+        "hospital\N{MINUS SIGN}a",
+        "Hospital -a",
+    ],
+)
+def test_a_name_that_only_looks_like_a_member_s_is_refused(home, name):
+    joined(home, "hospital-a")
+    with pytest.raises(StateError, match="written almost as 'hospital-a'"):
+        admin.invite(home, name, "site", 1.0, NOW)
+    assert admin.invite(home, "hospital-b", "site", 1.0, NOW)
+    assert admin.invite(home, "Больница 2", "site", 1.0, NOW)
+
+
 def test_a_revoked_member_stays_listed_and_can_be_invited_anew(home):
     joined(home, "ulm")
     assert admin.revoke(home, "ulm", NOW).status == "revoked"

@@ -164,9 +164,45 @@ def _refuse_taken(name: str, members: Iterable[Member]) -> None:
         )
 
 
+def _looks() -> dict[int, str]:
+    """Letters of other alphabets, small ones, by the Latin letter that they look like; figures likewise."""
+    alike = {
+        "a": (0x430, 0x3B1, 0x251),
+        "b": (0x432, 0x3B2),
+        "c": (0x441,),
+        "d": (0x501,),
+        "e": (0x435, 0x3B5),
+        "g": (0x581, 0x261),
+        "h": (0x43D, 0x4BB, 0x3B7, 0x570),
+        "i": (0x456, 0x3B9, 0x131),
+        "j": (0x458,),
+        "k": (0x43A, 0x3BA),
+        "l": (0x4CF, 0x31),
+        "m": (0x43C, 0x3BC),
+        "n": (0x578, 0x3BD),
+        "o": (0x43E, 0x3BF, 0x585, 0x30),
+        "p": (0x440, 0x3C1),
+        "q": (0x51B,),
+        "s": (0x455,),
+        "t": (0x442, 0x3C4),
+        "u": (0x57D,),
+        "v": (0x475,),
+        "w": (0x51D,),
+        "x": (0x445, 0x3C7),
+        "y": (0x443, 0x4AF, 0x3C5),
+        "z": (0x3B6,),
+        "-": (0x2010, 0x2012, 0x2013, 0x2014, 0x2212),
+    }
+    return {code: letter for letter, codes in alike.items() for code in codes}
+
+
+_LOOKS = _looks()
+
+
 def _read_as(name: str) -> str:
-    """A name without what people do not see or hear: capitals, blanks, how an accent is put together."""
-    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
+    """A name without what people do not see or hear: capitals, blanks, the parts of an accent, the alphabet."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(plain.translate(_LOOKS).split())
 
 
 def hear(row: RoundRow, answer: Contribution, keep: Callable[[Contribution], Heard]) -> Heard:
