@@ -223,3 +223,40 @@ def test_many_whole_target_values_make_a_regression_unless_told():
 def test_a_misspelt_target_gets_a_suggestion():
     with pytest.raises(DataError, match="did you mean 'disease'"):
         infer_schema({"a": rows()}, "diseases")
+
+
+def numbered(**changed):
+    size = 40
+    table = {
+        "patient_id": [70_000_001 + 977 * i for i in range(size)],
+        "order": list(range(size)),
+        "income": [20_000 + 977 * i for i in range(size)],
+        "age": [20 + i % 30 for i in range(size)],
+        "dose": [i / 8 for i in range(size)],
+        "disease": ["no", "yes"] * (size // 2),
+    }
+    return Table.of({**table, **changed})
+
+
+def identifiers(*sites):
+    named = {f"site {i}": table for i, table in enumerate(sites)}
+    _, notes = check_sites(infer_schema(named, "disease"), named)
+    assert all("data.drop" in note for note in notes)
+    return [note.split("'")[1] for note in notes]
+
+
+def test_a_feature_that_numbers_the_rows_is_named():
+    assert identifiers(numbered()) == ["patient_id", "order"]
+    twice = numbered(patient_id=[i // 2 for i in range(40)])
+    assert identifiers(numbered(), twice) == [
+        "order"
+    ]  # two rows of a person: it is no number of rows
+    assert identifiers(numbered(order=[None, *range(39)])) == ["patient_id"]
+
+
+def test_a_quantity_that_is_declared_as_one_is_not_taken_for_an_identifier():
+    goal = Column("disease", "category", role="target")
+    for declared in ({"unit": "1/l"}, {"range": (0, 1e9)}):
+        column = Column("patient_id", "integer", **declared)
+        _, notes = check_sites(Schema((column, goal), "disease"), {"a": numbered()})
+        assert not [note for note in notes if "patient_id" in note]

@@ -92,6 +92,17 @@ def test_columns_that_nobody_declared_are_a_warning(tmp_path: Path) -> None:
     assert "2 columns are read and not declared: n, c" in warning.text
 
 
+def test_a_column_that_numbers_the_rows_is_a_warning_without_a_value(tmp_path: Path) -> None:
+    rows = "".join(f"{i % 9},{7_000_321 + 977 * i},x,{i % 2}\n" for i in range(30))
+    head = "a,patient_id,c,sick\n"
+    columns = {name: COLUMNS[name] for name in "ac"}
+    guess, found = [f for f in told(tmp_path, head + rows, columns=columns) if f.state == "warning"]
+    assert "not declared: patient_id" in guess.text
+    assert "'patient_id' holds another whole number in every row" in found.text
+    assert "data.drop" in found.remedy
+    assert "7000321" not in str(found)
+
+
 def test_one_class_alone_is_a_warning(tmp_path: Path) -> None:
     found = told(tmp_path, HEAD + "1,1,x,0\n2,2,y,0\n")
     (warning,) = [f for f in found if f.state == "warning"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import atoll
-from atoll.core.errors import JobConflict
+from atoll.core.errors import JobConflict, JobError
 from atoll.data.inputs import Inputs
 from atoll.models.function import FunctionTrainer
 from atoll.models.linear import LinearTrainer
@@ -125,3 +125,27 @@ def test_rows_that_no_model_reads_are_named_before_training():
     )
     run = atoll.simulate(atoll.Job(trainer=own, stop=atoll.Stop(rounds=1)), {"b": (x, y)})
     assert run.status == "completed"
+
+
+def test_clients_whose_rows_have_other_columns_are_named_before_training():
+    def rows(columns):
+        return atoll.Examples(np.zeros((4, columns)), np.array([0, 1, 0, 1]))
+
+    seen = []
+    job = atoll.Job(trainer=LinearTrainer("logistic", 2), stop=atoll.Stop(rounds=1))
+    clients = {"a": rows(2), "b": rows(3), "c": rows(2), "d": rows(3)}
+    with pytest.raises(JobConflict) as caught:
+        atoll.simulate(job, clients, central=rows(5), observers=[seen.append])
+    places = [f.place for f in caught.value.faults]
+    assert places == ["client 'b'", "client 'd'", "central"]
+    assert "3 values a row, client 'a' has 2 values" in caught.value.faults[0].message
+    assert not seen
+
+
+@pytest.mark.parametrize("given", [print, None, "print", [print, 3]])
+def test_observers_that_are_no_list_of_functions_are_refused(given):
+    job = atoll.Job(trainer=LinearTrainer("logistic", 2), stop=atoll.Stop(rounds=1))
+    clients = {"a": atoll.Examples(np.zeros((2, 2)), np.array([0, 1]))}
+    with pytest.raises(JobError, match="function") as caught:
+        atoll.simulate(job, clients, observers=given)
+    assert "observers=[print]" in caught.value.remedy

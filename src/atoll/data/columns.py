@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -16,6 +17,7 @@ from atoll.data.telling import EXACT, Telling
 
 __all__ = [
     "Column",
+    "identifies",
     "is_missing",
     "labels_of",
     "natural",
@@ -192,6 +194,45 @@ def _show(value: object) -> str:
 def is_missing(cell: object) -> bool:
     """Whether a cell of a :class:`~atoll.data.table.Table` holds nothing: None or NaN."""
     return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+_FEW = 20
+"""Of fewer rows nothing is said: they may well have different values by chance."""
+_UNLIKELY = 5.0
+"""So many pairs of equal numbers are expected of a quantity over that span; that there is none is 1 in 150."""
+_BY_NAME = re.compile(
+    r"(^|[^a-z])(id|nr|no|num|number|key|index|pid|mrn|uid|uuid|identifier)$"
+    r"|(patient|person|subject|record|case|visit|sample|study|row)(id|nr|no|number)$"
+)
+
+
+def identifies(name: str, cells: Array) -> bool:
+    """Whether a feature looks like the number of the row's person: another whole number in every row.
+
+    So may a quantity of many digits. Where its name does not say that it is a number of somebody, the numbers
+    have to lie so close that a quantity would have come twice.
+
+    Args:
+        name: of the column.
+        cells: its typed cells, ``(n,)``; see :func:`read_cells`.
+
+    >>> identifies("patient_id", 10_000_000 + 7919.0 * np.arange(30)), identifies("visit", np.arange(30.0))
+    (True, True)
+    >>> identifies("income", 10_000_000 + 7919.0 * np.arange(30)), identifies("patient_id", np.zeros(30))
+    (False, False)
+    """
+    size = len(cells)
+    if size < _FEW or cells.dtype.kind != "f":
+        return False
+    for some in (cells[:500], cells):  # most columns are known for quantities by their first rows
+        if (
+            np.isnan(some).any()
+            or (some != np.floor(some)).any()
+            or len(np.unique(some)) < len(some)
+        ):
+            return False
+    span = float(cells.max() - cells.min()) + 1
+    return bool(_BY_NAME.search(name.lower())) or size * size / (2 * span) > _UNLIKELY
 
 
 def natural(name: str) -> tuple[int, float, str]:

@@ -17,6 +17,7 @@ from atoll.core.errors import DataError, Fault, JobError, raise_faults, suggest
 from atoll.core.layout import Array
 from atoll.data.columns import (
     Column,
+    identifies,
     is_missing,
     labels_of,
     natural,
@@ -128,7 +129,8 @@ def check_sites(
 ) -> tuple[dict[str, Table], tuple[str, ...]]:
     """Typed tables of all sites, and notes on what is allowed but worth knowing.
 
-    Noted: a site with a single class, a feature without any value at a site, columns that are not read.
+    Noted: a site with a single class, a feature without any value at a site, one that looks like an identifier,
+    columns that are not read.
 
     Raises:
         DataError: with every fault of every site; each names site, column, value and row.
@@ -291,6 +293,17 @@ def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table
             held = {label(cell) for cell in table[schema.target]}
             if len(held) == 1:
                 yield f"site {site!r}: a single class, {held.pop()!r}, in {len(table)} rows"
+    for column in schema.features:
+        told = (
+            bool(column.unit) or column.range is not None
+        )  # whoever writes that means the quantity
+        if not told and all(
+            identifies(column.name, table[column.name]) for table in typed.values()
+        ):
+            yield (
+                f"column {column.name!r} holds another whole number in every row: if that is an identifier, "
+                "leave it out (data.drop)"
+            )
     ignored = [c.name for c in schema.columns if c.role == "ignore"]
     if ignored:
         yield (

@@ -23,7 +23,7 @@ from atoll.core.contracts import Examples
 from atoll.core.errors import AtollError, ClientError, DataError, JobError
 from atoll.core.layout import Array, Layout
 from atoll.core.values import Update
-from atoll.data.columns import Column, labels_of, numbers_of
+from atoll.data.columns import Column, identifies, labels_of, numbers_of
 from atoll.data.table import Table
 from atoll.job import deployed
 from atoll.job.datasets import own_arrays
@@ -78,6 +78,10 @@ def contract(spec: JobSpec, dataset: Dataset) -> Iterator[Finding]:
         text = f"{len(free)} columns are read and not declared: {_some(free)}"
         remedy = "their types are guessed; ask for declarations in the job, or for data.drop"
         yield warning("data", text, remedy)
+    for name in free:
+        if identifies(name, rows[name]):
+            text = f"column {name!r} holds another whole number in every row"
+            yield warning("data", text, "if that is an identifier, ask for data.drop in the job")
     if not any(finding.state == "fault" for finding in found):
         declared = len([n for n in spec.data.columns if _is_read(spec.data, n)])
         yield ok("data", f"{dataset.name}: {len(rows)} rows, {declared} declared columns kept")

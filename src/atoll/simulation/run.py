@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,14 +24,13 @@ from atoll.core.errors import (
 )
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
-from atoll.data.population import LazyClients, ids_of, rows_of
+from atoll.data.population import ids_of, rows_of
 from atoll.job.build import Job
 from atoll.job.datasets import BUILT_IN, Islands, islands_of
 from atoll.job.digits import with_digits
 from atoll.job.islands import sized
 from atoll.job.privacy import with_chain
 from atoll.job.record import record_faults, record_trainer
-from atoll.models.function import FunctionTrainer
 from atoll.privacy.links.account import RunAccount
 from atoll.report.folder import RunFolder
 from atoll.runs.result import Run
@@ -47,6 +46,7 @@ from atoll.runtime.profile import Stopwatch, timed
 from atoll.runtime.schedule import turns_of
 from atoll.runtime.serial import SerialExecutor
 from atoll.simulation.compare import compare, pooled
+from atoll.simulation.handed import unfit_rows
 
 __all__ = ["planned_cost", "simulate"]
 
@@ -95,7 +95,7 @@ def simulate(
     began = datetime.now(UTC)
     if resume and overwrite:
         raise JobError("resume and overwrite exclude each other", remedy="leave one of the two out")
-    job = _chosen(job, executor, workers, seed)
+    job, told = _chosen(job, executor, workers, seed), _told(observers)
     watch = profile if isinstance(profile, Stopwatch) else Stopwatch() if profile else None
     with timed(watch, "data"):
         islands = _islands(job, clients, held_out, central)
@@ -122,7 +122,7 @@ def simulate(
                     job.evaluate_every, islands.central if job.central else None, job.federated
                 ),
                 stop=job.stop,
-                observers=(session.record, *_watchers(job), *observers),
+                observers=(session.record, *_watchers(job), *told),
                 save=session.save,
                 interrupted=interrupted,
                 watch=watch,
@@ -135,6 +135,22 @@ def simulate(
         with timed(watch, "finish"):
             run = session.finish(finished)
         return run if watch is None else _profiled(run, watch, folder)
+
+
+def _told(observers: Any) -> tuple[RoundObserver, ...]:
+    """Who is told of rounds.
+
+    Raises:
+        JobError: it is a single function, or something among them is none.
+    """
+    remedy = "give a list of functions of a round's record, such as observers=[print]"
+    if not isinstance(observers, Iterable):
+        raise JobError(f"observers is {observers!r:.80}, and no list of functions", remedy=remedy)
+    found = tuple(observers)
+    for one in found:
+        if not callable(one):
+            raise JobError(f"{one!r:.80} among the observers is no function", remedy=remedy)
+    return found
 
 
 def _watchers(job: Job) -> Iterator[RoundObserver]:
@@ -312,7 +328,7 @@ def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
         apart=apart,
     )
     faults = [*job.faults(parts.trainer, parts.clients, parts.held_out), *job.privacy_faults]
-    faults += _no_rows(parts.trainer, islands)
+    faults += unfit_rows(parts.trainer, islands)
     if job.stop.metric.startswith("central.") and islands.central is None:
         reason = f"{job.stop.metric!r} is watched, but there is no central test set"
         remedy = "pass central= to simulate, set data.central_test = true, or watch federated"
@@ -331,24 +347,6 @@ def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
     faults += evaluation_faults(parts.clients, parts.held_out, job.federated, job.compare)
     raise_faults(JobConflict, "this job cannot run on this federation", faults)
     return parts
-
-
-def _no_rows(trainer: Trainer, islands: Islands) -> list[Fault]:
-    """Data that none of our models reads; a fit function of the user's own may take what it likes."""
-    if not type(trainer).__module__.startswith("atoll.models.") or isinstance(
-        trainer, FunctionTrainer
-    ):
-        return []
-    given = {} if isinstance(islands.train, LazyClients) else islands.train
-    named = {f"client {client!r}": rows for client, rows in given.items()}
-    if islands.central is not None:
-        named["central"] = islands.central
-    remedy = "give atoll.Examples(features, targets), arrays with a row for each example"
-    return [
-        Fault(place, f"a {type(rows).__name__} holds no features and targets by name", remedy)
-        for place, rows in named.items()
-        if not (hasattr(rows, "features") and hasattr(rows, "targets"))
-    ][:5]
 
 
 def _comparison(job: Job, parts: Parts) -> Comparison | None:
