@@ -173,9 +173,9 @@ def _serve() -> str:
         for line in lines:
             pid = os.fork()
             if pid == 0:
-                needless = (heard, rung, selector.fileno())  # type: ignore[attr-defined]
+                selector.close()  # not its number alone: forgotten later, it would close another's
                 order = json.loads(line)
-                _become(order, needless)
+                _become(order, (heard, rung))
                 return str(order["function"])
             living.add(pid)
             _tell(pid)
