@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from atoll.cli.log import OneLine
 
 FORGED = "gone\n2026-01-01 00:00:00,000 ERROR all keys revoked\r\x1b[2K\x9b1A\u2028end"
@@ -40,12 +42,18 @@ def test_no_line_of_a_traceback_looks_like_one_of_the_log() -> None:
     assert all(line.startswith("    ") and line.isprintable() for line in rest)
 
 
-def test_programs_that_run_for_long_log_so() -> None:
-    """Both are started in processes of their own elsewhere; here only that they say how."""
-    for name in ("node", "server"):
-        source = Path(sys.modules["atoll.cli.log"].__file__ or "").with_name(f"{name}.py")
-        assert "begin_log(" in source.read_text(encoding="utf-8")
-    code = "import logging; from atoll.cli.log import begin_log; begin_log(30); "
-    code += "logging.getLogger('atoll.server').warning('%s', 'a\\nb')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+BEGUN = """
+import logging, sys
+from atoll.cli.main import main
+
+main(sys.argv[1:])  # there is nothing in its folder that it could start with
+logging.getLogger("atoll.wire").warning("%s", "a\\nb")
+"""
+
+
+@pytest.mark.parametrize("program", [["node", "start", "--home"], ["server", "start"]])
+def test_programs_that_run_for_long_log_so(program: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BEGUN, *program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "next: " in done.stderr  # it got as far as looking into its folder
     assert done.stderr.endswith("WARNING a\\nb\n")
