@@ -9,11 +9,11 @@ from pathlib import Path
 import fake_federation as ff
 import pytest
 
-from atoll.node import errands
+from atoll.node import errands, sandbox
 from atoll.node.scratch import clear, size_of, taken
 
 CODE = """
-import fcntl, gc, os, pickle, signal, time
+import fcntl, gc, mmap, os, pickle, signal, time
 from pathlib import Path
 import numpy as np
 from atoll.node.orders import Order, Report, send
@@ -46,6 +46,7 @@ def fit(parameters, data, context):
     return {"w": parameters["w"] + 1}, {"loss": 0.5}
 """
 
+FILES = "files in memory"
 ATTACKS = {
     "a pipe that nobody writes": ("os.mkfifo(order.result); says(order, pipe)", "is no plain file"),
     "a link": ('os.symlink("/etc/hostname", order.result); says(order, pipe)', "is no plain file"),
@@ -81,6 +82,35 @@ ATTACKS = {
         "for n in range(9999): Path(str(n)).write_bytes(bytes(1 << 20)); time.sleep(0.01)",
         "wrote more than the 0.02 GiB",
     ),
+    "memory that is shared": (
+        "held = [mmap.mmap(-1, 1 << 26) for _ in range(20)]\n        "
+        'for part in held: part.write(b"x" * (1 << 26))\n        time.sleep(600)',
+        "held more than the 1 GiB of memory",
+    ),
+    "memory of many": (
+        'for _ in range(6): os.fork() or ([b"x" * (1 << 28)], time.sleep(600))\n        '
+        "time.sleep(600)",
+        "held more than the 1 GiB of memory",
+    ),
+    FILES: (
+        'file = os.open("/dev/shm/x", os.O_CREAT | os.O_RDWR); os.unlink("/dev/shm/x"); '
+        "os.posix_fallocate(file, 0, 1000 << 20); time.sleep(600)",
+        "held more than the 1 GiB of memory",
+    ),
+    "a file without a name": (
+        'file = open("x", "wb"); os.unlink("x"); file.write(bytes(30 << 20)); file.flush(); '
+        "time.sleep(600)",
+        "wrote more than the 0.02 GiB",
+    ),
+    "a file in memory alone": (
+        'file = open("x", "w+b"); file.truncate(30 << 20); held = mmap.mmap(file.fileno(), 30 << 20); '
+        'os.unlink("x"); file.close(); held.write(b"x" * (30 << 20)); time.sleep(600)',
+        "wrote more than the 0.02 GiB",
+    ),
+    "many processes": (
+        "for _ in range(150): os.fork() or time.sleep(600)\n        time.sleep(600)",
+        "ran more than the 100 processes and threads|BlockingIOError",
+    ),
     "no end": (
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); os.kill(os.getpid(), signal.SIGSTOP)",
         "took longer than the 2 s",
@@ -92,13 +122,16 @@ ATTACKS = {
 def test_it_ends_as_a_failure_that_is_named_and_the_node_works_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, attack: str
 ) -> None:
+    if attack == FILES and sandbox.trouble():
+        pytest.skip(sandbox.trouble())
     code, reason = ATTACKS[attack]
     monkeypatch.setattr(ff, "OWN", CODE.replace("ATTACK", code))
     monkeypatch.setattr(errands, "_START", 10.0)
     server = ff.FakeServer()
     solo = ff.Solo(server, tmp_path)
     seconds = 2.0 if attack == "no end" else 60.0
-    limits = ff.LIMITS.model_copy(update={"disk": 0.02, "seconds": seconds})
+    few = {"disk": 0.02, "memory": 1.0, "processes": 100, "seconds": seconds}
+    limits = ff.LIMITS.model_copy(update=few)
     node = ff.node_at(tmp_path, "east", server, ff.table_text(1), limits=limits)
     with ff.Running(node):
         body, _ = server.result(solo.train(1.0).id)

@@ -360,11 +360,11 @@ class Errands:
         path = {ref.sha256: str(site.cache.path(ref.blob)) for ref in named(body)}
         plan = path[body.plan.sha256]
         dataset = self._dataset(body, Path(plan), worker)
-        memory = None
-        if body.kind in ("fit", "train", "evaluate"):
-            memory = site.spool.memory(self.run_id, body.kept)
+        computes = body.kind in ("fit", "train", "evaluate")
+        memory = site.spool.memory(self.run_id, body.kept) if computes else None
         place = worker.folder / str(next(self._numbers))
         result, keep = site.spool.prepare(self.run_id, place, body.kind == "train")
+        worker.show(path.values())
         return Order(
             task=body,
             plan=plan,

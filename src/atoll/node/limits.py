@@ -57,7 +57,7 @@ def crowd(processes: int) -> None:
     """Let the calling process and those it starts be so many at most, threads counted.
 
     Only in a room are the user's other processes not counted with them (Linux 5.14). A node that runs as root
-    is not held to it.
+    is not held to it: see :mod:`atoll.node.sandbox` and :mod:`atoll.node.usage`.
     """
     _lower(resource.RLIMIT_NPROC, processes)
 

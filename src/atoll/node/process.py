@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -22,6 +22,8 @@ from atoll.node.orders import Order, Report, receive, send
 from atoll.node.sandbox import NOT_MADE, Room
 from atoll.node.scratch import clear, size_of, taken
 from atoll.node.settings import GIB, Settings
+from atoll.node.usage import usage_of
+from atoll.node.view import View, view_of
 from atoll.wire.messages import read_body
 
 __all__ = ["Ended", "Log", "Worker", "fresh_folder"]
@@ -29,9 +31,11 @@ __all__ = ["Ended", "Log", "Worker", "fresh_folder"]
 _LAST = 1.0
 """Seconds that a process which has closed its pipe is given to end by itself."""
 _GLANCE = 1.0
-"""Seconds between looks at a worker that says nothing: whether it lives, and how much it has written."""
+"""Seconds between looks at a worker that says nothing: whether it lives, and how much it holds."""
 _PATIENCE = 60.0
 """Seconds that a worker is given to begin reading an order."""
+_WAITING = 2
+"""Processes of a room that wait for the worker, and are not counted with it."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,7 @@ class Worker:
         self.code, self.aside = folder / "code", folder.with_name(f"{folder.name}.out")
         for place in (self.code, self.aside):
             place.mkdir(parents=True, mode=0o700)
+        self._view = None if room is None else View(folder)
         self._why = ""
         self._asked: Order | None = None
         self._next_look = time.monotonic() + _GLANCE
@@ -138,13 +143,24 @@ class Worker:
         with self._lock, contextlib.suppress(OSError):
             if not self._reaped:  # else its pipe is closed, and the number may be another file's
                 self._asked = order
+                told = order if self._view is None else self._view.seen(order)
                 try:
-                    send(_number(self._process.stdin), order, _PATIENCE)
+                    send(_number(self._process.stdin), told, _PATIENCE)
                 except TimeoutError:  # job code keeps it from reading; its end is heard as usual
                     self._why = self._why or "did not read its order"
                     os.killpg(self._process.pid, signal.SIGKILL)
                 return True
         return False
+
+    def show(self, files: Iterable[str]) -> None:
+        """Let its room hold these files of the cache, and no others, until its next report.
+
+        Raises:
+            OSError: the disk does not take their names.
+        """
+        with self._lock:
+            if self._view is not None and not self._reaped:
+                self._view.show(files)
 
     def taken(self, order: Order) -> Order:
         """An order that was reported, as its files lie now."""
@@ -187,6 +203,7 @@ class Worker:
         asked, self._asked = self._asked, None
         if asked is None or asked.task.id != report.task:
             raise WireError("of a task that it was not given")
+        self.show(())
         taken(Path(asked.keep), self.aside)
         if not taken(Path(asked.result), self.aside).exists():
             raise WireError("without a result")
@@ -205,13 +222,25 @@ class Worker:
                 raise EOFError("the process has ended")
 
     def _look(self) -> None:
-        """End a worker that fills the disk."""
+        """End a worker that takes more of the machine than it may."""
         if (now := time.monotonic()) < self._next_look:
             return
-        if size_of(self.folder) > self._limits.disk * GIB:
-            self.end(f"wrote more than the {self._limits.disk:.3g} GiB that it may at this site")
+        if why := self._beyond():
+            self.end(f"{why} that it may at this site")
         after = time.monotonic()
         self._next_look = after + max(_GLANCE, 20 * (after - now))
+
+    def _beyond(self) -> str:
+        """What it has too much of; empty for nothing."""
+        limits, in_room = self._limits, self._view is not None
+        used = usage_of(self._process.pid, self.folder, limits.memory * GIB, in_room)
+        if size_of(self.folder) + used.unnamed > limits.disk * GIB:
+            return f"wrote more than the {limits.disk:.3g} GiB"
+        if used.memory > limits.memory * GIB:
+            return f"held more than the {limits.memory:.3g} GiB of memory"
+        if used.tasks > limits.processes + _WAITING:
+            return f"ran more than the {limits.processes} processes and threads"
+        return ""
 
     def _reap(self) -> int:
         if not _wait(self._process.pid, _LAST):  # it has closed its pipe and gone on
@@ -223,7 +252,7 @@ class Worker:
         for pipe in (self._process.stdin, self._process.stdout):
             with contextlib.suppress(OSError):
                 _file(pipe).close()
-        for folder in (self.folder, self.aside):
+        for folder in (self.folder, self.aside, view_of(self.folder)):
             clear(folder)
         return code
 

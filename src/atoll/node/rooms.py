@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from atoll.core.errors import PolicyError
-from atoll.node import sandbox
+from atoll.node import sandbox, syscalls
 from atoll.node.datasets import Dataset, Datasets
 from atoll.node.home import Home
 from atoll.node.orders import Report
@@ -16,6 +16,7 @@ from atoll.node.process import Ended, Log, Worker
 from atoll.node.sandbox import Room
 from atoll.node.settings import Limits
 from atoll.node.site import Site
+from atoll.node.view import view_of
 from atoll.wire.findings import Finding, fault, ok, warning
 from atoll.wire.messages import TaskBody
 
@@ -70,12 +71,12 @@ def room_for(
     """
     if limits.sandbox == "off":
         return None
+    if limits.sandbox == "on" and (why := sandbox.trouble() or syscalls.trouble()):
+        raise PolicyError(
+            f"job code is to run in a sandbox at this site, and none can be made: {why}",
+            remedy=_WAYS,
+        )
     if why := sandbox.trouble():
-        if limits.sandbox == "on":
-            raise PolicyError(
-                f"job code is to run in a sandbox at this site, and none can be made: {why}",
-                remedy=_WAYS,
-            )
         _told(why)
         return None
     others = [
@@ -89,12 +90,13 @@ def room_for(
         reads=[dataset.path, *reads, *limits.reads],
         hides=[str(home.path.absolute()), *others],
         memory=limits.memory,
+        processes=limits.processes,
     )
 
 
 def _room(site: Site, body: TaskBody, folder: Path) -> Room | None:
     home, (dataset, _) = site.home, site.asked(site.cache.path(body.plan.blob))
-    reads = [str(home.cache.absolute()), str(site.spool.place(body.run).absolute())]
+    reads = [str(view_of(folder).absolute()), str(site.spool.place(body.run).absolute())]
     room = room_for(site.settings.limits, home, dataset, folder, reads)
     if room is None or body.code:
         return room
@@ -112,9 +114,12 @@ def finding(limits: Limits) -> Finding:
     """Whether job code is shut in, for ``atoll doctor``."""
     if limits.sandbox == "off":
         return warning("sandbox", "job code sees what the node's user sees", 'sandbox = "auto"')
-    if why := sandbox.trouble():
-        text = f"none can be made: {why}"
-        return (fault if limits.sandbox == "on" else warning)("sandbox", text, _WAYS)
-    return ok(
-        "sandbox", "job code sees its own dataset, no network, and nothing else of the node's"
-    )
+    worse = fault if limits.sandbox == "on" else warning
+    filtered, room = syscalls.trouble(), sandbox.trouble()
+    if room:
+        rest = f", and {filtered}" if filtered else "; calls of the kernel are filtered"
+        return worse("sandbox", f"none can be made: {room}{rest}", _WAYS)
+    seen = "job code sees its own dataset and run, no network, and nothing else of the node's"
+    if filtered:
+        return worse("sandbox", f"{seen}; but {filtered}", "run the node on a kernel with seccomp")
+    return ok("sandbox", f"{seen}; calls of the kernel are filtered")

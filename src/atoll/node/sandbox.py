@@ -4,7 +4,7 @@ Without rights of an administrator a process may leave the machine's view for on
 process and network namespaces, :manpage:`namespaces(7)`). In the room there are
 
 - the system's programs and libraries and this Python, to be read;
-- the one dataset, downloaded models and plans, and this run's memories, to be read;
+- the one dataset, this run's memories, and what its present order names (:mod:`atoll.node.view`), to be read;
 - the worker's own folder, to be written, and nothing else that stays;
 - no network, no other process, and nothing of the node's folder beside what is named here.
 
@@ -13,6 +13,8 @@ Three processes stand for one::
     watcher     outside; ends the room when the node has gone, and ends as the worker has ended
     first       the first process of the room: with it all others end, however they have hidden
     worker      carries out orders; its rights over the room were given up before it began
+
+Behind them all is a filter of the kernel's calls (:mod:`atoll.node.syscalls`).
 
 The worker itself is ended by limits, or by the node, as one without a room is. Where the machine lets nobody
 make such a room, :func:`trouble` says why.
@@ -25,6 +27,7 @@ import functools
 import glob
 import os
 import platform
+import re
 import resource
 import select
 import signal
@@ -38,6 +41,8 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from atoll.node import syscalls
 
 __all__ = ["NOT_MADE", "Room", "enter", "trouble"]
 
@@ -54,6 +59,10 @@ _CAPABILITIES = 0x20080522
 _HERE, _RECURSIVE = -100, 0x8000
 _PIVOT = {"x86_64": 155, "aarch64": 41}
 _SET_MOUNT = 442
+_COUNTED = 6, 14
+"""Linux from which on a room has a largest number of processes of its own, not the machine's."""
+_RESERVED = 300
+"""Numbers that are given out only once."""
 
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc", "/sys")
 _STORES = ("/nix/store", "/gnu/store")
@@ -72,6 +81,7 @@ class Room(BaseModel):
         hides: what is not there, even where it lies in a folder that is; of what lies in one another, the
             innermost counts.
         memory: GiB of the files that it may have in memory.
+        processes: processes and threads that there may be in it, where the kernel counts them for each room.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -82,6 +92,7 @@ class Room(BaseModel):
     writes: list[str] = Field(default_factory=list)
     hides: list[str] = Field(default_factory=list)
     memory: Annotated[float, Field(gt=0)] = 1.0
+    processes: Annotated[int, Field(ge=1)] = 1024
 
 
 @functools.lru_cache(maxsize=1)
@@ -141,6 +152,8 @@ def enter(room: Room, inbox: int, outbox: int) -> None:
         _stand_for(worker, tell)
     os.close(tell)
     os.setsid()  # signals that job code sends to its own group reach nobody outside
+    if not syscalls.trouble():
+        syscalls.forbid()
 
 
 def _not_made(error: OSError) -> NoReturn:
@@ -212,7 +225,7 @@ def _build(room: Room) -> None:
     for path in (*room.writes, room.folder):
         _show(base, path, writes=True)
     _devices(base, room.memory)
-    _processes(base)
+    _processes(base, room.processes)
     os.chdir(base)
     _call("syscall", _PIVOT[platform.machine()], ".", ".")
     _call("umount2", ".", _DETACH)
@@ -316,7 +329,7 @@ def _devices(base: str, memory: float) -> None:
     _scratch(base, "/dev/shm", memory)  # noqa: S108  # in the room
 
 
-def _processes(base: str) -> None:
+def _processes(base: str, most: int) -> None:
     """Show the room's processes; where parts of the machine's list are covered, that list itself.
 
     The kernel then shows no fresh one: they would be uncovered in it. In the old one a room sees that there
@@ -330,7 +343,14 @@ def _processes(base: str) -> None:
         _mount("/proc", f"{base}/proc", None, _BIND | _DEEP)
     with suppress(OSError):  # nobody makes a room in the room
         Path(f"{base}/proc/sys/user/max_user_namespaces").write_text("0")
+    if _kernel() >= _COUNTED:
+        with suppress(OSError):
+            Path(f"{base}/proc/sys/kernel/pid_max").write_text(str(_RESERVED + most))
     _limited(f"{base}/proc", flags=_READ_ONLY | _NO_SUID | _NO_DEVICES)
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 
 
 def _give_up_rights() -> None:

@@ -15,6 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
+from atoll.node import syscalls
 from atoll.node.limits import allow, confine, crowd
 from atoll.node.sandbox import Room, enter
 from atoll.node.settings import Limits
@@ -38,6 +39,8 @@ def main(limits: str, folder: str, room: str = "") -> None:
     if room:  # before there is another thread
         enter(Room.model_validate_json(room), inbox, outbox)
         crowd(allowed.processes)
+    elif allowed.sandbox != "off" and not syscalls.trouble():
+        syscalls.forbid()
     threading.Thread(target=_end_with_the_node, args=(inbox,), daemon=True).start()
     # Only now: importing what job code needs is under the limits too.
     from atoll.node.orders import Order, receive, send
