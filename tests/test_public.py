@@ -51,6 +51,31 @@ def test_importing_needs_numpy_only(statement):
     assert extra == {"atoll"}
 
 
+@pytest.mark.parametrize("start", ["node.workplace", "node.agent", "simulation", "job.load"])
+def test_a_process_imports_statistics_and_tables_when_a_job_asks_for_them(start):
+    """What a process of Atoll imports before it knows its job, hundreds of which a day of work may start."""
+    code = f"import sys, atoll.{start}\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    libraries = {
+        "dp_accounting",
+        "matplotlib",
+        "pandas",
+        "pyarrow",
+        "ray",
+        "scipy",
+        "tenseal",
+        "torch",
+    }
+    assert {name.partition(".")[0] for name in modules} & libraries == set()
+    methods = {name for name in MODULES if name.startswith("atoll.algorithms.statistics.")}
+    kinds = {name for name in MODULES if name.startswith("atoll.job.inquiries.")}
+    frame = {"analysis", "columns", "digits", "holding", "running", "together"}
+    asking = {"book", "frames", "inquiry", "registry"}
+    assert {name.rpartition(".")[2] for name in methods & modules} <= frame
+    assert {name.rpartition(".")[2] for name in kinds & modules} <= asking
+
+
 def load(name):
     try:
         return importlib.import_module(name)

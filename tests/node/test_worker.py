@@ -85,6 +85,8 @@ def fit(parameters, data, context):
         import no_such_module
     if what == 14:
         print("x" * (1 << 20))
+    if what == 15:
+        print("MODULES", json.dumps(sorted(sys.modules)))
     return {"w": parameters["w"] + 1 + np.arange(3)}, {"loss": 0.5}
 """
 BESIDE = "def deeper(what):\n    return what()\n"
@@ -270,6 +272,21 @@ def test_job_code_sees_an_environment_without_secrets_and_no_files_of_the_node(
     assert not [f for f in bench.said("FILES") if "socket" in f or f.endswith((".pem", ".log"))]
     assert bench.said("INPUT") == ""
     ff.eventually(lambda: "written past Python" in bench.log.read_text())
+
+
+def test_a_worker_that_trains_has_imported_nothing_for_other_work(bench: Bench) -> None:
+    bench.do(15.0)
+    modules = set(bench.said("MODULES"))
+    assert "atoll.node.workplace" in modules
+    heavy = {"cryptography", "dp_accounting", "ray", "scipy", "tenseal", "torch"}
+    assert {name.partition(".")[0] for name in modules} & heavy == set()
+    # What a plan needs to tell whether it is of statistics; no method of theirs, and no kind of question.
+    frame = {"analysis", "columns", "digits", "holding", "running", "together"}
+    asking = {"book", "frames", "inquiry", "registry"}
+    for package, allowed in (("algorithms.statistics", frame), ("job.inquiries", asking)):
+        start = f"atoll.{package}."
+        found = {name.removeprefix(start) for name in modules if name.startswith(start)}
+        assert found <= allowed
 
 
 def test_an_exception_tells_where_and_not_on_what(bench: Bench) -> None:

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from atoll.algorithms.statistics.cells import small_counts
 from atoll.algorithms.statistics.holding import Holding
 from atoll.algorithms.statistics.running import Statistic
 from atoll.core.contracts import Task
@@ -102,6 +101,9 @@ class Answering:
         if self.dataset.rule.small == "masked" and not self.masked:
             if not isinstance(algorithm, Statistic):
                 raise StateError("this run is none of statistics")
+            # It knows every kind of analysis, and is asked where single answers are seen.
+            from atoll.algorithms.statistics.cells import small_counts
+
             found = small_counts(
                 algorithm.analysis, algorithm.told(update), agreed.book.rule.minimum
             )

@@ -9,6 +9,8 @@
 
 Numbers are written so that reading them gives the same bits. A suppressed number is empty in CSV and null
 in JSON; a zero is 0.
+
+Every run imports this module, and few are of statistics: what knows all kinds of results is imported on use.
 """
 
 from __future__ import annotations
@@ -26,8 +28,6 @@ from atoll.core.errors import AtollError, StateError
 from atoll.core.values import State
 from atoll.job.build import Job
 from atoll.job.inquiries.inquiry import Finding
-from atoll.job.inquiries.page import shown
-from atoll.job.inquiries.results import result_to_plain
 from atoll.job.study import Agreed
 from atoll.report.folder import RunFolder, plain, write_atomic
 from atoll.report.markup import Safe, tag
@@ -54,6 +54,8 @@ class Answer:
         """JSON-able."""
         if self.finding is None:
             return {"name": self.name, "refused": self.refused}
+        from atoll.job.inquiries.results import result_to_plain
+
         found = self.finding
         table = [{k: _number(v) for k, v in record.items()} for record in found.records()]
         facts = {name: _number(value) for name, value in found.facts().items()}
@@ -150,6 +152,8 @@ def _csv(records: Sequence[Mapping[str, Any]]) -> str:
 def _section(answer: Answer) -> list[Safe]:
     if answer.finding is None:
         return [tag("p", f"Not shown: {answer.refused}")]
+    from atoll.job.inquiries.page import shown
+
     return shown(answer.finding)
 
 

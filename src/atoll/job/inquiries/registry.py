@@ -8,45 +8,63 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 from atoll.core.errors import AtollError, Fault, JobError, suggest
-from atoll.job.inquiries import clusters, harmonise, models, survival, tables, tests, trees
 from atoll.job.inquiries.inquiry import Inquiry
 from atoll.job.options import checked_options
 
 __all__ = ["KINDS", "as_options", "inquiry_of"]
 
-KINDS: Mapping[str, Any] = {
-    "table_one": tables.TableOne,
-    "describe": tables.Describe,
-    "histogram": tables.Bins,
-    "cross_table": tables.Crossed,
-    "correlation": tables.Correlation,
-    "principal_components": tables.PrincipalComponents,
-    "frequent": tables.Frequent,
-    "t_test": tests.TTest,
-    "anova": tests.Anova,
-    "chi_squared": tests.ChiSquared,
-    "fisher": tests.Fisher,
-    "mann_whitney": tests.RankTest,
-    "linear": models.LinearRegression,
-    "logistic": models.LogisticRegression,
-    "poisson": models.PoissonRegression,
-    "gamma": models.GammaRegression,
-    "negative_binomial": models.NegativeBinomialRegression,
-    "multinomial": models.MultinomialRegression,
-    "mixed": models.MixedModel,
-    "kaplan_meier": survival.KaplanMeier,
-    "log_rank": survival.LogRank,
-    "cox": survival.CoxRegression,
-    "gradient_boosting": trees.GradientBoosting,
-    "k_means": clusters.KMeans,
-    "gaussian_mixture": clusters.GaussianMixture,
-    "standardise": harmonise.Standardisation,
-    "combat": harmonise.ComBat,
+_HOMES: Mapping[str, str] = {
+    "table_one": "tables.TableOne",
+    "describe": "tables.Describe",
+    "histogram": "tables.Bins",
+    "cross_table": "tables.Crossed",
+    "correlation": "tables.Correlation",
+    "principal_components": "tables.PrincipalComponents",
+    "frequent": "tables.Frequent",
+    "t_test": "tests.TTest",
+    "anova": "tests.Anova",
+    "chi_squared": "tests.ChiSquared",
+    "fisher": "tests.Fisher",
+    "mann_whitney": "tests.RankTest",
+    "linear": "models.LinearRegression",
+    "logistic": "models.LogisticRegression",
+    "poisson": "models.PoissonRegression",
+    "gamma": "models.GammaRegression",
+    "negative_binomial": "models.NegativeBinomialRegression",
+    "multinomial": "models.MultinomialRegression",
+    "mixed": "models.MixedModel",
+    "kaplan_meier": "survival.KaplanMeier",
+    "log_rank": "survival.LogRank",
+    "cox": "survival.CoxRegression",
+    "gradient_boosting": "trees.GradientBoosting",
+    "k_means": "clusters.KMeans",
+    "gaussian_mixture": "clusters.GaussianMixture",
+    "standardise": "harmonise.Standardisation",
+    "combat": "harmonise.ComBat",
 }
+"""Kind in the job file -> the module of this package that holds the inquiry, and its class."""
+
+
+class _Kinds(Mapping[str, Any]):
+    """The classes by kind. A job asks for a few of them: each is imported when it is first asked for."""
+
+    def __getitem__(self, kind: str) -> Any:
+        module, _, name = _HOMES[kind].partition(".")
+        return getattr(import_module(f"{__package__}.{module}"), name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_HOMES)
+
+    def __len__(self) -> int:
+        return len(_HOMES)
+
+
+KINDS: Mapping[str, Any] = _Kinds()
 """Kind in the job file -> the inquiry; its fields are the options."""
 
 
