@@ -116,6 +116,10 @@ def test_watch_ends_with_the_run_and_its_status_tells_how(job, monkeypatch, ende
     assert found == status
     assert f"status     {ended}: no more sites" in out
     assert "round 1/3" in err
+    going = reply("open", "")
+    monkeypatch.setattr(Service, "job", lambda self, run: going)
+    _, _, err = job("watch", "another-2")
+    assert "round 1  loss" in err  # of statistics, for one, nobody knows how many there will be
     found, out, _ = job("watch", "heart-1", "--json")
     assert [json.loads(line)["round"] for line in out.splitlines()] == [1, 2, 3]
 

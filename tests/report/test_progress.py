@@ -89,6 +89,19 @@ def test_the_last_line_tells_how_long_it_took(make_record: Maker) -> None:
     )
 
 
+def test_rounds_whose_number_nobody_knows_are_counted_without_one(make_record: Maker) -> None:
+    assert progress_line(make_record(3), 0, seen=3, elapsed=1.5).startswith("round 3  ")
+    stream, clock, terminal = io.StringIO(), Clock(), Terminal()
+    with ProgressLines(0, stream, clock=clock) as watch, ProgressBar(0, terminal) as bar:
+        for number in (1, 2, 3):
+            clock.now += 0.3
+            watch(make_record(number))
+            bar(make_record(number))
+    assert len(stream.getvalue().splitlines()) == 1  # not each for the last
+    assert "round 3" in terminal.getvalue()
+    assert "3/" not in terminal.getvalue()
+
+
 def test_a_log_gets_lines_and_a_terminal_a_bar() -> None:
     assert isinstance(progress(3, io.StringIO()), ProgressLines)
     assert isinstance(progress(3, Terminal()), ProgressBar)

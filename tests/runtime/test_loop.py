@@ -201,6 +201,9 @@ def test_too_many_aborts_in_a_row_end_the_run():
     gone = {"missing": {"ulm": "dropped: no word"}}
     assert "quorum" in way_out(gone)
     assert "start it again" in way_out(gone, everybody=True)
+    broken = {"missing": {"ulm": "failed: ValueError (mine.py:5 in fit)"}}
+    assert "mend the job's code" in way_out(broken, everybody=True)
+    assert "quorum" in way_out({"missing": {**gone["missing"], "bern": "failed: ValueError"}})
     end, rows, _ = scripted([1.0] * 20, Stop(12, max_aborts=3), refuse=lambda call: call % 3 != 1)
     assert end.status == "completed"
     assert sum(r["committed"] for r in rows) == 4

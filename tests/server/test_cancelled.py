@@ -86,6 +86,7 @@ def test_a_run_that_fails_leaves_the_model_of_its_last_committed_round_too(world
     manifest = left(world, run)
     assert manifest["status"].startswith("failed: ")
     assert "hungary" in manifest["status"]
+    assert "lower the quorum" in world.service.job(run).reason  # no statistic, which asks everybody
     assert manifest["model_hash"] == simulated("rounds.count=2").model_hash
     assert all((folder(world, run) / name).is_file() for name in LEFT)
 

@@ -144,7 +144,7 @@ def watch(
 
     with _connect(home, proxy) as federation:
         info = federation.show(run, patience=_PATIENCE, notice=talk)
-        total = federation.planned(run) or max(info.rounds, 1)
+        total = federation.planned(run) or (info.rounds if info.ended else 0)
         if as_json:
             for record in federation.watch(run, notice=talk):
                 data_line(json.dumps(record))

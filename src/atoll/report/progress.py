@@ -53,7 +53,7 @@ def progress_line(
 
     Args:
         record: the round's record.
-        total: rounds planned.
+        total: rounds planned; 0 where nobody knows, as in statistics.
         seen: rounds watched so far, this one included (fewer than the round after a resume).
         elapsed: seconds in which they ran.
         note: put at the end, such as the name of a log.
@@ -63,7 +63,8 @@ def progress_line(
     """
     done = int(record.get("round") or seen)
     width = len(str(total))
-    parts = [f"round {done:>{width}}/{total}", *_metrics(record)]
+    of = f"/{total}" if total else ""
+    parts = [f"round {done:>{width}}{of}", *_metrics(record)]
     rate = seen / elapsed if elapsed > 0 else 0.0
     if rate > 0:
         ahead = max(total - done, 0)
@@ -142,7 +143,7 @@ class ProgressLines:
         now = self._clock()
         if self._began is None:
             self._began = _start(record, now)
-        last = int(record.get("round") or self._seen) >= self._total
+        last = 0 < self._total <= int(record.get("round") or self._seen)
         bad = record.get("committed") is False
         if last or bad or now - self._said >= self._interval:
             line = progress_line(record, self._total, seen=self._seen, elapsed=now - self._began)
@@ -212,7 +213,7 @@ class ProgressBar:
             transient=not live,  # the moving bar takes its place
         )
         self._bar.start()
-        self._task = self._bar.add_task(_one_line(self._title), total=self._total, line="")
+        self._task = self._bar.add_task(_one_line(self._title), total=self._total or None, line="")
         self._bar.refresh()
         self._live = live
 

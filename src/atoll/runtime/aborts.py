@@ -10,6 +10,7 @@ __all__ = ["parted", "told_of", "way_out"]
 _WAIT = "lower the quorum, lengthen the deadline, or see metrics.jsonl for who is missing and why"
 _AGAIN = "start it again: each site has to answer in each round, from the first to the last"
 _MEND = "lower the learning rate; look for missing or infinite values in these clients' rows"
+_CODE = "mend the job's code, or these clients' rows, where they failed, and start it again"
 
 
 def told_of(last: Mapping[str, Any]) -> str:
@@ -28,16 +29,16 @@ def told_of(last: Mapping[str, Any]) -> str:
 
 
 def way_out(last: Mapping[str, Any], *, everybody: bool = False) -> str:
-    """What helps: where every missing client of the last round was refused, no quorum does.
+    """What helps: where every missing client of the last round was refused, or has failed, no quorum does.
 
     Args:
         last: the record of that round; empty before the first.
         everybody: whether each client has to answer in each round, as in statistics.
     """
     reasons = [str(why) for why in (last.get("missing") or {}).values()]
-    refused = bool(reasons) and all(why.startswith("refused") for why in reasons)
-    if refused:
-        return parted(reasons[0])[1] or _MEND
+    for status, remedy in (("refused", _MEND), ("failed", _CODE)):
+        if reasons and all(why.startswith(status) for why in reasons):
+            return parted(reasons[0])[1] or remedy
     return _AGAIN if everybody else _WAIT
 
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from atoll.core.contracts import Outcome, Task
+from atoll.core.contracts import Finishing, Outcome, Task
 from atoll.core.errors import AtollError, CheckpointError, JobError, NotFound, StorageError
 from atoll.core.layout import Array
 from atoll.core.metrics import Metric, Metrics, merge_metrics, values
@@ -78,7 +78,8 @@ class Playing:
         self._plan = prepared.plan
         self._figures, self._key = prepared.figures, prepared.key
         parts = prepared.parts
-        self._parts = replace(parts, algorithm=BySlabs(parts.algorithm))
+        ends = isinstance(parts.algorithm, Finishing)  # a statistic: small, and asked when it ends
+        self._parts = parts if ends else replace(parts, algorithm=BySlabs(parts.algorithm))
         self._job = job = prepared.job
         self._counter = counter
         self._session = Session(
@@ -137,7 +138,7 @@ class Playing:
         self._answers |= desk.digests
 
     def failed(self, status: str) -> None:
-        """Leave an honest folder behind a run that ended before its time, with the model it had come to."""
+        """Leave an honest folder behind a run that ended before its time."""
         self._session.left(status, self._last())
 
     # Calls --------------------------------------------------------------------------------------

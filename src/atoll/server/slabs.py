@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from atoll.aggregation.exact import Fold, sum_of, total_of
-from atoll.core.contracts import Algorithm, Finishing, Weighting, Work
+from atoll.core.contracts import Algorithm, Weighting, Work
 from atoll.core.errors import UpdateRefused
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
@@ -232,7 +232,7 @@ class SlabFold:
 
 @dataclass(frozen=True, eq=False)
 class BySlabs:
-    """An algorithm whose server step is done slab by slab; otherwise the algorithm itself.
+    """An algorithm that knows no end, its server step done slab by slab; otherwise the algorithm itself.
 
     Args:
         inner: the algorithm.
@@ -264,11 +264,6 @@ class BySlabs:
     def client(self, broadcast: Broadcast, memory: Memory, work: Work) -> tuple[Update, Memory]:
         """The algorithm's own."""
         return self.inner.client(broadcast, memory, work)
-
-    def finished(self, state: State) -> bool:
-        """The algorithm's own; one that knows no end has none."""
-        inner = self.inner
-        return isinstance(inner, Finishing) and inner.finished(state)
 
     def staleness(self, tau: int) -> float:
         """The algorithm's own."""
