@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import atoll
@@ -184,6 +185,67 @@ def test_another_s_run_is_not_one_s_own_to_cancel(ada, server, tmp_path):
         bob.cancel(run)
     bob.close()
     ada.cancel(run)
+
+
+# Beginning at a model -------------------------------------------------------------------------------
+
+
+def test_a_job_goes_on_from_the_model_of_an_earlier_run(ada, server, monkeypatch, tmp_path):
+    twin = atoll.simulate(
+        atoll.load_job(HEART, ["rounds.count=1", "evaluation.compare=false"]), out=tmp_path / "twin"
+    )
+    run = ada.submit(HEART, settings=["rounds.count=1"])
+    ada.cancel(run)
+    ada.wait(run)
+    raw = (tmp_path / "twin" / "model.safetensors").read_bytes()
+    (server / "runs" / run / "model.safetensors").write_bytes(raw)
+    seen = []
+    real = Service.submit
+
+    def watched(self, by, body):
+        seen.append(body)
+        return real(self, by, body)
+
+    monkeypatch.setattr(Service, "submit", watched)
+    for initial in (run, tmp_path / "twin", twin.parameters):
+        ada.cancel(ada.submit(HEART, initial=initial))
+    assert len({body.job_hash for body in seen}) == 1
+    assert {body.spec["model"]["start"] for body in seen} == {ada.start(run).hash}
+    assert {body.initial.sha256 for body in seen} == {seen[0].initial.sha256}
+    assert seen[0].job_hash == atoll.load_job(HEART).begun(tmp_path / "twin").hash()
+    with atoll.connect(tmp_path / "cy", code=code(server, "cy"), proxy="") as other:
+        assert (
+            other.start(run).hash == ada.start(run).hash
+        )  # results are every researcher's to read
+
+
+def test_a_model_that_does_not_fit_or_is_not_there_is_told_before_anything_is_sent(
+    ada, monkeypatch, tmp_path
+):
+    sent = []
+    monkeypatch.setattr(Service, "submit", lambda self, by, body: sent.append(body))
+    for initial in ({"weight": np.ones(13)}, {"weight": np.ones(13), "intercept": np.ones(3)}):
+        with pytest.raises(JobError, match="does not fit this job") as caught:
+            ada.submit(HEART, initial=initial)
+        assert [fault.place for fault in caught.value.faults] == ["entry 'intercept'"]
+    for initial in ({"weight": [np.nan], "intercept": 0.0}, "gone.npz", tmp_path):
+        with pytest.raises(JobError):
+            ada.submit(HEART, initial=initial)
+    with pytest.raises(NotFound, match="nothing-9"):
+        ada.submit(HEART, initial="nothing-9")
+    with pytest.raises(JobError, match="not given"):
+        ada.submit(HEART, settings=[f"model.start='{'a' * 64}'"])
+    assert sent == []
+
+
+def test_a_run_without_a_model_is_nothing_to_begin_at(ada):
+    run = ada.submit(HEART)
+    with pytest.raises(StateError, match="has not ended"):
+        ada.start(run)
+    ada.cancel(run)
+    ada.wait(run)
+    with pytest.raises(NotFound, match="has left no model: cancelled"):
+        ada.start(run)
 
 
 # Watching ------------------------------------------------------------------------------------------

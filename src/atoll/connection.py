@@ -26,11 +26,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from atoll.core.errors import (
+    JobError,
     NotFound,
     QuorumError,
     StateError,
     StorageError,
     Unreachable,
+    raise_faults,
 )
 from atoll.wire.membership import (
     Membership,
@@ -43,6 +45,7 @@ from atoll.wire.membership import (
 
 if TYPE_CHECKING:
     from atoll.job.schema import JobSpec
+    from atoll.job.start import Initial, Start
     from atoll.wire.messages import JobReply, MembersReply
 
 __all__ = ["Connection", "Membership", "RunInfo", "connect", "default_home"]
@@ -163,6 +166,7 @@ class Connection:
         settings: Iterable[str] = (),
         sites: Iterable[str] = (),
         folder: str | Path | None = None,
+        initial: Initial | Start | None = None,
     ) -> str:
         """Hand in a job; returns the id of its run, which begins at once.
 
@@ -171,13 +175,16 @@ class Connection:
             settings: ``a.b=c`` overrides of the file.
             sites: which sites take part; empty for all.
             folder: of the job's own code files; where the job file is when left out.
+            initial: the model to begin at, in place of the seed's; see :meth:`start`.
 
         Raises:
-            JobError: with every fault that can be found without the data.
+            JobError: with every fault that can be found without the data, those of ``initial`` among them.
+            NotFound: the federation has no run of that id.
             Forbidden: the key is no researcher's.
         """
         from atoll.job.load import read_spec
         from atoll.job.package import pack, spec_to_plain
+        from atoll.job.start import agreed, begun, misfits
         from atoll.wire.frames import Blob
         from atoll.wire.messages import BlobRef, JobReply, SubmitBody
 
@@ -186,22 +193,71 @@ class Connection:
             spec, where = read_spec(path, settings), path.resolve().parent
         else:
             spec, where = job, Path.cwd()
-        package = pack(spec, where if folder is None else Path(folder))
+        code = where if folder is None else Path(folder)
+        start = None if initial is None else self.start(initial)
+        if start is not None:
+            spec = begun(spec, start)
+            what = "the initial model does not fit this job"
+            raise_faults(JobError, what, misfits(spec, code, start))
+        agreed(spec.model.start, start)
+        package, first = pack(spec, code), None
         blobs = {name: Blob.of(content) for name, content in package.files.items()}
         with tempfile.TemporaryDirectory() as scratch:
             for name, blob in blobs.items():
                 file = Path(scratch) / blob.sha256
                 file.write_bytes(package.files[name])
                 self._channel.upload(blob, file, "")
+            if start is not None:
+                first = BlobRef.of(start.write(file := Path(scratch) / "start"))
+                self._channel.upload(first.blob, file, "")
         body = SubmitBody(
             spec=spec_to_plain(spec),
             job_hash=spec.hash(),
             files={name: BlobRef.of(blob) for name, blob in blobs.items()},
             sites=sorted(set(sites)),
+            initial=first,
         )
         run = self._channel.json("POST", "/v1/jobs", body, JobReply).id
         self._note(run, spec.rounds.count if spec.statistics is None else 0)
         return run
+
+    def start(self, initial: Initial | Start) -> Start:
+        """A model that a run can begin at.
+
+        Args:
+            initial: the id of a run of this federation, whose final model it is; a file of named arrays
+                (safetensors or ``.npz``); the folder of a run; or arrays by name. A text that names
+                something on this machine is that, before it is an id.
+
+        Raises:
+            JobError: it is no model of finite numbers.
+            NotFound: the federation has no such run, or it has left no model.
+            StateError: it has not ended.
+        """
+        from atoll.job.start import Start
+
+        if isinstance(initial, Start):
+            return initial
+        if not isinstance(initial, str) or Path(initial).exists() or _a_path(initial):
+            return Start.given(initial)
+        with tempfile.TemporaryDirectory() as scratch:
+            return Start.read(self._model(initial, Path(scratch) / "model.safetensors"))
+
+    def _model(self, run: str, path: Path) -> Path:
+        from atoll.wire.messages import FilesReply
+
+        found = self._channel.json("GET", f"{_path(run)}/files", None, FilesReply).files
+        if path.name not in found:
+            info = self.show(run)
+            if not info.ended:
+                raise StateError(
+                    f"run {run} has not ended (round {info.rounds}): it has no final model yet",
+                    remedy=f"atoll job watch {run}",
+                )
+            raise NotFound(f"run {run} has left no model: {info.status}", remedy="name another run")
+        source = f"{_path(run)}/files/{quote(path.name, safe='')}"
+        self._channel.download(found[path.name].blob, path, source=source)
+        return path
 
     def jobs(self) -> tuple[RunInfo, ...]:
         """All runs of the federation, oldest first."""
@@ -390,6 +446,10 @@ def _info(reply: JobReply) -> RunInfo:
         rounds=reply.rounds,
         aggregation=reply.aggregation,
     )
+
+
+def _a_path(text: str) -> bool:
+    return Path(text).suffix in (".npz", ".safetensors") or Path(text).name != text
 
 
 def _path(run: str) -> str:

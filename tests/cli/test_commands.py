@@ -215,6 +215,22 @@ def test_resuming_with_more_rounds_goes_on_to_the_bits_of_a_longer_run(
     assert "had planned 5 rounds, and 3 are fewer" in err
 
 
+def test_a_run_begins_at_the_model_of_another(atoll_command, job, tmp_path):
+    first = tmp_path / "first"
+    assert atoll_command("run", job, "--quiet", "--out", first)[0] == 0
+    command = ("run", job, "--quiet", "--json", "--out", "OUT", "--from", first, "--seed", 5)
+    status, out, _ = atoll_command(*command)
+    assert status == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    before = json.loads((first / "manifest.json").read_text())["model_hash"]
+    assert manifest["start"]["model_hash"] == before
+    again = atoll_command(*command, "--resume")
+    assert (again[0], json.loads(again[1])["model_hash"]) == (0, json.loads(out)["model_hash"])
+    status, out, err = atoll_command("run", job, "--from", tmp_path / "gone.npz")
+    assert (status, out) == (2, "")
+    assert "gone.npz" in err
+
+
 def test_resuming_where_nothing_was_begins(atoll_command, job):
     status, out, _ = atoll_command("run", job, "--out", "OUT", "--resume")
     assert status == 0

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from atoll.cli.main import main
@@ -88,6 +89,20 @@ def test_submit_prints_the_run_s_id_alone(job, server):
         status, out, err = job("submit", HEART)
     assert (status, out) == (0, "heart-1\n")
     assert "atoll job watch heart-1" in err
+
+
+def test_a_submission_names_the_model_that_it_begins_at(job, server, tmp_path):
+    np.savez(tmp_path / "first.npz", weight=np.ones(20), intercept=np.zeros(()))
+    bodies = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Service, "submit", lambda self, by, body: bodies.append(body) or "heart-1")
+        patch.setattr(Service, "job", lambda self, run: reply())
+        status, out, err = job("submit", HEART, "--from", str(tmp_path / "first.npz"))
+    assert (status, out) == (0, "heart-1\n")
+    assert f"begins at {tmp_path / 'first.npz'}, sha256 {bodies[0].spec['model']['start']}" in err
+    status, out, err = job("submit", HEART, "--from", "heart-99")
+    assert (status, out) == (9, "")
+    assert "heart-99" in err
 
 
 def test_runs_are_listed_and_shown_for_people_and_programs(job, monkeypatch):

@@ -321,9 +321,11 @@ class Federation:
             )
         return self._researcher
 
-    def submit(self, job: Path, settings: Iterable[str] = (), sites: Iterable[str] = ()) -> str:
+    def submit(
+        self, job: Path, settings: Iterable[str] = (), sites: Iterable[str] = (), **more: Any
+    ) -> str:
         """Hand in a job; the id of its run."""
-        return self.researcher.submit(job, settings=settings, sites=sites)
+        return self.researcher.submit(job, settings=settings, sites=sites, **more)
 
     def wait(self, run: str, seconds: float = 240.0) -> RunInfo:
         """Wait for a run's end, whatever happens to the server meanwhile."""

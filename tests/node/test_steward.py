@@ -150,6 +150,21 @@ def test_updates_in_clear_are_refused_where_the_policy_says_so(tmp_path: Path) -
     place.steward.admit(task(kind="survey"), asked(spec("masked")))
 
 
+def test_a_job_that_begins_at_a_given_model_is_told_of_and_refused_where_the_policy_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = spec()
+    job.model = SimpleNamespace(start="c" * 64)
+    with caplog.at_level("INFO", logger="atoll.node"):
+        Place(tmp_path / "yes").steward.admit(task(kind="survey"), asked(job))
+    assert f"r1 of ana begins at a model that came with it, sha256 {'c' * 64}" in caplog.text
+    place = Place(tmp_path / "no", Policy(starts=False))
+    for kind in ("survey", "ready", "train", "evaluate"):
+        with pytest.raises(PolicyError, match=r"policy\.starts.*c{64}"):
+            place.steward.admit(task(kind=kind), asked(job))
+    place.steward.admit(task(kind="survey", run="r2"), asked())
+
+
 def test_all_tries_of_a_masked_round_are_one_release(tmp_path: Path) -> None:
     place = Place(tmp_path, limit=2.0)
     first, second = task(attempt=".0"), task(attempt=".1")

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from atoll.core.contracts import Task
-from atoll.core.errors import NotFound, StateError
+from atoll.core.errors import JobError, NotFound, StateError
 from atoll.core.values import Broadcast, Memory
 from atoll.data.readers import read_table, sites_from_column
 from atoll.job import deployed, study_deployed
 from atoll.job.load import read_spec
 from atoll.job.package import spec_from_plain, spec_to_plain
 from atoll.job.schema import JobSpec
+from atoll.job.start import Start, begun
 from atoll.job.study import Agreed
 from atoll.runtime.client import answer_task, evaluate_client
 from atoll.runtime.threads import Threads
@@ -27,9 +28,9 @@ from atoll.server.blobs import FolderBlobs
 from atoll.server.service import Service, Settings
 from atoll.server.store.contract import Invite
 from atoll.server.store.memory import MemoryDatabase, MemoryStore
-from atoll.wire.frames import Allowed, decode, encode
+from atoll.wire.frames import Allowed, decode, encode, pieces
 from atoll.wire.lossy_disk import LossyDisk
-from atoll.wire.messages import SubmitBody, TaskBody
+from atoll.wire.messages import INITIAL, BlobRef, SubmitBody, TaskBody
 from atoll.wire.metrics import metrics_to_plain
 
 EVERYTHING = Allowed(most_arrays=100, most_bytes=1 << 30)
@@ -74,8 +75,11 @@ class Site:
 
     def _work(self, service: Service, task: TaskBody) -> bytes:
         body: dict[str, Any] = {"task": task.id, "status": "done", "seconds": 0.0}
-        with Threads().one():
-            arrays = self._do(service, task, body)
+        try:
+            with Threads().one():
+                arrays = self._do(service, task, body)
+        except JobError as error:
+            return encode({**body, "status": "failed", "reason": str(error)})
         if self.change is not None:
             self.change(task, body, arrays)
         return encode(body, arrays)
@@ -91,7 +95,7 @@ class Site:
             update = deployed.column_sums_at(spec, schema, self.name, self.table)
             body["examples"] = update.examples
             return dict(update.vectors)
-        parts, islands = self._parts(task, spec, schema, sums)
+        parts, islands = self._parts(service, task, spec, schema, sums)
         if task.kind == "ready":
             body["answer"] = deployed.ready(parts, islands)
             return {"initial": deployed.initial_vector(parts)} if task.initial else {}
@@ -148,11 +152,16 @@ class Site:
         made = None if schema is None else deployed.schema_from_plain(schema)
         return spec_from_plain(body["spec"]), made, sums
 
-    def _parts(self, task: TaskBody, spec: JobSpec, schema: Any, sums: Any) -> tuple[Any, Any]:
+    def _parts(
+        self, service: Service, task: TaskBody, spec: JobSpec, schema: Any, sums: Any
+    ) -> tuple[Any, Any]:
         known = self._runs.get(task.run)
         if known is None or known[0] != task.plan.sha256:
             islands = deployed.islands_at(spec, schema, sums, self.name, self.table)
-            parts = deployed.parts_at(spec, islands, HEART.parent, self.name, self.count)
+            start = None
+            if (ref := task.code.get(INITIAL)) is not None:
+                start = Start.received(self._fetch(service, ref)[1], spec.model.start)
+            parts = deployed.parts_at(spec, islands, HEART.parent, self.name, self.count, start)
             known = self._runs[task.run] = (task.plan.sha256, parts, islands)
         return known[1], known[2]
 
@@ -209,6 +218,11 @@ class World:
     def submit(self, spec: JobSpec, **more: Any) -> str:
         body = SubmitBody(spec=spec_to_plain(spec), job_hash=spec.hash(), **more)
         return self.service.submit(RESEARCHER, body)
+
+    def submit_from(self, spec: JobSpec, start: Start) -> str:
+        """A job that begins at a model, as a researcher's own machine submits it."""
+        blob = self.blobs.put_pieces(pieces({}, start.tensors))
+        return self.submit(begun(spec, start), initial=BlobRef.of(blob))
 
     def run(self, *, rounds: int = 100_000, absent: tuple[str, ...] = ()) -> int:
         """Let server and sites take turns until nothing happens; returns the number of turns."""

@@ -99,11 +99,23 @@ def submit(
         list[str] | None,
         typer.Option(help="A site that takes part; may be repeated.", show_default="all"),
     ] = None,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from",
+            metavar="RUN|FILE",
+            help="Begin at the model of an earlier run, or of a file.",
+            show_default="the seed's model",
+        ),
+    ] = "",
     proxy: _Proxy = None,
 ) -> None:
     """Hand in a job and print the id of its run."""
     with _connect(home, proxy) as federation:
-        run = federation.submit(file, settings=settings or (), sites=site or ())
+        first = federation.start(start) if start else None
+        run = federation.submit(file, settings=settings or (), sites=site or (), initial=first)
+    if first is not None:
+        talk(f"begins at {start}, sha256 {first.hash}")
     data_line(run)
     talk(f"next: atoll job watch {run}")
 

@@ -33,6 +33,15 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an earlier run in the folder.")
     ] = False,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FOLDER|FILE",
+            help="Begin at the model of an earlier run's folder, or of a file.",
+            show_default="the seed's model",
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as local.lr=0.1."),
@@ -61,6 +70,7 @@ def run(
         from atoll.job import load_job
 
         made = load_job(job, [*(settings or ()), *given])
+        made = made if start is None else made.begun(start)
     folder = out or Path("runs") / made.name
     ended = _ended(made, folder) if resume else None
     if ended is not None:

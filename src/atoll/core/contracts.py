@@ -271,6 +271,7 @@ class Work:
         local: the local work of this task.
         seed: the stream of this client in this round.
         round: version of the model the task started from.
+        first: the whole vector that the run began at; None for the trainer's own.
     """
 
     client: ClientId
@@ -280,6 +281,7 @@ class Work:
     local: LocalWork
     seed: Seed
     round: int
+    first: Array | None = None
 
     @property
     def layout(self) -> Layout:
@@ -298,7 +300,10 @@ class Work:
             return shared
         personal = memory.get("personal")
         if personal is None:
-            personal = self.trainer.initial(Seed(self.seed.root) / "initial")[layout.personal]
+            first = self.first
+            if first is None:
+                first = self.trainer.initial(Seed(self.seed.root) / "initial")
+            personal = first[layout.personal]
         return np.concatenate([shared, personal])
 
     def fit(self, parameters: Array, rule: LocalRule | None = None) -> Fit:

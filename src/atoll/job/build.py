@@ -15,7 +15,9 @@ from atoll.algorithms.statistics.running import NoModel, Statistic
 from atoll.algorithms.statistics.together import Together
 from atoll.core.contracts import Algorithm, Trainer, Weighting
 from atoll.core.errors import Fault, JobError, raise_faults
+from atoll.core.layout import Array
 from atoll.core.local import LocalWork
+from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data.population import LazyClients, ids_of, rows_of
 from atoll.job.between import discretion_of
@@ -26,6 +28,7 @@ from atoll.job.privacy import Privacy, declared_faults
 from atoll.job.registry import algorithm_named, trainer_for
 from atoll.job.schema import JobSpec, definition_hash
 from atoll.job.settling import Settled, applied, settle
+from atoll.job.start import Initial, Start, agreed
 from atoll.job.study import Agreed, Study, study_of
 from atoll.job.study_sites import study_islands
 from atoll.job.tables import (
@@ -67,6 +70,7 @@ class Job:
         cluster: for the executor ``ray``: the cluster's address, and GPUs of each worker.
         aggregation: how its updates are added up and why so, once that is settled.
         study: what is asked of tables, where it is statistics.
+        start: the model that it begins at; None for its seed's. See :meth:`begun`.
     """
 
     trainer: Trainer | Callable[[Islands], Trainer]
@@ -90,6 +94,7 @@ class Job:
     cluster: tuple[str, float] = ("", 0.0)
     aggregation: str = ""
     study: Study | None = None
+    start: Start | None = None
 
     def __post_init__(self) -> None:
         """Refuse what is of another kind: a name, a number or a class where an object belongs.
@@ -104,7 +109,7 @@ class Job:
         if self.definition:
             return dict(self.definition)
         leave_out = {"islands", "definition", "executor", "cluster", "checkpoint_every", "trainer"}
-        leave_out |= {"aggregation", "study"}
+        leave_out |= {"aggregation", "study", "start"}
         if self.privacy == Privacy():
             leave_out.add("privacy")
         plain = {
@@ -118,11 +123,51 @@ class Job:
             "trainer": f"{kind.__module__}.{kind.__qualname__}",
             "layout": layout.digest() if layout is not None else "",
         }
+        if self.start is not None:
+            plain["model"]["start"] = self.start.hash
         return plain
 
     def hash(self) -> str:
         """SHA-256 of the canonical form."""
         return definition_hash(self.describe())
+
+    @property
+    def starts(self) -> str:
+        """Hash of the model that the job begins at; empty for its seed's."""
+        named = self.definition.get("model", {}).get("start", "")
+        return str(named or ("" if self.start is None else self.start.hash))
+
+    def begun(self, initial: Initial | Start) -> Job:
+        """The job as it begins at a given model: another job, with another hash.
+
+        Args:
+            initial: a file of named arrays (safetensors or ``.npz``), the folder of a run, or arrays by name.
+
+        Raises:
+            JobError: there is no such model, it is not finite, or the job trains none or names another.
+        """
+        start = initial if isinstance(initial, Start) else Start.given(initial)
+        if self.study is not None:
+            raise JobError(
+                "statistics train no model that could begin anywhere", remedy="leave it out"
+            )
+        agreed(self.starts or start.hash, start)
+        model = {**self.definition.get("model", {}), "start": start.hash}
+        definition = {**self.definition, "model": model} if self.definition else {}
+        return replace(self, start=start, definition=definition)
+
+    def first(self, trainer: Trainer) -> Array:
+        """The whole vector that a run begins at, personal region included, ``(layout.size,)``.
+
+        Raises:
+            JobError: the job begins at a model that is not given, or of another layout.
+        """
+        start = agreed(self.starts, self.start)
+        return (
+            trainer.initial(Seed(self.seed) / "initial")
+            if start is None
+            else start.vector(trainer.layout)
+        )
 
     def settled(self, sites: int, *, masks: bool = True) -> Job:
         """The job as it runs between so many institutions: ``auto`` has become what it means there.
@@ -185,15 +230,16 @@ class Job:
     def outside(self) -> tuple[str, ...]:
         """What the job releases of its data besides updates, which no epsilon of updates counts."""
         made = self.definition.get("preprocessing", {})
+        start = ("what the model that it begins at tells of the same rows",) if self.starts else ()
         if not self.definition.get("data", {}).get("target"):
-            return ()
+            return start
         if made.get("mode") == "federated":
-            return ("sums of the columns for preprocessing",)
+            return ("sums of the columns for preprocessing", *start)
         # One row more moves all the others, and so the gradient of each: the clip bounds one of them.
         asks = made.get("impute") in ("mean", "most_frequent"), made.get("scale") != "none"
         if self.privacy.record is not None and (any(asks) or made.get("scale_target")):
-            return ("each site's preprocessing, which it fits to all of its rows",)
-        return ()
+            return ("each site's preprocessing, which it fits to all of its rows", *start)
+        return start
 
     def faults(
         self,

@@ -70,6 +70,7 @@ from atoll.job.registry import LINEAR, trainer_for
 from atoll.job.schema import DataSpec, JobSpec
 from atoll.job.sites import halves, plan_of, preprocessed
 from atoll.job.standing import Rows, Standing
+from atoll.job.start import Start, agreed
 from atoll.job.study import study_faults
 from atoll.job.survey import (
     body_of,
@@ -297,7 +298,12 @@ def islands_at(
 
 
 def parts_at(
-    spec: JobSpec, islands: Islands, folder: Path, site: ClientId, sites: int = 1
+    spec: JobSpec,
+    islands: Islands,
+    folder: Path,
+    site: ClientId,
+    sites: int = 1,
+    start: Start | None = None,
 ) -> Parts:
     """What is fixed for the run at this site; imports the job's own code.
 
@@ -307,14 +313,17 @@ def parts_at(
         folder: where the job's code lies.
         site: this one.
         sites: how many take part in the run.
+        start: the model that came with the job; None for one that begins at its seed's.
 
     Raises:
-        JobError: the model cannot be built.
+        JobError: the model cannot be built, or the one that came with the job is another than it names, or of
+            another layout.
         JobConflict: it does not go with the algorithm, or the site has no rows.
         MissingExtra: the model needs a library that is not installed here.
     """
     job = job_from_spec(spec, folder).settled(sites)
-    trainer = trainer_for(spec, islands, folder)
+    start, trainer = agreed(spec.model.start, start), trainer_for(spec, islands, folder)
+    first = None if start is None else start.vector(trainer.layout)
     raise_faults(JobConflict, "this job cannot run", job.faults(trainer), site=site)
     raise_faults(JobConflict, "this job cannot run", job.privacy_faults, site=site)
     if len(islands.train[site]):
@@ -335,6 +344,7 @@ def parts_at(
         weighting=job.weighting,
         held_out=islands.held_out if job.federated else {},
         apart=True,
+        first=first,
     )
     # Whether n clients are enough is the coordinator's to check: here is only one.
     made, found = with_chain(job.privacy, parts, job.schedule, job.stop.rounds, site=True)

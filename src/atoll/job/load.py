@@ -164,6 +164,7 @@ def _fault(loc: Sequence[str], message: str, kind: str, value: Any) -> Fault:
 
 _PATTERNS = {
     "name": "letters, digits and _ . - only, at most 64",
+    "model.start": "remove it, and name the model with --from: its hash comes here",
     "stop.metric": "write central.NAME or federated.NAME, such as federated.loss",
 }
 

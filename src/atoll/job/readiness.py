@@ -40,7 +40,7 @@ _MOST_ROWS = 2**53
 
 def initial_vector(parts: Parts) -> Array:
     """Where the run starts: the whole vector, personal region included, ``(layout.size,)``."""
-    return parts.trainer.initial(parts.seed / "initial")
+    return parts.beginning()
 
 
 class Answer(Section):

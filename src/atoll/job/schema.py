@@ -87,6 +87,7 @@ class ModelSpec(Section):
     fit: str = ""
     evaluate: str = ""
     initial: str = ""
+    start: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     options: dict[str, Any] = Field(default_factory=dict)
     loss: str = ""
     l2: NotNegative = 0.0
@@ -337,6 +338,8 @@ class JobSpec(Section):
                 del said["found"], said["fpr"]
         if self.rounds.separation == 1:
             del plain["rounds"]["separation"]
+        if not self.model.start:
+            del plain["model"]["start"]
         return plain
 
     def hash(self) -> str:

@@ -70,12 +70,14 @@ class Policy(_Table):
         server_noise: whether noise that the server adds after it has seen the sum counts.
         open_figures: whether column sums and metrics of such a dataset may leave without noise. They are
             not counted.
+        starts: whether a job may begin at a model that comes with it, not at one of its seed.
     """
 
     unmasked: bool = True
     private: Literal["limited", "all", "none"] = "limited"
     server_noise: bool = False
     open_figures: bool = False
+    starts: bool = True
 
 
 class Masking(_Table):

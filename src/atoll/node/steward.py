@@ -175,6 +175,9 @@ class Steward:
         costs = [c for c in self._price(asked.spec, facts) if c.events != ()]
         if costs:
             self._costly.add(task.run)
+        if task.kind == "survey" and (start := _start(asked.spec)):
+            told = task.run, asked.researcher, start
+            log.info("run %s of %s begins at a model that came with it, sha256 %s", *told)
         faults = list(_faults(self._policy, task, asked, limits, costs))
         raise_faults(PolicyError, "the rules of this site forbid it", faults)
         counting = [c for c in costs if self._policy.server_noise or not c.at_server]
@@ -346,12 +349,23 @@ def _chosen(costs: Sequence[Cost], limits: Sequence[Limit]) -> Cost | None:
     return next((c for c in order if UNITS.index(c.unit) >= needed), order[-1])
 
 
+def _start(spec: JobSpec) -> str:
+    """Hash of the model that a job begins at; empty for that of its seed."""
+    return str(getattr(getattr(spec, "model", None), "start", ""))
+
+
 def _faults(
     policy: Policy, task: TaskBody, asked: Asked, limits: Sequence[Limit], costs: Sequence[Cost]
 ) -> Iterable[Fault]:
     """Which rules the job, or this task of it, breaks."""
     if getattr(asked.spec, "statistics", None) is not None and task.code:
         yield Fault("statistics", "comes with code, which statistics do not bring", "leave it out")
+    if not policy.starts and (start := _start(asked.spec)):
+        yield Fault(
+            "policy.starts",
+            f"this job begins at a model that came with it (sha256 {start}), not at one of its seed",
+            "submit it without a model to begin at",
+        )
     settled = settled_of(asked.spec, asked.sites)
     if not policy.unmasked and not settled.masked:
         yield Fault(

@@ -39,6 +39,7 @@ from atoll.job.islands import Islands
 from atoll.job.package import Package, spec_from_plain, unpack
 from atoll.job.schema import JobSpec
 from atoll.job.settling import FEWEST
+from atoll.job.start import Start
 from atoll.job.study import Agreed
 from atoll.job.summed import column_integers, column_lanes, lanes_told
 from atoll.node.datasets import digest_of, open_examples, open_table
@@ -53,7 +54,7 @@ from atoll.runtime.pattern import lanes_at
 from atoll.runtime.threads import Threads
 from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Allowed, check_finite, open_frame, pieces
-from atoll.wire.messages import ResultBody
+from atoll.wire.messages import INITIAL, ResultBody
 from atoll.wire.metrics import metrics_to_plain
 from atoll.wire.trouble import takes_nothing
 
@@ -184,10 +185,9 @@ class Workplace:
         if self._code != order.code:
             if self._code is not None:
                 raise JobError("the code of a run has changed while it ran")
-            unpack(
-                Package(spec, {name: Path(p).read_bytes() for name, p in order.code.items()}),
-                self._folder,
-            )
+            code = {name: p for name, p in order.code.items() if name != INITIAL}
+            files = {name: Path(p).read_bytes() for name, p in code.items()}
+            unpack(Package(spec, files), self._folder)
             self._code = order.code
         self._run = _Run(order.plan, plain, spec, schema, sums, sites)
         return self._run
@@ -215,7 +215,8 @@ class Workplace:
         if run.parts is None:
             site, gate = order.task.client, _gate(order, run)
             islands = gate.islands(run.schema, run.sums, rows)
-            parts = deployed.parts_at(run.spec, islands, self._folder, site, run.sites)
+            start = _start(order, run.spec)
+            parts = deployed.parts_at(run.spec, islands, self._folder, site, run.sites, start)
             run.parts = parts, islands
             self._threads = Threads()  # now that every library is loaded
         return run.parts
@@ -320,6 +321,12 @@ class Workplace:
         rows = 0 if parts.figures is not None else len(parts.held_out[client])
         fields = {"metrics": shown, "examples": rows}
         return _Done(fields=fields)
+
+
+def _start(order: Order, spec: JobSpec) -> Start | None:
+    """The model that came with the job, checked as anything that a server sends."""
+    path = order.code.get(INITIAL)
+    return None if path is None else Start.sent(Path(path), spec.model.start)
 
 
 _VERBS: Mapping[str, Callable[[Workplace, Order, _Run, Any], _Done]] = {

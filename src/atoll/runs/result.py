@@ -12,7 +12,6 @@ import numpy as np
 from atoll.core.contracts import Trainer
 from atoll.core.errors import Forbidden, MissingExtra, NotFound, suggest
 from atoll.core.layout import Array
-from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data.inputs import Inputs
 from atoll.job.build import Job
@@ -181,8 +180,7 @@ class Run:
         layout = self.trainer.layout
         if layout.shared.stop == layout.size:
             return shared
-        start = self.trainer.initial(Seed(self.job.seed) / "initial")
-        return np.concatenate([shared, start[layout.personal]])
+        return np.concatenate([shared, self.job.first(self.trainer)[layout.personal]])
 
 
 def write_results(folder: RunFolder, run: Run) -> None:

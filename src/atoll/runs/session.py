@@ -299,9 +299,25 @@ class Session:
             "comparison": comparison,
             "aggregation": self.job.aggregation,
             "privacy": self._privacy(progress, rounds),
-            "notes": [*self.islands.notes, *_unjudged(self.parts)],
+            "notes": [*_begun(self.job), *self.islands.notes, *_unjudged(self.parts)],
+            **self._start(),
             **self.facts,
         }
+
+    def _start(self) -> dict[str, Any]:
+        """Where a run began, unless at its seed's model: hashes of all of it, and of what is shared."""
+        if not self.job.starts:
+            return {}
+        first = self.parts.beginning()[self.parts.trainer.layout.shared]
+        return {"start": {"sha256": self.job.starts, "model_hash": model_hash(first)}}
+
+
+def _begun(job: Job) -> list[str]:
+    return (
+        [f"begins at a given model (sha256 {job.starts}), not at one of its seed"]
+        if job.starts
+        else []
+    )
 
 
 def _versions() -> dict[str, str]:

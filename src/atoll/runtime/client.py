@@ -100,6 +100,7 @@ class Parts:
         chain: what an update passes on its way out.
         gate: what an update is held against before it may enter a sum.
         figures: how figures of held-out rows are told; None for as they are.
+        first: the whole vector that the run begins at, ``(layout.size,)``; None for the trainer's own.
     """
 
     algorithm: Algorithm
@@ -113,12 +114,16 @@ class Parts:
     chain: Chain = field(default_factory=Chain)
     gate: Gate = field(default_factory=Gate)
     figures: Figures | None = None
+    first: Array | None = None
+
+    def beginning(self) -> Array:
+        """Where the run starts: the whole vector, personal region included, ``(layout.size,)``."""
+        return self.trainer.initial(self.seed / "initial") if self.first is None else self.first
 
     def start(self) -> State:
         """The state before the first round: the algorithm's, with the slots of the chain."""
-        initial = self.trainer.initial(self.seed / "initial")
-        layout = self.trainer.layout
-        return self.chain.begun(self.algorithm.init(initial, layout, len(self.clients)), layout)
+        layout, clients = self.trainer.layout, len(self.clients)
+        return self.chain.begun(self.algorithm.init(self.beginning(), layout, clients), layout)
 
     def broadcast(self, state: State) -> Broadcast:
         """What a cohort gets: the algorithm's broadcast, with the public vectors of the chain."""
@@ -129,7 +134,8 @@ class Parts:
         client, data = task.client, self.clients[task.client]
         weight = self.weighting.of(client, len(data))
         local = _share(self.local, task.fraction)
-        return Work(client, weight, self.trainer, data, local, self.stream(task), task.version)
+        stream, first = self.stream(task), self.first
+        return Work(client, weight, self.trainer, data, local, stream, task.version, first)
 
     def stream(self, task: Task) -> Seed:
         """Root of the random streams of one task."""

@@ -432,8 +432,7 @@ class Loop:
         trainer = self.parts.trainer
         if trainer.layout.shared.stop == trainer.layout.size:
             return shared
-        initial = trainer.initial(self.parts.seed / "initial")
-        return np.concatenate([shared, initial[trainer.layout.personal]])
+        return np.concatenate([shared, self.parts.beginning()[trainer.layout.personal]])
 
     def _watch(self, progress: Progress, shown: Mapping[str, Any]) -> Progress:
         where, _, name = self.stop.metric.partition(".")

@@ -9,7 +9,8 @@ call       a site answers                                   the server makes of 
 survey     names of its columns and their levels            the schema
 sums       exact sums of its training rows                  the sums over all sites
 ready      rows, card, layout, hash of the initial vector;  the run's parts
-           the first site the vector itself
+           the first site the vector itself, where
+           none came with the job
 =========  ===============================================  ======================================
 
 The *plan* is what sites need to work on the run: a frame ``{"run", "spec", "sites", "schema"}`` whose
@@ -21,7 +22,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from atoll.aggregation.exact import Fold
@@ -34,6 +35,7 @@ from atoll.job import deployed, study_deployed
 from atoll.job.build import Job
 from atoll.job.datasets import own_arrays
 from atoll.job.package import spec_from_plain
+from atoll.job.start import Start
 from atoll.job.study import Agreed
 from atoll.job.summed import check_columns, column_shapes, work_mark
 from atoll.privacy.he.contexts import PublicContext
@@ -44,14 +46,12 @@ from atoll.server.columns import masked_sums
 from atoll.server.desk import Call, Take, all_took_part
 from atoll.server.key_sharing import shared_key
 from atoll.server.office import Office
+from atoll.server.starts import start_in
 from atoll.server.store.contract import RunRow
-from atoll.wire.frames import Allowed, Blob, check_finite, decode
-from atoll.wire.messages import BlobRef, ResultBody, TaskBody
+from atoll.wire.frames import Blob, check_finite
+from atoll.wire.messages import INITIAL, BlobRef, ResultBody, TaskBody
 
-__all__ = ["INITIAL", "Asking", "Prepared", "Preparing", "body_of"]
-
-INITIAL = "<initial>"
-"""Under this name a run's files hold the initial vector that came with the job."""
+__all__ = ["Asking", "Prepared", "Preparing", "body_of"]
 
 Asking = Generator[Call, Sequence[Outcome], None]
 """Yields calls and is sent what became of their tasks."""
@@ -82,7 +82,7 @@ def body_of(
     row: RunRow, plan: Blob, kind: str, number: int, site: ClientId, name: str = "", **more: Any
 ) -> TaskBody:
     """A task of a run; its id follows from what it is, so a server that was stopped asks for the same."""
-    code = {name: BlobRef(**ref) for name, ref in row.files.items() if name != INITIAL}
+    code = {name: BlobRef(**ref) for name, ref in row.files.items()}
     return TaskBody(
         id=name or f"{row.id}.{kind}.{number}.{site}",
         run=row.id,
@@ -113,6 +113,7 @@ class Preparing:
         self._sums: Mapping[str, Array] = {}
         self._answers: dict[ClientId, Mapping[str, Any]] = {}
         self._initial: Array | None = None
+        self._start: Start | None = None
         self._settled = deployed.settled_of(self._spec, len(row.sites))
         self._key: PublicContext | None = None
 
@@ -130,7 +131,7 @@ class Preparing:
             self._key = yield from self._shared_key()
         if self._spec.preprocessing.mode == "federated":
             yield from self._under_masks() if self._settled.hidden else self._add_up()
-        self._answers, self._initial = {}, self._given()
+        self._answers, self._start = {}, self._given()
         yield from self._call("ready", Expected(), self._note)
         return self._finish()
 
@@ -151,7 +152,8 @@ class Preparing:
         """Ask every site; all must have done it."""
         row, settings = self._row, self._office.settings
         self._show(kind)
-        wanted = kind == "ready" and self._initial is None and self._agreed is None
+        given = self._start is not None or self._agreed is not None
+        wanted = kind == "ready" and self._initial is None and not given
         tasks = [
             body_of(row, self._plan, kind, 0, site, initial=wanted and site == row.sites[0])
             for site in row.sites
@@ -232,15 +234,12 @@ class Preparing:
         work = work_mark(body_of(row, plan, "greet", 0, row.sites[0]))
         return (yield from shared_key(office, row, make, work))
 
-    def _given(self) -> Array | None:
-        """The initial vector that came with the job."""
+    def _given(self) -> Start | None:
+        """The model that came with the job."""
         ref = self._row.files.get(INITIAL)
-        if ref is None:
-            return None
-        allowed = Allowed({"initial"}, None, {"float32", "float64"}, 1, ref["size"])
-        _, arrays = decode(self._office.blobs.view(ref["sha256"]), allowed)
-        check_finite(arrays)
-        return arrays["initial"]
+        return (
+            None if ref is None else start_in(self._office, BlobRef(**ref), self._spec.model.start)
+        )
 
     def _finish(self) -> Prepared:
         answers = self._by_site()
@@ -250,9 +249,12 @@ class Preparing:
                 layout = deployed.layout_from_plain(answers[first]["layout"])
         except LayoutError as error:
             raise DataError(f"its layout is none: {error.message}", site=first) from error
+        if self._start is not None:
+            self._initial = self._start.vector(layout)
         if self._initial is None:
             raise DataError("no site sent the initial vector", site=first)
         job, parts = deployed.coordinator(self._spec, layout, self._initial, answers)
+        job = replace(job, start=self._start)
         figures = deployed.figures_told(answers) if self._settled.hidden else {}
         return Prepared(job, parts, self._plan, figures, self._key)
 

@@ -42,6 +42,7 @@ from atoll.server.garbage import collect
 from atoll.server.office import LEDGERS, Office
 from atoll.server.results import Files, Readable, reply_of, rounds_of
 from atoll.server.settings import Settings
+from atoll.server.starts import check_start
 from atoll.server.store.contract import Member, Role, Store
 from atoll.server.submission import accepted
 from atoll.server.uploads import Uploads
@@ -409,6 +410,7 @@ class Service:
             if office.blobs.size(ref.sha256) != ref.size:
                 with contextlib.suppress(Unreachable):  # what is not here, is a fault of the job
                     self._complete(by, ref.blob)
+        check_start(office, body)
         with self._lock:
             row = accepted(office, by, body, sites)
             engine = Engine(office, row)  # first: a run in the store has somebody to work on it

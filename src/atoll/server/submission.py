@@ -18,10 +18,9 @@ from atoll.job.package import spec_from_plain
 from atoll.job.schema import JobSpec
 from atoll.job.tables import clock_of, schedule_of, weighting_of
 from atoll.server.office import Office
-from atoll.server.preparing import INITIAL
 from atoll.server.results import OPEN
 from atoll.server.store.contract import RESTORED, RunRow
-from atoll.wire.messages import BlobRef, SubmitBody
+from atoll.wire.messages import INITIAL, BlobRef, SubmitBody
 
 __all__ = ["accepted"]
 
@@ -100,6 +99,8 @@ def _file_faults(office: Office, body: SubmitBody) -> Iterator[Fault]:
         yield Fault("files", f"{INITIAL!r} is no name of a file")
     if body.initial is not None:
         refs[INITIAL] = body.initial
+    if bool(body.spec.get("model", {}).get("start")) != (body.initial is not None):
+        yield Fault("model.start", "names a model that has to come with the job, and only then")
     for name, ref in refs.items():
         if office.blobs.size(ref.sha256) != ref.size:
             yield Fault(f"files.{name}", "is not here", "upload it before the job")

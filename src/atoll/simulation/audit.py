@@ -148,7 +148,7 @@ def _losses(run: Run, train: Mapping[ClientId, Any], candidates: _Candidates) ->
         whole = run.vector
         if layout.shared.stop < layout.size:
             memory = run.progress.memories.get(client, {})
-            start = run.trainer.initial(Seed(run.job.seed) / "initial")[layout.personal]
+            start = run.job.first(run.trainer)[layout.personal]
             whole = np.concatenate([whole, memory.get("personal", start)])
         data = train[client]
         for at in positions:

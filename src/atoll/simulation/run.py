@@ -31,6 +31,7 @@ from atoll.job.digits import with_digits
 from atoll.job.islands import sized
 from atoll.job.privacy import with_chain
 from atoll.job.record import record_faults, record_trainer
+from atoll.job.start import Initial
 from atoll.privacy.links.account import RunAccount
 from atoll.report.folder import RunFolder
 from atoll.runs.result import Run
@@ -64,6 +65,7 @@ def simulate(
     executor: str | Callable[[Parts], Executor] | None = None,
     workers: int | None = None,
     seed: int | None = None,
+    initial: Initial | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -82,6 +84,7 @@ def simulate(
             None for the job's own choice. It never changes a bit of the result.
         workers: number of processes or actors; None for the job's choice, 0 for one per core.
         seed: replaces the job's seed.
+        initial: the model to begin at: a file, a run's folder, or arrays by name; None for the seed's.
         out: folder for the run; None keeps everything in memory.
         resume: continue from the newest checkpoint in ``out``, to the same bits.
         overwrite: replace an earlier run in ``out``.
@@ -89,13 +92,11 @@ def simulate(
         profile: tell where the time went (``run.profile``, ``profile.json``); a stopwatch may run already.
 
     Raises:
-        AtollError: see :mod:`atoll.core.errors`; all faults that can be found before training are
-            reported together, before anything is written.
+        AtollError: with all faults that can be found before training, before anything is written.
     """
     began = datetime.now(UTC)
-    if resume and overwrite:
-        raise JobError("resume and overwrite exclude each other", remedy="leave one of the two out")
-    job, told = _chosen(job, executor, workers, seed), _told(observers)
+    _one_of(resume, overwrite)
+    job, told = _chosen(job, executor, workers, seed, initial), _told(observers)
     watch = profile if isinstance(profile, Stopwatch) else Stopwatch() if profile else None
     with timed(watch, "data"):
         islands = _islands(job, clients, held_out, central)
@@ -198,7 +199,14 @@ def planned_cost(job: Job, islands: Islands) -> Mapping[str, Any]:
     return statement_of(parts.chain, rounds, rounds)
 
 
-def _chosen(job: Any, executor: Any, workers: int | None, seed: int | None) -> Job:
+def _one_of(resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise JobError("resume and overwrite exclude each other", remedy="leave one of the two out")
+
+
+def _chosen(
+    job: Any, executor: Any, workers: int | None, seed: int | None, initial: Initial | None
+) -> Job:
     """The job with the choices of the call.
 
     Raises:
@@ -211,6 +219,7 @@ def _chosen(job: Any, executor: Any, workers: int | None, seed: int | None) -> J
         raise JobError(f"{workers} workers", remedy="0 is one per core")
     if isinstance(executor, str):
         job = replace(job, executor=(executor, *job.executor[1:]))
+    job = job if initial is None else job.begun(initial)
     return job if seed is None else _seeded(job, seed)
 
 
@@ -327,6 +336,8 @@ def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
         held_out=islands.held_out if job.federated or job.compare else {},
         apart=apart,
     )
+    if job.starts:
+        parts = replace(parts, first=job.first(parts.trainer))
     faults = [*job.faults(parts.trainer, parts.clients, parts.held_out), *job.privacy_faults]
     faults += unfit_rows(parts.trainer, islands)
     if job.stop.metric.startswith("central.") and islands.central is None:

@@ -15,6 +15,7 @@ from atoll.wire.frames import Blob
 from atoll.wire.status import error_class
 
 __all__ = [
+    "INITIAL",
     "LEDGER_HEAD",
     "BlobRef",
     "FaultBody",
@@ -39,6 +40,9 @@ __all__ = [
     "read_body",
     "read_json",
 ]
+
+INITIAL = "<initial>"
+"""Under this name the files of a job hold the model that it begins at, as a frame of named arrays."""
 
 LEDGER_HEAD = r"^([0-9]{1,16}\.[0-9a-f]{64}\.[0-9a-f]{128})?$"
 """How far a site's privacy ledger has come: lines, hash of the last one, the site's signature; or nothing."""
@@ -267,7 +271,10 @@ class MembersReply(Message):
 
 
 class SubmitBody(Message):
-    """A job: its spec in canonical form with its hash, its own code files, its sites."""
+    """A job: its spec in canonical form with its hash, its own code files, its sites.
+
+    ``initial`` is the model that it begins at: a frame of named arrays, whose hash the spec names.
+    """
 
     spec: dict[str, Any]
     job_hash: Hash
