@@ -18,7 +18,7 @@ from typing import Any
 import fake_federation as ff
 import pytest
 
-from atoll.node import rooms, sandbox
+from atoll.node import rooms, sandbox, syscalls, usage
 from atoll.node.sandbox import Room
 from atoll.node.settings import Limits
 
@@ -371,6 +371,22 @@ def test_a_site_that_wants_a_room_has_no_worker_without(monkeypatch: pytest.Monk
     assert (found.state, found.check) == ("fault", "sandbox")
     assert "the kernel says no" in found.text
     assert rooms.finding(Limits(sandbox="off")).state == "warning"
+
+
+def test_a_site_is_told_of_each_part_that_its_machine_lacks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    auto, on = Limits(sandbox="auto"), Limits(sandbox="on")
+    for part in (sandbox, syscalls, usage):
+        monkeypatch.setattr(part, "trouble", lambda: "")
+    whole = rooms.finding(on)
+    assert (whole.state, whole.text.count("filtered")) == ("ok", 1)
+    monkeypatch.setattr(usage, "trouble", lambda: "nobody counts")
+    assert rooms.finding(on).state == "warning"
+    assert "hold for one process alone: nobody counts" in rooms.finding(on).text
+    monkeypatch.setattr(syscalls, "trouble", lambda: "the kernel filters no calls: EINVAL")
+    assert [rooms.finding(limits).state for limits in (auto, on)] == ["warning", "fault"]
+    assert "the kernel filters no calls: EINVAL" in rooms.finding(auto).text
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only an administrator covers a part of /proc")

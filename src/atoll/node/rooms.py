@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from atoll.core.errors import PolicyError
-from atoll.node import sandbox, syscalls
+from atoll.node import sandbox, syscalls, usage
 from atoll.node.datasets import Dataset, Datasets
 from atoll.node.home import Home
 from atoll.node.orders import Report
@@ -115,11 +115,14 @@ def finding(limits: Limits) -> Finding:
     if limits.sandbox == "off":
         return warning("sandbox", "job code sees what the node's user sees", 'sandbox = "auto"')
     worse = fault if limits.sandbox == "on" else warning
-    filtered, room = syscalls.trouble(), sandbox.trouble()
+    room, filtered, counted = sandbox.trouble(), syscalls.trouble(), usage.trouble()
+    rest = f"; {filtered}" if filtered else "; calls of the kernel are filtered"
+    rest += f"; its limits hold for one process alone: {counted}" if counted else ""
     if room:
-        rest = f", and {filtered}" if filtered else "; calls of the kernel are filtered"
         return worse("sandbox", f"none can be made: {room}{rest}", _WAYS)
     seen = "job code sees its own dataset and run, no network, and nothing else of the node's"
     if filtered:
-        return worse("sandbox", f"{seen}; but {filtered}", "run the node on a kernel with seccomp")
-    return ok("sandbox", f"{seen}; calls of the kernel are filtered")
+        return worse("sandbox", seen + rest, "run the node on a kernel with seccomp")
+    if counted:
+        return warning("sandbox", seen + rest, "set MemoryMax and TasksMax for the node's service")
+    return ok("sandbox", seen + rest)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Usage", "peak_of", "usage_of"]
+__all__ = ["Usage", "peak_of", "trouble", "usage_of"]
 
 _BLOCK = 512
 _IN_MEMORY = ("dev/shm", "tmp")
@@ -34,6 +35,14 @@ class Usage:
     tasks: int
     memory: float
     unnamed: float
+
+
+def trouble() -> str:
+    """Why what a worker starts is not counted with it on this machine; empty where it is."""
+    own = threading.get_native_id()
+    if Path(f"/proc/self/task/{own}/children").exists():
+        return ""
+    return "the system does not tell what a process has started"
 
 
 def usage_of(pid: int, folder: Path, enough: float, room: bool) -> Usage:
