@@ -45,6 +45,7 @@ __all__ = [
     "FaultBody",
     "Told",
     "body_of",
+    "is_read",
     "schema_from_plain",
     "schema_of",
     "schema_to_plain",
@@ -79,7 +80,7 @@ def tell(data: DataSpec, site: ClientId, table: Table) -> Told:
     sketches = {
         name: sketch(declared.get(name, Column(name)), cells, named=_named(data, name))
         for name, cells in table.columns.items()
-        if _read(data, name)
+        if is_read(data, name)
     }
     return Told(table.names, sketches, _mismatch(data, site, table))
 
@@ -111,7 +112,7 @@ def schema_of(data: DataSpec, sites: Mapping[ClientId, Told]) -> Schema:
         for name in names
     }
     every = {n: merged(found.values(), named=_named(data, n)) for n, found in at.items()}
-    guessing = [n for n in names if _read(data, n) and n not in declared]
+    guessing = [n for n in names if is_read(data, n) and n not in declared]
     faults = [f for n in guessing if n != data.target for f in clashes(n, at[n])]
     raise_faults(DataError, "the sites' columns do not match", faults)
     guess = {n: _target(data, guessed(n, every[n])) for n in guessing}
@@ -150,11 +151,10 @@ def _target(data: DataSpec, column: Column) -> Column:
     return replace(column, role="target")
 
 
-def _read(data: DataSpec, name: str) -> bool:
-    """Whether the job reads the column."""
-    if name == data.target or name in data.columns:
-        return name not in data.drop
-    return name not in data.drop and (not data.features or name in data.features)
+def is_read(data: DataSpec, name: str) -> bool:
+    """Whether the job reads a column; that of the sites' names is taken out before."""
+    named = name == data.target or name in data.columns or name in data.features
+    return name not in data.drop and (named or not data.features)
 
 
 def _named(data: DataSpec, name: str) -> bool:
@@ -299,7 +299,7 @@ def _cells(
     """
     declared, found = _declared(data), dict[str, list[Fault]]()
     for name, cells in table.columns.items():
-        if not _read(data, name):
+        if not is_read(data, name):
             continue
         column = declared.get(name, Column(name))
         if name == data.target:

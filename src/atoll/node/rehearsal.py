@@ -30,12 +30,14 @@ from atoll.job.datasets import own_arrays
 from atoll.job.package import Package, spec_to_plain
 from atoll.job.schema import DataSpec, JobSpec
 from atoll.job.summed import column_totals
+from atoll.job.survey import is_read
 from atoll.node.datasets import Dataset, open_examples, open_table
 from atoll.node.home import Home
 from atoll.node.orders import DatasetBody, Order, Report
 from atoll.node.process import Ended, Log, Worker
 from atoll.node.rooms import room_for
 from atoll.node.settings import GIB, Settings
+from atoll.node.usage import peak_of
 from atoll.wire.findings import Finding, fault, faults_of, ok, size_text, unknown, warning
 from atoll.wire.frames import Allowed, Blob, encode, open_frame
 from atoll.wire.messages import BlobRef, ResultBody, TaskBody, read_body
@@ -156,10 +158,8 @@ def _target_faults(data: DataSpec, cells: Array) -> Iterator[Finding]:
 
 
 def _is_read(data: DataSpec, name: str) -> bool:
-    """Whether the job reads a column; see :mod:`atoll.job.survey`."""
-    if name in data.drop or name == data.site_column:
-        return False
-    return name == data.target or name in data.columns or not data.features or name in data.features
+    """Whether the job reads a column of a file of one site."""
+    return name != data.site_column and is_read(data, name)
 
 
 def _some(names: list[str]) -> str:
@@ -257,7 +257,7 @@ def _prepared(stage: _Stage, settings: Settings) -> Generator[Finding, None, int
         sums = fold.aggregate().sums
     body, _ = _asked(stage, "ready", schema, sums)
     answer = body.answer
-    peak = _peak(stage.worker.pid)
+    peak = peak_of(stage.worker.pid)
     layout = deployed.layout_from_plain(answer["layout"])
     took = time.monotonic() - began
     rows = f"{answer['rows']} rows to train on, {answer['held_out']} held out, "
@@ -358,18 +358,6 @@ def _told(error: AtollError) -> Iterator[Finding]:
     first, _, rest = error.message.partition("\n  next: ")
     remedy = rest or error.remedy or "mend the job; the same happens in a run"
     yield fault("rehearsal", first, remedy, type(error))
-
-
-def _peak(pid: int) -> int:
-    """Most memory a process, or one that it has started, has held, in bytes; 0 where that cannot be read."""
-    most = 0
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                most = int(line.split()[1]) << 10
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            most = max(most, _peak(int(child)))
-    return most
 
 
 def _wait_for_end(heard: queue.Queue[Report | Ended]) -> None:

@@ -103,7 +103,7 @@ def finished(model: GLM, state: Mapping[str, Array]) -> GLMResult:
             f"separation: {', '.join(separated)} tell{'s' * (len(separated) == 1)} the outcome of some rows "
             "with certainty, so the likelihood has no maximum; leave columns out or use a penalty"
         )
-    fit = fit_numbers(law.name, state)
+    fit = _fit_numbers(law.name, state)
     inverse, fault = covariance(model, state, fit["phi"])
     notes += [fault] if fault else []
     back = rows.back(len(point), state["centre"], state["scale"])
@@ -204,7 +204,7 @@ def infinite(
     return result
 
 
-def fit_numbers(family: str, state: Mapping[str, Array]) -> dict[str, float]:
+def _fit_numbers(family: str, state: Mapping[str, Array]) -> dict[str, float]:
     """Deviances, log-likelihoods and what follows from them; NaN where there is no maximum."""
     count = float(state["kept"].sum()) + (
         float(state["flat"][:2].sum()) if "flat" in state else 0.0
