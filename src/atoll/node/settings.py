@@ -35,16 +35,17 @@ class Limits(_Table):
     """``[limits]``: what one worker process, the one that runs job code, may use.
 
     Args:
-        memory: GiB it may write to.
+        memory: GiB it may write to, and may hold with all that it has started.
         cpu: seconds of processor time a task.
         seconds: seconds a task may take by the clock; then its worker is ended.
         files: files it may have open.
         file_size: GiB of the largest file it may write.
-        disk: GiB of all that it may have in its own folder at once.
-        processes: processes and threads that it may have at once, in a room of its own.
+        disk: GiB of all that it may have in its own folder at once, with or without a name.
+        processes: processes and threads that it may have at once.
         threads: threads of linear algebra it is given. Results do not depend on it.
         sandbox: whether it runs in a room of its own, with no network and without the node's files and other
-            datasets: where the machine can make one (``auto``), always (``on``: else no job runs), or ``off``.
+            datasets, and without calls of the kernel that it does not need: where the machine can make one
+            (``auto``), always (``on``: else no job runs), or ``off``.
         reads: further files and folders that it may read there.
     """
 
