@@ -44,7 +44,7 @@ def tables_in(folder, spec):
         own = [line for line in lines[1:] if line.split(",")[at] == site]
         text = "\n".join([lines[0], *own])
         (folder / f"{site}.own.csv").write_text(text + "\n", encoding="utf-8")
-    return {site: deployed.dataset_at(spec, folder / f"{site}.own.csv") for site in sites}
+    return {site: read_table(folder / f"{site}.own.csv") for site in sites}
 
 
 def test_heart_at_four_hospitals_is_the_simulation_to_the_bit(tmp_path):

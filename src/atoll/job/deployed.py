@@ -45,7 +45,6 @@ from atoll.core.layout import Array, Layout
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId, Update
 from atoll.data.columns import is_missing
-from atoll.data.readers import read_examples, read_table
 from atoll.data.schema import Schema, check_sites
 from atoll.data.table import Table, label
 from atoll.job.arrays import array_islands, arrays_agree, arrays_survey, cut_examples
@@ -89,7 +88,6 @@ __all__ = [
     "agree",
     "column_sums_at",
     "coordinator",
-    "dataset_at",
     "dataset_name",
     "deployable",
     "discretion_of",
@@ -186,16 +184,6 @@ def dataset_name(data: DataSpec) -> str:
     """
     path = PurePosixPath(data.source)
     return path.parent.name if any(sign in path.name for sign in "*?[") else path.stem
-
-
-def dataset_at(spec: JobSpec, path: Path) -> Data:
-    """A site's file, as the job wants it.
-
-    Raises:
-        DataError: it cannot be read.
-        MissingExtra: reading it takes pandas.
-    """
-    return read_examples(path) if own_arrays(spec.data) else read_table(path)
 
 
 def survey(spec: JobSpec, site: ClientId, table: Data, rule: Discretion = OPEN) -> dict[str, Any]:
