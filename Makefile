@@ -62,7 +62,9 @@ simulate: $(SETUP) ## play SEEDS=10000 storms over a federation in virtual time;
 	PYTHONHASHSEED=0 PYTHONPATH=tests/simulation $(PY) -m storm.run --seeds 0:$(SEEDS) --jobs $(WORKERS)
 
 # The tests on a Ray cluster have a process of their own, and wait for longer than they work: it runs beside the rest.
+# Tests start hundreds of processes: where PYTHONDONTWRITEBYTECODE is set, each of them would compile what it imports.
 test: $(SETUP) ## run all tests (PYTEST_ARGS='-k word' for some of them)
+	@$(PY) -m compileall -q -x '/test_|/conftest' src tests || true
 	@said=$$(mktemp); $(PY) -m pytest -m cluster $(PYTEST_ARGS) >"$$said" 2>&1 & beside=$$!; status=0; \
 	trap 'exit 130' INT; trap 'kill $$beside 2>/dev/null || true; rm -f "$$said"' EXIT; \
 	$(PY) -m pytest -n $(WORKERS) -m 'not cluster' $(PYTEST_ARGS) || test $$? -eq 5 || status=1; \
