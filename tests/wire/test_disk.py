@@ -120,13 +120,13 @@ class TestRealDisk:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         done: list[str] = []
-        sync, replace = os.fsync, Path.replace
+        sync, replace = os.fsync, os.replace
         monkeypatch.setattr(
             os,
             "fsync",
             lambda n: (done.append(os.readlink(f"/proc/self/fd/{n}")), sync(n))[1],
         )
-        monkeypatch.setattr(Path, "replace", lambda a, b: (done.append("rename"), replace(a, b))[1])
+        monkeypatch.setattr(os, "replace", lambda a, b: (done.append("rename"), replace(a, b))[1])
         keep(RealDisk(), tmp_path / "x", [b"1"])
         assert done == [str(tmp_path / ".x.partial"), "rename", str(tmp_path)]
 

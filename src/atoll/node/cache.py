@@ -139,9 +139,10 @@ class Cache:
             self._busy.pop(sha256, None)
             if size is not None and self._total is not None:
                 self._total -= size
-            if not self._spares.keep(self._folder / sha256):
+            path = self._paths.pop(sha256, None) or self._folder / sha256
+            if not self._spares.keep(path):
                 with suppress(OSError):
-                    (self._folder / sha256).unlink()
+                    path.unlink()
 
     def trim(self, keep: Collection[str]) -> None:
         """Make room: remove what was used longest ago, but nothing that ``keep`` names.

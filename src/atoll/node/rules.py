@@ -19,7 +19,7 @@ for a weaker.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from atoll.core.errors import Fault, PolicyError, raise_faults, suggest
@@ -56,7 +56,7 @@ class Rule:
 
     def to_plain(self) -> dict[str, Any]:
         """JSON-able."""
-        return {**asdict(self), "columns": list(self.columns)}
+        return {**vars(self), "columns": list(self.columns)}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Rule:

@@ -319,8 +319,8 @@ def step(gathering: Gathering, event: Event) -> tuple[Gathering, tuple[Effect, .
     An event about a task or client that the call does not know changes nothing.
     """
     was_complete = gathering.complete
-    now = getattr(event, "now", gathering.now)
-    gathering = replace(gathering, now=max(gathering.now, now))
+    if (now := getattr(event, "now", gathering.now)) > gathering.now:
+        gathering = replace(gathering, now=now)
     effects: list[Effect] = []
     for part in _parts(gathering, event):
         gathering, more = _moved(gathering, part)
@@ -359,9 +359,12 @@ def _moved(gathering: Gathering, part: Event) -> tuple[Gathering, tuple[Effect, 
 def _settled(gathering: Gathering) -> tuple[Gathering, tuple[Effect, ...]]:
     """Close what is still open once nobody has to be waited for."""
     phases = [slot.phase for slot in gathering.slots]
-    done = [o for o in gathering.outcomes() if o.status == "contributed"]
-    enough = gathering.enough is not None and len(done) >= gathering.enough
-    if "delivered" in phases or ("open" in phases and not enough):
+    if "delivered" in phases:
+        return gathering, ()
+    enough = gathering.enough is not None and (
+        sum(o.status == "contributed" for o in gathering.outcomes()) >= gathering.enough
+    )
+    if "open" in phases and not enough:
         return gathering, ()
     if not enough:
         return gathering.give_up()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -38,7 +39,7 @@ class Expected:
     vectors: Mapping[str, Slot] = field(default_factory=dict)
     most: int = 0
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Most bytes of all vectors together."""
         sizes = [
@@ -52,7 +53,7 @@ class Expected:
         """Most bytes of a whole answer."""
         return self.bytes + HEADER_LIMIT + 64
 
-    @property
+    @cached_property
     def allowed(self) -> Allowed:
         """The same for a reader of frames."""
         return Allowed(

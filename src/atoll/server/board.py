@@ -71,14 +71,19 @@ class Board:
     @contextlib.contextmanager
     def unless_held(self, site: ClientId) -> Iterator[bool]:
         """Whether all locks could be had at once that a question of ``site`` takes; they are held inside."""
-        with contextlib.ExitStack() as stack:
-            free = _taken(stack, self.lock)
-            yield free and all(_taken(stack, engine.counter.lock) for engine in self.of(site))
+        held, free = list[threading.RLock](), True
+        try:
+            for lock in self._locks(site):
+                if not (free := lock.acquire(blocking=False)):
+                    break
+                held.append(lock)
+            yield free
+        finally:
+            for lock in held:
+                lock.release()
 
-
-def _taken(stack: contextlib.ExitStack, lock: threading.RLock) -> bool:
-    """Take a lock until the stack ends, unless somebody else has it."""
-    if not lock.acquire(blocking=False):
-        return False
-    stack.callback(lock.release)
-    return True
+    def _locks(self, site: ClientId) -> Iterator[threading.RLock]:
+        """What a question of ``site`` takes; the runs are looked at once the first is held."""
+        yield self.lock
+        for engine in self.of(site):
+            yield engine.counter.lock

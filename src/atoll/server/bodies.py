@@ -13,12 +13,11 @@ import hmac
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from atoll.core.errors import AuthError, StorageError, TooLarge, Unreachable, WireError
 from atoll.server.lanes import LONG, Lane, Take
@@ -27,6 +26,7 @@ from atoll.server.limits import Limits
 __all__ = ["Body", "Coming", "Room", "declared_size", "discard"]
 
 Receive = Callable[[], Coroutine[Any, Any, Any]]
+_T = TypeVar("_T")
 
 _FLOWS = 1 << 18
 """Bytes that the loop receives of a body that had stopped before a thread is asked again."""
@@ -170,8 +170,8 @@ class Coming:
         coming = _parts(self.receive, self.size)
         left, held, size, waited = self.size, list[bytes](), 0, _FLOWS
         while True:
-            async with self._in_time(until):
-                part = await anext(coming, b"")  # no part is empty: that is the end
+            # No part is empty: that is the end.
+            part = await self._in_time(until, anext(coming, b""))
             held.append(part)
             left, size, waited = left - len(part), size + len(part), waited + len(part)
             if self.lane is not None and left >= LONG and waited >= _FLOWS:
@@ -199,9 +199,8 @@ class Coming:
                 held = self.room.take(self.size)
                 body = replace(body, room=self.room) if held else self._in_file()
             until = time.monotonic() + self.limits.seconds_for(self.size)
-            async with self._in_time(until):
-                fill = self._into_memory if body.path is None else self._into_file
-                body, found = await fill(body)
+            fill = self._into_memory if body.path is None else self._into_file
+            body, found = await self._in_time(until, fill(body))
             self.check(found)
         except OSError as error:
             body.forget()
@@ -223,11 +222,10 @@ class Coming:
         if self.digest is not None and not hmac.compare_digest(found, self.digest):
             raise AuthError("the body is not the one that was signed")
 
-    @asynccontextmanager
-    async def _in_time(self, until: float) -> AsyncIterator[None]:
+    async def _in_time(self, until: float, coming: Awaitable[_T]) -> _T:
         try:
             async with asyncio.timeout(until - time.monotonic()):
-                yield
+                return await coming
         except TimeoutError:
             seconds = self.limits.seconds_for(self.size)
             raise Unreachable(

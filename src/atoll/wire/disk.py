@@ -248,7 +248,7 @@ class RealDisk:
     def rename(self, old: Path, new: Path) -> None:
         """Give a file another name, in one step."""
         with _explained(new, "written"):
-            old.replace(new)
+            os.replace(old, new)
 
     def remove(self, path: Path) -> None:
         """Remove a file if it is there."""
@@ -257,8 +257,12 @@ class RealDisk:
 
     def retire(self, path: Path, spares: Path) -> None:
         """Keep a file as a spare, or remove it."""
-        if not self._spares.setdefault(spares, Spares(spares)).keep(path):
+        if not self._kept(spares).keep(path):
             self.remove(path)
+
+    def _kept(self, spares: Path) -> Spares:
+        found = self._spares.get(spares)
+        return self._spares.setdefault(spares, Spares(spares)) if found is None else found
 
     def reuse(self, path: Path, spares: Path, size: int = 0) -> None:
         """Make a spare the file ``path``, if there is one."""
@@ -267,7 +271,7 @@ class RealDisk:
 
     def foresee(self, spares: Path, size: int) -> None:
         """Write a spare."""
-        self._spares.setdefault(spares, Spares(spares)).make(size)
+        self._kept(spares).make(size)
 
     def names(self, folder: Path) -> tuple[str, ...]:
         """Names in a folder, sorted."""

@@ -73,6 +73,8 @@ _LETTERS = {
 DTYPES = frozenset(_LETTERS)
 """Every dtype that travels."""
 
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
 _MOST_AXES = 8
 _MOST_VALUES = 1 << 50
 _BLOCK = 1 << 16
@@ -165,13 +167,7 @@ def _aligned(size: int) -> int:
 
 
 def _dumps(body: Mapping[str, Any], slots: list[dict[str, Any]]) -> bytes:
-    text = json.dumps(
-        {"body": body, "arrays": slots},
-        ensure_ascii=False,
-        allow_nan=False,
-        separators=(",", ":"),
-    )
-    return text.encode()
+    return _JSON.encode({"body": body, "arrays": slots}).encode()
 
 
 def _plain_array(name: str, array: Array) -> Array:
@@ -271,7 +267,7 @@ def _parse(raw: bytes) -> tuple[dict[str, Any], list[Any]]:
     """Body and array list of a header; refuses every form but the one that is written."""
     text = raw.rstrip(b" ")
     try:
-        found = json.loads(text)
+        found = json.loads(text.decode())
         body, slots = found["body"], found["arrays"]
         if (
             not isinstance(body, dict)

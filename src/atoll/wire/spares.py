@@ -105,7 +105,7 @@ class Spares:
             if not self._begun:
                 self._begin()
             spare = self._folder / f"{os.getpid()}-{next(self._numbers)}"
-            path.rename(spare)
+            os.rename(path, spare)
             left = path.parent if self._certain else None
             self._held.append(_Spare(spare, found.st_size, left))
             return True
@@ -206,7 +206,7 @@ class Spares:
         if spare.left is not None:
             _sync(spare.left)
             self._forget({s.path for s in self._held if s.left == spare.left})
-        spare.path.rename(path)
+        os.rename(spare.path, path)
         return True
 
 
