@@ -4,9 +4,9 @@ What a step of a small model costs is its calls, not its arithmetic. Clients tha
 vector and take the same kind of steps are therefore stacked: batches ``(clients, n, features)``,
 weights ``(clients, outputs, features)``. Clients are sorted by the length of their passes, so those
 that still have a batch are the first ones; rows a batch lacks are zeros that count nothing. Outputs lie
-in front, ``(outputs, clients, rows)``, and each of them in one piece: an operation on rows that lie apart
-takes three times as long. Losses are formed for all steps of a chunk at once, from the outputs that the
-steps leave.
+in front, ``(outputs, clients, rows)``, and all of a step in one piece: an operation on memory that lies
+apart, or on arrays of different shapes, takes two to three times as long. Losses are formed for all steps
+of a chunk at once, from the outputs that the steps leave.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ def _slope(kind: str, at: _Step) -> Iterator[_Call]:
         yield np.subtract, (out, at.aim, out)
     else:
         yield _across(np.maximum, z, at.outputs, at.room)
-        yield np.subtract, (z, at.room, z)
+        yield from _every(np.subtract, z, at.outputs, at.room)
         yield np.exp, (z, out)
         yield _across(np.add, out, at.powers, at.total)
         yield np.divide, (share, at.total, at.room)
-        yield np.multiply, (out, at.room, out)
+        yield from _every(np.multiply, out, at.powers, at.room)
         yield np.subtract, (out, at.aim, out)
 
 
@@ -112,19 +112,26 @@ def _across(ufunc: np.ufunc, whole: Array, classes: Sequence[Array], out: Array)
     return ufunc.reduce, (whole, 0, None, out)
 
 
+def _every(ufunc: np.ufunc, whole: Array, classes: Sequence[Array], one: Array) -> Iterator[_Call]:
+    """``whole``, of each class, with ``one`` for all: of two, an operation each takes less than one on both."""
+    if len(classes) == 2:
+        for own in classes:
+            yield ufunc, (own, one, own)
+    else:
+        yield ufunc, (whole, one, whole)
+
+
 def _losses(kind: str, chunk: _Chunk) -> Array:
     """Sum over a client's rows of loss times share, ``(k,)``, from what the steps left."""
-    z, y, each = chunk.z, chunk.hot, chunk.each
+    z, y, each = chunk.z, chunk.y, chunk.each
     if kind == "linear":
-        np.subtract(z[0], y[0], each)
+        np.subtract(z, y, each)
         np.square(each, each)
     elif kind == "logistic":
-        np.subtract(np.logaddexp(0, z[0]), y[0] * z[0], each)
+        np.subtract(np.logaddexp(0, z), y * z, each)
     else:
         np.log(chunk.total, each)
-        np.multiply(z, y, z)
-        call, given = _across(np.add, z, tuple(z), chunk.total)
-        call(*given)
+        z.take(chunk.own, 0, chunk.total, "clip")
         np.subtract(each, chunk.total, each)
     each *= chunk.share
     for own, part in chunk.turned:
@@ -187,10 +194,13 @@ class _Chunk:
         parts: for each client the rows ``(n_i, features)`` and labels ``(n_i,)`` it has in here.
         labels: ``(k, n)``; 0 behind a pass's end, where rows are 0 too.
         places: where in ``labels`` the N rows are found.
-        hot: targets ``(outputs, N)``, classes as one-hot.
+        y: targets ``(N,)`` that are no classes.
+        own: where in ``z`` the output of a row's own class lies, ``(N,)``.
+        zeroth, apart: where that of the first class lies, and how far it is to the next one, ``(N,)``.
         share: what a row counts in its batch's mean, ``(N,)``.
-        aim: targets times share.
-        z: outputs; of classes without their maximum, so that no exponential overflows.
+        aim: targets times share, classes as one-hot; in the order of ``z``.
+        z: outputs, step after step, ``(outputs * N,)``; of classes without their maximum, so that no
+            exponential overflows.
         total: sum of those exponentials over the classes, ``(N,)``.
         each: losses times share, ``(N,)``.
         losses: the same of each client, ``(k, n)``.
@@ -202,7 +212,10 @@ class _Chunk:
     parts: Sequence[tuple[Array, Array]]
     labels: Array
     places: Array
-    hot: Array
+    y: Array
+    own: Array
+    zeroth: Array
+    apart: Array
     share: Array
     aim: Array
     z: Array
@@ -243,13 +256,8 @@ class Stack:
         """Gradients of the last step, ``(clients, d)``."""
         return np.zeros_like(self.vectors)
 
-    @cached_property
-    def _numbers(self) -> Array:
-        """Of the classes, ``(outputs, 1)``."""
-        return np.arange(self.outputs)[:, None]
-
     def train(
-        self, passes: Passes, size: int, step: Callable[[Array, Array, float], None], lr: float
+        self, passes: Passes, size: int, step: Callable[[Array, Array, Any], None], lr: float
     ) -> Array:
         """Take one pass over the rows, a step for every batch.
 
@@ -257,12 +265,12 @@ class Stack:
             passes: rows of each client, in the order of the clients.
             size: rows of a batch.
             step: moves the first of the clients given their vectors and gradients, both ``(k, d)``.
-            lr: the learning rate, given to ``step``.
+            lr: the learning rate, given to ``step`` as an array: NumPy would make one at every step.
 
         Returns:
             Sum over a client's steps of its mean batch loss with penalty, ``(clients,)``.
         """
-        losses = np.zeros(len(self.vectors))
+        losses, rate = np.zeros(len(self.vectors)), np.array(lr, self.vectors.dtype)
         for chunk in self._chunks(tuple(map(len, passes)), size):
             self._fill(chunk, passes)
             own = losses[: len(chunk.labels)]
@@ -272,7 +280,7 @@ class Stack:
                 if self.l2:
                     np.add(at.into, self.l2 * at.w, at.into)
                     own[: len(at.w)] += 0.5 * self.l2 * np.einsum("kof,kof->k", at.w, at.w)
-                step(at.vectors, at.slopes, lr)
+                step(at.vectors, at.slopes, rate)
             own += _losses(self.kind, chunk)
         return losses
 
@@ -290,10 +298,13 @@ class Stack:
                 x[...] = rows.take(here, 0)
         labels = chunk.labels.take(chunk.places)
         if self.kind == "multinomial":
-            np.equal(labels, self._numbers, chunk.hot)
+            np.multiply(labels, chunk.apart, chunk.own)
+            np.add(chunk.own, chunk.zeroth, chunk.own)
+            chunk.aim.fill(0)
+            chunk.aim[chunk.own] = chunk.share
         else:
-            chunk.hot[0] = labels
-        np.multiply(chunk.hot, chunk.share, chunk.aim)
+            chunk.y[...] = labels
+            np.multiply(chunk.y, chunk.share, chunk.aim)
 
     def _chunks(self, lengths: tuple[int, ...], size: int) -> Iterator[_Chunk]:
         """Room for the batches in their order, as many at a time as stay in the cache."""
@@ -314,45 +325,50 @@ class Stack:
         k, features, dtype = len(left), self.rows[0].shape[1], self.vectors.dtype
         spans = _spans(left, count, size)
         every = np.arange(k * count).reshape(k, count)
-        places = np.concatenate([every[:n, own].ravel() for n, own in spans])
+        places = np.concatenate([every[:n, batch].ravel() for n, batch in spans])
         x = np.zeros((k, count, features), dtype)
         labels = np.zeros((k, count), self.targets[0].dtype)
-        z, aim, hot = (np.zeros((self.outputs, len(places)), dtype) for _ in range(3))
+        z, aim = (np.zeros(self.outputs * len(places), dtype) for _ in range(2))
+        own, zeroth, apart = (np.zeros(len(places), np.int64) for _ in range(3))
         share = _shares(tuple(left), count, size, dtype_name(dtype)).take(places)
-        total, each, losses = np.ones_like(share), np.empty_like(share), np.zeros((k, count), dtype)
+        y, total, each = (np.ones_like(share) for _ in range(3))
+        losses = np.zeros((k, count), dtype)
         room = np.empty((1 + self.outputs) * k * min(size, count), dtype)
         steps, turned, behind = (
             list[tuple[tuple[_Call, ...], _Step]](),
             list[tuple[Array, Array]](),
             0,
         )
-        for n, own in spans:
-            shape = n, own.stop - own.start
+        for n, batch in spans:
+            shape = n, batch.stop - batch.start
             here = slice(behind, behind + n * shape[1])
+            wide = slice(self.outputs * here.start, self.outputs * here.stop)
             behind = here.stop
-            outputs = z[:, here].reshape(self.outputs, *shape)
+            apart[here] = n * shape[1]
+            zeroth[here] = np.arange(wide.start, wide.start + n * shape[1])
+            outputs = z[wide].reshape(self.outputs, *shape)
             scratch = room[: (1 + self.outputs) * n * shape[1]].reshape(-1, *shape)
             at = _Step(
                 *self._models(n),
-                x=x[:n, own],
-                columns=x[:n, own].transpose(0, 2, 1),
+                x=x[:n, batch],
+                columns=x[:n, batch].transpose(0, 2, 1),
                 z=outputs,
                 outer=outputs.transpose(1, 0, 2),
                 slope=scratch[1:],
                 back=scratch[1:].transpose(1, 0, 2),
                 share=share[here].reshape(shape),
-                aim=aim[:, here].reshape(self.outputs, *shape),
+                aim=aim[wide].reshape(self.outputs, *shape),
                 total=total[here].reshape(shape),
                 outputs=tuple(outputs),
                 powers=tuple(scratch[1:]),
                 room=scratch[0],
             )
             steps.append((tuple(_calls(self.kind, at)), at))
-            turned.append((losses[:n, own], each[here].reshape(shape)))
+            turned.append((losses[:n, batch], each[here].reshape(shape)))
         parts = [
             (x[i, :n], labels[i, :n]) for i, n in enumerate(left)
         ]  # no more than there is room
-        rows = labels, places, hot, share, aim, z, total, each, losses
+        rows = labels, places, y, own, zeroth, apart, share, aim, z, total, each, losses
         return _Chunk(first, parts, *rows, turned, steps)
 
     def _models(self, k: int) -> tuple[Array, Array, Array, Array, Array, Array]:

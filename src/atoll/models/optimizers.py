@@ -55,7 +55,8 @@ def _sgd(o: Optimizer) -> Step:
     def plain(weights: Array, gradient: Array, lr: float) -> None:
         if decay:  # as _decay, without a call: for small models calls are the cost
             gradient += decay * weights
-        weights -= lr * gradient
+        gradient *= lr
+        weights -= gradient
 
     def heavy(weights: Array, gradient: Array, lr: float) -> None:
         _decay(o, weights, gradient)
