@@ -100,8 +100,7 @@ def test_the_folder_is_that_of_a_simulation(world: World, tmp_path: Path) -> Non
     atoll.simulate(job, executor="serial", out=tmp_path / "twin")
     twin = {p.relative_to(tmp_path / "twin").as_posix() for p in (tmp_path / "twin").rglob("*.*")}
     files = world.service.files(run)
-    # How the rows were filled and scaled stays with the sites: inputs.json is a simulation's.
-    own = {name for name in twin if not name.startswith("checkpoint/")} - {"inputs.json"}
+    own = {name for name in twin if not name.startswith("checkpoint/")}
     assert own <= set(files)
     assert "checkpoint/round-00000003.safetensors" in files
     model = world.home / "runs" / run / "model.safetensors"

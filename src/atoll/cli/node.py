@@ -263,6 +263,9 @@ def rule(
             help="Such counts inside what training in the clear takes: 'needed' leaves; 'strict'."
         ),
     ] = None,
+    inputs: Annotated[
+        bool | None, typer.Option(help="Whether means and scales are handed out with a model.")
+    ] = None,
     home: _Folder = None,
     as_json: _Json = False,
 ) -> None:
@@ -283,6 +286,7 @@ def rule(
         "differences": differences,
         "small": small,
         "training": training,
+        "inputs": inputs,
     }
     said = {key: value for key, value in given.items() if value is not None}
     if said:

@@ -152,8 +152,8 @@ class Inputs:
         except OSError as error:
             raise DataError(
                 f"{file} cannot be read: {error.strerror}",
-                remedy="name the folder of a simulation that was trained on tables, with "
-                "preprocessing.mode = 'federated'",
+                remedy="name the folder of a run that was trained on tables, with "
+                "preprocessing.mode = 'federated'; its manifest's notes say why there is none",
             ) from error
 
 

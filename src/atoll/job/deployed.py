@@ -45,8 +45,10 @@ from atoll.core.layout import Array, Layout
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId, Update
 from atoll.data.columns import is_missing
+from atoll.data.inputs import Inputs
 from atoll.data.schema import Schema, check_sites
 from atoll.data.table import Table, label
+from atoll.job.applying import inputs_of, released
 from atoll.job.arrays import array_islands, arrays_agree, arrays_survey, cut_examples
 from atoll.job.between import discretion_of, settled_of
 from atoll.job.buffered import buffer_faults
@@ -93,6 +95,7 @@ __all__ = [
     "discretion_of",
     "figures_told",
     "initial_vector",
+    "inputs_of",
     "islands_at",
     "layout_from_plain",
     "layout_to_plain",
@@ -341,7 +344,11 @@ def parts_at(
 
 
 def coordinator(
-    spec: JobSpec, layout: Layout, initial: Array, answers: Mapping[ClientId, Mapping[str, Any]]
+    spec: JobSpec,
+    layout: Layout,
+    initial: Array,
+    answers: Mapping[ClientId, Mapping[str, Any]],
+    inputs: Inputs | None = None,
 ) -> tuple[Job, Parts]:
     """The server's half of the run: everything the loop asks for, without data or model code.
 
@@ -353,6 +360,7 @@ def coordinator(
         layout: of the model.
         initial: the initial vector, ``(layout.size,)``.
         answers: what :func:`ready` gave, by site, in any order.
+        inputs: see :func:`~atoll.job.applying.inputs_of`; handed out where every site agrees to it.
 
     Raises:
         WireError: what a site sent is no answer; names the site.
@@ -372,7 +380,8 @@ def coordinator(
                 "what it sent is no Answer (rows: 0, which masked and encrypted runs alone allow)",
                 site=site,
             )
-    notes = [*left_out(spec), *([] if untold is None else [untold])]
+    inputs, kept = released(spec, inputs, [site for site, a in told.items() if not a.inputs])
+    notes = [*left_out(spec), *([] if untold is None else [untold]), *kept]
     islands = Islands(
         train={site: Rows(a.rows or 1, told=a.rows > 0) for site, a in told.items()},
         held_out={
@@ -380,6 +389,7 @@ def coordinator(
         },
         cards=[{**a.card, "site": site} for site, a in told.items() if a.card],
         notes=tuple(dict.fromkeys([*notes, *(n for a in told.values() for n in a.notes)])),
+        inputs=inputs,
     )
     job = replace(
         settled,

@@ -44,6 +44,8 @@ class Discretion:
             columns, figures, names of categories) are refused too.
         masked: whether sums and figures of single sites are seen by nobody, by masks or as ciphertexts.
         counted: whether the number of rows is told all the same, as an account of privacy needs it.
+        inputs: whether what a model has to be given is handed out with it: None where whoever runs it has the
+            rows, as in a simulation; else what the site's rule says.
     """
 
     minimum: int = 1
@@ -51,6 +53,7 @@ class Discretion:
     strict: bool = False
     masked: bool = False
     counted: bool = False
+    inputs: bool | None = None
 
     def telling(self, rows: Table | Examples) -> Telling:
         """How counts of these rows may be told.
@@ -79,6 +82,27 @@ class Discretion:
     def silent(self, telling: Telling, test: Array) -> bool:
         """Whether figures of these held-out rows are those of few persons, and would be seen."""
         return not self.masked and telling.few(test)
+
+    def releases(
+        self, table: Table, plan: Plan, schema: Schema, telling: Telling, few: bool
+    ) -> bool:
+        """Whether sums of these training rows, added up over sites, may be handed out with the model.
+
+        The rule is stricter here than for the sums themselves, whatever hides those: no count of few persons
+        may follow from this site's own part, and there are no few rows that were held out.
+
+        Args:
+            table: typed training rows.
+            plan: what is fitted on the sums.
+            schema: the declared columns.
+            telling: of these rows.
+            few: whether few rows are held out.
+        """
+        if self.inputs is None:
+            return True
+        if not self.inputs or few or telling.few(np.arange(len(table))):
+            return False
+        return self.minimum <= 1 or not any(_telling_columns(table, plan, schema, telling))
 
     # What is refused under a strict rule --------------------------------------------------------
 

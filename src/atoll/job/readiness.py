@@ -47,7 +47,8 @@ class Answer(Section):
     """What :func:`ready` gives.
 
     In a masked run ``rows`` is 0, for not told; ``held_out`` is 1 for any number, and ``figures`` are the
-    kinds of metrics that such rows will give.
+    kinds of metrics that such rows will give. ``inputs`` allows the server to hand out with the model what
+    that has to be given.
     """
 
     rows: Annotated[int, Field(ge=0, le=_MOST_ROWS)]
@@ -59,6 +60,7 @@ class Answer(Section):
     way: Annotated[str, Field(max_length=1000)]
     initial: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     fingerprint: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    inputs: bool = False
 
 
 def ready(parts: Parts, islands: Islands, *, rows: bool = False) -> dict[str, Any]:
@@ -89,6 +91,7 @@ def ready(parts: Parts, islands: Islands, *, rows: bool = False) -> dict[str, An
         way=way(parts)[:1000],
         initial=model_hash(initial_vector(parts)),
         fingerprint=str(card.get("fingerprint", "")),
+        inputs=islands.inputs is not None,
     ).model_dump(mode="json")
 
 

@@ -277,6 +277,11 @@ class PrivacySpec(Section):
     metrics: MetricsPrivacySpec | None = None
     counts: CountsSpec | None = None
 
+    @property
+    def private(self) -> bool:
+        """Whether the job promises differential privacy, of rows or of clients."""
+        return self.record is not None or self.client is not None
+
 
 class AnalysisSpec(BaseModel):
     """One of ``[[statistics.analyses]]``: its kind, its name, and the kind's own options."""

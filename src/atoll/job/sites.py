@@ -154,7 +154,11 @@ def preprocessed(
     train = {site: fitted[site].apply(half.train) for site, half in cut.items()}
     held_out = {s: fitted[s].apply(test) for s, test in tests.items() if s not in silent}
     first = next(iter(train.values()))
-    alike = spec.preprocessing.mode == "federated"
+    plan = plan_of(spec)
+    alike = plan.mode == "federated" and all(
+        rule.releases(h.train, plan, schema, h.telling.take(h.rows[0]), h.telling.few(h.rows[1]))
+        for h in cut.values()
+    )
     return Islands(
         train=train,
         held_out=held_out,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ class Leaving:
         """The gate of a run over so many sites, under the dataset's own rule."""
         strict = own.training == "strict"
         made = deployed.discretion_of(spec, sites, own.minimum, own.person, strict=strict)
-        return cls(spec, site, made)
+        return cls(spec, site, replace(made, inputs=own.inputs and not spec.privacy.private))
 
     def survey(self, rows: Data) -> dict[str, Any]:
         """What is told of the columns; see :func:`atoll.job.deployed.survey`."""
@@ -76,7 +76,7 @@ class Leaving:
         """
         answer = deployed.ready(parts, islands, rows=self.rule.counted)
         privacy = self.spec.privacy
-        if privacy.record is not None or privacy.client is not None:
+        if privacy.private:
             # Exact means and counts, and the hash of all cells, are in no account of privacy.
             answer |= {"card": {}, "notes": [], "fingerprint": ""}
         # How batches fall tells how many rows there are.
@@ -108,13 +108,17 @@ def checked(order: Order) -> ResultBody:
     """The body of a worker's result, if it may leave.
 
     Raises:
-        PolicyError: it tells of fewer rows than the rule's minimum of persons.
+        PolicyError: it tells of fewer rows than the rule's minimum of persons, or hands out what is kept.
         WireError: it is none, or that of another task.
         StorageError: it cannot be read.
     """
     task, own = order.task, order.dataset.dataset.rule
     body = read_result(Path(order.result), task.id)
-    if body.status != "done" or own.minimum <= 1:
+    if body.status != "done":
+        return body
+    if body.answer.get("inputs") and not (own.inputs and _counted_by_nobody(order)):
+        raise PolicyError("it hands out means and scales, which this site's rule does not allow")
+    if own.minimum <= 1:
         return body
     rows, tests = [float(body.examples)], list[float]()
     if task.kind == "ready":
@@ -130,6 +134,11 @@ def checked(order: Order) -> ResultBody:
     if not plan.settled.hidden:
         raise PolicyError("it counts few held-out rows")
     return body
+
+
+def _counted_by_nobody(order: Order) -> bool:
+    """Whether the job promises no differential privacy: sums of columns are in no account of it."""
+    return not read_plan(Path(order.plan)).spec.privacy.private
 
 
 _COUNTED = ("rows", "missing", "counts", "classes", "labels")

@@ -10,8 +10,9 @@
     differences = true
     small = "masked"
     training = "needed"
+    inputs = false
 
-It holds for statistics and, in ``minimum``, ``person`` and ``training``, for jobs that train
+It holds for statistics and, in ``minimum``, ``person``, ``training`` and ``inputs``, for jobs that train
 (:mod:`atoll.node.leaving`). The rule is the site's own: a job or a server may ask for a stricter one, never
 for a weaker.
 """
@@ -44,6 +45,8 @@ class Rule:
         training: what becomes of such counts *inside* what training in the clear takes (sums of columns,
             figures of held-out rows, names of categories): ``needed``: they leave with it; ``strict``:
             what holds one does not leave.
+        inputs: whether those who get a model get what it has to be given as well: means, standard deviations
+            and commonest categories of the training rows of all sites together.
     """
 
     minimum: int = 11
@@ -53,6 +56,7 @@ class Rule:
     differences: bool = True
     small: Literal["masked", "clear"] = "masked"
     training: Literal["needed", "strict"] = "needed"
+    inputs: bool = False
 
     def to_plain(self) -> dict[str, Any]:
         """JSON-able."""
@@ -113,6 +117,7 @@ _KINDS: Mapping[str, type] = {
     "differences": bool,
     "small": str,
     "training": str,
+    "inputs": bool,
 }
 
 

@@ -38,7 +38,7 @@ class Run:
         folder: where it was written; None when it was not.
         profile: where the time went; None unless it was asked for.
         inputs: what the model has to be given, and what its outputs mean; None for a job that was not
-            trained on tables, or whose sites preprocess each for itself, and between institutions.
+            trained on tables, or whose sites preprocess each for itself.
     """
 
     job: Job

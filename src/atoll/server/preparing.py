@@ -253,7 +253,10 @@ class Preparing:
             self._initial = self._start.vector(layout)
         if self._initial is None:
             raise DataError("no site sent the initial vector", site=first)
-        job, parts = deployed.coordinator(self._spec, layout, self._initial, answers)
+        inputs = None
+        if self._schema is not None and self._sums:
+            inputs = deployed.inputs_of(self._spec, self._schema, self._sums)
+        job, parts = deployed.coordinator(self._spec, layout, self._initial, answers, inputs)
         job = replace(job, start=self._start)
         figures = deployed.figures_told(answers) if self._settled.hidden else {}
         return Prepared(job, parts, self._plan, figures, self._key)
