@@ -21,6 +21,7 @@ from atoll.core.contracts import Task
 from atoll.core.values import Broadcast, Update
 from atoll.data.table import Table
 from atoll.job import deployed
+from atoll.job.discretion import Discretion
 from atoll.job.load import parse_job
 from atoll.job.package import spec_from_plain
 from atoll.job.schema import JobSpec
@@ -227,7 +228,8 @@ def _answer(plan: Plan, task: TaskBody, model: Vectors, memory: Vectors) -> Answ
 
 def _parts(plan: Plan, site: str) -> tuple[Parts, Any]:
     def made() -> tuple[Parts, Any]:
-        islands = deployed.islands_at(plan.spec, plan.schema, plan.sums, site, table(site))
+        given = plan.spec, plan.schema, plan.sums, site, table(site)
+        islands = deployed.islands_at(*given, Discretion(inputs=False))  # as a site's rule begins
         return deployed.parts_at(plan.spec, islands, Path(), site), islands
 
     return _once(("parts", plan.key, site), made)
