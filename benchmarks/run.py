@@ -25,7 +25,7 @@ from typing import Any
 os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
 
 from benchmarks import population as growth
-from benchmarks.machine import Background, describe
+from benchmarks.machine import Background, compiled, describe
 from benchmarks.pages import write
 from benchmarks.workloads import WORKLOADS, prepare
 
@@ -184,6 +184,7 @@ def main() -> None:
     if unknown := [s for s in sections if s not in SECTIONS]:
         parser.error(f"unknown section {unknown[0]}; known: {', '.join(SECTIONS)}")
     names = given.workloads or (["W1", "W4"] if given.quick else list(WORKLOADS))
+    compiled()
     print(describe())
     for section in sections:
         others, began = Background(), time.perf_counter()

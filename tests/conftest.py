@@ -1,5 +1,6 @@
 """The order of the tests; and what a test imports from its own folder is forgotten with it."""
 
+import signal
 import sys
 from pathlib import Path
 
@@ -7,6 +8,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "machine"))
+
+# Under nohup hang-ups are ignored, by all that is started here too; our programs leave it at that, as they should.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Nothing that depends on how busy the machine is, and the same examples in every run: a failure is then of the
 # change that it came with. `pytest --hypothesis-profile=search` looks for other examples.

@@ -18,7 +18,7 @@ from itertools import pairwise
 from statistics import median
 
 from benchmarks.deploy.work import WORKLOADS
-from benchmarks.machine import Background, describe
+from benchmarks.machine import Background, compiled, describe
 from benchmarks.pages import write
 from benchmarks.run import ROOT
 from benchmarks.turns import Result, arguments, flower, launch, note, remark, spread
@@ -111,6 +111,7 @@ def main() -> int:
     given = _arguments()
     theirs, said = flower("flower" in given.only)
     field = [who for who in given.only if who != "flower" or theirs]
+    compiled()
     print("\n".join([describe(), *said]))
     failed = False
     for workload in given.workloads:

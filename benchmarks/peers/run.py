@@ -28,7 +28,7 @@ from typing import Any
 
 os.environ.update({f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")})
 
-from benchmarks.machine import Background, describe
+from benchmarks.machine import Background, compiled, describe
 from benchmarks.pages import write
 from benchmarks.peers import page, table
 from benchmarks.peers.contestants import NAMES, Contestant, contestants
@@ -179,6 +179,7 @@ def main() -> int:
     given = _arguments()
     pythons, missing = ensure(given.peers)
     left_out = [f"{NAMES[name]} is left out: {reason}" for name, reason in missing.items()]
+    compiled()
     print("\n".join([describe(), *left_out]))
     wrong: list[str] = []
     full = not (given.quick or given.no_page) and set(given.peers) == set(ENVIRONMENTS)

@@ -275,6 +275,7 @@ def test_workers_that_cannot_read_the_job_say_why(cluster, tmp_path, monkeypatch
     with pytest.raises(JobError, match="No module named 'only_here'") as caught:
         RayExecutor(parts, workers=2)
     assert "on every node" in caught.value.remedy
+    assert gone(actors)
 
 
 def test_closing_ends_our_actors_and_leaves_a_cluster_that_is_not_ours(cluster):

@@ -161,7 +161,7 @@ class MaskedSite(played.Site):
             sums = deployed.column_sums_at(*plan[:2], self.name, self.table).vectors
             return column_integers(sums), {}, column_lanes(*plan[:2])
         study = plan[0].statistics is not None
-        parts = self._study_parts(*plan[:2]) if study else self._parts(task, *plan)[0]
+        parts = self._study_parts(*plan[:2]) if study else self._parts(service, task, *plan)[0]
         model = Broadcast(task.version, self._fetch(service, task.broadcast)[1])
         if task.kind == "evaluate":
             found = evaluate_client(parts, model.parameters, self.name, self._memory(task))
