@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "machine"))
 
-# Under nohup hang-ups are ignored, by all that is started here too; our programs leave it at that, as they should.
+# Under nohup hang-ups are ignored, by all that is started here too; our programs leave it at that, and should.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
