@@ -306,6 +306,24 @@ class TestPowerFailure:
         disk.crash()
         assert FolderBlobs(Path("/blobs"), disk).read(Blob.of(RAW).sha256) == RAW
 
+    def test_blob_that_a_replaced_server_has_named_is_durable_before_it_is_here(self) -> None:
+        disk, blob = LossyDisk(), Blob.of(RAW)
+        replaced, blobs = FolderBlobs(Path("/blobs"), disk), FolderBlobs(Path("/blobs"), disk)
+
+        def fail(operation: str, path: Path) -> None:
+            if operation == "fsync_folder":
+                raise OSError(5, "Input/output error")
+
+        disk.before = fail
+        with pytest.raises(StorageError, match="Input/output"):
+            replaced.append(blob, 0, RAW)
+        with pytest.raises(StorageError, match="Input/output"):
+            blobs.has(blob.sha256)
+        disk.before = lambda operation, path: None
+        assert blobs.has(blob.sha256)
+        disk.crash()
+        assert FolderBlobs(Path("/blobs"), disk).read(blob.sha256) == RAW
+
     def test_full_disk_leaves_the_upload_to_be_continued(self) -> None:
         full = False
 

@@ -167,6 +167,7 @@ class FolderBlobs:
         self._open: dict[tuple[str, str], _Upload] = {}
         self._unsure: set[str] = set()
         # What an earlier process has named, and not synced, is here for good from now on.
+        self._sure = set(self.digests())
         self.disk.fsync_folder(folder)
 
     def put(self, raw: Piece, named: Blob | None = None) -> Blob:
@@ -216,6 +217,7 @@ class FolderBlobs:
         self._unsure.add(sha256)
         self.disk.rename(path, self._path(sha256))
         self.disk.fsync_folder(self.folder)
+        self._sure.add(sha256)
         self._unsure.discard(sha256)
 
     def has(self, sha256: str) -> bool:
@@ -225,7 +227,13 @@ class FolderBlobs:
     def size(self, sha256: str) -> int | None:
         """How many bytes it has."""
         path = self._path(sha256)
-        return None if sha256 in self._unsure else self.disk.size(path)
+        held = None if sha256 in self._unsure else self.disk.size(path)
+        if held is not None and sha256 not in self._sure:
+            # A server that was replaced meanwhile has named it: its bytes were synced, its name perhaps not.
+            # Nothing is built on it before it is here for good.
+            self.disk.fsync_folder(self.folder)
+            self._sure.add(sha256)
+        return held
 
     def read(self, sha256: str, start: int = 0, stop: int | None = None) -> bytes:
         """Bytes from ``start`` up to ``stop`` or the end."""
@@ -239,6 +247,7 @@ class FolderBlobs:
 
     def delete(self, sha256: str) -> None:
         """Forget it, if it is here."""
+        self._sure.discard(sha256)
         self.disk.retire(self._path(sha256), self._spares)
 
     def digests(self) -> Iterator[str]:
