@@ -412,21 +412,11 @@ found["self"] = reach(lambda: open("/proc/self/status").readline())
         victim.communicate()
 
 
-SPY = """
-import os
-from pathlib import Path
-import numpy as np
-
-def initial(generator):
-    return {"w": np.zeros(3)}
-
-def evaluate(parameters, data):
-    return {"loss": 0.0}
-
-def fit(parameters, data, context):
-    node = Path(os.environ["HOME"]).parents[1]
-    raise NameError(" ".join(sorted(path.name for path in node.iterdir())))
+SPY = (
+    ff.LOOKING
+    + """    raise NameError(" ".join(sorted(path.name for path in node.iterdir())))
 """
+)
 
 
 @pytest.mark.parametrize("way", ["auto", "off"])

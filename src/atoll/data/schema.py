@@ -294,12 +294,9 @@ def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table
             if len(held) == 1:
                 yield f"site {site!r}: a single class, {held.pop()!r}, in {len(table)} rows"
     for column in schema.features:
-        told = (
-            bool(column.unit) or column.range is not None
-        )  # whoever writes that means the quantity
-        if not told and all(
-            identifies(column.name, table[column.name]) for table in typed.values()
-        ):
+        if column.unit or column.range is not None:  # whoever writes that means the quantity
+            continue
+        if all(identifies(column.name, table[column.name]) for table in typed.values()):
             yield (
                 f"column {column.name!r} holds another whole number in every row: if that is an identifier, "
                 "leave it out (data.drop)"

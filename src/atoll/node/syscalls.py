@@ -74,18 +74,15 @@ _FORBIDDEN = {  # by their numbers on x86-64 and on 64-bit Arm
     "semget": (64, 190),
 }
 _UNKNOWN = {
-    "memfd_create": (
-        319,
-        279,
-    ),  # memory behind a number that can be sent to oneself, and is in no process then
+    # memory behind a number that can be sent to oneself, and is in no process then
+    "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
-    "io_uring_setup": (425, 425),  # makes calls that no filter sees
+    # makes calls that no filter sees
+    "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
-    "clone3": (
-        435,
-        435,
-    ),  # says what it is to do where no filter sees it; libraries go on with clone
+    # says what it is to do where no filter sees it; libraries go on with clone
+    "clone3": (435, 435),
 }
 _CLONE, _SOCKET, _PRCTL = (56, 220), (41, 198), (157, 167)
 _ROOMS = 0x7E020000
@@ -127,12 +124,9 @@ def trouble() -> str:
         return f"{platform.system()} on {platform.machine()} has no such filter here"
     try:
         _prctl(_FILTER, 2, None)
-    except (
-        OSError
-    ) as error:  # as it must, without a filter; the kernel that knows none says so first
-        return (
-            "" if error.errno == errno.EFAULT else f"the kernel filters no calls: {error.strerror}"
-        )
+    except OSError as error:  # as it must, without a filter; a kernel that knows none says so first
+        if error.errno != errno.EFAULT:
+            return f"the kernel filters no calls: {error.strerror}"
     return ""
 
 

@@ -126,13 +126,10 @@ def _unnamed(family: Iterable[int], disk: int) -> float:
                     told = os.stat(number.path)
                     if stat.S_ISREG(told.st_mode) and not told.st_nlink and told.st_dev == disk:
                         found[told.st_ino] = told.st_blocks * _BLOCK
-    for (
-        one
-    ) in family:  # a file can be closed and go on in memory; then only how much is mapped is told
-        with (
-            suppress(OSError),
-            open(f"/proc/{one}/maps", encoding="utf-8", errors="replace") as maps,
-        ):
+    # A file can be closed and go on in memory; then only how much is mapped is told.
+    for one in family:
+        path = f"/proc/{one}/maps"
+        with suppress(OSError), open(path, encoding="utf-8", errors="replace") as maps:
             for line in maps:
                 if line.endswith(" (deleted)\n"):
                     span, _, _, device, inode, _ = line.split(None, 5)
