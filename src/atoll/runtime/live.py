@@ -84,6 +84,7 @@ class Live:
         missing: client -> (status, reason) of tasks that ended before the step began.
         crew: how a buffer under masks is made up; None where answers are updates.
         ready: ids of answers that say that a site is ready, as they came.
+        number: of the step: rounds ended before it.
     """
 
     flights: tuple[Flight, ...]
@@ -94,6 +95,7 @@ class Live:
     missing: Mapping[ClientId, tuple[str, str]] = field(default_factory=dict)
     crew: Crew | None = None
     ready: tuple[str, ...] = ()
+    number: int = 0
 
     @classmethod
     def start(
@@ -130,7 +132,15 @@ class Live:
             flights.append(Flight(f"{prefix}{number}.{client}", number, task, since, tau))
         asks = [Ask(flight.id, flight.task.client) for flight in flights]
         call = Gathering.start(asks, now, deadline, silence)
-        return cls(tuple(flights), call, rule.buffer, pace, missing=missing, crew=crew)
+        return cls(
+            tuple(flights),
+            call,
+            rule.buffer,
+            pace,
+            missing=missing,
+            crew=crew,
+            number=asked.number,
+        )
 
     @property
     def complete(self) -> bool:

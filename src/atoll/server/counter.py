@@ -54,9 +54,15 @@ def site_of(task: str) -> str:
     return task.split(".", 3)[3] if task.count(".") >= 3 else ""
 
 
+_Place = tuple[int, int, int, int]
+
+
 @lru_cache(1024)
-def _place(task: str) -> tuple[int, int, int, int]:
+def _place(task: str, flying: bool = False) -> _Place:
     """Where a task stands in the order of a run's calls.
+
+    In an asynchronous run (``flying``) a task of training has the number of its dispatch, and stays open over
+    several steps: like a ``fit`` it is for the first of them.
 
     >>> calls = ["r.survey.0.a", "r.ready.0.a", "r.train.0.a", "r.evaluate.1-ab.a", "r.train.1.a"]
     >>> fits = ["r.ready.0.a", "r.fit.7.a", "r.fit.8.a", "r.commit.0-0.a"]  # before any round they are for
@@ -67,17 +73,28 @@ def _place(task: str) -> tuple[int, int, int, int]:
     >>> calls += ["r.pledge-evaluate.4-0-ab.a", "r.commit.4-0.a"]
     >>> sorted(calls, key=_place) == calls
     True
+    >>> _place("r.ready.0.a") < _place("r.train.7.a", flying=True) < _place("r.evaluate.1-ab.a", flying=True)
+    True
     """
     _, name, place, *_ = [*task.split(".", 3), "", "", ""]
     kind, _, about = name.partition("-")
     number, *more = place.split("-")
     subject = about or ("train" if kind in _STEPS else kind)
     before = _PREPARATION.index(subject) if subject in _PREPARATION else len(_PREPARATION)
-    if kind == "fit":
+    if kind == "fit" or (flying and kind == "train"):
         return before, 0, _whole(number), 0
     step = _STEPS.index(kind) if kind in _STEPS else _STEPS.index("train")
     tried = more[:1] if subject == "train" or len(more) > 1 else []
     return before, 2 * _whole(number) + (subject == "train"), _whole("".join(tried)), step
+
+
+def _step(number: int) -> _Place:
+    """Where a step of an asynchronous run stands: before whatever else is asked in it, if it is masked.
+
+    >>> _place("r.evaluate.3-ab.a") < _step(3) < _place("r.commit.3-0.a") < _place("r.evaluate.4-ab.a")
+    True
+    """
+    return len(_PREPARATION), 2 * number + 1, 0, -1
 
 
 def _whole(text: str) -> int:
@@ -115,8 +132,10 @@ class Counter:
         self._read: dict[str, tuple[str, Answer]] = {}
         self._early: dict[str, Early] = {}
         self._written: set[str] = set()
-        # As far as the run had come when this server started.
-        self._behind = max((_place(r.task) for r in office.store.contributions(run)), default=())
+        self._flies = False  # until a step of an asynchronous run is open
+        # As far as the run had come when this server started; for each of the two.
+        known = [row.task for row in office.store.contributions(run)]
+        self._behind = [max((_place(t, f) for t in known), default=()) for f in (False, True)]
 
     # Sites --------------------------------------------------------------------------------------
 
@@ -128,10 +147,16 @@ class Counter:
         already, what later ones name is not there yet, and will be.
         """
         with self.lock:
-            if self._desk is None:
-                return False
-            reached = max(map(_place, self._desk.tasks), default=_FIRST)
-            return reached > self._behind
+            return self._desk is not None and self._reached > self._behind[self._flies]
+
+    @property
+    def _reached(self) -> _Place:
+        """As far as the run has come in the order of its calls."""
+        if self._desk is None:
+            return _FIRST
+        if (step := self._desk.live) is not None:
+            return _step(step.number)
+        return max((_place(task, self._flies) for task in self._desk.tasks), default=_FIRST)
 
     def tasks(self, site: ClientId, have: Collection[str]) -> list[TaskBody]:
         """What ``site`` is asked for and does not have; what was lost here is asked for in any case."""
@@ -170,8 +195,7 @@ class Counter:
 
         Its calls are opened one after another from the first, and a site has long known of a later one.
         """
-        reached = max(map(_place, self._desk.tasks), default=_FIRST) if self._desk else _FIRST
-        return _place(task) > reached
+        return _place(task, self._flies) > self._reached
 
     def hear(self, site: ClientId, now: float) -> None:
         """``site`` has been heard of."""
@@ -434,7 +458,7 @@ class Counter:
         """
         with self.lock:
             if desk.live is not None:
-                self._flying = None
+                self._flies, self._flying = True, None
             elif self._desk is not None and self._desk.live is not None:
                 self._flying = self._desk
             self._desk = desk
