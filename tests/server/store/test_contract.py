@@ -62,6 +62,8 @@ class TestTheLock:
         refused = [
             lambda: newer.add_run(epoch, run_row("r2")),
             lambda: newer.set_run(epoch, "r1", status="failed"),
+            lambda: newer.share(epoch, "r1", "bob", 21.0),
+            lambda: newer.unshare(epoch, "r1", "bob", 21.0),
             lambda: newer.contribute(epoch, answer("r1.train.0.Bern")),
             lambda: newer.commit_round(epoch, round_row(1, ("r1.train.0.Ulm",))),
         ]
@@ -72,6 +74,7 @@ class TestTheLock:
         assert [c.client for c in newer.contributions("r1")] == ["Ulm"]
         assert newer.last_round("r1") is None
         assert newer.kept("r1", "Ulm") == ""
+        assert newer.readers("r1") == ()
 
     def test_closed_store_answers_no_more(self, store: Store) -> None:
         store.close()

@@ -78,6 +78,14 @@ class Twins(RuleBasedStateMachine):
     def set_run(self, off: int, run: str, word: str) -> None:
         self.both(lambda s: s.set_run(self.epoch + off, run, phase=word, reason=word * 2))
 
+    @rule(off=OFF, run=RUNS, name=NAMES, back=st.booleans())
+    def share_or_unshare(self, off: int, run: str, name: str, back: bool) -> None:
+        if back:
+            self.both(lambda s: s.unshare(self.epoch + off, run, name, self.now))
+        else:
+            self.both(lambda s: s.share(self.epoch + off, run, name, self.now))
+        self.both(lambda s: (s.readers(run), s.shared_with(name)))
+
     @rule(off=OFF, task=TASKS, letter=LETTERS, weight=st.floats(allow_nan=False))
     def contribute(self, off: int, task: str, letter: str, weight: float) -> None:
         row = answer(task, letter * 64, weight=weight, received=self.now)

@@ -304,6 +304,30 @@ class Store(Protocol):
         """
         ...
 
+    def share(self, epoch: int, run: str, name: str, now: float) -> bool:
+        """Let a researcher read a run, with a line in the log; whether that is new.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        ...
+
+    def unshare(self, epoch: int, run: str, name: str, now: float) -> bool:
+        """Take that back, with a line in the log; whether there was anything to take back.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        ...
+
+    def readers(self, run: str) -> tuple[str, ...]:
+        """With whom a run is shared, by name in alphabetical order; none for a run that is not there."""
+        ...
+
+    def shared_with(self, name: str) -> frozenset[str]:
+        """Ids of the runs that are shared with a researcher."""
+        ...
+
     # Rounds -------------------------------------------------------------------------------------
 
     def contribute(self, epoch: int, row: Contribution) -> Heard:

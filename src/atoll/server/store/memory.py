@@ -59,6 +59,7 @@ class MemoryDatabase:
     contributions: dict[str, dict[str, Contribution]] = field(default_factory=dict)
     taken: dict[str, dict[str, int]] = field(default_factory=dict)
     rounds: dict[str, list[RoundRow]] = field(default_factory=dict)
+    readers: dict[str, set[str]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -227,6 +228,36 @@ class MemoryStore:
         with self._operation("set_run", epoch) as db:
             db.runs[id] = replace(_known(db, id), **checked)
 
+    def share(self, epoch: int, run: str, name: str, now: float) -> bool:
+        """Let a researcher read a run."""
+        with self._operation("share", epoch) as db:
+            _known(db, run)
+            if name in db.readers.get(run, ()):
+                return False
+            db.readers.setdefault(run, set()).add(name)
+            _note(db, rules.SHARED, f"with {name}", run, "", now)
+            return True
+
+    def unshare(self, epoch: int, run: str, name: str, now: float) -> bool:
+        """Take that back."""
+        with self._operation("unshare", epoch) as db:
+            _known(db, run)
+            if name not in db.readers.get(run, ()):
+                return False
+            db.readers[run].remove(name)
+            _note(db, rules.UNSHARED, f"with {name}", run, "", now)
+            return True
+
+    def readers(self, run: str) -> tuple[str, ...]:
+        """With whom a run is shared."""
+        with self._operation("readers") as db:
+            return tuple(sorted(db.readers.get(run, ())))
+
+    def shared_with(self, name: str) -> frozenset[str]:
+        """Ids of the runs that are shared with a researcher."""
+        with self._operation("shared_with") as db:
+            return frozenset(run for run, names in db.readers.items() if name in names)
+
     # Rounds
 
     def contribute(self, epoch: int, row: Contribution) -> Heard:
@@ -313,8 +344,7 @@ class MemoryStore:
     def add_event(self, kind: str, text: str, run: str, site: str, now: float) -> None:
         """Append a line to the log."""
         with self._operation("add_event") as db:
-            number = len(db.events) + 1
-            db.events.append(Event(number, kind, rules.readable(text), run, site, now))
+            _note(db, kind, rules.readable(text), run, site, now)
 
     def events(self, run: str | None = None, after: int = 0) -> tuple[Event, ...]:
         """Lines with a number larger than ``after``."""
@@ -326,6 +356,10 @@ def _known(db: MemoryDatabase, run: str) -> RunRow:
     if run not in db.runs:
         raise rules.no_run(run)
     return db.runs[run]
+
+
+def _note(db: MemoryDatabase, kind: str, text: str, run: str, site: str, now: float) -> None:
+    db.events.append(Event(len(db.events) + 1, kind, text, run, site, now))
 
 
 def _hear(heard: dict[str, Contribution], row: Contribution) -> Heard:

@@ -13,6 +13,8 @@ from atoll.core.errors import AuthError, FenceError, NotFound, StateError
 from atoll.server.store.contract import Contribution, Heard, Invite, Member, Role, RoundRow
 
 __all__ = [
+    "SHARED",
+    "UNSHARED",
     "admit",
     "allow_invite",
     "allow_round",
@@ -26,6 +28,11 @@ __all__ = [
     "run_changes",
     "train_prefix",
 ]
+
+SHARED = "shared"
+"""Kind of the event of a run that its researcher has shared."""
+UNSHARED = "unshared"
+"""Kind of the event of one who may not read a run any more."""
 
 _CHANGEABLE = frozenset({"status", "reason", "plan", "phase"})
 _LONGEST_NAME = 200

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from atoll.core.errors import AtollError, FenceError, StateError, StorageError
-from atoll.server.store import rules
+from atoll.server.store import readers, rules
 from atoll.server.store.contract import (
     Contribution,
     Event,
@@ -228,6 +228,28 @@ class SqlStore:
             _check_run(db, id)
             if checked:
                 db.execute(update(RUNS).where(RUNS.c.id == id).values(checked))
+
+    def share(self, epoch: int, run: str, name: str, now: float) -> bool:
+        """Let a researcher read a run."""
+        with self._writing(epoch) as db:
+            _check_run(db, run)
+            return readers.add(db, run, name, now)
+
+    def unshare(self, epoch: int, run: str, name: str, now: float) -> bool:
+        """Take that back."""
+        with self._writing(epoch) as db:
+            _check_run(db, run)
+            return readers.remove(db, run, name, now)
+
+    def readers(self, run: str) -> tuple[str, ...]:
+        """With whom a run is shared."""
+        with self.database.reading() as db:
+            return readers.of_run(db, run)
+
+    def shared_with(self, name: str) -> frozenset[str]:
+        """Ids of the runs that are shared with a researcher."""
+        with self.database.reading() as db:
+            return readers.of_name(db, name)
 
     # Rounds
 

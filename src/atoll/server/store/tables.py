@@ -31,6 +31,7 @@ __all__ = [
     "LEASE",
     "MEMBERS",
     "METADATA",
+    "READERS",
     "ROUNDS",
     "RUNS",
 ]
@@ -112,6 +113,17 @@ RUNS = Table(
     Column("reason", Text, nullable=False),
     Column("plan", String(64), nullable=False),
     Column("phase", Text, nullable=False),
+)
+
+READERS = Table(
+    "readers",
+    METADATA,
+    # Also "with whom is this run shared".
+    Column("run", _ID, ForeignKey("runs.id"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("since", Double, nullable=False),
+    # "Which runs are shared with this researcher."
+    Index(None, "name"),
 )
 
 CONTRIBUTIONS = Table(
