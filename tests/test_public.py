@@ -76,6 +76,27 @@ def test_a_process_imports_statistics_and_tables_when_a_job_asks_for_them(start)
     assert {name.rpartition(".")[2] for name in kinds & modules} <= asking
 
 
+def test_a_job_made_in_python_runs_without_what_reads_job_files_and_hides_updates():
+    """Half of the time to the first round of a light job would be theirs."""
+    made = (
+        "import sys, atoll, numpy as np\n"
+        "from atoll.models.linear import LinearTrainer\n"
+        "rows = {c: atoll.Examples(np.eye(2, dtype='f4'), np.array([0, 1])) for c in 'ab'}\n"
+        "trainer = LinearTrainer('logistic', 2)\n"
+        "job = atoll.Job(trainer, stop=atoll.Stop(rounds=1), evaluate_every=0)\n"
+        "assert len(atoll.simulate(job, rows).rounds) == 1 and job.hash()\n"
+        "print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", made], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert {"pydantic", "email.message", "http.client", "asyncio", "ssl"} & modules == set()
+    assert {
+        "atoll.job.schema",
+        "atoll.runtime.masked",
+        "atoll.runtime.encrypted",
+    } & modules == set()
+
+
 def load(name):
     try:
         return importlib.import_module(name)

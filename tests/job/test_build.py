@@ -14,7 +14,7 @@ from atoll.algorithms import FedAvg, FedProx
 from atoll.core.contracts import Examples
 from atoll.core.local import Schedule as RateSchedule
 from atoll.job import load_job
-from atoll.job.build import job_from_spec
+from atoll.job.from_file import job_from_spec
 from atoll.job.load import parse_job
 from atoll.models.linear import LinearTrainer
 from atoll.runtime.schedule import Asynchronous, Synchronous

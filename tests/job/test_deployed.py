@@ -23,7 +23,7 @@ from atoll.core.errors import (
 from atoll.data.readers import read_table, sites_from_column
 from atoll.data.table import Table
 from atoll.job import deployed
-from atoll.job.build import job_from_spec
+from atoll.job.from_file import job_from_spec
 from atoll.job.load import parse_job, read_spec
 from atoll.job.package import pack, unpack
 from atoll.report.folder import plain

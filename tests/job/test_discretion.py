@@ -15,8 +15,8 @@ from atoll.data.readers import read_table, sites_from_column
 from atoll.data.telling import SUPPRESSED, Telling
 from atoll.job import deployed
 from atoll.job.between import discretion_of
-from atoll.job.build import job_from_spec
 from atoll.job.discretion import OPEN, Discretion
+from atoll.job.from_file import job_from_spec
 from atoll.job.load import read_spec
 from atoll.job.schema import PrivacySpec
 

@@ -9,8 +9,8 @@ import pytest
 
 from atoll.core.errors import JobConflict, JobError
 from atoll.job import load_job
+from atoll.job.definition import definition_hash
 from atoll.job.load import parse_job, read_spec
-from atoll.job.schema import definition_hash
 
 SMALLEST = {"data": {"source": "synthetic"}}
 

@@ -15,7 +15,7 @@ import pytest
 
 from atoll import simulate
 from atoll.core.errors import AtollError, Forbidden, Unreachable
-from atoll.job.build import job_from_spec
+from atoll.job.from_file import job_from_spec
 from atoll.job.load import parse_job
 from atoll.node import errands
 from atoll.runtime.checkpoint import model_hash

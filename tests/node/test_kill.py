@@ -18,7 +18,7 @@ from doors import door_to, home_at, node_in_a_process
 from process_copies import Copy
 
 from atoll import simulate
-from atoll.job.build import job_from_spec
+from atoll.job.from_file import job_from_spec
 from atoll.job.load import parse_job
 from atoll.node.home import Home
 from atoll.runtime.checkpoint import model_hash

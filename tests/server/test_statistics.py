@@ -12,7 +12,7 @@ from played_sites import HEART, ROOT, World, heart_tables
 
 import atoll
 from atoll.core.errors import DataError, JobError
-from atoll.job.build import job_from_spec
+from atoll.job.from_file import job_from_spec
 from atoll.job.load import parse_job, read_spec
 from atoll.wire.messages import BlobRef
 

@@ -13,7 +13,7 @@ import atoll
 from atoll import stats
 from atoll.connection import Connection
 from atoll.core.errors import JobError, StateError
-from atoll.job.build import job_from_spec
+from atoll.job.from_file import job_from_spec
 
 
 class Here(Connection):

@@ -78,7 +78,7 @@ def _job_of(
     """The job of a run: from its file, or from the definition in the manifest."""
     from atoll.core.errors import JobConflict, JobError
     from atoll.job import load_job
-    from atoll.job.build import job_from_spec
+    from atoll.job.from_file import job_from_spec
     from atoll.job.load import parse_job
 
     if file is not None:

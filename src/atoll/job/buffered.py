@@ -21,15 +21,15 @@ import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll.core.errors import Fault, WireError
 from atoll.core.values import ClientId
-from atoll.job.registry import algorithm_named
-from atoll.job.schema import JobSpec
-from atoll.job.tables import schedule_of
 from atoll.privacy.secagg.terms import usual_threshold
 from atoll.runtime.schedule import Asynchronous
+
+if TYPE_CHECKING:
+    from atoll.job.schema import JobSpec
 
 __all__ = ["APART", "FADED", "Starts", "against", "buffer_faults", "starts_faults"]
 
@@ -113,6 +113,9 @@ def against(schedule: Asynchronous, staleness: Callable[[int], float]) -> Iterat
 
 def buffer_faults(spec: JobSpec) -> Iterator[Fault]:
     """The same of a job that says that it is masked."""
+    from atoll.job.registry import algorithm_named  # reads job files, as these objects need not
+    from atoll.job.tables import schedule_of
+
     schedule = schedule_of(spec)
     if spec.privacy.aggregation == "masked" and isinstance(schedule, Asynchronous):
         for reason in against(schedule, algorithm_named(spec.algorithm).staleness):

@@ -7,7 +7,6 @@ fault, so a check runs when all tables it reads are whole.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,18 @@ from pathlib import Path
 from atoll.core.contracts import Weighting
 from atoll.core.errors import Fault, JobConflict, JobError, MissingExtra, raise_faults, suggest
 from atoll.core.values import ClientId
+from atoll.job.conflicts import federation_faults, watch_faults
 from atoll.job.datasets import BUILT_IN, load_islands
 from atoll.job.faults import Gathering
 from atoll.job.privacy import declared_faults
 from atoll.job.registry import algorithm_named, model_faults
-from atoll.job.schema import JobSpec, StopSpec
+from atoll.job.schema import JobSpec
 from atoll.job.study import study_faults
 from atoll.job.tables import clock_of, local_work, privacy_of, schedule_of, weighting_of
 from atoll.runtime.clock import Clock
-from atoll.runtime.loop import Stop
-from atoll.runtime.schedule import Schedule, Synchronous
+from atoll.runtime.schedule import Synchronous
 
-__all__ = ["check_job", "federation_faults", "watch_faults"]
+__all__ = ["check_job"]
 
 
 def check_job(spec: JobSpec, folder: Path, found: Gathering, broken: Collection[str] = ()) -> None:
@@ -54,49 +53,6 @@ def check_job(spec: JobSpec, folder: Path, found: Gathering, broken: Collection[
     if found.faults and sound and not any(f.place.startswith("data.") for f in found.faults):
         with found.attempt("data"):
             load_islands(spec, folder, spec.seed, _known_parts(spec, broken))
-
-
-def federation_faults(
-    schedule: Schedule, weighting: Weighting, clock: Clock, clients: Collection[ClientId]
-) -> list[Fault]:
-    """What a job asks for that a federation of these clients cannot give."""
-    found = [
-        Fault("rounds", reason, "change [rounds]") for reason in _impossible(schedule, clients)
-    ]
-    if not clients:
-        found.append(Fault("data", "the federation has no clients", "check data.source"))
-    if weighting.kind == "given":
-        found += _unmatched("algorithm.weights", weighting.given, clients)
-        remedy = "give lambda_i for every client"
-        found += [
-            Fault("algorithm.weights", f"no weight for client {c!r}", remedy)
-            for c in clients
-            if c not in weighting.given
-        ]
-        if not sum(weighting.given.values()) > 0:
-            found.append(Fault("algorithm.weights", "all weights are 0", "give one above 0"))
-    if isinstance(schedule, Synchronous):
-        found += _unmatched("rounds.cohort_weights", schedule.cohort.weights, clients)
-    if clock.delay.kind == "trace":
-        found += [
-            Fault("clock.delay.trace", f"no row for client {c!r}", "add one to the trace file")
-            for c in clients
-            if c not in clock.delay.trace
-        ]
-    return found
-
-
-def _impossible(schedule: Schedule, clients: Collection[ClientId]) -> list[str]:
-    return schedule.faults(len(clients)) if clients else []
-
-
-def _unmatched(
-    place: str, named: Collection[ClientId], clients: Collection[ClientId]
-) -> Iterator[Fault]:
-    for client in named:
-        if client not in clients:
-            some = itertools.islice(clients, 1000)
-            yield Fault(place, f"{client!r} is not a client", suggest(client, some))
 
 
 @dataclass(frozen=True)
@@ -186,42 +142,6 @@ def _watched(spec: JobSpec, folder: Path) -> None:
 def _never_computed(spec: JobSpec) -> Iterator[Fault]:
     on = spec.evaluation
     return watch_faults(spec.stop, on.every, central=on.central, federated=on.federated)
-
-
-def watch_faults(
-    stop: StopSpec | Stop, every: int, *, central: bool, federated: bool
-) -> Iterator[Fault]:
-    """What a job watches and never computes.
-
-    Args:
-        stop: what is watched.
-        every: rounds between evaluations; 0 for never.
-        central: whether the central test set is evaluated.
-        federated: whether clients evaluate.
-    """
-    on = {"central": central, "federated": federated}
-    kind, _, name = stop.metric.partition(".")
-    if (stop.patience or stop.target is not None) and not stop.metric:
-        yield Fault(
-            "stop.metric",
-            "patience and target need a metric to watch",
-            "set stop.metric, such as 'federated.loss'",
-        )
-    if stop.metric and not (kind in on and name):
-        remedy = "write central.NAME or federated.NAME, such as federated.loss"
-        yield Fault("stop.metric", f"{stop.metric!r} names no evaluation", remedy)
-    elif stop.metric and not on[kind]:
-        yield Fault(
-            "stop.metric",
-            f"{stop.metric!r} is watched, but evaluation.{kind} is off",
-            f"set evaluation.{kind} = true",
-        )
-    if stop.metric and not every:
-        yield Fault(
-            "evaluation.every",
-            f"is 0, so {stop.metric!r} is never computed",
-            "set it to 1 or more",
-        )
 
 
 def _executor(spec: JobSpec, folder: Path) -> None:

@@ -52,10 +52,11 @@ from atoll.job.applying import inputs_of, released
 from atoll.job.arrays import array_islands, arrays_agree, arrays_survey, cut_examples
 from atoll.job.between import discretion_of, settled_of
 from atoll.job.buffered import buffer_faults
-from atoll.job.build import Job, job_from_spec
-from atoll.job.check import federation_faults
+from atoll.job.build import Job
+from atoll.job.conflicts import federation_faults
 from atoll.job.datasets import brings_sites, own_arrays
 from atoll.job.discretion import OPEN, Discretion
+from atoll.job.from_file import job_from_spec
 from atoll.job.islands import Islands
 from atoll.job.privacy import with_chain
 from atoll.job.readiness import (

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from atoll.core.errors import JobConflict
 from atoll.job.declared import MetricsPrivacy, Privacy, RowPrivacy
-from atoll.job.schema import JobSpec
 from atoll.privacy.dp.calibration import calibrate
 from atoll.privacy.dp.events import Gaussian
 from atoll.privacy.dp.figures import NoisedFigures
+
+if TYPE_CHECKING:
+    from atoll.job.schema import JobSpec
 
 __all__ = ["figures_of", "metrics_privacy", "with_figures"]
 

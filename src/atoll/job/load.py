@@ -13,9 +13,10 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from atoll.core.errors import Fault, JobError, raise_faults, suggest
-from atoll.job.build import Job, job_from_spec
+from atoll.job.build import Job
 from atoll.job.check import check_job
 from atoll.job.faults import Gathering
+from atoll.job.from_file import job_from_spec
 from atoll.job.options import told
 from atoll.job.schema import JobSpec
 

@@ -6,8 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
-
 from atoll.core.errors import Fault, suggest
 
 __all__ = ["checked_options", "told"]
@@ -27,6 +25,13 @@ def checked_options(
     >>> checked_options({"row": 3}, {"rows": int}, "data.options", "fcube")[1][0].remedy
     "did you mean 'rows'?"
     """
+    from pydantic import (  # half as long to import as all of NumPy, and only job files have options
+        ConfigDict,
+        PydanticSchemaGenerationError,
+        TypeAdapter,
+        ValidationError,
+    )
+
     checked: dict[str, Any] = {}
     faults: list[Fault] = []
     for key, value in options.items():

@@ -6,14 +6,13 @@ is turned into frozen dataclasses by :mod:`atoll.job.build`.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["JobSpec", "definition_hash"]
+from atoll.job.definition import definition_hash
+
+__all__ = ["JobSpec"]
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -350,9 +349,3 @@ class JobSpec(Section):
     def hash(self) -> str:
         """SHA-256 of the canonical form of :meth:`definition`, in hex."""
         return definition_hash(self.definition())
-
-
-def definition_hash(definition: Mapping[str, Any]) -> str:
-    """SHA-256 of a JSON-able definition in canonical form: sorted keys, no spaces."""
-    text = json.dumps(definition, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()

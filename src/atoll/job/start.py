@@ -18,16 +18,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from atoll.core.errors import AtollError, Fault, JobError, LayoutError, raise_faults, suggest
 from atoll.core.layout import Array, Entry, Layout
 from atoll.job.islands import Islands
-from atoll.job.registry import trainer_for
-from atoll.job.schema import JobSpec
 from atoll.wire.frames import DTYPES, Allowed, Blob, check_finite, open_frame, write_frame
+
+if TYPE_CHECKING:
+    from atoll.job.schema import JobSpec
 
 __all__ = ["Initial", "Start", "agreed", "begun", "misfits"]
 
@@ -201,6 +202,10 @@ def misfits(spec: JobSpec, folder: Path, start: Start) -> list[Fault]:
         folder: of its own code.
         start: the model.
     """
+    from atoll.job.registry import (
+        trainer_for,
+    )  # reads job files, as a start made in Python need not
+
     wide = (
         spec.model.kind != "logistic" and spec.data.task != "regression" and not spec.data.classes
     )

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atoll.algorithms.statistics.analysis import Analysis
 from atoll.algorithms.statistics.columns import complete, only_binary, selected
@@ -29,7 +29,9 @@ from atoll.data.table import Table, label
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Inquiry
 from atoll.job.inquiries.registry import inquiry_of
-from atoll.job.schema import ColumnSpec, JobSpec, StatisticsSpec
+
+if TYPE_CHECKING:
+    from atoll.job.schema import ColumnSpec, JobSpec, StatisticsSpec
 
 __all__ = ["Agreed", "Study", "study_faults", "study_of"]
 
@@ -391,7 +393,9 @@ def study_of(spec: JobSpec, *, masked: bool = False) -> Study:
         JobError: with every fault of the section.
     """
     raise_faults(JobError, "statistics", study_faults(spec))
-    given = spec.statistics or StatisticsSpec(analyses=())
+    given = spec.statistics
+    if given is None:
+        raise JobError("a job without a section [statistics] asks no questions")
     made = {}
     for name, kind, options, place in _listed(given):
         inquiry, _ = inquiry_of(kind, options, place)

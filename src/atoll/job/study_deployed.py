@@ -22,8 +22,9 @@ from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data.disclosure import Disclosure
 from atoll.data.table import Table
-from atoll.job.build import Job, job_from_spec
+from atoll.job.build import Job
 from atoll.job.digits import with_digits
+from atoll.job.from_file import job_from_spec
 from atoll.job.islands import Islands
 from atoll.job.schema import JobSpec, Section
 from atoll.job.settling import settle

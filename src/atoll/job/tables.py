@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from atoll.core.contracts import Weighting
 from atoll.core.errors import Fault, JobError
@@ -11,11 +12,13 @@ from atoll.core.local import LocalWork, Optimizer
 from atoll.core.local import Schedule as RateSchedule
 from atoll.job.figures import metrics_privacy, with_figures
 from atoll.job.privacy import ClientPrivacy, Privacy, RowPrivacy
-from atoll.job.schema import JobSpec
 from atoll.runtime.clock import Availability, Clock, Delay, read_intervals, read_seconds
 from atoll.runtime.cohort import Cohort
 from atoll.runtime.loop import Stop
 from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
+
+if TYPE_CHECKING:
+    from atoll.job.schema import JobSpec
 
 __all__ = ["clock_of", "local_work", "privacy_of", "schedule_of", "stop_of", "weighting_of"]
 

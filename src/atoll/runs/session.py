@@ -23,7 +23,7 @@ from atoll.core.errors import AtollError, CheckpointError, StorageError
 from atoll.core.values import ClientId
 from atoll.data.population import MOST_LISTED
 from atoll.job.build import Job
-from atoll.job.datasets import Islands
+from atoll.job.islands import Islands
 from atoll.report.folder import RunFolder, plain
 from atoll.report.html import write_report
 from atoll.runs.findings import write_findings

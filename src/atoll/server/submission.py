@@ -12,7 +12,7 @@ from pathlib import Path
 
 from atoll.core.errors import Fault, JobError, raise_faults, suggest
 from atoll.core.values import ClientId
-from atoll.job.check import federation_faults
+from atoll.job.conflicts import federation_faults
 from atoll.job.deployed import deployable
 from atoll.job.package import spec_from_plain
 from atoll.job.schema import JobSpec

@@ -26,9 +26,8 @@ from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data.population import ids_of, rows_of
 from atoll.job.build import Job
-from atoll.job.datasets import BUILT_IN, Islands, islands_of
 from atoll.job.digits import with_digits
-from atoll.job.islands import sized
+from atoll.job.islands import Islands, islands_of, sized
 from atoll.job.privacy import with_chain
 from atoll.job.record import record_faults, record_trainer
 from atoll.job.start import Initial
@@ -39,9 +38,7 @@ from atoll.runs.roll import evaluation_faults
 from atoll.runs.session import Comparison, Session
 from atoll.runs.statement import statement_of
 from atoll.runtime.client import Parts
-from atoll.runtime.encrypted import EncryptedExecutor
 from atoll.runtime.loop import Evaluation, Loop
-from atoll.runtime.masked import MaskedExecutor
 from atoll.runtime.processes import ProcessExecutor
 from atoll.runtime.profile import Stopwatch, timed
 from atoll.runtime.schedule import turns_of
@@ -312,7 +309,11 @@ def _trainer(job: Job, islands: Islands) -> Trainer:
 def _has_sites(job: Job) -> bool:
     """Whether the job's clients are sites with tables of their own, which a deployment could ask."""
     data: Mapping[str, Any] = job.definition.get("data", {})
-    return bool(data) and not data["partition"] and data["source"] not in BUILT_IN
+    if not data:
+        return False
+    from atoll.job.datasets import BUILT_IN  # of job files
+
+    return not data["partition"] and data["source"] not in BUILT_IN
 
 
 def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
@@ -389,15 +390,11 @@ def _started(
     _, count, method = job.executor
     if callable(chosen):
         return chosen(parts)
-    hidden: Mapping[str, Callable[[Parts], Executor]] = {
-        "mask": MaskedExecutor,
-        "encrypt": EncryptedExecutor,
-    }
-    for link, hiding in hidden.items():
+    for link in ("mask", "encrypt"):
         if parts.chain.find(link) is None:
             continue
         if chosen == "serial":
-            return hiding(parts)
+            return _hiding(link)(parts)
         raise JobConflict(
             f"a simulation that hides updates runs in one process, not with executor {chosen!r}",
             remedy="set executor.name = 'serial', or privacy.aggregation = 'quantised' for the same "
@@ -417,6 +414,17 @@ def _started(
         size = count if workers is None else workers
         return RayExecutor(parts, workers=size, address=address, gpus=gpus)
     raise JobError(f"unknown executor {chosen!r}", remedy=suggest(chosen, EXECUTORS))
+
+
+def _hiding(link: str) -> Callable[[Parts], Executor]:
+    """The executor whose updates nobody sees; its protocol is imported by the runs that speak it."""
+    if link == "mask":
+        from atoll.runtime.masked import MaskedExecutor
+
+        return MaskedExecutor
+    from atoll.runtime.encrypted import EncryptedExecutor
+
+    return EncryptedExecutor
 
 
 @contextlib.contextmanager
