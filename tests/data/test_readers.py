@@ -6,6 +6,7 @@ import pytest
 
 from atoll.core.errors import DataError, MissingExtra
 from atoll.data import readers
+from atoll.data.disclosure import persons_of
 from atoll.data.readers import read_examples, read_table, sites_from_column, sites_from_files
 from atoll.data.table import Table
 
@@ -25,6 +26,27 @@ def test_a_csv_column_with_one_wrong_cell_keeps_that_cell(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("x\n1\n1O\n")
     assert read_table(path)["x"].tolist() == ["1", "1O"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "x,y\n1,a\n2,\n",
+        " x , y\n1,a\n2,\n",  # names with spaces around them
+        "x,y\n1,a,\n2,,\n",  # a comma at the end of each row
+        "x,y,\n1,a,\n2,,\n",  # and of the header
+        "x,y,,\n1,a\n2,\n",
+        "\n\nx,y\n1,a\n\n   \n2,\n",  # empty lines
+        "x,y\r1,a\r2,\r",
+        "x,y\n1,a\n2,\n,\n",  # a row without a value
+    ],
+)
+def test_commas_spaces_and_lines_around_a_table_change_nothing_in_it(tmp_path, content):
+    (tmp_path / "a.csv").write_bytes(content.encode())
+    table = read_table(tmp_path / "a.csv")
+    assert table.names == ("x", "y")
+    assert table["x"][:2].tolist() == [1, 2]
+    assert table["y"][:2].tolist() == ["a", None]
 
 
 def test_parquet_equals_csv(tmp_path):
@@ -55,9 +77,20 @@ def test_numpy_files_become_columns(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", b"x", "unknown format '.txt'"),
-        ("a.csv", b"", "cannot be read"),
+        ("a.csv", b"", "a.csv: is empty"),
+        ("a.csv", b"\xef\xbb\xbf \n\n", "a.csv: is empty"),
         ("a.csv", b"x,x\n1,2\n", "column 'x' appears twice"),
-        ("a.csv", b"x,y\n1,2\n1,2,3,4\n", "cannot be read"),
+        ("a.csv", b"x, x\n1,2\n", "column 'x' appears twice"),
+        ("a.csv", b"x,y\n1,2\n1,2,3,4\n", "line 3 is too long: 4 values, 2 columns"),
+        ("a.csv", b"x,y\n1,2,3\n4,5,6\n", "line 2 is too long: 3 values, 2 columns"),
+        ("a.csv", b"x,y\n1,2,\n4,5,6\n", "line 3 is too long: 3 values, 2 columns"),
+        ("a.csv", b'x,y,z\n"a\nb",2,3\n4,5\n', "line 4 is cut short: 2 of 3 values"),
+        ("a.csv", b'x,y,z\n1,"2,3\n4,5,6\n', "line 2 is cut short: 2 of 3 values"),
+        ("a.csv", b",x\n0,5\n1,6\n", "column 1 has no name"),
+        ("a.csv", b"x,y,\n0,5,6\n1,6,\n", "line 2 is too long: 3 values, 2 columns"),
+        ("a.csv", "x,y\n1,2\n".encode("utf-16-le"), "characters of code 0"),
+        ("a.csv", b"x,y\n1,a\0b\n", "characters of code 0"),
+        ("a.csv", "x,y\n1,2\n".encode("utf-16"), "is not UTF-8 text (byte 0xff)"),
         ("a.csv", b"x\n\xff\xfe\n", "is not UTF-8 text (byte 0xff)"),
         ("a.csv", b"x;y\n1;2\n", "columns are separated by ';'"),
         ("a.csv", b"x\ty\n1\t2\n", "export it with commas"),
@@ -138,6 +171,17 @@ def test_a_column_names_the_sites():
     assert sites["b"]["x"].tolist() == [1, 3]
     assert sites["b"].names == ("x",)
     assert list(sites_from_column(Table.of({"s": [2, 10], "x": [0, 0]}), "s")) == ["10", "2"]
+
+
+def test_numbers_too_long_to_be_told_apart_name_no_sites_and_no_persons(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id,x\n12345678901234567,1\n12345678901234568,2\n")
+    for names in (lambda t: sites_from_column(t, "id"), lambda t: persons_of(t, "id")):
+        with pytest.raises(DataError, match=r"'id' holds whole numbers too long .*\n.*a letter"):
+            names(read_table(path))
+    path.write_text("id,x\nn12345678901234567,1\nn12345678901234568,2\n")
+    assert list(sites_from_column(read_table(path), "id"))[1] == "n12345678901234568"
+    assert persons_of(read_table(path), "id").tolist() == [0, 1]
 
 
 def test_rows_without_a_site_are_refused():

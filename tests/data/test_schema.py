@@ -128,8 +128,28 @@ def test_empty_and_undeclared_columns_are_noted():
     _, notes = check_sites(SCHEMA, {"a": rows(chol=[None, 0], extra=[1, 2])})
     assert notes == (
         "site 'a': column 'chol' has no value in any of 2 rows",
-        "columns not declared and not read: extra",
+        "columns not read, as not declared or left out: extra",
     )
+
+
+def test_names_that_differ_in_capitals_or_spaces_are_noted():
+    schema = Schema(
+        (Column("sex", "category", categories=("F", "f", "m")), Column("y", "category")),
+        "y",
+        "classification",
+        ("New York", "no", "newyork"),
+    )
+    sites = {"a": Table.of({"sex": ["F", "f", "m"], "y": ["New York", "no", "newyork"]})}
+    assert [note.partition("only, ")[::2] for note in check_sites(schema, sites)[1]] == [
+        (
+            "column 'sex' has values that differ in capitals or spaces ",
+            "and count as different: 'F', 'f'",
+        ),
+        (
+            "column 'y' has values that differ in capitals or spaces ",
+            "and count as different: 'New York', 'newyork'",
+        ),
+    ]
 
 
 def test_contradictory_declarations_are_reported_together():

@@ -17,6 +17,7 @@ from atoll.data.telling import EXACT, Telling
 
 __all__ = [
     "Column",
+    "blurred",
     "identifies",
     "is_missing",
     "labels_of",
@@ -194,6 +195,15 @@ def _show(value: object) -> str:
 def is_missing(cell: object) -> bool:
     """Whether a cell of a :class:`~atoll.data.table.Table` holds nothing: None or NaN."""
     return cell is None or (isinstance(cell, float) and math.isnan(cell))
+
+
+def blurred(cells: Array) -> bool:
+    """Whether a column holds whole numbers so long that several of them are one float, as names must not be.
+
+    >>> blurred(np.array([12345678901234567.0])), blurred(np.array([123456789012345.0, np.nan]))
+    (True, False)
+    """
+    return cells.dtype.kind == "f" and bool((np.abs(cells[np.isfinite(cells)]) >= 2.0**53).any())
 
 
 _FEW = 20

@@ -20,7 +20,7 @@ import numpy as np
 
 from atoll.core.errors import DataError, Forbidden
 from atoll.core.layout import Array
-from atoll.data.columns import is_missing
+from atoll.data.columns import blurred, is_missing
 from atoll.data.table import Table
 from atoll.data.telling import Telling
 
@@ -116,13 +116,18 @@ def persons_of(table: Table, column: str = "") -> Array:
         column: names the person; empty: every row is a person of its own.
 
     Raises:
-        DataError: there is no such column, or a row without a person.
+        DataError: there is no such column, a row without a person, or numbers that are not told apart.
     """
     if not column:
         return np.arange(len(table))
     names = table[column]
     if any(is_missing(name) for name in names):
         raise DataError(f"column {column!r} names no person in some rows", remedy="fill it")
+    if blurred(names):
+        raise DataError(
+            f"column {column!r} holds whole numbers too long to be told apart",
+            remedy="write them as text, for instance with a letter before the digits",
+        )
     plain = names if names.dtype.kind == "f" else names.astype(str)
     _, codes = np.unique(plain, return_inverse=True)
     return np.asarray(codes, np.int64)

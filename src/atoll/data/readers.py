@@ -16,7 +16,7 @@ from atoll.core.contracts import Examples
 from atoll.core.errors import DataError, Fault, MissingExtra, raise_faults, suggest
 from atoll.core.layout import Array
 from atoll.core.values import ClientId
-from atoll.data.columns import is_missing
+from atoll.data.columns import blurred, is_missing
 from atoll.data.idx import fashion_mnist, idx_examples, read_idx
 from atoll.data.table import Table, label
 
@@ -163,7 +163,7 @@ def sites_from_column(table: Table, column: str) -> dict[ClientId, Table]:
     """One site per value of ``column``, which is then left out; sites in alphabetical order.
 
     Raises:
-        DataError: no such column, or rows without a site.
+        DataError: no such column, rows without a site, or numbers that are not told apart (:func:`blurred`).
     """
     cells = table[column]
     names = [None if is_missing(cell) else label(cell) for cell in cells]
@@ -172,6 +172,11 @@ def sites_from_column(table: Table, column: str) -> dict[ClientId, Table]:
         raise DataError(
             f"the site column {column!r} is empty in {len(blank)} rows, first in row {blank[0]}",
             remedy="give every row a site",
+        )
+    if blurred(cells):
+        raise DataError(
+            f"the site column {column!r} holds whole numbers too long to be told apart",
+            remedy="write them as text, for instance with a letter before the digits",
         )
     rows: dict[ClientId, list[int]] = {}
     for row, name in enumerate(names):
@@ -192,27 +197,36 @@ def _pandas() -> Any:
 
 def _read_csv(path: Path) -> Table:
     pandas = _pandas()
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        header = next(csv.reader(file), [])
-    only = header[0] if len(header) == 1 else ""
-    other = next((mark for mark in (";", "\t", "|") if mark in only), None)
-    if other:  # else the first key that names a column is blamed
-        raise DataError(
-            f"{path}: columns are separated by {other!r}",
-            remedy="export it with commas, and numbers with decimal points",
+    header, width = _head(path)
+    extra = [f"{_NO_NAME}{i}" for i in range(width - len(header))]
+    names = [name or f"{_NO_NAME}in header {i}" for i, name in enumerate(header)]
+    try:
+        frame = pandas.read_csv(
+            path,
+            encoding="utf-8-sig",
+            header=0,
+            names=[
+                *names,
+                *extra,
+            ],  # else pandas would cut longer rows, or take a column for row names
+            keep_default_na=False,
+            na_values=list(NOT_KNOWN),
+            low_memory=False,
+            index_col=False,
         )
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:  # pandas would rename the second one silently
-        raise DataError(f"{path}: column {twice[0]!r} appears twice", remedy="rename one")
-    frame = pandas.read_csv(
-        path,
-        encoding="utf-8-sig",
-        keep_default_na=False,
-        na_values=list(NOT_KNOWN),
-        low_memory=False,
-        index_col=False,
-    )
-    table = _from_frame(frame)
+    except pandas.errors.ParserError:
+        _check_lengths(path, header)
+        raise
+    if frame[names[-1]].isna().any() or not frame[extra].isna().all(axis=None):
+        _check_lengths(path, header)
+    nameless = [name for name in names if name.startswith(_NO_NAME)]
+    full = [name for name in nameless if not frame[name].isna().all()]
+    if full:
+        raise DataError(
+            f"{path}: column {names.index(full[0]) + 1} has no name",
+            remedy="name it in the first line, or export without row numbers (in pandas index=False)",
+        )
+    table = _from_frame(frame.drop(columns=[*nameless, *extra]))
     commas = [name for name in table.names if _with_commas(table[name])]
     if commas:  # as text they would be categories, or be left out
         raise DataError(
@@ -220,6 +234,71 @@ def _read_csv(path: Path) -> Table:
             remedy="export them with decimal points, and without separators of thousands",
         )
     return table
+
+
+_NO_NAME = "\0"
+"""Begins what a column is called here that has no name in the file; no file that is read holds it."""
+
+
+def _head(path: Path) -> tuple[list[str], int]:
+    """The names of a CSV file's columns, and how many values its first lines have, at least as many.
+
+    Raises:
+        DataError: it is empty, no text, separated by other marks, or has a column twice.
+    """
+    with path.open("rb") as file:
+        if any(b"\0" in piece for piece in iter(lambda: file.read(1 << 20), b"")):
+            with path.open(encoding="utf-8-sig") as text:
+                text.readline()  # what begins as no UTF-8 is told by the byte
+            raise DataError(
+                f"{path}: holds characters of code 0, as text in UTF-16 and damaged files do",
+                remedy="export it with the encoding UTF-8",
+            )
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = (row for row in csv.reader(file) if any(cell.strip() for cell in row))
+        header = [name.strip() for name in next(rows, [])]
+        width = max(len(header), len(next(rows, [])))
+    while header and not header[-1]:  # commas at the end of the line
+        del header[-1]
+    if not header:
+        raise DataError(f"{path}: is empty", remedy="leave it out, or fill the file")
+    only = header[0] if len(header) == 1 else ""
+    other = next((mark for mark in (";", "\t", "|") if mark in only), None)
+    if other:  # else the first key that names a column is blamed
+        raise DataError(
+            f"{path}: columns are separated by {other!r}",
+            remedy="export it with commas, and numbers with decimal points",
+        )
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:  # pandas would rename the second one silently
+        raise DataError(f"{path}: column {twice[0]!r} appears twice", remedy="rename one")
+    return header, width
+
+
+def _check_lengths(path: Path, header: list[str]) -> None:
+    """Hold each row against the header: a row cut short, or with a comma too many, would shift values.
+
+    Empty values behind the last column are as good as none.
+
+    Raises:
+        DataError: a row has fewer values, or more; names its line.
+    """
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader, line = csv.reader(file), 1
+        for row in reader:
+            size = max((i for i, cell in enumerate(row, 1) if cell.strip()), default=0)
+            if size > len(header):
+                raise DataError(
+                    f"{path}: the row in line {line} is too long: {size} values, {len(header)} columns",
+                    remedy="put text with commas into quotes, and name every column, row numbers too",
+                )
+            if size > 0 and len(row) < len(header):
+                raise DataError(
+                    f"{path}: the row in line {line} is cut short: {len(row)} of {len(header)} values",
+                    remedy="put text with line ends into quotes, close each quote, and keep the commas "
+                    "around empty values",
+                )
+            line = reader.line_num + 1
 
 
 def _with_commas(column: Array) -> bool:

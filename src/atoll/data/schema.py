@@ -301,6 +301,7 @@ def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table
                 f"column {column.name!r} holds another whole number in every row: if that is an identifier, "
                 "leave it out (data.drop)"
             )
+    yield from _alike(schema)
     ignored = [c.name for c in schema.columns if c.role == "ignore"]
     if ignored:
         yield (
@@ -310,4 +311,19 @@ def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table
     declared = {c.name for c in schema.columns} | {schema.target}
     extra = {name for raw in sites.values() for name in raw.names} - declared
     if extra:
-        yield f"columns not declared and not read: {', '.join(sorted(extra))}"
+        yield f"columns not read, as not declared or left out: {', '.join(sorted(extra))}"
+
+
+def _alike(schema: Schema) -> Iterator[str]:
+    """Names that people write for one thing, and that are several here."""
+    listed = {c.name: c.categories for c in schema.features} | {schema.target: schema.classes}
+    for name, values in listed.items():
+        forms: dict[str, list[str]] = {}
+        for value in values:
+            forms.setdefault("".join(value.casefold().split()), []).append(value)
+        several = [repr(value) for found in forms.values() if len(found) > 1 for value in found]
+        if several:
+            yield (
+                f"column {name!r} has values that differ in capitals or spaces only, and count as different: "
+                f"{', '.join(several[:8])}{', …' if len(several) > 8 else ''}"
+            )

@@ -33,6 +33,7 @@ class Islands:
         central: test rows of the coordinator; None for none.
         features: values per row.
         classes: number of classes; 1 for a regression.
+        labels: their names, where they have any.
         cards: one data card per site.
         notes: what is allowed but worth knowing.
         black: value of a black pixel after scaling, for image augmentation.
@@ -45,6 +46,7 @@ class Islands:
     central: Any = None
     features: int = 0
     classes: int = 0
+    labels: Sequence[str] = ()
     cards: Sequence[Mapping[str, Any]] = ()
     notes: Sequence[str] = ()
     black: float = 0.0

@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -254,7 +254,10 @@ def _trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
     if model.kind in LINEAR:
         if model.kind == "logistic" and islands.classes > 2:
             fault = Fault(
-                "model.kind", f"the target has {islands.classes} classes", "use kind 'multinomial'"
+                "model.kind",
+                f"the target has {islands.classes} classes{_named(islands.labels)}",
+                "use kind 'multinomial'; where two were meant, name them in data.classes: then other values "
+                "are faults with site and row",
             )
             raise JobError("the model does not fit the data", faults=[fault])
         return LinearTrainer(
@@ -282,6 +285,16 @@ def _trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
             "model.initial",
         )
     return _torch_trainer(spec, islands, folder)
+
+
+def _named(labels: Sequence[str]) -> str:
+    """The first names of classes, for people."""
+    more = ", …" if len(labels) > _SHOWN else ""
+    return f": {', '.join(map(repr, labels[:_SHOWN]))}{more}" if labels else ""
+
+
+_SHOWN = 8
+"""Names that one line shows."""
 
 
 def _torch_trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:

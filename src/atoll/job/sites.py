@@ -164,6 +164,7 @@ def preprocessed(
         held_out=held_out,
         features=first.features.shape[1],
         classes=1 if spec.data.task == "regression" else len(schema.classes),
+        labels=schema.classes,
         cards=[card(site, _card(typed[site], schema, half)) for site, half in cut.items()],
         notes=(*notes, *(untold(site, rule.minimum) for site in silent)),
         inputs=Inputs(schema.features, next(iter(fitted.values()))) if alike else None,
