@@ -148,23 +148,26 @@ def _make(name: str) -> Rows:
 
 def prepare(name: str) -> None:
     """Make and keep a workload's arrays if they are not there yet."""
-    workload = WORKLOADS[name]
-    path = KEPT / f"{workload.data}.npz"
-    if not path.exists():
-        KEPT.mkdir(parents=True, exist_ok=True)
-        made = _make(workload.data)
-        partial = path.with_suffix(f".{os.getpid()}.npz")
-        np.savez(partial, x=made.x, y=made.y, test_x=made.test_x, test_y=made.test_y)
-        partial.rename(path)
+    folder = KEPT / WORKLOADS[name].data
+    if not folder.exists():
+        partial = folder.with_suffix(f".{os.getpid()}")
+        partial.mkdir(parents=True)
+        for key, value in vars(_make(folder.name)).items():
+            np.save(partial / f"{key}.npy", value)
+        partial.rename(folder)
+
+
+def _kept(name: str, *keys: str) -> list[Array]:
+    """Some of a workload's arrays, rows in the shape its network takes."""
+    prepare(name)
+    w = WORKLOADS[name]
+    read = [np.load(KEPT / w.data / f"{key}.npy") for key in keys]
+    return [a if a.dtype == np.int64 else a.reshape(*a.shape[:-1], *w.shape) for a in read]
 
 
 def rows(name: str) -> Rows:
     """A workload's arrays, rows in the shape its network takes."""
-    prepare(name)
-    w = WORKLOADS[name]
-    with np.load(KEPT / f"{w.data}.npz") as file:
-        x, y, test_x, test_y = (file[k] for k in ("x", "y", "test_x", "test_y"))
-    return Rows(x.reshape(*x.shape[:2], *w.shape), y, test_x.reshape(-1, *w.shape), test_y)
+    return Rows(*_kept(name, *Rows.__dataclass_fields__))
 
 
 def cnn() -> Any:
@@ -216,8 +219,9 @@ def _cohort(w: Workload) -> Cohort:
 
 def job(name: str, rounds: int, kind: str = "torch") -> tuple[Job, Partition]:
     """The Atoll job of a workload (``kind`` ``numpy``: without torch, W4 only), and its clients."""
-    w, data = WORKLOADS[name], rows(name)
-    flat = Examples(data.x.reshape(-1, *w.shape), data.y.reshape(-1))
+    w = WORKLOADS[name]
+    x, y = _kept(name, "x", "y")  # test rows are for the end
+    flat = Examples(x.reshape(-1, *w.shape), y.reshape(-1))
     made = Job(
         trainer=_trainer(name, kind),
         local=LocalWork(1, batch_size=w.batch, optimizer=Optimizer(lr=w.lr)),

@@ -96,8 +96,10 @@ def idx_examples(images: str | Path, labels: str | Path) -> Examples:
         )
     if len(pixels) != len(classes):
         raise DataError(f"{len(pixels)} images in {images} but {len(classes)} labels in {labels}")
-    scale = np.float32(255) if pixels.dtype == np.uint8 else np.float32(1)
-    return Examples(pixels[:, None].astype(np.float32) / scale, classes.astype(np.int64))
+    features = pixels[:, None].astype(np.float32)
+    if pixels.dtype == np.uint8:
+        features /= np.float32(255)
+    return Examples(features, classes.astype(np.int64))
 
 
 def fashion_mnist(folder: str | Path | None = None) -> tuple[Examples, Examples]:

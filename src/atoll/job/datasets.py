@@ -132,12 +132,11 @@ def _scaled(train: Examples, test: Examples, normalise: bool) -> tuple[Examples,
     mean, sd = (0.1307, 0.3081) if normalise else (0.0, 1.0)
 
     def scaled(e: Examples) -> Examples:
-        pixels = e.features.astype(np.float32)
-        if e.features.dtype.kind == "u":
-            pixels /= np.float32(255)
-        if normalise:
-            pixels = (pixels - np.float32(mean)) / np.float32(sd)
-        return Examples(pixels, e.targets.astype(np.int64))
+        if not normalise:
+            return e
+        pixels = e.features - np.float32(mean)
+        pixels /= np.float32(sd)
+        return Examples(pixels, e.targets)
 
     return scaled(train), scaled(test), -mean / sd
 
