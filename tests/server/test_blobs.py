@@ -371,3 +371,17 @@ def test_what_is_put_is_written_over_a_file_that_was_foreseen_and_an_upload_is_n
     blobs.foresee(size, 2)
     FolderBlobs(tmp_path).sweep()
     assert not list((tmp_path / "ahead").iterdir())
+
+
+def test_uploads_of_members_are_found_again_and_those_of_others_are_gone(reopen: Reopen) -> None:
+    blobs, first, second = reopen(), Blob.of(RAW), Blob.of(RAW[1:])
+    blobs.append(first, 0, RAW[:300], "ann")
+    blobs.append(first, 0, RAW[:200], "bea")
+    blobs.append(second, 0, RAW[1:101], "ann")
+    blobs.append(second, 0, RAW[1:], "cleo")
+    again = reopen()
+    assert again.unfinished(["ann", "cleo"]) == [("ann", Blob(first.sha256, 300))]
+    assert again.received(first.sha256, "ann") == 300
+    assert again.received(first.sha256, "bea") == 0
+    assert again.has(second.sha256)
+    assert again.append(first, 300, RAW[300:], "ann") == len(RAW)

@@ -117,6 +117,13 @@ class Blobs(Protocol):
         """Forget an upload that will not be finished."""
         ...
 
+    def unfinished(self, owners: Iterable[str]) -> list[tuple[str, Blob]]:
+        """Uploads of these owners that are not whole, with the bytes held; those of others are forgotten.
+
+        For the one server, when it starts.
+        """
+        ...
+
     def foresee(self, size: int, count: int) -> None:
         """So many of that size will come beyond those that go: a hint, which takes a while."""
         ...
@@ -316,6 +323,18 @@ class FolderBlobs:
         """Forget an upload that will not be finished."""
         self._forget((sha256, owner))
 
+    def unfinished(self, owners: Iterable[str]) -> list[tuple[str, Blob]]:
+        """Uploads of these owners that are not whole."""
+        whose, found = {_mark(owner): owner for owner in owners}, []
+        for name in self.disk.names(self._uploads):
+            sha256, _, mark = name.partition(".")
+            if mark in whose and not self.has(sha256):
+                held = self.disk.size(self._uploads / name) or 0
+                found.append((whose[mark], Blob(sha256, held)))
+            else:
+                self.disk.remove(self._uploads / name)
+        return found
+
     def foresee(self, size: int, count: int) -> None:
         """Make files to be written over by what is put here, so that uploads do not take them."""
         for _ in range(count):
@@ -331,12 +350,16 @@ class FolderBlobs:
         return self.folder / checked(sha256)
 
     def _partial(self, sha256: str, owner: str) -> Path:
-        whose = hashlib.sha256(owner.encode("utf-8", "replace")).hexdigest()[:16]
-        return self._uploads / f"{self._path(sha256).name}.{whose}"
+        return self._uploads / f"{self._path(sha256).name}.{_mark(owner)}"
 
     def _here(self, sha256: str) -> None:
         if not self.has(sha256):
             raise missing(sha256)
+
+
+def _mark(owner: str) -> str:
+    """How the files of an owner's uploads end."""
+    return hashlib.sha256(owner.encode("utf-8", "replace")).hexdigest()[:16]
 
 
 def checked(sha256: str) -> str:

@@ -148,6 +148,10 @@ class NearBlobs:
             self._large.discard(sha256)
         self._far.abandon(sha256, owner)
 
+    def unfinished(self, owners: Iterable[str]) -> list[tuple[str, Blob]]:
+        """Uploads of these owners that are not whole."""
+        return self._far.unfinished(owners)
+
     def foresee(self, size: int, count: int) -> None:
         """Make files to be written over by large ones."""
         self._far.foresee(size, count)

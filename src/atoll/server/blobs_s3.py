@@ -247,6 +247,10 @@ class S3Blobs:
         """Forget an upload that will not be finished."""
         self._cache.abandon(sha256, owner)
 
+    def unfinished(self, owners: Iterable[str]) -> list[tuple[str, Blob]]:
+        """Uploads of these owners that are not whole."""
+        return self._cache.unfinished(owners)
+
     def foresee(self, size: int, count: int) -> None:
         """Make files to be written over by large ones."""
         self._cache.foresee(size, count)

@@ -55,9 +55,10 @@ class Board:
     def told(self, site: ClientId, have: Collection[str]) -> Poll:
         """What ``site`` is asked for, and what is gone of what it has."""
         tasks = [task for engine in self.of(site) for task in engine.counter.tasks(site, have)]
-        return Poll(tasks, [name for name in have if self._gone(name)])
+        return Poll(tasks, [name for name in have if self.gone(name)])
 
-    def _gone(self, name: str) -> bool:
+    def gone(self, name: str) -> bool:
+        """Whether nobody waits for that run, or for the answer to that task."""
         run, dot, _ = name.partition(".")
         engine = self.engines.get(run)
         # Sites are told of the end before the engine is put away, and look at once.

@@ -94,9 +94,7 @@ class Service:
         self._board = Board()
         self._engines, self._lock = self._board.engines, self._board.lock
         self._members: dict[str, Member] = {}
-        self._uploaded: set[tuple[str, str]] = set()
-        chosen = self._office.settings
-        self._unused = Uploads(chosen.uploads, chosen.uploads_kept)
+        self._unused = Uploads(self._office)
         self._files = Files(self._office)
         self._stepping = threading.Lock()
         self._looked = float("-inf")
@@ -111,6 +109,7 @@ class Service:
         office.epoch = office.store.acquire(office.settings.holder, office.now())
         self._look()
         office.blobs.sweep()
+        self._unused.resume()
         collect(office.store, office.blobs, ENDED)
         for row in office.store.runs():
             last = office.store.last_round(row.id)
@@ -244,12 +243,9 @@ class Service:
             raise
         except (WireError, UpdateRefused, StateError):
             self._office.be_sure()
-            # Nobody else has uploaded these bytes, and nobody is going to need them.
-            if (site, blob.sha256) in self._uploaded:
-                self._uploaded.discard((site, blob.sha256))
-                self._office.blobs.delete(blob.sha256)
+            self._unused.refused(site, blob)
             raise
-        self._uploaded.discard((site, blob.sha256))
+        self._unused.taken(site, blob)
         return ReceiptBody(task=task, sha256=blob.sha256, again=again)
 
     def _asking(self, site: ClientId, task: str) -> Engine:
@@ -373,14 +369,14 @@ class Service:
                 raise TooLarge(reason)
         if size > most or offset + len(data) > size:
             raise TooLarge(f"{max(size, offset + len(data))} bytes: at most {min(size, most)}")
-        if (new := not office.blobs.has(sha256)) and not task:
-            self._unused.expect(name, Blob(sha256, size), office.now())
+        if new := not office.blobs.has(sha256):
+            self._unused.expect(name, Blob(sha256, size), task)
         try:
             held = office.blobs.append(Blob(sha256, size), offset, data, name)
         except StateError as error:  # a power failure took what came before: to go on from there
             raise Unreachable(error.message, remedy=error.remedy) from error
         if new and held == size:
-            self._uploaded.add((name, sha256))
+            self._unused.whole(name, Blob(sha256, size))
         return held
 
     def upload_more(self, name: str, blob: Blob, offset: int, data: Piece) -> int:
@@ -486,8 +482,7 @@ class Service:
             if office.now() >= self._looked + office.settings.members_every:
                 office.store.keep_lock()
                 self._look()
-                with self._lock:
-                    self._unused.clear(office.store, office.blobs, office.now())
+                self._unused.clear(self._board, self._members)
             due = [self._looked + office.settings.members_every] if engines else []
             for engine in engines:
                 when = engine.work()

@@ -9,6 +9,17 @@ from atoll.server.store.contract import (
     RoundRow,
     RunRow,
     Store,
+    Upload,
 )
 
-__all__ = ["Contribution", "Event", "Invite", "Lease", "Member", "RoundRow", "RunRow", "Store"]
+__all__ = [
+    "Contribution",
+    "Event",
+    "Invite",
+    "Lease",
+    "Member",
+    "RoundRow",
+    "RunRow",
+    "Store",
+    "Upload",
+]

@@ -36,6 +36,7 @@ __all__ = [
     "RoundRow",
     "RunRow",
     "Store",
+    "Upload",
 ]
 
 Role = Literal["site", "researcher"]
@@ -193,6 +194,23 @@ class Event:
     at: float
 
 
+@dataclass(frozen=True)
+class Upload:
+    """What a member has begun to upload and nothing refers to yet.
+
+    Args:
+        owner: the member's name.
+        sha256: of the whole, in hex.
+        size: of the whole, in bytes.
+        at: when something was last added to it, to within a part of the time for which it is kept.
+    """
+
+    owner: str
+    sha256: str
+    size: int
+    at: float
+
+
 class Store(Protocol):
     """The server's memory. Every method is one transaction and may be called from any thread.
 
@@ -201,10 +219,17 @@ class Store(Protocol):
     :class:`~atoll.core.errors.FenceError` and write nothing when it is not the newest.
     """
 
-    def acquire(self, holder: str, now: float, above: int = 0) -> int:
+    def acquire(self, holder: str, now: float, above: int = 0, start: str = "") -> int:
         """Become the one server on this store; returns the new epoch: larger than any before, and ``above``.
 
         The lock goes with the process: when that dies, however, the next server gets it at once.
+
+        Args:
+            holder: who, for others that try.
+            now: seconds since 1970.
+            above: see above.
+            start: what this start has drawn, kept with its epoch; empty for one whose sites may have seen
+                epochs that this store knows nothing of: all that was kept of starts is then forgotten.
 
         Raises:
             FenceError: another live server holds the store; the message names it.
@@ -220,6 +245,10 @@ class Store(Protocol):
 
     def lease(self) -> Lease:
         """Who acquired the store last."""
+        ...
+
+    def starts(self) -> Mapping[int, str]:
+        """What the latest starts on this store have drawn, by their epoch."""
         ...
 
     def close(self) -> None:
@@ -401,6 +430,16 @@ class Store(Protocol):
 
     def holdings(self) -> Mapping[str, int]:
         """Digests of all small blobs, with their sizes."""
+        ...
+
+    # Uploads ------------------------------------------------------------------------------------
+
+    def note_uploads(self, epoch: int, rows: Sequence[Upload], gone: Sequence[Upload] = ()) -> None:
+        """Keep ``rows``, in place of the same bytes of the same owner, and ``gone`` no longer."""
+        ...
+
+    def uploads(self) -> tuple[Upload, ...]:
+        """All that are kept, by owner and digest."""
         ...
 
     # Log ----------------------------------------------------------------------------------------

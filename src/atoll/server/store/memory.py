@@ -35,6 +35,7 @@ from atoll.server.store.contract import (
     Role,
     RoundRow,
     RunRow,
+    Upload,
 )
 from atoll.server.store.pending import Pending
 
@@ -62,6 +63,8 @@ class MemoryDatabase:
     readers: dict[str, set[str]] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
+    starts: dict[int, str] = field(default_factory=dict)
+    uploads: dict[tuple[str, str], Upload] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
 
@@ -135,13 +138,16 @@ class MemoryStore:
 
     # The lock
 
-    def acquire(self, holder: str, now: float, above: int = 0) -> int:
+    def acquire(self, holder: str, now: float, above: int = 0, start: str = "") -> int:
         """Become the one server on this store; returns the new epoch."""
         with self._operation("acquire") as db:
             if db.holder is not None:
                 raise rules.held_by(db.lease.holder)
             epoch = max(above, db.lease.epoch) + 1
             db.holder, db.lease = self, Lease(epoch, rules.readable(holder), now)
+            oldest = rules.oldest_start(epoch)
+            known = {e: drawn for e, drawn in db.starts.items() if e >= oldest}
+            db.starts = {**known, epoch: start} if start else {}
             return db.lease.epoch
 
     def keep_lock(self) -> None:
@@ -151,6 +157,11 @@ class MemoryStore:
         """Who acquired the store last."""
         with self._operation("lease") as db:
             return db.lease
+
+    def starts(self) -> Mapping[int, str]:
+        """What the latest starts on this store have drawn."""
+        with self._operation("starts") as db:
+            return dict(db.starts)
 
     # Members
 
@@ -338,6 +349,20 @@ class MemoryStore:
         with self._operation("holdings") as db:
             seen = {**db.blobs, **self._pending.changes()}
             return {sha256: len(raw) for sha256, raw in seen.items() if raw is not None}
+
+    # Uploads
+
+    def note_uploads(self, epoch: int, rows: Sequence[Upload], gone: Sequence[Upload] = ()) -> None:
+        """Keep these, and others no longer."""
+        with self._operation("note_uploads", epoch) as db:
+            for row in gone:
+                db.uploads.pop((row.owner, row.sha256), None)
+            db.uploads.update({(row.owner, row.sha256): row for row in rows})
+
+    def uploads(self) -> tuple[Upload, ...]:
+        """All that are kept."""
+        with self._operation("uploads") as db:
+            return tuple(row for _, row in sorted(db.uploads.items()))
 
     # Log
 

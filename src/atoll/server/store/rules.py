@@ -23,6 +23,7 @@ __all__ = [
     "held_by",
     "no_run",
     "nobody",
+    "oldest_start",
     "plain",
     "readable",
     "run_changes",
@@ -37,6 +38,9 @@ UNSHARED = "unshared"
 _CHANGEABLE = frozenset({"status", "reason", "plan", "phase"})
 _LONGEST_NAME = 200
 
+_STARTS = 10_000
+"""Starts that are kept: a server that a supervisor restarts every minute comes so far in a week."""
+
 
 def fence(epoch: int, newest: int) -> None:
     """Refuse an ``epoch`` that is not the newest."""
@@ -45,6 +49,11 @@ def fence(epoch: int, newest: int) -> None:
             f"this server's epoch is {epoch}, the store's is {newest}: another server took over",
             remedy="leave the work to the other server, or stop it and start this one again",
         )
+
+
+def oldest_start(epoch: int) -> int:
+    """The first epoch of which a store in ``epoch`` still keeps what its start has drawn."""
+    return max(1, epoch - _STARTS + 1)
 
 
 def held_by(holder: str) -> FenceError:

@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from atoll.core.errors import AtollError, FenceError, StateError, StorageError
-from atoll.server.store import readers, rules
+from atoll.server.store import readers, rules, uploads
 from atoll.server.store.contract import (
     Contribution,
     Event,
@@ -36,6 +36,7 @@ from atoll.server.store.contract import (
     Role,
     RoundRow,
     RunRow,
+    Upload,
 )
 from atoll.server.store.database import Database
 from atoll.server.store.driver import Statement
@@ -122,7 +123,7 @@ class SqlStore:
 
     # The lock
 
-    def acquire(self, holder: str, now: float, above: int = 0) -> int:
+    def acquire(self, holder: str, now: float, above: int = 0, start: str = "") -> int:
         """Become the one server on this store; returns the new epoch."""
         if not self.database.lock():
             raise rules.held_by(self.lease().holder)
@@ -131,6 +132,7 @@ class SqlStore:
                 epoch = max(above, int(db.scalars(select(LEASE.c.epoch)).one())) + 1
                 row = {"epoch": epoch, "holder": rules.readable(holder), "since": now}
                 db.execute(update(LEASE).values(row))
+                uploads.begin(db, epoch, start)
         except BaseException:
             self.database.unlock()
             raise
@@ -144,6 +146,11 @@ class SqlStore:
         """Who acquired the store last."""
         with self.database.driving() as cursor:
             return Lease(*self._often.lease.run(cursor).fetchone())
+
+    def starts(self) -> Mapping[int, str]:
+        """What the latest starts on this store have drawn."""
+        with self.database.reading() as db:
+            return uploads.starts(db)
 
     # Members
 
@@ -406,6 +413,16 @@ class SqlStore:
             else:
                 sizes[sha256] = len(raw)
         return sizes
+
+    def note_uploads(self, epoch: int, rows: Sequence[Upload], gone: Sequence[Upload] = ()) -> None:
+        """Keep these, and others no longer."""
+        with self._writing(epoch) as db:
+            uploads.note(db, rows, gone)
+
+    def uploads(self) -> tuple[Upload, ...]:
+        """All that are kept."""
+        with self.database.reading() as db:
+            return uploads.noted(db)
 
     # Log
 

@@ -34,6 +34,8 @@ __all__ = [
     "READERS",
     "ROUNDS",
     "RUNS",
+    "STARTS",
+    "UPLOADS",
 ]
 
 METADATA = MetaData(
@@ -165,6 +167,24 @@ BLOBS = Table(
     METADATA,
     Column("sha256", String(64), primary_key=True),
     Column("raw", LargeBinary, nullable=False),
+)
+
+# What each of the latest starts has drawn: a store that was put back from a backup comes to epochs again.
+STARTS = Table(
+    "starts",
+    METADATA,
+    Column("epoch", BigInteger, primary_key=True, autoincrement=False),
+    Column("start", String(16), nullable=False),
+)
+
+# Begun, and nothing refers to them yet: counted, and removed in the end, also after another start.
+UPLOADS = Table(
+    "uploads",
+    METADATA,
+    Column("owner", Text, primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("size", BigInteger, nullable=False),
+    Column("at", Double, nullable=False),
 )
 
 EVENTS = Table(
