@@ -41,6 +41,44 @@ def test_tables_come_as_one_frame_as_frames_by_site_or_as_tables(frame):
     assert whole.loc["age", "0.5"] == pytest.approx(frame["age"].median(), rel=1e-8)
 
 
+def test_files_are_given_by_their_paths(frame, tmp_path):
+    whole = stats.describe(Federation.of(frame, site="clinic"), ["age"])
+    frame.to_csv(tmp_path / "all.csv", index=False)
+    paths = {}
+    for name, part in frame.groupby("clinic"):
+        paths[name] = tmp_path / f"{name}.csv"
+        part.drop(columns="clinic").to_csv(paths[name], index=False)
+    one = Federation.of(str(tmp_path / "all.csv"), site="clinic")
+    for given in (one, Federation.of(paths)):
+        pd.testing.assert_frame_equal(stats.describe(given, ["age"]), whole)
+    with pytest.raises(DataError, match="no such file"):
+        Federation.of({"a": tmp_path / "gone.csv"})
+    with pytest.raises(DataError, match="a int is no table"):
+        Federation.of(7, site="clinic")
+
+
+def test_a_column_that_is_there_twice_is_called_so(frame):
+    with pytest.raises(DataError, match="column 'age' appears twice"):
+        Federation.of(pd.concat([frame, frame[["age"]]], axis=1), site="clinic")
+
+
+def test_a_site_s_log_lies_in_the_folder_of_logs(frame, tmp_path):
+    names = {"a": "north", "b": "Zürich Süd", "c": "../out"}
+    odd = frame.assign(clinic=frame["clinic"].map(names))
+    stats.describe(Federation.of(odd, site="clinic"), ["age"])  # without logs any name will do
+    with pytest.raises(DataError, match=r"named after the site '\.\./out'"):
+        Federation.of(odd, site="clinic", logs=tmp_path / "logs")
+    even = odd.assign(clinic=odd["clinic"].str.replace("../", ""))
+    stats.describe(Federation.of(even, site="clinic", logs=tmp_path / "logs"), ["age"])
+    found = sorted(path.name for path in (tmp_path / "logs").iterdir())
+    assert [n for n in found if n.endswith(".jsonl")] == [
+        "Zürich Süd.jsonl",
+        "north.jsonl",
+        "out.jsonl",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
 def test_a_logistic_regression_is_statsmodels_s_on_the_pooled_rows(frame):
     federation = Federation.of(frame, site="clinic")
     fit = stats.LogisticRegression("sick", ["age", "sex", "grade"]).fit(federation)

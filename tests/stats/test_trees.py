@@ -61,8 +61,8 @@ def test_a_file_that_xgboost_reads(tmp_path):
     fit = stats.GradientBoosting("ill", FEATURES, trees=15).fit(
         stats.Federation.of(rows, site="site")
     )
-    fit.save(tmp_path / "trees.json")
-    booster = xgboost.Booster(model_file=tmp_path / "trees.json")
+    fit.save(tmp_path / "new" / "trees.json")
+    booster = xgboost.Booster(model_file=tmp_path / "new" / "trees.json")
     towns = json.loads(booster.attributes()["categories"])["town"]
     coded = rows[FEATURES].assign(town=pd.Categorical(rows["town"], towns))
     table = xgboost.DMatrix(coded, enable_categorical=True)

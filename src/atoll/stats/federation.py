@@ -22,7 +22,7 @@ from atoll.data.coded import coded, levels_of
 from atoll.data.columns import is_missing
 from atoll.data.disclosure import Disclosure
 from atoll.data.query_log import QueryLog
-from atoll.data.readers import sites_from_column
+from atoll.data.readers import as_table, sites_from_column
 from atoll.data.table import Table, label
 from atoll.job.build import Job
 from atoll.job.inquiries.book import Codebook
@@ -72,8 +72,9 @@ class Federation:
         """A federation from one table with a column of sites, or from a mapping of tables.
 
         Args:
-            data: a pandas frame or mapping of columns with a column ``site``; or, without ``site``, a
-                mapping from site to frame, to :class:`~atoll.data.table.Table` or to columns.
+            data: a pandas frame, a mapping of columns or a file's path with a column ``site``; or, without
+                ``site``, a mapping from site to frame, to :class:`~atoll.data.table.Table`, to columns or to a
+                file's path.
             site: name of that column.
             rule: disclosure control; the default keeps a minimum of 11 persons.
             levels: all values of columns that are categories. Text with up to 50 different values is
@@ -81,14 +82,15 @@ class Federation:
             logs: folder for the sites' query logs; None keeps them in memory.
 
         Raises:
-            DataError: no rows, an unknown column, rows without a site, or an undeclared value.
+            DataError: no rows, an unknown column, one that is there twice, rows without a site, an undeclared
+                value, a file that cannot be read, or a site whose name cannot be that of a log's file.
         """
         rule = rule or Disclosure()
         tables = _tables(data, site)
         found = _levels(tables, levels or {}, rule.person)
         sites = {}
         for name, raw in sorted(tables.items()):
-            path = None if logs is None else Path(logs) / f"{name}.jsonl"
+            path = None if logs is None else _log(logs, name)
             persons = rule.persons(raw)
             table = coded(name, raw, found, rule.person, persons)
             log = QueryLog(rule.minimum, path, rule.masked)
@@ -252,13 +254,27 @@ def _tables(data: Any, site: str) -> dict[str, Table]:
     return found
 
 
+def _log(folder: str | Path, site: str) -> Path:
+    """The file of a site's query log, which has to lie in the folder itself."""
+    if set("/\\") & set(site):
+        raise DataError(
+            f"a query log cannot be named after the site {site!r}",
+            remedy="give the site a name without / and \\",
+        )
+    return Path(folder) / f"{site}.jsonl"
+
+
 def _is_table(data: Any) -> bool:
-    return isinstance(data, Table | Mapping) or hasattr(data, "columns")
+    return isinstance(data, Table | Mapping | str | Path) or hasattr(data, "columns")
 
 
 def _table(data: Any) -> Table:
-    if isinstance(data, Table):
-        return data
+    if not isinstance(data, Mapping) and not hasattr(data, "dtypes"):
+        return as_table(data)
+    names = [str(name) for name in data]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"column {twice!r} appears twice", remedy="rename one")
     return Table.of({str(name): _cells(data[name]) for name in data})
 
 

@@ -80,7 +80,8 @@ class BoostedTrees(Finding):
         return told
 
     def save(self, path: str | Path) -> None:
-        """Write :meth:`exported` as JSON: ``xgboost.Booster(model_file=path)`` reads it."""
+        """Write :meth:`exported` as JSON, which ``xgboost.Booster(model_file=path)`` reads; makes folders."""
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(json.dumps(self.exported()), encoding="utf-8")
 
     def predict(self, data: Any) -> Array:
