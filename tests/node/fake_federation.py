@@ -38,6 +38,7 @@ from atoll.wire.frames import Allowed, Blob, decode, encode
 from atoll.wire.identity import Identity
 from atoll.wire.messages import BlobRef, PollReply, ReceiptBody, ResultBody, TaskBody
 from atoll.wire.metrics import metrics_from_plain
+from atoll.wire.news import NEWS, told
 
 ANY = Allowed(most_arrays=1000, most_bytes=1 << 40)
 
@@ -62,6 +63,7 @@ class FakeServer:
     waiting: int = 0
     inline: bool = True
     together: bool = True
+    leading: bool = True
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     # What a test does ---------------------------------------------------------------------------
@@ -127,20 +129,25 @@ class FakeServer:
     ) -> SimpleNamespace:
         self._reachable()
         assert digest in (None, hashlib.sha256(body).digest())
-        kept = "application/octet-stream"
         if path == "/v1/poll":
-            raw = encode(*self._poll(query))
+            raw, kept = self._told(query, *self._poll(query))
         elif path.startswith("/v1/results/"):
             self.ledgers += [head for head in parse_qs(query).get("ledger", ()) if head]
             receipt = self._take(unquote(path.removeprefix("/v1/results/")), body, kind)
             raw, kept = receipt.model_dump_json().encode(), "application/json"
             if self.together and "wait=" in query:
                 news, small = self._poll(query)
-                told = {"receipt": receipt.model_dump(), "news": news}
-                raw, kept = encode(told, small), "application/octet-stream"
+                both = {"receipt": receipt.model_dump(), "news": news}
+                raw, kept = self._told(query, both, small)
         else:
             raise NotFound(f"{method} {path}")
-        return SimpleNamespace(status=200, headers={"content-type": kept}, body=raw)
+        return SimpleNamespace(status=200, headers={"content-type": kept}, body=raw, first=None)
+
+    def _told(self, query: str, body: Any, blobs: Any) -> tuple[bytes, str]:
+        """News, in the form that was asked for, if this server knows it."""
+        if self.leading and "first=1" in query.split("&"):
+            return told(body, blobs), NEWS
+        return encode(body, blobs), "application/octet-stream"
 
     def download(self, blob: Blob, path: Path) -> None:
         self._reachable()

@@ -477,6 +477,15 @@ def test_a_server_that_gives_receipts_alone_is_asked_as_before(
             assert server.result(solo.train().id)[0].status == "done"
 
 
+def test_a_server_that_puts_no_blob_first_is_understood(
+    tmp_path: Path, server: ff.FakeServer, solo: ff.Solo
+) -> None:
+    server.leading = False
+    with east(tmp_path, server):
+        for _ in range(2):
+            assert server.result(solo.train().id)[0].status == "done"
+
+
 def test_nothing_listens(tmp_path: Path, server: ff.FakeServer, solo: ff.Solo) -> None:
     before = listening(os.getpid())
     with east(tmp_path, server) as agent:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.core.errors import Unreachable, WireError
+from atoll.core.errors import Unreachable
 from atoll.node.cache import Cache
 from atoll.wire.frames import Blob
 from atoll.wire.spares import LARGE
@@ -49,12 +49,12 @@ def test_a_damaged_blob_is_downloaded_again(tmp_path: Path) -> None:
     assert source.given == 2
 
 
-def test_bytes_that_came_along_are_checked(tmp_path: Path) -> None:
-    cache = Cache(tmp_path, 1000)
-    cache.put(blob(10).sha256, raw(10))
+def test_bytes_that_came_along_are_there(tmp_path: Path) -> None:
+    cache, source = Cache(tmp_path, 1000), Source()
+    cache.put(blob(10), raw(10))
     assert cache.has(blob(10))
-    with pytest.raises(WireError):
-        cache.put(blob(10).sha256, raw(11))
+    assert cache.fetch(blob(10), source).read_bytes() == raw(10)
+    assert source.given == 0
 
 
 def test_what_was_used_longest_ago_goes_first_and_nothing_in_use(tmp_path: Path) -> None:
@@ -81,13 +81,13 @@ def test_a_failed_download_leaves_nothing_that_counts(tmp_path: Path) -> None:
 
 def test_a_model_that_came_along_is_written_over_the_one_before_the_last(tmp_path: Path) -> None:
     cache, models = Cache(tmp_path, 1 << 30), [blob(LARGE + n) for n in range(3)]
-    cache.put(models[0].sha256, raw(models[0].size))
+    cache.put(models[0], raw(models[0].size))
     number = cache.path(models[0]).stat().st_ino
     if not hasattr(os, "setxattr"):
         pytest.skip("no marks on this system")
-    cache.put(models[1].sha256, raw(models[1].size))
+    cache.put(models[1], raw(models[1].size))
     cache.drop(models[0].sha256)
-    cache.put(models[2].sha256, raw(models[2].size))
+    cache.put(models[2], raw(models[2].size))
     path = cache.path(models[2])
     assert path.stat().st_ino == number
     assert path.read_bytes() == raw(models[2].size)

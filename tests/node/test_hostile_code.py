@@ -229,9 +229,10 @@ def test_only_a_plain_file_is_taken(tmp_path: Path) -> None:
     aside = tmp_path / "aside"
     aside.mkdir()
     (tmp_path / "file").write_text("mine")
-    assert taken(tmp_path / "file", aside).read_text() == "mine"
+    assert taken(str(tmp_path / "file"), str(aside))
+    assert (aside / "file").read_text() == "mine"
     assert not (tmp_path / "file").exists()
-    assert not taken(tmp_path / "none", aside).exists()
+    assert not taken(str(tmp_path / "none"), str(aside))
 
 
 def test_what_a_link_leads_to_is_not_removed(tmp_path: Path) -> None:

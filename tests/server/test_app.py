@@ -21,6 +21,7 @@ from atoll.server.service import Poll, Readable
 from atoll.wire.frames import Allowed, Blob, decode, encode
 from atoll.wire.identity import Identity
 from atoll.wire.messages import BlobRef, RoundsReply, TaskBody
+from atoll.wire.news import NEWS, opened
 from atoll.wire.signatures import sign_request
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -268,6 +269,26 @@ def test_small_blobs_come_with_the_tasks_that_name_them(bench, ulm, telling):
     )
     _, arrays = polled(bench.ask(ulm, "GET", "/v1/poll"))
     assert {sha: array.tobytes() for sha, array in arrays.items()} == {refs[0].sha256: small}
+
+
+def test_the_longest_blob_comes_first_where_that_is_asked_for(bench, ulm, telling):
+    raws = {hashlib.sha256(raw).hexdigest(): raw for raw in (b"plan", b"model" * 9000)}
+    refs = [BlobRef(sha256=sha, size=len(raw)) for sha, raw in raws.items()]
+    asked = task().model_copy(update={"plan": refs[0], "broadcast": refs[1]})
+    telling(lambda site, have: Poll([asked], []))
+    bench.service.blob = lambda site, sha: Readable(
+        len(raws[sha]), lambda start, stop: raws[sha][start:stop]
+    )
+    heard = bench.ask(
+        ulm, "GET", "/v1/poll", "first=1"
+    )  # which checks that what it signed is the body
+    assert heard.headers["content-type"] == NEWS
+    assert heard.body.startswith(raws[refs[1].sha256])
+    body, blobs = opened(heard.body)
+    assert {sha: blob.tobytes() for sha, blob in blobs.items()} == raws
+    assert [mine["id"] for mine in body["tasks"]] == [asked.id]
+    heard = bench.ask(ulm, "GET", "/v1/poll", "first=1")  # the site keeps them, or asks for them
+    assert (opened(heard.body)[1], opened(heard.body)[0]["tasks"]) == ({}, body["tasks"])
 
 
 @pytest.mark.parametrize("wait", ["x", "-1", "nan", "1&wait=2", ""])

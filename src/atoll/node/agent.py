@@ -32,6 +32,7 @@ from atoll.node.spool import Held, Spool
 from atoll.node.steward import Steward
 from atoll.runtime.fulfilling import backoff
 from atoll.wire.disk import Disk, RealDisk
+from atoll.wire.frames import Blob
 from atoll.wire.messages import PollReply
 
 __all__ = ["Agent", "stop_on_signal"]
@@ -217,7 +218,7 @@ class Agent:
         """
         for sha256, raw in blobs.items():
             try:
-                self._site.cache.put(sha256, raw.data)
+                self._site.cache.put(Blob(sha256, raw.size), raw.data)
             except StorageError as error:  # it can still be downloaded, when there is room again
                 log.warning("%s", error)
         with self._taking:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
-from atoll.core.errors import StorageError, WireError
+from atoll.core.errors import StorageError
 from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Blob
 from atoll.wire.spares import LARGE, Spares
@@ -80,16 +80,16 @@ class Cache:
                 self.path(blob).unlink()
         return right
 
-    def put(self, sha256: str, raw: bytes | memoryview) -> None:
+    def put(self, blob: Blob, raw: bytes | memoryview) -> None:
         """Keep bytes that came with a message.
 
+        Args:
+            blob: their digest, which was checked, and size.
+            raw: the bytes.
+
         Raises:
-            WireError: they are not what they are called.
             StorageError: the folder cannot be written.
         """
-        blob = Blob.of(raw)
-        if blob.sha256 != sha256:
-            raise WireError(f"bytes called {sha256[:12]} are {blob.sha256[:12]}")
         if self.has(blob):
             return
         aside = self._folder / f".{blob.sha256}.{os.getpid()}.{next(self._numbers)}"

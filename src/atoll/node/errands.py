@@ -11,18 +11,19 @@ import heapq
 import itertools
 import logging
 import math
+import os
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from atoll.core.errors import AtollError, Equivocation, StorageError
-from atoll.node.datasets import Dataset
 from atoll.node.leaving import checked
 from atoll.node.link import INLINE, passing
 from atoll.node.orders import DatasetBody, Order, Report, done_only, named
@@ -43,6 +44,7 @@ __all__ = ["Errands"]
 
 log = logging.getLogger("atoll.node")
 
+_COMPUTES = ("fit", "train", "evaluate")
 _BUSY = ("offered", "fetching", "working", "finished")
 _START = 60.0
 """Seconds that a new worker may take to load its libraries, beyond what its first task may."""
@@ -73,7 +75,7 @@ class Errands:
         self._tasks: dict[str, f.Fulfilling] = {}
         self._bodies: dict[str, TaskBody] = {}
         self._orders: dict[str, Order] = {}
-        self._data: tuple[Path, Worker, Dataset, Asked] | None = None
+        self._data: tuple[str, Worker, DatasetBody, Asked] | None = None
         self._models: set[str] = set()  # that tasks start from
         self._masked = Summed(run, site)
         self._waiting: deque[str] = deque()
@@ -140,11 +142,8 @@ class Errands:
 
     def state(self) -> Mapping[str, Any]:
         """What is being done, for people."""
-        worker = self._worker
-        return {
-            "tasks": {name: task.state for name, task in list(self._tasks.items())},
-            "worker": None if worker is None else worker.pid,
-        }
+        worker, tasks = self._worker, {name: t.state for name, t in list(self._tasks.items())}
+        return {"tasks": tasks, "worker": None if worker is None else worker.pid}
 
     # The thread ---------------------------------------------------------------------------------
 
@@ -359,8 +358,7 @@ class Errands:
             )
         path = {ref.sha256: str(site.cache.path(ref.blob)) for ref in named(body)}
         plan = path[body.plan.sha256]
-        dataset = self._dataset(body, Path(plan), worker)
-        computes = body.kind in ("fit", "train", "evaluate")
+        dataset, computes = self._dataset(body, plan, worker), body.kind in _COMPUTES
         memory = site.spool.memory(self.run_id, body.kept) if computes else None
         place = worker.folder / str(next(self._numbers))
         result, keep = site.spool.prepare(self.run_id, place, body.kind == "train")
@@ -373,14 +371,15 @@ class Errands:
             memory=str(memory) if memory else "",
             result=str(result),
             keep=str(keep),
-            dataset=DatasetBody.model_validate(dataset.to_plain()),
+            dataset=dataset,
             digest=site.spool.digest(self.run_id),
         )
 
-    def _dataset(self, body: TaskBody, plan: Path, worker: Worker) -> Dataset:
+    def _dataset(self, body: TaskBody, plan: str, worker: Worker) -> DatasetBody:
         """What the run's job reads, if the site's rules allow; looked up once for each plan and worker."""
         if self._data is None or self._data[:2] != (plan, worker):
-            self._data = plan, worker, *self._site.asked(plan)
+            found, asked = self._site.asked(Path(plan))
+            self._data = plan, worker, DatasetBody.model_validate(found.to_plain()), asked
         self._site.admit(body, self._data[3])
         return self._data[2]
 
@@ -397,8 +396,7 @@ class Errands:
     def _heard(self, worker: Worker, what: Report | Ended) -> None:
         if worker is not self._worker or self._stopped:
             return
-        task = self._working
-        self._due = math.inf
+        task, self._due = self._working, math.inf
         if isinstance(what, Ended):
             self._worker, self._working = None, ""
             if task:
@@ -424,32 +422,32 @@ class Errands:
                     self._say(name)
             return
         try:
-            if not result.exists():
+            there, raw = self._site.spool.near.look(result, INLINE)
+            if not there:
                 self._fail(task, "the worker's result was lost with the worker")
             elif task in self._tasks and self._tasks[task].state == "working":
-                body = checked(order)
+                body, fit = checked(order, raw), order.task.kind == "fit"
                 self._site.note(order.task, body, report)
                 if report.digest:
                     self._site.spool.begin(self.run_id, report.digest)
                 held = self._site.spool.finish(
                     self.run_id,
                     task,
-                    done_only(body) if order.task.kind == "fit" else result,
+                    done_only(body) if fit else result,
                     memory=memory,
-                    before="" if order.task.kind == "fit" else order.task.kept,
+                    before="" if fit else order.task.kept,
                     trained=order.task.kind == "train" and body.status == "done",
-                    wait=result.stat().st_size <= INLINE,
+                    wait=raw is not None,
                 )
                 self._finished(held, body)
         except StorageError as error:
-            self._site.hindered(self.run_id, f"{task} cannot be kept: {error}")
-            after = f.backoff(tries, self._site.jitter())
-            self._later(after, lambda: self._finish(order, report, tries + 1))
+            self._unkept(task, error, tries, partial(self._finish, order, report, tries + 1))
             return
         except AtollError as error:
             self._fail(task, f"the worker's result is not valid: {without_paths(str(error))}")
-        for left in (result, Path(order.keep)):
-            left.unlink(missing_ok=True)
+        for left in (order.result, order.keep):
+            with suppress(FileNotFoundError):
+                os.unlink(left)
 
     def _fail(self, task: str, reason: str, status: Verdict = "failed", tries: int = 1) -> None:
         """End a task with a result that says why; it is kept and sent like any other."""
@@ -460,11 +458,13 @@ class Errands:
         try:
             held = self._site.spool.finish(self.run_id, task, encode(body.model_dump()))
         except StorageError as error:
-            self._site.hindered(self.run_id, f"{task} cannot be kept: {error}")
-            after = f.backoff(tries, self._site.jitter())
-            self._later(after, lambda: self._fail(task, reason, status, tries + 1))
+            self._unkept(task, error, tries, partial(self._fail, task, reason, status, tries + 1))
             return
         self._finished(held, body)
+
+    def _unkept(self, task: str, error: object, tries: int, again: Callable[[], None]) -> None:
+        self._site.hindered(self.run_id, f"{task} cannot be kept: {error}")
+        self._later(f.backoff(tries, self._site.jitter()), again)
 
     def _finished(self, held: Held, body: ResultBody) -> None:
         digest = held.blob.sha256

@@ -104,8 +104,12 @@ def discreet(text: str, minimum: int) -> str:
     return _COUNT.sub(told, text) if minimum > 1 else text
 
 
-def checked(order: Order) -> ResultBody:
+def checked(order: Order, raw: bytes | None = None) -> ResultBody:
     """The body of a worker's result, if it may leave.
+
+    Args:
+        order: names the result's file.
+        raw: its bytes, where they have been read.
 
     Raises:
         PolicyError: it tells of fewer rows than the rule's minimum of persons, or hands out what is kept.
@@ -113,7 +117,7 @@ def checked(order: Order) -> ResultBody:
         StorageError: it cannot be read.
     """
     task, own = order.task, order.dataset.dataset.rule
-    body = read_result(Path(order.result), task.id)
+    body = read_result(order.result, task.id, raw)
     if body.status != "done":
         return body
     if body.answer.get("inputs") and not (own.inputs and _counted_by_nobody(order)):

@@ -11,7 +11,7 @@ from urllib.parse import quote
 from atoll.core.errors import AtollError, AuthError, StorageError, Unreachable, WireError
 from atoll.core.layout import Array
 from atoll.node.spool import Held
-from atoll.wire.frames import Allowed, Blob, decode
+from atoll.wire.frames import Blob
 from atoll.wire.messages import (
     BlobRef,
     MembersReply,
@@ -22,6 +22,7 @@ from atoll.wire.messages import (
     read_body,
     read_json,
 )
+from atoll.wire.news import NEWS, alone, opened
 
 __all__ = ["INLINE", "Channel", "Link", "passing"]
 
@@ -32,7 +33,6 @@ _PATIENCE = 15.0
 _ANSWER = 60.0
 """Seconds a receipt may take."""
 _MOST_QUERY = 7000
-_BLOBS = Allowed(dtypes=("uint8",), most_arrays=1000, most_bytes=64 << 20)
 
 
 def passing(error: AtollError) -> bool:
@@ -88,16 +88,14 @@ class Link:
 
         Returns:
             the news (``gone``: which of ``have`` the server does not need any more), and small blobs
-            that the tasks name, by digest.
+            that the tasks name, by digests that are theirs.
 
         Raises:
             AtollError: unreachable, refused, or no valid answer.
         """
-        ids = _listed(have)
-        reply = self._channel.call(
-            "GET", "/v1/poll", query=f"have={ids}&wait={wait}", timeout=wait + _PATIENCE
-        )
-        body, blobs = decode(reply.body, _BLOBS)
+        asked = f"have={_listed(have)}&wait={wait}&first=1"
+        reply = self._channel.call("GET", "/v1/poll", query=asked, timeout=wait + _PATIENCE)
+        body, blobs = _told(reply)
         return read_body(PollReply, body), blobs
 
     def deliver_and_ask(
@@ -117,12 +115,12 @@ class Link:
         Raises:
             AtollError: as :meth:`deliver`.
         """
-        asked = f"have={_listed(have)}&wait={wait:g}"
+        asked = f"have={_listed(have)}&wait={wait:g}&first=1"
         reply = self._hand_in(held, raw, asked, wait + _ANSWER)
-        if reply.headers.get("content-type") != "application/octet-stream":
+        if reply.headers.get("content-type") == "application/json":
             _check(held, read_json(ReceiptBody, reply.body))
             return None
-        body, blobs = decode(reply.body, _BLOBS)
+        body, blobs = _told(reply)
         told = read_body(NewsReply, body)
         _check(held, told.receipt)
         return told.news, blobs
@@ -199,6 +197,13 @@ class Link:
     def leave(self) -> None:
         """Leave the federation."""
         self._channel.call("POST", "/v1/leave", timeout=_ANSWER)
+
+
+def _told(reply: Any) -> tuple[dict[str, Any], dict[str, Array]]:
+    """News and the blobs that came along, in whichever of the two forms the server speaks."""
+    if reply.headers.get("content-type") == NEWS:
+        return opened(reply.body, reply.first)
+    return alone(reply.body)
 
 
 def _check(held: Held, receipt: ReceiptBody) -> ReceiptBody:

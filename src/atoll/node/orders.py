@@ -166,15 +166,20 @@ def done_only(body: ResultBody) -> bytes:
     return encode(said.model_dump())
 
 
-def read_result(path: Path, task: str) -> ResultBody:
+def read_result(path: str, task: str, raw: bytes | None = None) -> ResultBody:
     """The body of a worker's result.
+
+    Args:
+        path: where it lies.
+        task: its task.
+        raw: its bytes, where they have been read.
 
     Raises:
         WireError: it is none, or that of another task.
         StorageError: it cannot be read.
     """
-    raw, _ = open_frame(path, _ANY)
-    body = read_body(ResultBody, raw)
+    told, _ = open_frame(Path(path), _ANY) if raw is None else decode(raw, _ANY)
+    body = read_body(ResultBody, told)
     if body.task != task:
         raise WireError(f"it is that of {body.task!r:.100}")
     return body

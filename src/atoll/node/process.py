@@ -164,7 +164,10 @@ class Worker:
 
     def taken(self, order: Order) -> Order:
         """An order that was reported, as its files lie now."""
-        result, keep = (str(self.aside / Path(path).name) for path in (order.result, order.keep))
+        aside = str(self.aside)
+        result, keep = (
+            os.path.join(aside, os.path.basename(path)) for path in (order.result, order.keep)
+        )
         return order.model_copy(update={"result": result, "keep": keep})
 
     def end(self, why: str = "") -> None:
@@ -204,8 +207,9 @@ class Worker:
         if asked is None or asked.task.id != report.task:
             raise WireError("of a task that it was not given")
         self.show(())
-        taken(Path(asked.keep), self.aside)
-        if not taken(Path(asked.result), self.aside).exists():
+        aside = str(self.aside)
+        taken(asked.keep, aside)
+        if not taken(asked.result, aside):
             raise WireError("without a result")
 
     def _wait_for(self, said: select.poll) -> None:

@@ -73,8 +73,8 @@ def size_of(folder: Path) -> float:
     return total
 
 
-def taken(path: Path, aside: Path) -> Path:
-    """Move a file that a worker has written out of its reach; returns where it lies now.
+def taken(path: str, aside: str) -> bool:
+    """Move a file that a worker has written out of its reach, by the name that it has; False: there is none.
 
     Args:
         path: in the worker's folder; nothing need be there.
@@ -84,13 +84,14 @@ def taken(path: Path, aside: Path) -> Path:
         WireError: it is no plain file of its own: a link, a pipe, a folder.
         OSError: it cannot be moved.
     """
-    place = aside / path.name
+    name = os.path.basename(path)
+    place = os.path.join(aside, name)
     try:
         os.rename(path, place)
     except FileNotFoundError:
-        return place
+        return os.path.lexists(place)
     told = os.lstat(place)
     if not stat.S_ISREG(told.st_mode) or told.st_nlink != 1:
-        raise WireError(f"{path.name} is no plain file")
+        raise WireError(f"{name} is no plain file")
     os.chmod(place, 0o600)
-    return place
+    return True

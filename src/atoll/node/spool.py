@@ -35,6 +35,7 @@ from typing import Any
 from urllib.parse import quote
 
 from atoll.core.errors import StorageError, WireError
+from atoll.node.near import Near
 from atoll.wire.disk import Disk, RealDisk, keep
 from atoll.wire.frames import Allowed, Blob, decode, encode, read_header
 
@@ -83,11 +84,7 @@ class _Run:
     memories: Mapping[str, Path] = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
-        return {
-            "run": self.run,
-            "digest": self.digest,
-            "stateful": self.stateful,
-        }
+        return {"run": self.run, "digest": self.digest, "stateful": self.stateful}
 
 
 class Spool:
@@ -105,6 +102,7 @@ class Spool:
     def __init__(self, folder: Path, disk: Disk | None = None, most: int = 1 << 40) -> None:
         self._folder, self._most = folder, most
         self._disk: Disk = RealDisk() if disk is None else disk
+        self.near = Near(self._disk)  # short results, before they are here
         self._lock = threading.RLock()
         self._numbers = itertools.count()
         self._runs: dict[str, _Run] = {}
@@ -150,7 +148,8 @@ class Spool:
 
     def read(self, held: Held) -> bytes:
         """A result's bytes."""
-        return self._disk.read(held.path)
+        raw = self.near.take(held.blob)
+        return self._disk.read(held.path) if raw is None else raw
 
     def memory(self, run: str, kept: str) -> Path | None:
         """Where the client's memory after the task ``kept`` lies; None where it keeps none.
@@ -393,7 +392,7 @@ class Spool:
         if found.run not in self._runs:
             self._note(found)
         if isinstance(what, Path):
-            blob = Blob.of(self._disk.view(what))
+            blob = self.near.name(what)
             aside = what
         else:
             blob, aside = Blob.of(what), self._aside()

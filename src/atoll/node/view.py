@@ -46,17 +46,18 @@ class View:
             OSError: the disk does not take their names.
         """
         self._places.clear()
-        for place in self._folder.iterdir():
-            place.unlink()
+        folder = str(self._folder)
+        for name in os.listdir(folder):
+            os.unlink(os.path.join(folder, name))
         for path in set(files):
-            place = self._folder / Path(path).name
+            place = os.path.join(folder, os.path.basename(path))
             try:
                 os.link(path, place)
             except OSError as error:
                 if error.errno not in _NO_LINK:
                     raise
                 shutil.copyfile(path, place)
-            self._places[path] = str(place)
+            self._places[path] = place
 
     def seen(self, order: Order) -> Order:
         """An order with the names that what is shown has in the room."""

@@ -64,7 +64,6 @@ _LIGHT = 16 * KIB
 _RANGE = re.compile(r"bytes=(\d{1,15})-(\d{0,15})")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _HEAD = re.compile(LEDGER_HEAD)
-_STREAM = "application/octet-stream"
 
 _T = TypeVar("_T")
 
@@ -249,7 +248,7 @@ class Api:
 
     async def poll(self, asked: Asked) -> Answer:
         """Open tasks, as soon as there are any, with the small blobs that they name."""
-        return Answer(await self.news.frame(asked), _STREAM)
+        return await self.news.answer(asked)
 
     async def deliver(self, asked: Asked) -> Answer:
         """A result: the frame itself, or the name of the blob that it was uploaded as.
@@ -265,7 +264,7 @@ class Api:
         receipt = found if isinstance(found, ReceiptBody) else await self.news.receipt(asked, found)
         if "wait" not in asked.query:
             return _json(receipt)
-        return Answer(await self.news.frame(asked, receipt), _STREAM)
+        return await self.news.answer(asked, receipt)
 
     def _offered(self, asked: Asked) -> Early | None:
         """A short answer that is taken in without leaving the event loop; None where that is not possible."""

@@ -302,7 +302,7 @@ class App:
             headers |= sign_response(
                 self._house.identity,
                 status=answer.status,
-                body_digest=hashlib.sha256(body).digest(),
+                body_digest=answer.digest or hashlib.sha256(body).digest(),
                 sequence=exchange.claim.sequence,
                 answers=exchange.claim.signature,
                 created=int(self._house.now()),

@@ -15,19 +15,17 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
-
 from atoll.core.errors import AtollError, Unreachable, WireError
-from atoll.core.layout import Array
 from atoll.server.bell import Bell
 from atoll.server.early import Early
 from atoll.server.gate import Gate, Roster
 from atoll.server.limits import MIB, Limits
 from atoll.server.metrics_page import Meters
-from atoll.server.routes import Asked, Presence
+from atoll.server.routes import Answer, Asked, Presence
 from atoll.server.service import Poll, Service
 from atoll.wire.frames import encode
 from atoll.wire.messages import BlobRef, NewsReply, PollReply, ReceiptBody, TaskBody
+from atoll.wire.news import NEWS, First, joined
 
 __all__ = ["INLINE", "News", "listed"]
 
@@ -35,9 +33,25 @@ INLINE = MIB
 """Most bytes of a blob that is sent along with the task that names it."""
 
 _ALONG = 4 * MIB
+_FRAME = "application/octet-stream"
 _MOST_TOLD = 1000
 _LATELY = 4
 """Blobs that are kept at hand: those that all sites of a round are about to be told."""
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Who is told.
+
+    Args:
+        site: its name.
+        receipt: of an answer of its own; None for news alone.
+        first: whether it knows the form in which the longest blob comes first.
+    """
+
+    site: str
+    receipt: ReceiptBody | None
+    first: bool
 
 
 @dataclass(eq=False)
@@ -63,7 +77,7 @@ class News:
     limits: Limits = field(default_factory=Limits)
     meters: Meters = field(default_factory=Meters)
     told: dict[str, set[str]] = field(default_factory=dict)
-    _lately: dict[str, Array] = field(default_factory=dict)
+    _lately: dict[str, First] = field(default_factory=dict)
 
     async def until(
         self,
@@ -113,26 +127,27 @@ class News:
         if asked.sender is not None:
             self.gate.still(asked.sender)
 
-    async def frame(self, asked: Asked, receipt: ReceiptBody | None = None) -> bytes:
+    async def answer(self, asked: Asked, receipt: ReceiptBody | None = None) -> Answer:
         """News for the sender, whose query says what it has and how long it waits; with a receipt or not."""
         site, have = asked.name, frozenset(listed(asked.heading.query, "have"))
+        told = _Told(site, receipt, asked.query.get("first") == "1")
 
-        async def look() -> bytes:
+        async def look() -> Answer | None:
             found = self.service.glance(site, have)
             if found is None or not self._at_hand(site, found):
                 loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self.threads, self._asked, site, have, receipt)
-            return self._news(site, found, receipt)
+                return await loop.run_in_executor(self.threads, self._asked, told, have)
+            return self._news(told, found)
 
-        raw: bytes = await self.until(asked, site, look, bool)
-        return raw or self._frame(site, Poll([], []), receipt)
+        answer: Answer | None = await self.until(asked, site, look, bool)
+        return answer or self._answer(told, Poll([], []))
 
-    def _asked(self, site: str, have: frozenset[str], receipt: ReceiptBody | None) -> bytes:
-        return self._news(site, self.service.poll(site, have), receipt)
+    def _asked(self, to: _Told, have: frozenset[str]) -> Answer | None:
+        return self._news(to, self.service.poll(to.site, have))
 
-    def _news(self, site: str, found: Poll, receipt: ReceiptBody | None) -> bytes:
-        """A frame; empty where there are no news."""
-        return self._frame(site, found, receipt) if found.tasks or found.gone else b""
+    def _news(self, to: _Told, found: Poll) -> Answer | None:
+        """None where there are no news."""
+        return self._answer(to, found) if found.tasks or found.gone else None
 
     def _at_hand(self, site: str, found: Poll) -> bool:
         """Whether what would be sent along is in memory."""
@@ -140,7 +155,8 @@ class News:
         refs = [ref for ref in _named(found.tasks) if ref.size <= INLINE and ref.sha256 not in told]
         return all(ref.sha256 in self._lately or self.service.shown(ref.sha256) for ref in refs)
 
-    def _frame(self, site: str, found: Poll, receipt: ReceiptBody | None) -> bytes:
+    def _answer(self, to: _Told, found: Poll) -> Answer:
+        site, receipt = to.site, to.receipt
         reply = PollReply.model_construct(  # of parts that were checked when they were made
             tasks=list(found.tasks),
             gone=list(found.gone),
@@ -148,29 +164,36 @@ class News:
             start=self.gate.start,
             ledger=self.service.ledger(site),
         )
-        arrays: dict[str, Array] = {}
+        along: dict[str, First] = {}
         total = 0
         told = self.told.setdefault(site, set())
         for ref in _named(reply.tasks):
-            known = ref.sha256 in arrays or ref.sha256 in told
+            known = ref.sha256 in along or ref.sha256 in told
             if known or ref.size > INLINE or total + ref.size > _ALONG:
                 continue
-            arrays[ref.sha256] = self._bytes(site, ref)
+            along[ref.sha256] = self._bytes(site, ref)
             total += ref.size
         if len(told) > _MOST_TOLD:
             told.clear()
-        told.update(arrays)
+        told.update(along)
         message = (
             reply if receipt is None else NewsReply.model_construct(receipt=receipt, news=reply)
         )
-        return encode(message.model_dump(), arrays)
+        first = max(along, key=lambda name: along[name].array.size, default="") if to.first else ""
+        frame = encode(
+            message.model_dump(), {name: b.array for name, b in along.items() if name != first}
+        )
+        if not to.first:
+            return Answer(frame, _FRAME)
+        raw, digest = joined(along.get(first), frame)
+        return Answer(raw, NEWS, digest=digest)
 
-    def _bytes(self, site: str, ref: BlobRef) -> Array:
+    def _bytes(self, site: str, ref: BlobRef) -> First:
         """The bytes of a blob that a task of ``site`` names: read once for all sites that are told of it."""
         raw = self._lately.get(ref.sha256)
         if raw is None:
             readable = self.service.shown(ref.sha256) or self.service.blob(site, ref.sha256)
-            raw = np.frombuffer(readable.read(0, readable.size), np.uint8)
+            raw = First(readable.read(0, readable.size))
             self._lately[ref.sha256] = raw
             for old in list(self._lately)[:-_LATELY]:
                 self._lately.pop(old, None)

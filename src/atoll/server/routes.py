@@ -129,6 +129,8 @@ class Answer:
     kind: str = "application/json"
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
+    digest: bytes | None = None
+    """SHA-256 of the bytes, where it is known."""
 
 
 Handler = Callable[[Any, Asked], Awaitable[Answer]]

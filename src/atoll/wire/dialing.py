@@ -187,12 +187,22 @@ def dial(
         raise
 
 
+_NO_FIELDS = http.client.HTTPMessage()
+"""In place of those that the library has not read."""
+
+
 class _Response(http.client.HTTPResponse):
     """An answer whose head is read at once where it is as our servers write it.
 
     The library hands every head to its reader of e-mail, which takes longer than all else that is done with a
     short answer. What is in any way unusual is left to that.
     """
+
+    _fields: list[tuple[str, str]] | None = None
+
+    def getheaders(self) -> list[tuple[str, str]]:
+        """Names and values, in the order in which they came."""
+        return super().getheaders() if self._fields is None else self._fields
 
     def begin(self) -> None:
         """Read status and headers."""
@@ -205,18 +215,19 @@ class _Response(http.client.HTTPResponse):
     def _plain(self, lines: list[str]) -> bool:
         """Take a head over; False, and nothing has happened, where it is not of the usual kind."""
         first, known = _STATUS.fullmatch(lines[0]), dict[str, str]()
-        message = http.client.HTTPMessage()
+        fields: list[tuple[str, str]] = []
         for found in map(_FIELD.fullmatch, lines[1:]):
             if found is None or (name := found[1].lower()) in known:
                 return False
             known[name] = found[2]
-            message.set_raw(found[1], found[2])
+            fields.append((found[1], found[2]))
         size = known.get("content-length", "")
         if first is None or not _SIZE.fullmatch(size) or "transfer-encoding" in known:
             return False
         self.code = self.status = int(first[1])
         self.reason, self.version = first[2].strip(), 11
-        self.headers = self.msg = message
+        self.headers = self.msg = _NO_FIELDS
+        self._fields = fields
         self.chunked, self.length = False, int(size)
         self.will_close = "close" in known.get("connection", "").lower()
         return True

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlencode
@@ -33,6 +34,7 @@ from atoll.wire.dialing import Line, Pin, dial, find_proxy
 from atoll.wire.frames import Blob
 from atoll.wire.identity import Identity
 from atoll.wire.messages import ProblemBody, UploadReply, read_json
+from atoll.wire.news import NEWS, digests
 from atoll.wire.sealed import room
 from atoll.wire.signatures import digest_of, sign_request, signature_in, verify_response
 from atoll.wire.status import EPOCH
@@ -61,11 +63,13 @@ class Reply:
         status: of HTTP, below 400.
         headers: names in lower case.
         body: all of it.
+        first: of news (:mod:`atoll.wire.news`) the SHA-256 of the blob that comes first.
     """
 
     status: int
     headers: Mapping[str, str]
     body: bytes
+    first: bytes | None = None
 
 
 class _Stale(Exception):
@@ -88,7 +92,7 @@ class _Answer:
     def status(self) -> int:
         return self.response.status
 
-    @property
+    @cached_property
     def headers(self) -> dict[str, str]:
         return {name.lower(): value for name, value in self.response.getheaders()}
 
@@ -394,19 +398,22 @@ class Channel:
     def _checked(self, answer: _Answer) -> Reply:
         """The whole answer, after its signature was checked; a problem is raised as its error."""
         status, headers = answer.status, answer.headers
-        body = b"".join(answer.pieces(_MOST_REPLY))
+        body, first = b"".join(answer.pieces(_MOST_REPLY)), None
         if self._pin.server_key is not None:
             if "signature" not in headers:
                 raise self._unsigned(status, body)
-            fields = answer.response.getheaders()
             digest = verify_response(
                 self._pin.server_key,
                 status,
-                fields,
+                answer.response.getheaders(),
                 sequence=answer.sequence,
                 answers=answer.signature,
             )
-            if digest != digest_of(body):
+            if headers.get("content-type") == NEWS:
+                found, first = digests(body)
+            else:
+                found = digest_of(body)
+            if digest != found:
                 raise AuthError(f"the body of {self.address}'s answer is not the one it signed")
         if status >= 400:
             problem = _problem(status, body)
@@ -415,7 +422,7 @@ class Channel:
             raise problem.error(status)
         if status >= 300:
             raise WireError(f"{self.address} answered {status}, which is not followed")
-        return Reply(status, headers, body)
+        return Reply(status, headers, body, first)
 
     def _unsigned(self, status: int, body: bytes) -> AuthError | Unreachable:
         """What to make of an answer that nobody vouches for."""

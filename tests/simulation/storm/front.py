@@ -18,7 +18,7 @@ from atoll.core.errors import Forbidden, NotFound
 from atoll.server.early import Early
 from atoll.server.gate import Roster
 from atoll.server.service import Poll, Service
-from atoll.wire.frames import Allowed, Blob, decode, encode
+from atoll.wire.frames import Blob
 from atoll.wire.messages import (
     NewsReply,
     PollReply,
@@ -28,10 +28,9 @@ from atoll.wire.messages import (
     read_body,
     read_json,
 )
+from atoll.wire.news import opened, told
 
 __all__ = ["Front", "receipt_in"]
-
-ANY = Allowed(most_arrays=1000, most_bytes=1 << 30)
 
 
 class Front:
@@ -65,7 +64,7 @@ class Front:
         query = {k: v[0] for k, v in parse_qs(request.query, keep_blank_values=True).items()}
         where = request.method, request.path.removeprefix("/v1/").partition("/")[0]
         if where == ("GET", "poll"):
-            return encode(*self._poll(site, query))
+            return told(*self._poll(site, query))
         if where == ("POST", "results"):
             return self._deliver(site, name, request)
         if where == ("GET", "blobs"):
@@ -151,11 +150,11 @@ class Front:
         if "wait" not in query:
             return receipt.model_dump_json().encode()
         news, small = self._poll(site, query)
-        return encode({"receipt": receipt.model_dump(), "news": news}, small)
+        return told({"receipt": receipt.model_dump(), "news": news}, small)
 
 
 def receipt_in(raw: bytes) -> tuple[ReceiptBody, bool]:
     """The receipt in an answer to a result, and whether it came alone."""
     if raw.startswith(b"{"):
         return read_json(ReceiptBody, raw), True
-    return read_body(NewsReply, decode(raw, ANY)[0]).receipt, False
+    return read_body(NewsReply, opened(raw)[0]).receipt, False

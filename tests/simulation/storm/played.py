@@ -21,6 +21,7 @@ from atoll.node.process import Ended
 from atoll.wire import transfers
 from atoll.wire.frames import Allowed, Blob, decode, encode
 from atoll.wire.messages import UploadReply, read_json
+from atoll.wire.news import NEWS
 
 if TYPE_CHECKING:
     from storm.nodes import Node
@@ -72,14 +73,14 @@ class Channel:
             if result:
                 world.checks.told(node, path, error)
             raise
-        kind = "application/json"
+        kind = NEWS if path == "/v1/poll" else "application/json"
         if result:
             receipt, alone = receipt_in(raw)
             world.checks.acknowledged(node, receipt)
             if not alone:
-                kind = "application/octet-stream"
+                kind = NEWS
                 world.count("news with a receipt")
-        return SimpleNamespace(status=200, headers={"content-type": kind}, body=raw)
+        return SimpleNamespace(status=200, headers={"content-type": kind}, body=raw, first=None)
 
     def download(self, blob: Blob, path: Path) -> None:
         """With the real transfer: cut anywhere, it goes on from there."""
