@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -186,6 +186,15 @@ class _Control:
     path: Tensor
 
 
+class _Bench(NamedTuple):
+    """What a step makes in one layer, ``(k, b, out)`` each: outputs, scaled slopes, and both as arrays."""
+
+    z: Tensor
+    slope: Tensor
+    z_array: Array
+    slope_array: Array
+
+
 class _Group:
     """The state of a group while it trains."""
 
@@ -204,6 +213,10 @@ class _Group:
         self.weights = [w.expand(k, -1, -1).contiguous() for w, _ in self.start[1:]]
         self.biases = [
             None if b is None else b.expand(k, -1).contiguous() for _, b in self.start[1:]
+        ]
+        self.moving = [
+            (w.numpy(), None if b is None else b.numpy())
+            for w, b in zip(self.weights, self.biases, strict=True)
         ]
         self.alpha = torch.ones(k, 1, 1, dtype=torch.float64)
         self.weight = torch.tensor([lane.weight for lane in lanes], dtype=self.dtype)
@@ -327,113 +340,120 @@ class _Group:
             torch.sum(scaled, 0, out=out[first.bias])
 
     def walk(self, steps: GroupSteps, mu: float, decay: float) -> Array:
-        """All local steps; the sum of the batch losses of each client, ``(k,)``."""
-        share = torch.from_numpy(steps.share).to(self.dtype)
+        """All local steps; the sum of the batch losses of each client, ``(k,)``.
+
+        What a step makes lies where the step before had it, and arrays are cut by NumPy: of so little
+        arithmetic the views and calls of torch are half.
+        """
+        share = steps.share.astype(self.layout.dtype)
         rates = torch.from_numpy(steps.lr).to(self.dtype)
-        scale = share * -rates.unsqueeze(2)
-        told = torch.zeros_like(share)
-        lane = torch.arange(len(self.lanes)).unsqueeze(1)
+        scale = share * -rates.numpy()[:, :, None]
+        told = np.zeros_like(share)
+        lane = np.arange(len(self.lanes))[:, None]
+        once = steps.at is None  # then nothing has been there yet
+        z0, d, gram, y = (t.numpy() for t in (self.z0, self.d, self.gram, self.y))
+        benches = dict[int, list[_Bench]]()  # by rows of a step: the last one may have fewer
         for t in range(len(share)):
             if steps.at is None:
                 a = t * steps.width
                 here: Any = (slice(None), slice(a, a + steps.width))
-                before, part = self.d[:, :a], self.gram[:, a : a + steps.width, :a]
+                before, part = d[:, :a], gram[:, a : a + steps.width, :a]
             else:
-                here, before = (lane, torch.from_numpy(steps.at[t])), self.d
-                part = self.gram[here]
-            z = self._outputs(here, part if t else None, before, bool(mu or decay))
-            n = z.shape[1]
-            once = steps.at is None  # then nothing has been there yet
-            direct = once and not (
-                mu or decay
-            )  # which shrink what is there, and not the new slopes
-            slope = self.d[here] if direct else self._room("slope 0", z, self.d.shape[2])
-            told[t, :, :n] = self._back(
-                z, self.y[here], scale[t, :, :n], rates[t], mu, decay, slope
-            )
-            if not once:
-                self.d.index_put_(here, slope, accumulate=True)
-            elif not direct:
-                self.d[here] = slope
+                here, before = (lane, steps.at[t]), d
+                part = gram[here]
+            first = z0[here]
+            n = first.shape[1]
+            bench = benches.get(n) or benches.setdefault(n, self._benches(n))
+            self._outputs(first, here, part if t else None, before, bool(mu or decay), bench[0])
+            told[t, :, :n] = self._back(bench, y[here], scale[t, :, :n], rates[t], mu, decay)
+            if once:
+                d[here] = bench[0].slope_array
+            else:
+                self.d.index_put_(
+                    tuple(map(torch.from_numpy, here)), bench[0].slope, accumulate=True
+                )
         losses = (told * share).sum(2)
         if self.loss == "nll_sum":  # summed over rows to train on, but reported per row
-            losses /= share.sum(2).clamp_(min=1.0)
-        return np.asarray(losses.to(torch.float64).sum(0).numpy())
+            losses /= np.maximum(share.sum(2), 1.0)
+        return np.asarray(losses.astype(np.float64).sum(0))
 
-    def _outputs(self, here: Any, part: Tensor | None, before: Tensor, scaled: bool) -> Tensor:
-        """The first layer's outputs at the rows ``here``, moved by the steps ``before``; to be used up."""
-        z = self.z0[here]
+    def _benches(self, rows: int) -> list[_Bench]:
+        """Memory for the values of steps of so many rows, layer by layer."""
+        made = []
+        for i, d in enumerate(self.chain.layers):
+            shape = (len(self.lanes), rows, d.out)
+            z, slope = (
+                self.rooms.take(f"{what} {i}", shape, self.dtype) for what in ("z", "slope")
+            )
+            made.append(_Bench(z, slope, z.numpy(), slope.numpy()))
+        return made
+
+    def _outputs(
+        self,
+        first: Array,
+        here: Any,
+        part: Array | None,
+        before: Array,
+        scaled: bool,
+        bench: _Bench,
+    ) -> None:
+        """The first layer's outputs: ``first`` at the rows ``here``, moved by the steps ``before``."""
         if scaled:
-            z = z * self.alpha.to(self.dtype)
-        if part is not None:
-            moved = self.rooms.take("moved by steps", z.shape, z.dtype)
-            np.matmul(part.numpy(), before.numpy(), out=moved.numpy())
-            z = moved.add_(z)
+            first = first * self.alpha.to(self.dtype).numpy()
+        z = bench.z_array
+        if part is None:
+            z[...] = first
+        else:
+            np.matmul(part, before, out=z)
+            z += first
         if self.pull is not None:
-            z = z + self.pull.path * self.pull.moved[here]
-        return z
+            z += (self.pull.path * self.pull.moved[here]).numpy()
 
     def _back(
         self,
-        z: Tensor,
-        y: Tensor,
-        scale: Tensor,
+        bench: Sequence[_Bench],
+        y: Array,
+        scale: Array,
         rate: Tensor,
         mu: float,
         decay: float,
-        out: Tensor,
-    ) -> Tensor:
-        """Later layers forward, backward and moved; the losses. ``out`` gets the first one's scaled slopes."""
-        before = list[tuple[Tensor, Tensor]]()
-        for i, d in enumerate(self.chain.layers):
+    ) -> Array:
+        """Later layers forward, backward and moved; the losses. The first bench gets scaled slopes."""
+        values = list[Tensor]()
+        for i, (d, own) in enumerate(zip(self.chain.layers, bench, strict=True)):
             if i:
-                h, w, b = before[-1][1], self.weights[i - 1], self.biases[i - 1]
-                z = self._room(f"z {i}", h, d.out)
-                np.matmul(h.numpy(), w.numpy().transpose(0, 2, 1), out=z.numpy())
+                w, b = self.moving[i - 1]
+                np.matmul(values[-1].numpy(), w.transpose(0, 2, 1), out=own.z_array)
                 if b is not None:
-                    z.add_(b.unsqueeze(1))
-            before.append((z, z if d.activation is None else d.activation.forward(z)))
-        last = len(self.weights)
-        slopes = [
-            out,
-            *(self._room(f"slope {i}", z, self.chain.layers[i].out) for i in range(1, last + 1)),
-        ]
-        losses = self._losses(z, y, scale, slopes[last])
-        for i in range(last - 1, -1, -1):
-            np.matmul(slopes[i + 1].numpy(), self.weights[i].numpy(), out=slopes[i].numpy())
-            activation, (zi, hi) = self.chain.layers[i].activation, before[i]
-            if (
-                activation is not None
-                and (made := activation.backward(slopes[i], zi, hi)) is not slopes[i]
-            ):
-                slopes[i].copy_(made)
+                    np.add(own.z_array, b[:, None], out=own.z_array)
+            values.append(own.z if d.activation is None else d.activation.forward(own.z))
+        losses = self._losses(values[-1].numpy(), y, scale, bench[-1].slope_array)
+        for i in range(len(bench) - 2, -1, -1):
+            own, activation = bench[i], self.chain.layers[i].activation
+            np.matmul(bench[i + 1].slope_array, self.moving[i][0], out=own.slope_array)
+            if activation is not None:
+                made = activation.backward(own.slope, own.z, values[i])
+                if made is not own.slope:
+                    own.slope.copy_(made)
         if mu or decay:
             self._shrink(rate, mu, decay)
-        for i, (w, b) in enumerate(zip(self.weights, self.biases, strict=True)):
-            s, step = slopes[i + 1].numpy(), self.rooms.take("step", w.shape, w.dtype)
-            w.add_(
-                torch.from_numpy(
-                    np.matmul(s.transpose(0, 2, 1), before[i][1].numpy(), out=step.numpy())
-                )
-            )
+        for (w, b), behind, value in zip(self.moving, bench[1:], values, strict=False):
+            s, step = behind.slope_array, self.rooms.take("step", w.shape, self.dtype).numpy()
+            np.matmul(s.transpose(0, 2, 1), value.numpy(), out=step)
+            np.add(w, step, out=w)
             if b is not None:
-                b.add_(torch.from_numpy(np.add.reduce(s, 1)))
+                np.add(b, np.add.reduce(s, 1), out=b)
         if self.pull is not None:
             for t, gap in zip(self.later(), self.pull.later, strict=True):
                 t.sub_(rate.view(-1, *[1] * (t.dim() - 1)) * gap)
             self.pull.path += rate.view(-1, 1, 1)
         return losses
 
-    def _room(self, name: str, rows: Tensor, width: int) -> Tensor:
-        """Memory for values of the rows of a step, ``(k, b, width)``."""
-        return self.rooms.take(name, (*rows.shape[:2], width), self.dtype)
-
-    def _losses(self, z: Tensor, y: Tensor, scale: Tensor, out: Tensor) -> Tensor:
+    def _losses(self, z: Array, y: Array, scale: Array, out: Array) -> Array:
         """Per row the loss ``(k, b)``, summed over rows where it is a sum; its scaled gradient to ``out``."""
         if self.loss in _LABELLED:
-            given = (t.numpy() for t in (z, y, scale, out))
-            return torch.from_numpy(_scores(*given))
-        return _gaps(self.loss, z, y, scale, out)
+            return _scores(z, y, scale, out)
+        return np.asarray(_gaps(self.loss, *map(torch.from_numpy, (z, y, scale, out))).numpy())
 
     def _shrink(self, rate: Tensor, mu: float, decay: float) -> None:
         """``w <- (1 - lr (mu + decay)) w + lr mu w_0``, at every client that takes this step."""
