@@ -130,3 +130,16 @@ def test_joining_begins_with_no_epoch(tmp_path: Path) -> None:
     Fence(home.epoch, RealDisk()).follow(9)
     home.join(Federation("f", "east", "localhost:1", "ab", "cd", 0.0))
     assert Fence(home.epoch, RealDisk()).epoch == 0
+
+
+def test_a_server_is_told_which_start_was_seen_last() -> None:
+    disk = lossy()
+    fence = Fence(PATH, disk)
+    assert fence.seen == ""
+    fence.follow(3)
+    assert fence.seen == "3"
+    fence.follow(4, "a" * 16)
+    assert Fence(PATH, disk).seen == "4-" + "a" * 16
+    assert fence.told(4, "a" * 16)
+    assert not fence.told(4, "b" * 16)
+    assert not fence.told(5, "a" * 16)

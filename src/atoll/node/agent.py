@@ -87,7 +87,8 @@ class Agent:
         cache = Cache(home.cache, round(settings.cache * GIB))
         if steward is not None:
             steward.begin({held.task for held in spool.results})
-        link = Link(channel, None if steward is None else steward.tell)
+        head = None if steward is None else steward.tell
+        link = Link(channel, head, lambda: self._fence.seen)
         self._site = Site(
             home, name, settings, link, spool, cache, jitter, trust, steward, self._hand_in
         )
@@ -200,6 +201,8 @@ class Agent:
 
     def _take_from_result(self, asked: int, reply: PollReply, blobs: Mapping[str, Array]) -> None:
         """The result was taken, whatever becomes of the news that came with its receipt."""
+        if not self._fence.told(reply.epoch, reply.start):
+            return  # a new start: with the next question it is told which one was seen before
         try:
             self._take(asked, reply, blobs)
         except Exception:  # they are told again

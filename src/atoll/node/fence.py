@@ -43,6 +43,15 @@ class Fence:
         """The newest that was seen; 0 before any."""
         return self._epoch
 
+    @property
+    def seen(self) -> str:
+        """The newest, with what was drawn at that start, as a server is told; empty before any."""
+        return f"{self._epoch}{self._start and '-'}{self._start}" if self._epoch else ""
+
+    def told(self, epoch: int, start: str) -> bool:
+        """Whether a server of that start has been followed, so that it has been told what was seen before."""
+        return (epoch, start) == (self._epoch, self._start)
+
     def follow(self, epoch: int, start: str = "") -> None:
         """Let a word of the server in ``epoch`` in; when this returns, older ones are kept out for good.
 

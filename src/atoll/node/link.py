@@ -73,10 +73,16 @@ class Link:
     Args:
         channel: to the server.
         head: how far the site's privacy ledger has come, told with each result.
+        seen: which start of the server was seen last, told with each question.
     """
 
-    def __init__(self, channel: Channel, head: Callable[[], str] | None = None) -> None:
-        self._channel, self._head = channel, head
+    def __init__(
+        self,
+        channel: Channel,
+        head: Callable[[], str] | None = None,
+        seen: Callable[[], str] = str,
+    ) -> None:
+        self._channel, self._head, self._seen = channel, head, seen
 
     def poll(self, have: Collection[str], wait: int) -> tuple[PollReply, Mapping[str, Array]]:
         """Ask for news; the server answers when there is some, or after ``wait`` seconds.
@@ -94,6 +100,7 @@ class Link:
             AtollError: unreachable, refused, or no valid answer.
         """
         asked = f"have={_listed(have)}&wait={wait}&first=1"
+        asked += f"&seen={seen}" if (seen := self._seen()) else ""
         reply = self._channel.call("GET", "/v1/poll", query=asked, timeout=wait + _PATIENCE)
         body, blobs = _told(reply)
         return read_body(PollReply, body), blobs

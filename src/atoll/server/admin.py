@@ -17,6 +17,7 @@ from pathlib import Path
 
 from atoll.core.errors import JobError, StateError, StorageError, WireError
 from atoll.server.blobs import open_blobs
+from atoll.server.epochs import put_back
 from atoll.server.home import Charter, ServerHome
 from atoll.server.store.contract import RESTORED, Event, Invite, Member, Role, RunRow, Store
 from atoll.server.store.opening import open_store
@@ -367,18 +368,19 @@ def overview(path: Path, now: float, alarms: int = 10) -> Overview:
     try:
         runs = store.runs()
         newest = {run.id: store.last_round(run.id) for run in runs}
+        events, epoch = store.events(), store.lease().epoch
         return Overview(
             charter=charter,
             certificate=certificate_fingerprint(home.certificate(charter)).hex(),
             key=Identity.load(home.identity).fingerprint,
             running=home.running(),
-            epoch=store.lease().epoch,
+            epoch=epoch,
             members=store.members(),
             open_invites=tuple(i for i in store.invites() if i.used is None and i.expires > now),
             runs=runs,
             rounds={run: row.number if row else 0 for run, row in newest.items()},
-            alarms=store.events()[-alarms:] if alarms else (),
-            trouble=cramped(path),
+            alarms=events[-alarms:] if alarms else (),
+            trouble="; ".join(filter(None, (cramped(path), put_back(events, epoch)))),
         )
     finally:
         store.close()

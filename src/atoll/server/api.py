@@ -248,6 +248,8 @@ class Api:
 
     async def poll(self, asked: Asked) -> Answer:
         """Open tasks, as soon as there are any, with the small blobs that they name."""
+        if self.service.epochs.doubts(asked.name, seen := asked.query.get("seen", "")):
+            await self._call(self.service.epochs.hear, asked.name, seen)
         return await self.news.answer(asked)
 
     async def deliver(self, asked: Asked) -> Answer:
@@ -256,6 +258,7 @@ class Api:
         With it, in the query, how far the site's privacy ledger has come. Who says how long it would
         ``wait`` asks for news at once (:meth:`poll`), and is told them with the receipt.
         """
+        self.service.epochs.check(asked.name)
         if not _HEAD.fullmatch(asked.query.get("ledger", "")):
             raise WireError("ledger: this is no head of a ledger")
         found: Early | ReceiptBody | None = self._offered(asked)

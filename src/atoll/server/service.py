@@ -38,6 +38,7 @@ from atoll.server.board import Board, Poll
 from atoll.server.counter import site_of
 from atoll.server.early import Early
 from atoll.server.engine import ENDED, Engine
+from atoll.server.epochs import Epochs
 from atoll.server.garbage import collect
 from atoll.server.office import LEDGERS, Office
 from atoll.server.results import Files, Readable, reply_of, rounds_of
@@ -71,6 +72,7 @@ class Service:
         on_change: called, from any thread, with the names of sites that have news, and with ``run <id>``
             for runs that have.
         on_work: called, from any thread, when :meth:`step` has something to do.
+        epochs: the server's starts, and what sites say of them.
     """
 
     def __init__(
@@ -96,17 +98,21 @@ class Service:
         self._members: dict[str, Member] = {}
         self._unused = Uploads(self._office)
         self._files = Files(self._office)
+        self.epochs = Epochs(self._office)
         self._stepping = threading.Lock()
         self._looked = float("-inf")
 
-    def start(self) -> int:
+    def start(self, drawn: str = "") -> int:
         """Become the one server on the store and take up every run that has not ended; the epoch.
+
+        ``drawn`` tells this start from others of its epoch: 16 hexadecimal digits.
 
         Raises:
             FenceError: another server holds the store.
         """
         office = self._office
-        office.epoch = office.store.acquire(office.settings.holder, office.now())
+        office.epoch = office.store.acquire(office.settings.holder, office.now(), start=drawn)
+        self.epochs.begin()
         self._look()
         office.blobs.sweep()
         self._unused.resume()

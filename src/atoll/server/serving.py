@@ -11,6 +11,7 @@ import contextlib
 import gc
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -88,6 +89,7 @@ class Premises:
         limits: see there.
         now: seconds since 1970.
         meters: counts.
+        drawn: what this start has drawn.
     """
 
     federation: str
@@ -99,6 +101,7 @@ class Premises:
     limits: Limits = field(default_factory=Limits)
     now: Callable[[], float] = time.time
     meters: Meters = field(default_factory=Meters)
+    drawn: str = ""
 
 
 def build_app(
@@ -128,6 +131,7 @@ def build_app(
     roster = Roster(premises.store, limits.roster_seconds, now)
     gate = Gate(premises.federation, premises.service.epoch, roster, limits, now)
     gate.token = premises.token
+    gate.start = premises.drawn or gate.start
     api = Api(
         service=premises.service,
         gate=gate,
@@ -180,7 +184,8 @@ def serve(
         seal = charter.federation, identity.sign
         clocks = {"now": steady(), "date": time.time}
         service = Service(store, blobs, home.path, **clocks, settings=chosen, seal=seal)
-        epoch = service.start()
+        drawn = secrets.token_hex(8)
+        epoch = service.start(drawn)
         log.info("federation %s, epoch %d", charter.federation, epoch)
         premises = Premises(
             federation=charter.federation,
@@ -190,6 +195,7 @@ def serve(
             incoming=home.incoming,
             token=read_secret(home.token).strip(),
             limits=limits or Limits(),
+            drawn=drawn,
         )
         context = server_context(home.certificate(charter), home.key(charter))
         listener = stack.enter_context(_listening(home, charter))
@@ -384,8 +390,10 @@ def _standing(premises: Premises, why: str, steps: Steps, doorman: Doorman) -> t
         runs[key] = runs.get(key, 0.0) + 1
     found: dict[Any, float] = {(("stage", k),): float(v) for k, v in doorman.open.items()}
     trouble = float(bool(why))
+    strange = float(premises.service.epochs.strange)
     return (
         Gauge("atoll_epoch", "Starts of this server so far.", {(): premises.service.epoch}),
+        Gauge("atoll_strange_starts", "Sites that saw a start not known here.", {(): strange}),
         Gauge("atoll_runs", "Runs by status.", runs),
         Gauge("atoll_connections", "Open connections by how far they came.", found),
         Gauge("atoll_steps", "Steps of the service's thread.", {(): steps.count}),
