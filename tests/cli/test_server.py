@@ -60,6 +60,15 @@ def test_the_default_address_is_this_machine_s_own_and_says_so(atoll, tmp_path):
     assert ServerHome(tmp_path / "s").charter().listen == "127.0.0.1:7443"
 
 
+def test_the_next_command_can_be_pasted_where_folders_have_blanks(atoll, tmp_path):
+    home = tmp_path / "our server"
+    asked = ("server", "init", home, "--address", f"127.0.0.1:{free_port()}")
+    for status in (0, 5):
+        found, _, err = atoll(*asked)
+        assert (found, f"next: atoll server start '{home}'" in err) == (status, True)
+    assert f"next: atoll server init '{home}x'" in atoll("server", "status", f"{home}x")[2]
+
+
 def test_an_invitation_s_code_is_all_there_is_on_stdout(atoll, home):
     status, out, err = atoll("server", "invite", "ulm", "--home", home)
     assert status == 0

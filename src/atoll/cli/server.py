@@ -8,6 +8,7 @@ import logging
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -84,7 +85,7 @@ def init(
     talk(f"made {home}; it holds the federation's keys: keep it private, and back it up")
     if address == DEFAULT_ADDRESS:
         talk("sites on other machines cannot reach this address: give --address HOST:PORT")
-    talk(f"next: atoll server start {home}")
+    talk(f"next: atoll server start {quote(str(home))}")
 
 
 @server.command()
@@ -169,7 +170,7 @@ def restored(
     epoch = admin.restored(home, seen, time.time())
     data_line(f"epoch        {epoch}")
     talk("runs that were submitted after the backup are lost: submit them again, they get new ids")
-    talk(f"next: atoll server start {home}")
+    talk(f"next: atoll server start {quote(str(home))}")
 
 
 @server.command()

@@ -17,6 +17,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from shlex import quote
 
 from atoll.core.errors import AtollError, DataError, JobError, MissingExtra, NotFound, suggest
 from atoll.job.deployed import dataset_name, deployable, left_out
@@ -181,7 +182,9 @@ def _node(home: Home) -> Iterator[Finding]:
         yield from faults_of("node", error)
         return
     if not runs:
-        yield warning("node", "none runs in this folder", f"atoll node start --home {home.path}")
+        yield warning(
+            "node", "none runs in this folder", f"atoll node start --home {quote(str(home.path))}"
+        )
         return
     text = f"runs since {state.get('since', '?')}, {state.get('state', '?')}"
     if trouble := str(state.get("trouble", "")):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from atoll.core.errors import (
@@ -153,8 +154,8 @@ def _certificate(place: _Place) -> Iterator[Finding]:
         yield ok("certificate", shown)
     elif life.state == "warning":
         remedy = (
-            f"{life.remedy}. For another one: atoll server change {home.path} --renew; that takes its "
-            "fingerprint, and no new codes for all members"
+            f"{life.remedy}. For another one: atoll server change {quote(str(home.path))} --renew; "
+            "that takes its fingerprint, and no new codes for all members"
         )
         yield warning("certificate", shown, remedy)
     else:
@@ -195,7 +196,7 @@ def _store(place: _Place) -> Generator[Finding, None, Look | None]:
         yield unknown("lock", "not looked at: the store comes first")
         return None
     if not look.shape:
-        remedy = f"atoll server start {home.path} makes its tables; check the URL first"
+        remedy = f"atoll server start {quote(str(home.path))} makes its tables; check the URL first"
         yield fault("store", f"{look.place} holds no federation", remedy, StorageError)
         return None
     if not look.up_to_date:
@@ -226,7 +227,7 @@ def _lock(place: _Place, look: Look) -> Finding:
     if running is not None:
         text = "a server runs here and does not hold the store"
         return fault("lock", text, "restart it", FenceError)
-    remedy = f"atoll server start {place.home.path}"
+    remedy = f"atoll server start {quote(str(place.home.path))}"
     return warning("lock", "free: no server runs on this store", remedy)
 
 
@@ -324,7 +325,7 @@ def _answer(place: _Place, host: str, port: int) -> Finding:
 
 def _address(place: _Place) -> Finding:
     """Whether members elsewhere can find the address that codes name."""
-    address, home = place.charter.address, place.home.path
+    address, home = place.charter.address, quote(str(place.home.path))
     host, port = split_address(address)
     other = f"atoll server change {home} --address HOST:PORT"
     try:

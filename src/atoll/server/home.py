@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from atoll.core.errors import NotFound, StorageError
@@ -111,7 +112,7 @@ class ServerHome:
         if self._read(self.charter_file) is not None:
             raise StorageError(
                 f"there is a server in {self.path} already",
-                remedy=f"atoll server start {self.path}, or choose another folder",
+                remedy=f"atoll server start {quote(str(self.path))}, or choose another folder",
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -135,7 +136,8 @@ class ServerHome:
         raw = self._read(self.charter_file)
         if raw is None:
             raise NotFound(
-                f"there is no server in {self.path}", remedy=f"atoll server init {self.path}"
+                f"there is no server in {self.path}",
+                remedy=f"atoll server init {quote(str(self.path))}",
             )
         kinds = {f.name: float if f.name == "founded" else str for f in fields(Charter)}
         if set(raw) != set(kinds) or not all(isinstance(raw[n], k) for n, k in kinds.items()):
