@@ -13,6 +13,7 @@ from atoll.node.fence import Fence
 from atoll.node.home import Federation, Home
 from atoll.wire.disk import RealDisk
 from atoll.wire.lossy_disk import LossyDisk
+from atoll.wire.messages import PollReply
 
 PATH = Path("/home/epoch.json")
 
@@ -143,3 +144,18 @@ def test_a_server_is_told_which_start_was_seen_last() -> None:
     assert fence.told(4, "a" * 16)
     assert not fence.told(4, "b" * 16)
     assert not fence.told(5, "a" * 16)
+
+
+def test_a_new_start_is_followed_by_a_question_and_never_from_the_answer_to_a_result(
+    tmp_path: Path,
+) -> None:
+    """Only with a question is it told which start was seen before, and may find that it was put back."""
+    server = ff.FakeServer()
+    solo = ff.Solo(server, tmp_path)
+    with ff.Running(ff.node_at(tmp_path, "east", server, ff.table_text(1))) as agent:
+        server.result(solo.train().id)
+        agent._take_from_result(agent._takes, PollReply(tasks=[], gone=[], epoch=2), {})
+        assert agent._fence.epoch == 1
+        server.epoch = 2
+        server.result(solo.train().id)
+        ff.eventually(lambda: agent._fence.epoch == 2)
