@@ -77,6 +77,8 @@ class RunInfo:
         reason: what else is to be said, such as who is missing.
         rounds: rounds ended so far.
         aggregation: whether updates are masked, and why.
+        readers: researchers with whom it is shared; told where one run is asked for.
+        open: whether every researcher of the federation may read it anyway; likewise.
     """
 
     id: str
@@ -90,6 +92,8 @@ class RunInfo:
     reason: str
     rounds: int
     aggregation: str = ""
+    readers: tuple[str, ...] = ()
+    open: bool = True
 
     @property
     def ended(self) -> bool:
@@ -260,7 +264,7 @@ class Connection:
         return path
 
     def jobs(self) -> tuple[RunInfo, ...]:
-        """All runs of the federation, oldest first."""
+        """The federation's runs that may be read, oldest first: all, or one's own and those shared with one."""
         from atoll.wire.messages import JobsReply
 
         reply = self._channel.json("GET", "/v1/jobs", None, JobsReply)
@@ -338,6 +342,35 @@ class Connection:
         from atoll.wire.messages import JobReply
 
         return _info(self._channel.json("POST", f"{_path(run)}/cancel", None, JobReply))
+
+    def share(self, run: str, name: str) -> RunInfo:
+        """Let another researcher read a run of one's own, where runs are not open to all.
+
+        Args:
+            run: its id.
+            name: of the researcher, as the federation knows them.
+
+        Raises:
+            NotFound: there is no such run that one may read, or no researcher of that name.
+            Forbidden: it is another's run.
+            StateError: it is one's own name.
+        """
+        return self._shared(run, name, "share")
+
+    def unshare(self, run: str, name: str) -> RunInfo:
+        """Take that back; what was fetched before stays fetched.
+
+        Raises:
+            NotFound: there is no such run that one may read, or it is not shared with that name.
+            Forbidden: it is another's run.
+        """
+        return self._shared(run, name, "unshare")
+
+    def _shared(self, run: str, name: str, what: str) -> RunInfo:
+        from atoll.wire.messages import JobReply, ShareBody
+
+        body = ShareBody(name=name)
+        return _info(self._channel.json("POST", f"{_path(run)}/{what}", body, JobReply))
 
     def result(self, run: str, folder: str | Path) -> Path:
         """Fetch the folder of a run that has ended: model, manifest, metrics, report.
@@ -445,6 +478,8 @@ def _info(reply: JobReply) -> RunInfo:
         reason=reply.reason,
         rounds=reply.rounds,
         aggregation=reply.aggregation,
+        readers=tuple(reply.readers),
+        open=reply.open,
     )
 
 

@@ -21,6 +21,9 @@ from atoll.wire.identity import Identity
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+sys.path.insert(0, str(Path(__file__).parent / "store"))
+
+from store_rows import run_row
 from web_bench import Bench, Member
 
 MEMBERS = {"site", "researcher"}
@@ -57,6 +60,7 @@ def bench(tmp_path_factory, counting):
     ]:
         made.admit(name, role)
         made.store.set_member(name, status)
+    made.store.add_run(made.epoch, run_row("x", by="ada"))
     made.later(2.0)
     yield made
     made.close()
@@ -335,8 +339,14 @@ def test_a_route_that_does_not_say_who_may_use_it_cannot_be_made():
         Route("GET", "/v1/x", set(), Api.health)
 
 
+def test_a_route_that_does_not_say_whose_run_it_may_be_cannot_be_made():
+    for path, whose in [("/v1/jobs/{id}/x", None), ("/v1/x", "reader")]:
+        with pytest.raises(ValueError, match="whose run"):
+            Route("GET", path, {"researcher"}, Api.job, whose=whose)
+
+
 def test_a_segment_is_decoded_after_the_path_was_split():
-    table = Table([Route("GET", "/v1/jobs/{id}/files/{name}", {"site"}, Api.file)])
+    table = Table([Route("GET", "/v1/jobs/{id}/files/{name}", {"site"}, Api.file, whose="reader")])
     route, values = table.find("GET", "/v1/jobs/heart%202/files/checkpoint%2Fstate%20a")
     assert values == {"id": "heart 2", "name": "checkpoint/state a"}
     assert route.name == "GET /v1/jobs/{id}/files/{name}"

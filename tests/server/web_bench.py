@@ -15,6 +15,7 @@ from atoll.server.blobs import FolderBlobs
 from atoll.server.limits import Limits
 from atoll.server.service import Service
 from atoll.server.serving import Premises, build_app
+from atoll.server.settings import Settings
 from atoll.server.store.contract import Invite
 from atoll.server.store.memory import MemoryStore
 from atoll.wire.identity import Identity
@@ -56,14 +57,21 @@ class Bench:
         folder: for blobs and bodies.
         routes: the table; the real one when left out.
         limits: see there.
+        runs: who may read them.
     """
 
-    def __init__(self, folder: Path, *, routes=ROUTES, limits: Limits | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, routes=ROUTES, limits: Limits | None = None, runs="open"
+    ) -> None:
         self.time = 1_000_000.0
         self.folder = folder
         self.store = MemoryStore()
         self.service = Service(
-            self.store, FolderBlobs(folder / "blobs"), folder, now=lambda: self.time
+            self.store,
+            FolderBlobs(folder / "blobs"),
+            folder,
+            now=lambda: self.time,
+            settings=Settings(runs=runs),
         )
         self.service.start()
         self.loop = asyncio.new_event_loop()
@@ -81,6 +89,7 @@ class Bench:
             token=b"open sesame",
             limits=limits or Limits(),
             now=lambda: self.time,
+            runs=runs,
         )
         self.app = build_app(
             self.premises,

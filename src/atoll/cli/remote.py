@@ -23,6 +23,7 @@ job = typer.Typer(
 )
 
 _Run = Annotated[str, typer.Argument(help="Id of the run.")]
+_Name = Annotated[str, typer.Argument(help="Of the other researcher.")]
 _Home = Annotated[
     Path | None,
     typer.Option(
@@ -122,7 +123,7 @@ def submit(
 
 @job.command("list")
 def list_(home: _Home = None, as_json: _Json = False, proxy: _Proxy = None) -> None:
-    """List all runs."""
+    """List the runs that you may read."""
     with _connect(home, proxy) as federation:
         found = federation.jobs()
     if as_json:
@@ -180,6 +181,28 @@ def cancel(run: _Run, home: _Home = None, proxy: _Proxy = None) -> None:
 
 
 @job.command()
+def share(run: _Run, name: _Name, home: _Home = None, proxy: _Proxy = None) -> None:
+    """Let another researcher read a run of your own."""
+    with _connect(home, proxy) as federation:
+        info = federation.share(run, name)
+    _say_readers(info)
+
+
+@job.command()
+def unshare(run: _Run, name: _Name, home: _Home = None, proxy: _Proxy = None) -> None:
+    """Take that back; what was fetched before stays fetched."""
+    with _connect(home, proxy) as federation:
+        info = federation.unshare(run, name)
+    _say_readers(info)
+
+
+def _say_readers(info: RunInfo) -> None:
+    data_line(f"{info.id} {', '.join(info.readers) or '-'}")
+    if info.open:
+        talk("runs are open here: every researcher may read this one, whomever it is shared with")
+
+
+@job.command()
 def result(
     run: _Run,
     out: Annotated[
@@ -216,5 +239,6 @@ def _text(info: RunInfo) -> str:
             f"status     {info.status}{phase}{remark}",
             f"rounds     {info.rounds}",
             *([f"updates    {info.aggregation}"] if info.aggregation else []),
+            f"read by    {'every researcher' if info.open else ', '.join([info.by, *info.readers])}",
         ]
     )

@@ -18,6 +18,7 @@ from atoll.core.errors import JobError, MissingExtra
 
 if TYPE_CHECKING:
     from atoll.server.admin import Overview
+    from atoll.server.settings import Runs
 
 __all__ = ["server"]
 
@@ -43,6 +44,7 @@ _Also = Annotated[
     Path | None, typer.Argument(help="Folder of the server; as --home.", readable=False)
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_RUNS = "Who may read runs: open, every researcher; own, theirs and those shared with them."
 
 
 def _check_installed() -> None:
@@ -74,12 +76,13 @@ def init(
         Path | None, typer.Option(help="Certificate (PEM).", show_default="makes its own")
     ] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    runs: Annotated[str, typer.Option(help=_RUNS)] = "open",
 ) -> None:
     """Found a federation: make the folder of its server."""
     _check_installed()
     from atoll.server.admin import DEFAULT_ADDRESS, Founding, found
 
-    asked = Founding(name, address, listen, store, blobs, cert, key)
+    asked = Founding(name, address, listen, store, blobs, cert, key, _runs(runs))
     charter = found(home, asked, time.time())
     data_line(charter.federation)
     talk(f"made {home}; it holds the federation's keys: keep it private, and back it up")
@@ -134,20 +137,26 @@ def change(
     ] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
     renew: Annotated[bool, typer.Option("--renew", help="Make another certificate.")] = False,
+    runs: Annotated[str, typer.Option(help=_RUNS, show_default="as before")] = "",
 ) -> None:
-    """Give the server another address or certificate; its members and their codes' owners are told by you."""
+    """Give the server another address or certificate, or say who may read runs; you tell its members."""
     _check_installed()
     from atoll.server import admin
     from atoll.server.home import ServerHome
     from atoll.wire.certificates import certificate_fingerprint
     from atoll.wire.identity import spoken
 
-    charter = admin.change(home, admin.Change(address, listen, cert, key, renew), time.time())
+    asked = admin.Change(address, listen, cert, key, renew, _runs(runs) if runs else None)
+    charter = admin.change(home, asked, time.time())
     shown = spoken(certificate_fingerprint(ServerHome(home).certificate(charter)).hex())
     data_line(f"address      {charter.address}\ncertificate  {shown}")
-    talk(
-        "it counts from the next start of the server; codes that were not used yet do not work then"
-    )
+    if runs:
+        data_line(f"runs         {charter.runs}")
+    if runs == "open":
+        talk("every researcher may then read every run, those that were one's own before included")
+    if address or renew or cert:
+        talk("codes that were not used yet do not work then")
+    talk("it counts from the next start of the server")
     said = f" --address {charter.address}" if address else ""
     said += f' --certificate "{shown}"' if renew or cert else ""
     if said:
@@ -187,6 +196,14 @@ def invite(
     data_line(admin.invite(home, name, _role(role), days, time.time()))
     command = "node" if role == "site" else "job"
     talk(f"good for {days:g} days, once; {name} runs: atoll {command} join CODE")
+
+
+def _runs(text: str) -> Runs:
+    if text == "open":
+        return "open"
+    if text == "own":
+        return "own"
+    raise JobError(f"{text!r:.40} does not say who may read runs", remedy="use open or own")
 
 
 def _role(text: str) -> Literal["site", "researcher"]:
@@ -263,6 +280,7 @@ def _plain(found: Overview) -> dict[str, Any]:
         "address": charter.address,
         "certificate": found.certificate,
         "key": found.key,
+        "reading": charter.runs,
         "running": found.running,
         "epoch": found.epoch,
         "trouble": found.trouble,
@@ -301,6 +319,8 @@ def _text(found: Overview) -> str:
         f"members      {sum(m.role == 'site' for m in active)} sites, "
         f"{sum(m.role == 'researcher' for m in active)} researchers",
     ]
+    if charter.runs == "own":
+        lines.append("runs         each researcher's own, and shared")
     if found.trouble:
         lines.append(f"trouble      {found.trouble}")
     if found.runs:

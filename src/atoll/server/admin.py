@@ -19,6 +19,7 @@ from atoll.core.errors import JobError, StateError, StorageError, WireError
 from atoll.server.blobs import open_blobs
 from atoll.server.epochs import put_back
 from atoll.server.home import Charter, ServerHome
+from atoll.server.settings import Runs
 from atoll.server.store.contract import RESTORED, Event, Invite, Member, Role, RunRow, Store
 from atoll.server.store.opening import open_store
 from atoll.wire.certificates import certificate_fingerprint, create_certificate, server_context
@@ -62,6 +63,7 @@ class Founding:
         blobs: URL of the object store; empty: a folder.
         certificate: PEM file; None: the server makes its own.
         key: its private key.
+        runs: who may read them: every researcher, or those whose they are and whom they share them with.
     """
 
     name: str = "federation"
@@ -71,6 +73,7 @@ class Founding:
     blobs: str = ""
     certificate: Path | None = None
     key: Path | None = None
+    runs: Runs = "open"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,7 @@ class Change:
         certificate: PEM file of another certificate.
         key: its private key.
         renew: the server makes another certificate itself.
+        runs: who may read them, those there are included.
     """
 
     address: str = ""
@@ -90,6 +94,7 @@ class Change:
     certificate: Path | None = None
     key: Path | None = None
     renew: bool = False
+    runs: Runs | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +154,7 @@ def found(path: Path, asked: Founding, now: float) -> Charter:
         certificate="tls/cert.pem",
         key="tls/key.pem",
         founded=now,
+        runs=asked.runs,
     )
     # What can fail comes before what is made once: a second try must not meet the keys of the first.
     _check_new(home, charter)
@@ -192,7 +198,9 @@ def change(path: Path, asked: Change, now: float) -> Charter:
     home = ServerHome(path)
     charter = home.charter()
     if asked == Change():
-        raise JobError("nothing is to change", remedy="give --address, --listen, --renew or --cert")
+        raise JobError(
+            "nothing is to change", remedy="give --address, --listen, --renew, --cert or --runs"
+        )
     _check_pair(asked.certificate, asked.key)
     if asked.renew and asked.certificate is not None:
         raise JobError("a certificate is made or given", remedy="leave out --renew, or --cert")
@@ -201,13 +209,25 @@ def change(path: Path, asked: Change, now: float) -> Charter:
         listen = _listen_for(_address(address))
     _address(address)
     _address(listen, split_listen)
-    made = replace(charter, address=address, listen=listen)
+    made = replace(charter, address=address, listen=listen, runs=asked.runs or charter.runs)
     if asked.renew or asked.certificate is not None:
         number = next(n for n in count(2) if not home.path.joinpath("tls", f"key-{n}.pem").exists())
         made = replace(made, certificate=f"tls/cert-{number}.pem", key=f"tls/key-{number}.pem")
         _certificate(home, made, asked.certificate, asked.key, now)
     home.write(made)
+    if made.runs != charter.runs:
+        _note_runs(home, made, now)
     return made
+
+
+def _note_runs(home: ServerHome, charter: Charter, now: float) -> None:
+    """Who may read runs is a line in the log: members may want to know since when."""
+    who = "every researcher" if charter.runs == "open" else "their own researchers alone"
+    store = open_store(home.store_url(charter))
+    try:
+        store.add_event("runs", f"from the next start on they are read by {who}", "", "", now)
+    finally:
+        store.close()
 
 
 def restored(path: Path, seen: int, now: float) -> int:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from atoll.core.errors import AuthError, NotFound, WireError
+from atoll.server.access import Access, Proofs
 from atoll.server.bell import Bell
 from atoll.server.bodies import Coming
 from atoll.server.early import Early
@@ -34,6 +35,7 @@ from atoll.wire.messages import (
     LEDGER_HEAD,
     BlobRef,
     FilesReply,
+    JobReply,
     JobsReply,
     JoinBody,
     JoinReply,
@@ -41,6 +43,8 @@ from atoll.wire.messages import (
     MembersReply,
     ReceiptBody,
     ReferenceBody,
+    RoundsReply,
+    ShareBody,
     SubmitBody,
     UploadReply,
     read_json,
@@ -84,8 +88,10 @@ class Federation:
 class _Part:
     """Where bytes of an upload belong."""
 
-    def __init__(self, service: Service, name: str, blob: Blob, offset: int, task: str) -> None:
-        self._service, self._name, self._task = service, name, task
+    def __init__(
+        self, service: Service, name: str, blob: Blob, offset: int, task: str, proofs: Proofs | None
+    ) -> None:
+        self._service, self._name, self._task, self._proofs = service, name, task, proofs
         self.blob, self.offset = blob, offset
         self._next = offset
         self.received = 0
@@ -96,6 +102,14 @@ class _Part:
         Whether they are wanted is asked with the first bytes of each :data:`CHUNK`, and with the last of all.
         """
         service, blob, stop = self._service, self.blob, self.offset + len(data)
+        if stop > blob.size or self._proofs is None:
+            return self._taken(service, blob, stop, data)
+        sent = self._proofs.take(self._name, blob, self.offset, data)
+        self._taken(service, blob, stop, data)
+        self.received = sent  # whether the bytes were here before is not said
+        return sent
+
+    def _taken(self, service: Service, blob: Blob, stop: int, data: Piece) -> int:
         if self.offset < self._next and stop < blob.size:
             self.received = service.upload_more(self._name, blob, self.offset, data)
         else:
@@ -123,6 +137,7 @@ class Api:
         meters: counts.
         gauges: further values for the page of metrics.
         ready: why the server is not ready; empty when it is.
+        access: which researcher may read which run.
 
     Attributes:
         news: what sites are told.
@@ -137,6 +152,7 @@ class Api:
     limits: Limits
     federation: Federation
     meters: Meters
+    access: Access
     gauges: Callable[[], tuple[Gauge, ...]] = tuple
     ready: Callable[[], str] = str
     news: News = field(init=False)
@@ -220,10 +236,16 @@ class Api:
 
     async def uploaded(self, asked: Asked) -> Answer:
         """How far an upload has come."""
-        sha256 = _digest(asked)
-        return _json(
-            UploadReply(received=await self._call(self.service.upload_received, asked.name, sha256))
-        )
+        sha256, proofs = _digest(asked), self._proofs(asked)
+        here = await self._call(self.service.upload_received, asked.name, sha256)
+        if proofs is not None:
+            here = min(here, proofs.seen(asked.name, sha256))
+        return _json(UploadReply(received=here))
+
+    def _proofs(self, asked: Asked) -> Proofs | None:
+        """Where a digest is not enough: what its sender has sent."""
+        researcher = asked.sender is not None and asked.sender.role == "researcher"
+        return self.access.proofs if researcher and not self.access.open else None
 
     async def upload(self, asked: Asked) -> Answer:
         """Bytes of an upload from an offset on: for a task, or for a job that is to be submitted.
@@ -233,9 +255,8 @@ class Api:
         checked with the whole, whose digest is its name.
         """
         blob = Blob(_digest(asked), asked.number("size"))
-        part = _Part(
-            self.service, asked.name, blob, asked.number("offset"), asked.query.get("task", "")
-        )
+        offset, task = asked.number("offset"), asked.query.get("task", "")
+        part = _Part(self.service, asked.name, blob, offset, task, self._proofs(asked))
         coming = asked.body
         if not isinstance(coming, Coming):
             return _json(UploadReply(received=await self._long(lambda: part.take(asked.raw))))
@@ -316,16 +337,38 @@ class Api:
     async def submit(self, asked: Asked) -> Answer:
         """A new run."""
         body = read_json(SubmitBody, asked.raw)
+        self.access.check_bytes(asked.name, body)
         run = await self._long(self.service.submit, asked.name, body)
-        return _json(await self._call(self.service.job, run))
+        return await self._one(run)
 
     async def jobs(self, asked: Asked) -> Answer:
-        """All runs."""
-        return _json(JobsReply(jobs=list(await self._call(self.service.jobs))))
+        """All runs that the sender may read."""
+        return _json(JobsReply(jobs=await self._call(self._readable, asked.name)))
+
+    def _readable(self, name: str) -> list[JobReply]:
+        may = self.access.readable(name)
+        return [job for job in self.service.jobs() if may(job.id, job.by)]
 
     async def job(self, asked: Asked) -> Answer:
         """One run."""
-        return _json(await self._call(self.service.job, asked.values["id"]))
+        return await self._one(asked.values["id"])
+
+    async def _one(self, run: str) -> Answer:
+        found = await self._call(self.service.job, run)
+        return _json(found.model_copy(update={"open": self.access.open}))
+
+    async def share(self, asked: Asked) -> Answer:
+        """Let another researcher read a run of the sender's."""
+        run, name = asked.values["id"], read_json(ShareBody, asked.raw).name
+        await self._call(self.access.share, asked.name, run, name)
+        return await self._one(run)
+
+    async def unshare(self, asked: Asked) -> Answer:
+        """Take that back; who waits for news of the run is told at once."""
+        run, name = asked.values["id"], read_json(ShareBody, asked.raw).name
+        await self._call(self.access.unshare, run, name)
+        self.bell.ring([f"run {run}"])
+        return await self._one(run)
 
     async def rounds(self, asked: Asked) -> Answer:
         """Records of rounds, as soon as there are new ones or the run has ended."""
@@ -333,16 +376,21 @@ class Api:
         reply = await self.news.until(
             asked,
             f"run {run}",
-            lambda: self._call(self.service.rounds, run, after),
+            lambda: self._call(self._rounds, asked.name, run, after),
             lambda found: bool(found.rounds or found.ended),
         )
         return _json(reply)
+
+    def _rounds(self, name: str, run: str, after: int) -> RoundsReply:
+        if self.access.asks("reader"):  # it may have been taken back while the sender waited
+            self.access.check(name, run, "reader", "its rounds")
+        return self.service.rounds(run, after)
 
     async def cancel(self, asked: Asked) -> Answer:
         """End a run."""
         run = asked.values["id"]
         await self._call(self.service.cancel, run, asked.name)
-        return _json(await self._call(self.service.job, run))
+        return await self._one(run)
 
     async def files(self, asked: Asked) -> Answer:
         """The files of a run's folder."""
@@ -403,9 +451,11 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", "/v1/leave", {"site"}, Api.leave, KIB),
     Route("POST", "/v1/jobs", {"researcher"}, Api.submit, MIB),
     Route("GET", "/v1/jobs", {"researcher"}, Api.jobs),
-    Route("GET", "/v1/jobs/{id}", {"researcher"}, Api.job),
-    Route("GET", "/v1/jobs/{id}/rounds", {"researcher"}, Api.rounds),
-    Route("POST", "/v1/jobs/{id}/cancel", {"researcher"}, Api.cancel, KIB),
-    Route("GET", "/v1/jobs/{id}/files", {"researcher"}, Api.files),
-    Route("GET", "/v1/jobs/{id}/files/{name}", {"researcher"}, Api.file),
+    Route("GET", "/v1/jobs/{id}", {"researcher"}, Api.job, whose="reader"),
+    Route("GET", "/v1/jobs/{id}/rounds", {"researcher"}, Api.rounds, whose="reader"),
+    Route("POST", "/v1/jobs/{id}/cancel", {"researcher"}, Api.cancel, KIB, whose="owner"),
+    Route("POST", "/v1/jobs/{id}/share", {"researcher"}, Api.share, 4 * KIB, whose="owner"),
+    Route("POST", "/v1/jobs/{id}/unshare", {"researcher"}, Api.unshare, 4 * KIB, whose="owner"),
+    Route("GET", "/v1/jobs/{id}/files", {"researcher"}, Api.files, whose="reader"),
+    Route("GET", "/v1/jobs/{id}/files/{name}", {"researcher"}, Api.file, whose="reader"),
 )

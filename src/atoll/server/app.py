@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from atoll.core.errors import AtollError, Forbidden, TooLarge, WireError
+from atoll.server.access import Access
 from atoll.server.bodies import Coming, Room, declared_size, discard
 from atoll.server.gate import Busy, Gate, Pass, Roster, StaleRequest
 from atoll.server.lanes import LONG, Lane, Lanes
@@ -62,6 +63,7 @@ class House:
         now: seconds since 1970.
         meters: counts.
         lanes: threads for long bodies; None where the loop does all.
+        access: which researcher may read which run; None where no route names a run.
     """
 
     identity: Identity
@@ -73,6 +75,7 @@ class House:
     now: Callable[[], float]
     meters: Meters
     lanes: Lanes | None = None
+    access: Access | None = None
 
 
 def heading_of(scope: Mapping[str, Any]) -> tuple[Heading, list[tuple[str, str]]]:
@@ -199,6 +202,7 @@ class App:
             )
         self._enter(member)
         try:
+            await self._allow(route, member, values)
             return await self._work(exchange, route, values)
         finally:
             self._leave(member)
@@ -242,6 +246,17 @@ class App:
             return await route.handler(self._api, replace(asked, body=body))
         finally:
             body.forget()
+
+    async def _allow(self, route: Route, member: Member | None, values: Mapping[str, str]) -> None:
+        """Refuse who may not do this with the run that the path names, before any of the body is read."""
+        access, whose = self._house.access, route.whose
+        if whose is None or (access is not None and not access.asks(whose)):
+            return
+        if access is None or member is None:
+            raise Forbidden(f"nobody may use {route.name} here")
+        loop = asyncio.get_running_loop()
+        arguments = member.name, values["id"], whose, route.name
+        await loop.run_in_executor(self._house.threads, access.check, *arguments)
 
     def _lane(self, exchange: _Exchange) -> Lane | None:
         """Threads are for members, on connections of our own."""

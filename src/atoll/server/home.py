@@ -24,9 +24,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, get_args
 
 from atoll.core.errors import NotFound, StorageError
+from atoll.server.settings import Runs
 from atoll.wire.presence import alone, is_taken
 from atoll.wire.trouble import remedy_of, unreadable
 
@@ -47,6 +48,7 @@ class Charter:
         certificate: PEM file, relative to the folder.
         key: its private key, likewise.
         founded: seconds since 1970.
+        runs: who may read them, ``open`` or ``own``; not in the file while it is ``open``.
     """
 
     federation: str
@@ -58,6 +60,7 @@ class Charter:
     certificate: str
     key: str
     founded: float
+    runs: Runs = "open"
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,8 @@ class ServerHome:
 
     def write(self, charter: Charter) -> None:
         """Write ``server.json``; last of all, as it makes the folder a server's."""
-        self._write(self.charter_file, asdict(charter))
+        said = {n: v for n, v in asdict(charter).items() if (n, v) != ("runs", "open")}
+        self._write(self.charter_file, said)
 
     def charter(self) -> Charter:
         """What ``server.json`` says.
@@ -139,11 +143,16 @@ class ServerHome:
                 f"there is no server in {self.path}",
                 remedy=f"atoll server init {quote(str(self.path))}",
             )
+        raw.setdefault("runs", "open")
         kinds = {f.name: float if f.name == "founded" else str for f in fields(Charter)}
         if set(raw) != set(kinds) or not all(isinstance(raw[n], k) for n, k in kinds.items()):
             raise StorageError(
                 f"{self.charter_file} is damaged: it does not hold {', '.join(kinds)}",
                 remedy="restore it from a backup",
+            )
+        if raw["runs"] not in get_args(Runs):
+            raise StorageError(
+                f"{self.charter_file} says runs: {raw['runs']!r:.40}", remedy="write open or own"
             )
         return Charter(**raw)
 

@@ -101,6 +101,7 @@ def reply_of(store: Store, row: RunRow, *, whole: bool = False) -> JobReply:
         reason=row.reason,
         rounds=last.number if last else 0,
         aggregation=_aggregation(row) if whole else "",
+        readers=list(store.readers(row.id)) if whole else [],
     )
 
 

@@ -18,10 +18,13 @@ from atoll.server.bodies import Body, Coming
 from atoll.server.store.contract import Member
 from atoll.wire.signatures import Claim
 
-__all__ = ["Answer", "Asked", "Heading", "Presence", "Route", "Span", "Table", "whole"]
+__all__ = ["Answer", "Asked", "Heading", "Presence", "Route", "Span", "Table", "Whose", "whole"]
 
 Role = Literal["open", "bearer", "newcomer", "site", "researcher"]
 """Who asks: anybody; who knows the metrics' token; who has a join code; a member with this role."""
+
+Whose = Literal["reader", "owner"]
+"""What a researcher has to be to the run that is asked for: one who may read it, or the one whose it is."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ class Route:
         handler: what answers.
         most: most bytes of a body.
         streams: bytes; a longer body is left to the handler to read, while it comes. None: none is.
+        whose: what the sender has to be to the run ``{id}``; None where the path names no run.
     """
 
     method: str
@@ -155,10 +159,13 @@ class Route:
     handler: Handler
     most: int = 0
     streams: int | None = None
+    whose: Whose | None = None
 
     def __post_init__(self) -> None:
         if not self.roles:
             raise ValueError(f"{self.method} {self.path} does not say who may use it")
+        if ("{id}" in self.path) != (self.whose is not None):
+            raise ValueError(f"{self.method} {self.path} does not say whose run it may be")
 
     @property
     def name(self) -> str:

@@ -28,6 +28,7 @@ from uvicorn.server import ServerState
 
 from atoll.core.errors import FenceError, StateError
 from atoll.runtime.allocator import keep_freed_memory
+from atoll.server.access import Access
 from atoll.server.admin import another_port, split_listen
 from atoll.server.api import ROUTES, Api, Federation
 from atoll.server.app import App, House
@@ -42,7 +43,7 @@ from atoll.server.limits import Limits
 from atoll.server.metrics_page import Gauge, Meters
 from atoll.server.routes import Route, Table
 from atoll.server.service import Service
-from atoll.server.settings import Settings
+from atoll.server.settings import Runs, Settings
 from atoll.server.steps import Steps, steady
 from atoll.server.store.contract import Store
 from atoll.server.store.opening import open_store
@@ -90,6 +91,7 @@ class Premises:
         now: seconds since 1970.
         meters: counts.
         drawn: what this start has drawn.
+        runs: who may read them.
     """
 
     federation: str
@@ -102,6 +104,7 @@ class Premises:
     now: Callable[[], float] = time.time
     meters: Meters = field(default_factory=Meters)
     drawn: str = ""
+    runs: Runs = "open"
 
 
 def build_app(
@@ -132,6 +135,8 @@ def build_app(
     gate = Gate(premises.federation, premises.service.epoch, roster, limits, now)
     gate.token = premises.token
     gate.start = premises.drawn or gate.start
+    service = premises.service
+    access = Access(premises.store, premises.runs, lambda: service.epoch, service.now)
     api = Api(
         service=premises.service,
         gate=gate,
@@ -144,9 +149,10 @@ def build_app(
         meters=premises.meters,
         gauges=lambda: (*_members(roster), *gauges()),
         ready=trouble,
+        access=access,
     )
     house = House(
-        identity, gate, roster, limits, premises.incoming, disk, now, premises.meters, lanes
+        identity, gate, roster, limits, premises.incoming, disk, now, premises.meters, lanes, access
     )
     return App(house, Table(routes), api)
 
@@ -179,7 +185,7 @@ def serve(
         stack.callback(store.close)
         blobs = NearBlobs(store, open_blobs(charter.blobs, home.blobs))
         holder = f"process {os.getpid()} on {socket.gethostname()} in {home.path.absolute()}"
-        chosen = replace(settings or Settings(), holder=holder)
+        chosen = replace(settings or Settings(), holder=holder, runs=charter.runs)
         identity = Identity.load(home.identity)
         seal = charter.federation, identity.sign
         clocks = {"now": steady(), "date": time.time}
@@ -196,6 +202,7 @@ def serve(
             token=read_secret(home.token).strip(),
             limits=limits or Limits(),
             drawn=drawn,
+            runs=chosen.runs,
         )
         context = server_context(home.certificate(charter), home.key(charter))
         listener = stack.enter_context(_listening(home, charter))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-__all__ = ["Settings"]
+__all__ = ["Runs", "Settings"]
 
 MIB = 1 << 20
 GIB = 1 << 30
+
+Runs = Literal["open", "own"]
+"""Who may read runs: every researcher, or the one whose it is and those with whom it was shared."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Settings:
         overhead: what an answer may have beside its vectors.
         uploads: what one researcher may have uploaded that no job refers to.
         uploads_kept: after which such an upload is forgotten.
+        runs: who may read them.
     """
 
     holder: str = "a server"
@@ -39,3 +44,4 @@ class Settings:
     overhead: int = 2 * MIB
     uploads: int = 32 * GIB
     uploads_kept: float = 86_400.0
+    runs: Runs = "open"

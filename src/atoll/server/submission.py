@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -70,10 +71,13 @@ def _name(office: Office, spec: JobSpec) -> str:
 
     A store from a backup has forgotten runs, of which sites may hold answers: numbers alone would meet them.
     """
+    called = re.sub(r"[^A-Za-z0-9_-]", "-", spec.name)
+    if office.settings.runs == "own":
+        return f"{called}-{secrets.token_hex(6)}"  # a number would count the runs of others
     number = len(office.store.runs()) + 1
     restored = any(event.kind == RESTORED for event in office.store.events(""))
     again = f"-e{office.epoch}" if restored else ""
-    return f"{re.sub(r'[^A-Za-z0-9_-]', '-', spec.name)}-{number}{again}"
+    return f"{called}-{number}{again}"
 
 
 def _site_faults(sites: Collection[ClientId], members: Collection[ClientId]) -> Iterator[Fault]:

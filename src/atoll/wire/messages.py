@@ -34,6 +34,7 @@ __all__ = [
     "ReferenceBody",
     "ResultBody",
     "RoundsReply",
+    "ShareBody",
     "SubmitBody",
     "TaskBody",
     "UploadReply",
@@ -286,7 +287,8 @@ class SubmitBody(Message):
 class JobReply(Message):
     """One run: who submitted what and when, where it stands, and what is to be said of it.
 
-    ``aggregation`` says whether its updates are masked, and why.
+    ``aggregation`` says whether its updates are masked, and why; ``readers`` with whom its researcher
+    shares it; ``open`` whether every researcher may read it anyway.
     """
 
     id: Name
@@ -300,6 +302,14 @@ class JobReply(Message):
     reason: Text = ""
     rounds: Whole = 0
     aggregation: Text = ""
+    readers: list[Name] = Field(default_factory=list)
+    open: bool = True
+
+
+class ShareBody(Message):
+    """The researcher who may read a run, or may not any more."""
+
+    name: Name
 
 
 class JobsReply(Message):
