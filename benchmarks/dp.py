@@ -29,8 +29,8 @@ from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
 from atoll.models.networks import lenet_niid, mlp, paper_cnn
 from atoll.models.private import RecordPrivacy
-from atoll.models.torch import TorchTrainer
-from atoll.models.torch_private import PrivateTorchTrainer
+from atoll.models.torch.adapter import TorchTrainer
+from atoll.models.torch.private import PrivateTorchTrainer
 from atoll.privacy.dp.lattice import discrete_gaussian, skellam
 from atoll.privacy.dp.noise import Draws, SystemSource, gaussian, noised
 

@@ -23,7 +23,7 @@ import numpy as np
 from atoll.core.contracts import Examples, Lane
 from atoll.core.local import Fit, LocalRule
 from atoll.core.seeds import Seed
-from atoll.models.torch_lanes import LanesTrainer
+from atoll.models.torch.lanes import LanesTrainer
 from benchmarks.workloads import SEED, WORKLOADS, job, prepare
 
 Way = Callable[[], Sequence[Fit]]

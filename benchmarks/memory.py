@@ -40,7 +40,7 @@ def federation(clients: int) -> Partition:
 def a_job(cohort: int, rounds: int) -> Job:
     """One epoch of batch 10 at each client of the cohort; nothing is evaluated."""
     from atoll.models.networks import mlp
-    from atoll.models.torch import TorchTrainer
+    from atoll.models.torch.adapter import TorchTrainer
 
     return Job(
         trainer=TorchTrainer(mlp, {"inputs": VALUES, "hidden": (HIDDEN,), "classes": 10}),

@@ -23,8 +23,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from atoll.server.blobs import Blobs, FolderBlobs
-from atoll.server.blobs_near import NearBlobs
+from atoll.server.blobs.contract import Blobs
+from atoll.server.blobs.folder import FolderBlobs
+from atoll.server.blobs.near import NearBlobs
 from atoll.server.store.contract import Contribution, RoundRow, RunRow, Store
 from atoll.server.store.opening import open_store
 

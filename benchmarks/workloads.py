@@ -202,7 +202,7 @@ def _trainer(name: str, kind: str) -> Any:
 
         return LinearTrainer("multinomial", 30, classes=2, dtype="float32")
     from atoll.models.networks import mlp, paper_cnn
-    from atoll.models.torch import TorchTrainer
+    from atoll.models.torch.adapter import TorchTrainer
 
     made: dict[str, Callable[[], Any]] = {
         "W1": lambda: TorchTrainer(mlp, {"inputs": 784, "hidden": (200,), "classes": 10}),

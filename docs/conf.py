@@ -29,7 +29,7 @@ nitpick_ignore_regex = [
     ("py:class", r"atoll\.job\.schema\..*"),
     ("py:(class|obj)", r"atoll\.(\w+\.)+_\w+"),
     # Two classes in signatures of other rooms, without pages of their own.
-    ("py:class", r"atoll\.(models\.torch_flat\.Bench|report\.markup\.Safe)"),
+    ("py:class", r"atoll\.(models\.torch\.flat\.Bench|report\.markup\.Safe)"),
 ]
 
 html_theme = "furo"

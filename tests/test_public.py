@@ -51,7 +51,7 @@ def test_importing_needs_numpy_only(statement):
     assert extra == {"atoll"}
 
 
-@pytest.mark.parametrize("start", ["node.workplace", "node.agent", "simulation", "job.load"])
+@pytest.mark.parametrize("start", ["node.room.workplace", "node.agent", "simulation", "job.load"])
 def test_a_process_imports_statistics_and_tables_when_a_job_asks_for_them(start):
     """What a process of Atoll imports before it knows its job, hundreds of which a day of work may start."""
     code = f"import sys, atoll.{start}\nprint(*sys.modules)"

@@ -18,7 +18,7 @@ from atoll.privacy.audit.hostile import MALFORMED, POISON
 from atoll.runtime.checkpoint import model_hash
 from atoll.runtime.client import Parts
 from atoll.runtime.loop import Evaluation, Finished, Loop, Stop
-from atoll.server.tampering import TamperedExecutor
+from atoll.server.rounds.tampering import TamperedExecutor
 from benchmarks.privacy.figures import Figure
 
 BAD = "site3"

@@ -115,8 +115,8 @@ def _matched(x: Array, y: Array, rows: int, trials: int, protect: bool, steps: i
     from torch import nn
 
     from atoll.core.contracts import Examples
-    from atoll.models.torch import TorchTrainer
-    from atoll.models.torch_attacks import invert_gradient
+    from atoll.models.torch.adapter import TorchTrainer
+    from atoll.models.torch.attacks import invert_gradient
 
     torch.manual_seed(0)
     trainer = TorchTrainer(nn.Sequential(nn.Linear(64, 32), nn.Sigmoid(), nn.Linear(32, 10)))

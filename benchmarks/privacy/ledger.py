@@ -7,8 +7,8 @@ from pathlib import Path
 from random import Random
 
 from atoll.core.errors import StorageError
-from atoll.node.ledger import Charge, Limit
-from atoll.node.ledger_file import Ledger
+from atoll.node.policy.ledger import Charge, Limit
+from atoll.node.policy.ledger_file import Ledger
 from atoll.wire.lossy_disk import LossyDisk
 from benchmarks.privacy.figures import Figure
 

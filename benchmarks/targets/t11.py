@@ -51,7 +51,7 @@ def runs() -> list[tuple[str, dict[str, Any]]]:
 def run(setting: str, method: str, seed: int) -> dict[str, float]:
     """One federated run; returns the server's accuracy after each tenth round and at the end."""
     from atoll.models.networks import CropFlip, cnn_thesis
-    from atoll.models.torch import TorchTrainer
+    from atoll.models.torch.adapter import TorchTrainer
 
     train, test = (_normalised(e) for e in fashion_mnist())
     draw = Seed(seed) / "partition"

@@ -37,7 +37,7 @@ def runs() -> list[tuple[str, dict[str, Any]]]:
 def run(method: str, seed: int) -> dict[str, float]:
     """One federated run; returns the final accuracy."""
     from atoll.models.networks import mlp
-    from atoll.models.torch import TorchTrainer
+    from atoll.models.torch.adapter import TorchTrainer
 
     clients, test = fcube(Seed(seed) / "fcube")
     trainer = TorchTrainer(mlp, {"inputs": 3, "hidden": (32, 16, 8), "classes": 2})

@@ -12,7 +12,7 @@ from free_ports import free_port
 from atoll.server import admin
 from atoll.server.admin import Founding
 from atoll.server.home import ServerHome
-from atoll.server.serving import serve
+from atoll.server.web.serving import serve
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ import atoll
 from atoll.cli.main import main
 from atoll.node.datasets import Datasets
 from atoll.node.home import Home
-from atoll.node.ledger import Charge
-from atoll.node.ledger_file import Ledger
+from atoll.node.policy.ledger import Charge
+from atoll.node.policy.ledger_file import Ledger
 from atoll.server import admin
 from atoll.wire.identity import Identity
 

@@ -43,7 +43,7 @@ def as_nobody(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:
             shutil.copytree(folder / name, spare / name)
     code = """
         import contextlib, io, os, sys
-        import atoll.server.serving, typer.rich_utils
+        import atoll.server.web.serving, typer.rich_utils
         from atoll.cli.main import main
         spare = sys.argv[1]
         node, server = ["--home", spare + "/node"], ["--home", spare + "/server"]

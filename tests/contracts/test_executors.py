@@ -227,7 +227,7 @@ def test_a_spawned_worker_computes_the_same():
 def test_torch_models_train_to_the_same_bits_in_processes():
     pytest.importorskip("torch")
     from atoll.models.networks import mlp
-    from atoll.models.torch import TorchTrainer
+    from atoll.models.torch.adapter import TorchTrainer
 
     trainer = TorchTrainer(mlp, {"inputs": 3, "classes": 2}, classes=2)
     clients = {

@@ -21,7 +21,7 @@ from atoll.algorithms import ALGORITHMS
 from atoll.core.contracts import Examples, Weighting
 from atoll.core.local import LocalRule, LocalWork, Optimizer, Schedule
 from atoll.core.seeds import Seed
-from atoll.models.torch import TorchTrainer
+from atoll.models.torch.adapter import TorchTrainer
 from atoll.runtime.client import Parts
 from atoll.runtime.loop import Loop, Stop
 from atoll.runtime.processes import ProcessExecutor

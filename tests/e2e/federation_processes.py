@@ -41,8 +41,8 @@ from atoll.server import admin
 ATOLL = str(Path(sys.executable).with_name("atoll"))
 READ = (
     *("atoll.cli.main", "atoll.cli.node", "atoll.cli.server"),
-    *("atoll.node.agent", "atoll.node.join", "atoll.node.link", "atoll.node.steward"),
-    *("atoll.server.serving", "atoll.server.store.sql"),
+    *("atoll.node.agent", "atoll.node.join", "atoll.node.link", "atoll.node.policy.steward"),
+    *("atoll.server.web.serving", "atoll.server.store.sql"),
 )
 """Modules of a command that works."""
 _LOOK = 0.01

@@ -15,9 +15,9 @@ from federation_jobs import table_task
 from federation_processes import Federation
 from test_federation_masked import admitted
 
-from atoll.node.budgets import Budgets
-from atoll.node.ledger import Accounts, Limit
-from atoll.node.ledger_file import read_ledger
+from atoll.node.policy.budgets import Budgets
+from atoll.node.policy.ledger import Accounts, Limit
+from atoll.node.policy.ledger_file import read_ledger
 from atoll.wire.identity import Identity
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -11,8 +11,8 @@ from atoll.core.contracts import Examples
 from atoll.core.local import LocalRule
 from atoll.core.seeds import Seed
 from atoll.models.private import RecordPrivacy
-from atoll.models.torch import TorchTrainer
-from atoll.models.torch_private import PrivateTorchTrainer
+from atoll.models.torch.adapter import TorchTrainer
+from atoll.models.torch.private import PrivateTorchTrainer
 
 sys.path.insert(0, str(Path(__file__).parent))
 

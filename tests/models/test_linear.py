@@ -15,7 +15,7 @@ from atoll.core.metrics import merge_metrics
 from atoll.core.seeds import Seed
 from atoll.models.batches import batches
 from atoll.models.linear import LinearTrainer
-from atoll.models.torch import TorchTrainer
+from atoll.models.torch.adapter import TorchTrainer
 
 KINDS = [("linear", 0), ("logistic", 2), ("multinomial", 3)]
 

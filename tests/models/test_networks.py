@@ -7,7 +7,7 @@ from atoll.core.errors import DataError, JobError
 from atoll.core.local import LocalWork
 from atoll.core.seeds import Seed
 from atoll.models.networks import NETWORKS, CropFlip, network
-from atoll.models.torch import TorchTrainer
+from atoll.models.torch.adapter import TorchTrainer
 
 
 @pytest.mark.parametrize(

@@ -37,8 +37,8 @@ def test_rows_of_a_linear_model_add_up(kind: Any) -> None:
 @pytest.mark.parametrize("outputs", [1, 2, 3])
 def test_rows_of_a_torch_module_add_up(outputs: int) -> None:
     torch = pytest.importorskip("torch")
-    from atoll.models.torch import TorchTrainer
-    from atoll.models.torch_rows import per_row
+    from atoll.models.torch.adapter import TorchTrainer
+    from atoll.models.torch.rows import per_row
 
     kind = "multinomial" if outputs == 3 else "logistic"
     loss = "bce" if outputs == 1 else "cross_entropy"

@@ -15,7 +15,7 @@ from atoll.core.local import LocalRule, LocalWork, Optimizer, Schedule
 from atoll.core.metrics import BinnedAUC
 from atoll.core.seeds import Seed
 from atoll.models.batches import batches
-from atoll.models.torch import OPTIMIZERS, TorchTrainer
+from atoll.models.torch.adapter import OPTIMIZERS, TorchTrainer
 
 SEED = Seed(11) / "fit"
 

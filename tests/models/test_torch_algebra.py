@@ -18,7 +18,7 @@ from atoll.core.errors import JobConflict
 from atoll.core.local import LocalRule, LocalWork, Optimizer, Schedule
 from atoll.core.seeds import Seed
 from atoll.models.networks import Rows
-from atoll.models.torch import TorchTrainer
+from atoll.models.torch.adapter import TorchTrainer
 
 ROUNDS = 5
 NEAR = {"float32": 1e-6, "float64": 1e-12}

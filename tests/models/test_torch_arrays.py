@@ -7,8 +7,8 @@ pytest.importorskip("torch")
 
 import torch
 
-from atoll.models import torch_arrays
-from atoll.models.torch_arrays import on_arrays
+from atoll.models.torch import arrays as torch_arrays
+from atoll.models.torch.arrays import on_arrays
 
 aten = torch.ops.aten
 

@@ -7,8 +7,8 @@ import torch
 from atoll.core.contracts import Examples
 from atoll.core.errors import LayoutError
 from atoll.core.seeds import Seed
-from atoll.models.torch import TorchTrainer
-from atoll.models.torch_attacks import invert_gradient
+from atoll.models.torch.adapter import TorchTrainer
+from atoll.models.torch.attacks import invert_gradient
 from atoll.privacy.audit.inversion import cosine
 
 

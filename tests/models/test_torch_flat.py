@@ -12,7 +12,7 @@ from atoll.core.contracts import Examples
 from atoll.core.errors import LayoutError
 from atoll.core.local import LocalRule, LocalWork
 from atoll.core.seeds import Seed
-from atoll.models.torch import TorchTrainer
+from atoll.models.torch.adapter import TorchTrainer
 
 
 class Odd(nn.Module):

@@ -16,8 +16,8 @@ from atoll.core.errors import DataError, JobError
 from atoll.core.local import LocalRule, LocalWork, Optimizer, Schedule
 from atoll.core.seeds import Seed
 from atoll.models.networks import mlp
-from atoll.models.torch import TorchTrainer
-from atoll.models.torch_lanes import LanesTrainer
+from atoll.models.torch.adapter import TorchTrainer
+from atoll.models.torch.lanes import LanesTrainer
 from atoll.runtime.client import Parts
 from atoll.runtime.loop import Loop, Stop
 from atoll.runtime.processes import ProcessExecutor

@@ -22,7 +22,7 @@ from torch.nn import functional
 from atoll.core.contracts import Examples
 from atoll.core.local import LocalRule, LocalWork, Optimizer, Schedule
 from atoll.core.seeds import Seed
-from atoll.models.torch import OPTIMIZERS, TorchTrainer
+from atoll.models.torch.adapter import OPTIMIZERS, TorchTrainer
 
 ROUNDS = 5
 NEAR = {"float32": 1e-6, "float64": 1e-12}

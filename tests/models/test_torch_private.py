@@ -18,10 +18,10 @@ from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
 from atoll.models.networks import CropFlip, lenet_niid, mlp
 from atoll.models.private import RecordPrivacy
-from atoll.models.torch import TorchTrainer
-from atoll.models.torch_private import PrivateTorchTrainer
-from atoll.models.torch_private_dense import Chained
-from atoll.models.torch_private_rows import Layers
+from atoll.models.torch.adapter import TorchTrainer
+from atoll.models.torch.private import PrivateTorchTrainer
+from atoll.models.torch.private_dense import Chained
+from atoll.models.torch.private_rows import Layers
 from atoll.privacy.dp.noise import Draws
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -174,7 +174,7 @@ def test_published_networks_go_layer_by_layer(build, shape):
 
 
 def test_large_kernels_go_row_by_row_to_the_same_sums(monkeypatch):
-    import atoll.models.torch_private_rows as module
+    import atoll.models.torch.private_rows as module
 
     data = some((2, 8, 8))
     monkeypatch.setattr(module, "_FEW", 0)

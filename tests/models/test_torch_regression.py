@@ -13,7 +13,7 @@ from atoll.core.contracts import Examples, Lane
 from atoll.core.errors import AtollError
 from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
-from atoll.models.torch import TorchTrainer
+from atoll.models.torch.adapter import TorchTrainer
 
 WORK = LocalWork(epochs=2.0, batch_size=4, optimizer=Optimizer(lr=0.1, weight_decay=0.01))
 SIZES = (9, 4, 1, 13)

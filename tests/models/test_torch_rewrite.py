@@ -11,10 +11,10 @@ from torch import nn
 from atoll.core.contracts import Examples
 from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
-from atoll.models import torch_fit
-from atoll.models.torch import TorchTrainer
-from atoll.models.torch_record import record
-from atoll.models.torch_rewrite import rewritten, scored
+from atoll.models.torch import fit as torch_fit
+from atoll.models.torch.adapter import TorchTrainer
+from atoll.models.torch.record import record
+from atoll.models.torch.rewrite import rewritten, scored
 
 WORK = LocalWork(2, batch_size=4, optimizer=Optimizer(lr=0.1))
 RELU = torch.ops.aten.relu.default

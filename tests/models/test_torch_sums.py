@@ -11,8 +11,8 @@ from atoll.core.contracts import Examples, Lane
 from atoll.core.errors import JobConflict
 from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
-from atoll.models.torch import TorchTrainer
-from atoll.models.torch_sums import clients_to_a_sum
+from atoll.models.torch.adapter import TorchTrainer
+from atoll.models.torch.sums import clients_to_a_sum
 
 WORK = LocalWork(batch_size=4, optimizer=Optimizer(lr=0.05, momentum=0.5))
 

@@ -16,10 +16,10 @@ from torch.nn import functional
 from atoll.core.contracts import Examples
 from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
-from atoll.models import torch_kernels
-from atoll.models.torch import TorchTrainer
-from atoll.models.torch_record import Untraceable, record
-from atoll.models.torch_tape import Program
+from atoll.models.torch import kernels as torch_kernels
+from atoll.models.torch.adapter import TorchTrainer
+from atoll.models.torch.record import Untraceable, record
+from atoll.models.torch.tape import Program
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -31,8 +31,8 @@ from atoll.job.package import pack, spec_to_plain
 from atoll.node.agent import Agent
 from atoll.node.datasets import Datasets
 from atoll.node.home import Home
+from atoll.node.policy.steward import opened
 from atoll.node.settings import Limits, Settings
-from atoll.node.steward import opened
 from atoll.runtime.loop import Evaluation, Loop
 from atoll.wire.frames import Allowed, Blob, decode, encode
 from atoll.wire.identity import Identity

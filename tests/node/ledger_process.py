@@ -17,9 +17,9 @@ from private_jobs import TRUSTING
 
 from atoll.node.agent import Agent, stop_on_signal
 from atoll.node.home import Home
-from atoll.node.ledger_file import Ledger
+from atoll.node.policy.ledger_file import Ledger
+from atoll.node.policy.steward import Steward
 from atoll.node.settings import Settings
-from atoll.node.steward import Steward
 from atoll.wire.disk import RealDisk
 from atoll.wire.identity import Identity
 

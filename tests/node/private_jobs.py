@@ -11,9 +11,9 @@ import numpy as np
 from atoll.core.chain import COHORT
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
-from atoll.node.budgets import Budgets
 from atoll.node.home import Home
-from atoll.node.ledger import Limit, composed_epsilon
+from atoll.node.policy.budgets import Budgets
+from atoll.node.policy.ledger import Limit, composed_epsilon
 from atoll.node.settings import Policy
 from atoll.privacy.dp.events import Gaussian, to_plain
 from atoll.privacy.links.clip import BOUND

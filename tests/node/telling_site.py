@@ -13,10 +13,10 @@ from atoll.job import deployed
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
 from atoll.node.datasets import Dataset
-from atoll.node.leaving import checked
 from atoll.node.orders import DatasetBody, Order
+from atoll.node.policy.leaving import checked
+from atoll.node.room.workplace import Workplace, written
 from atoll.node.rules import Rule
-from atoll.node.workplace import Workplace, written
 from atoll.wire.frames import Allowed, encode, open_frame
 from atoll.wire.messages import BlobRef, TaskBody
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from atoll.core.errors import DataError, JobError, NotFound
-from atoll.node.budgets import Budgets
-from atoll.node.ledger import Limit
+from atoll.node.policy.budgets import Budgets
+from atoll.node.policy.ledger import Limit
 from atoll.node.settings import Masking, Policy, read_settings
 
 

@@ -13,14 +13,17 @@ import pytest
 pytest.importorskip("tenseal")
 
 from atoll.core.errors import AuthError
-from atoll.node import encrypting, lies_of_ciphers, lying_encrypted, pledges
-from atoll.node.cast import SITES, Cast
-from atoll.node.encrypting import Encrypted
-from atoll.node.lies import told
-from atoll.node.lies_of_ciphers import CIPHER_LIES
-from atoll.node.lying_encrypted import Ask, EncryptedStage
+from atoll.node import pledges
+from atoll.node.lies import encrypted_stage as lying_encrypted
+from atoll.node.lies import of_ciphers as lies_of_ciphers
+from atoll.node.lies.cast import SITES, Cast
+from atoll.node.lies.encrypted_stage import Ask, EncryptedStage
+from atoll.node.lies.of_ciphers import CIPHER_LIES
+from atoll.node.lies.told import told
 from atoll.node.peers import Trust
 from atoll.node.settings import Masking, Settings
+from atoll.node.sums import encrypting
+from atoll.node.sums.encrypting import Encrypted
 from atoll.privacy.he import rounds, sharing
 from atoll.privacy.he.tags import Tags
 from atoll.privacy.secagg import ledger

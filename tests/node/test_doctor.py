@@ -16,8 +16,8 @@ from atoll.node import doctor
 from atoll.node.datasets import Datasets
 from atoll.node.doctor import examine
 from atoll.node.home import Federation, Home
-from atoll.node.ledger import Charge
-from atoll.node.ledger_file import Ledger
+from atoll.node.policy.ledger import Charge
+from atoll.node.policy.ledger_file import Ledger
 from atoll.wire.findings import Finding
 from atoll.wire.identity import Identity
 

@@ -10,7 +10,7 @@ import pytest
 
 from atoll.core.chain import COHORT
 from atoll.core.errors import AuthError
-from atoll.node.masking import _enough_noise
+from atoll.node.sums.masking import _enough_noise
 
 SITES = {"client": {"where": "sites"}, "threshold": 0}
 

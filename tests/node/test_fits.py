@@ -17,12 +17,12 @@ from atoll.job import deployed
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
 from atoll.models.linear import LinearTrainer
-from atoll.node import workplace
-from atoll.node.cast import SITES
-from atoll.node.lying import Stage, digest_of
+from atoll.node.lies.cast import SITES
+from atoll.node.lies.stage import Stage, digest_of
 from atoll.node.orders import DatasetBody, Order, done_only
+from atoll.node.room import workplace
+from atoll.node.room.workplace import Workplace
 from atoll.node.settings import Settings
-from atoll.node.workplace import Workplace
 from atoll.wire.frames import decode, encode
 from atoll.wire.messages import BlobRef, ResultBody, TaskBody
 
@@ -193,7 +193,7 @@ def test_the_integers_are_of_the_model_with_which_the_round_was_begun(tmp_path: 
 
 def test_a_version_that_was_another_model_before_is_refused(tmp_path: Path) -> None:
     from atoll.job.buffered import Starts
-    from atoll.node.buffers import Buffers, Shown
+    from atoll.node.sums.buffers import Buffers, Shown
 
     spec = parse_job(
         ff.job_tables(

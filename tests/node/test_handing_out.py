@@ -11,7 +11,7 @@ import telling_site as ts
 from telling_site import Told
 
 from atoll.core.errors import PolicyError
-from atoll.node.leaving import checked
+from atoll.node.policy.leaving import checked
 from atoll.node.rules import Rule
 
 YES = Rule(inputs=True)

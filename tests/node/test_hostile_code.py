@@ -9,8 +9,9 @@ from pathlib import Path
 import fake_federation as ff
 import pytest
 
-from atoll.node import errands, sandbox
-from atoll.node.scratch import clear, size_of, taken
+from atoll.node import errands
+from atoll.node.room import sandbox
+from atoll.node.room.scratch import clear, size_of, taken
 
 CODE = """
 import fcntl, gc, mmap, os, pickle, signal, time

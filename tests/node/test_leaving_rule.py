@@ -18,7 +18,7 @@ from atoll.data.readers import read_table
 from atoll.data.telling import SUPPRESSED
 from atoll.job import deployed
 from atoll.job.load import parse_job
-from atoll.node.leaving import checked, discreet
+from atoll.node.policy.leaving import checked, discreet
 from atoll.node.rules import Rule
 from atoll.wire.metrics import metrics_from_plain
 

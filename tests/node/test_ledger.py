@@ -15,8 +15,8 @@ from journals import KEY, OTHER_KEY, Crash, crash_at, touched
 
 from atoll.core.errors import DataError, PolicyError, StateError, StorageError
 from atoll.node.journal import read_journal
-from atoll.node.ledger import Accounts, Charge, Entry, Limit, composed_epsilon
-from atoll.node.ledger_file import Ledger, read_ledger
+from atoll.node.policy.ledger import Accounts, Charge, Entry, Limit, composed_epsilon
+from atoll.node.policy.ledger_file import Ledger, read_ledger
 from atoll.privacy.dp.events import Gaussian, MatrixGaussian, to_plain
 from atoll.runtime.schedule import Turns
 from atoll.wire.disk import RealDisk

@@ -19,10 +19,10 @@ from process_copies import Copy
 from atoll.data.readers import read_table
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
-from atoll.node.budgets import Budgets
 from atoll.node.home import Home
-from atoll.node.ledger import Accounts, Limit
-from atoll.node.ledger_file import read_ledger
+from atoll.node.policy.budgets import Budgets
+from atoll.node.policy.ledger import Accounts, Limit
+from atoll.node.policy.ledger_file import read_ledger
 from atoll.node.settings import Policy
 from atoll.wire.frames import encode
 from atoll.wire.identity import Identity

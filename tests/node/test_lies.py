@@ -11,14 +11,18 @@ import pytest
 from atoll.cli.main import main
 from atoll.core.errors import MissingExtra
 from atoll.job.buffered import Starts
-from atoll.node import buffers, lies, lies_of_ciphers, lying, masking, steward
-from atoll.node.cast import SITES
-from atoll.node.lies import LIES, told
-from atoll.node.lies_of_ciphers import CIPHER_LIES
-from atoll.node.masking import Masked
-from atoll.node.pricing import Facts
+from atoll.node.lies import of_ciphers as lies_of_ciphers
+from atoll.node.lies import stage as lying
+from atoll.node.lies import told as lies
+from atoll.node.lies.cast import SITES
+from atoll.node.lies.of_ciphers import CIPHER_LIES
+from atoll.node.lies.told import LIES, told
+from atoll.node.policy import steward
+from atoll.node.policy.pricing import Facts
 from atoll.node.settings import Masking, Settings
-from atoll.node.trained import Trained
+from atoll.node.sums import buffers, masking
+from atoll.node.sums.masking import Masked
+from atoll.node.sums.trained import Trained
 from atoll.privacy.he import contexts
 from atoll.privacy.secagg import ledger
 from atoll.privacy.secagg import session as sessions

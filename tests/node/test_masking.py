@@ -13,11 +13,11 @@ from fake_federation import asked, job_tables
 from atoll.core.errors import AuthError, StorageError
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
-from atoll.node.masking import Masked
 from atoll.node.peers import Peers, Trust
 from atoll.node.plans import read_plan
 from atoll.node.pledges import Pledges
 from atoll.node.settings import Masking
+from atoll.node.sums.masking import Masked
 from atoll.privacy.secagg.ledger import Record
 from atoll.privacy.secagg.terms import Member, Occasion
 from atoll.wire.frames import encode

@@ -12,14 +12,14 @@ from journals import KEY
 
 from atoll.core.errors import PolicyError, StateError
 from atoll.job.load import parse_job
-from atoll.node.budgets import Budgets
 from atoll.node.home import Home
-from atoll.node.ledger import Limit, composed_epsilon
-from atoll.node.ledger_file import Ledger
-from atoll.node.pricing import Facts, price
+from atoll.node.policy.budgets import Budgets
+from atoll.node.policy.ledger import Limit, composed_epsilon
+from atoll.node.policy.ledger_file import Ledger
+from atoll.node.policy.pricing import Facts, price
+from atoll.node.policy.steward import Asked, Steward, charged
 from atoll.node.settings import Policy
 from atoll.node.spool import Spool
-from atoll.node.steward import Asked, Steward, charged
 from atoll.privacy.dp.events import Gaussian, to_plain
 from atoll.wire.frames import encode
 from atoll.wire.messages import BlobRef, ResultBody, TaskBody

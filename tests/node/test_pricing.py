@@ -8,7 +8,7 @@ import pytest
 from fake_federation import job_tables
 
 from atoll.job.load import parse_job
-from atoll.node.pricing import Facts, price
+from atoll.node.policy.pricing import Facts, price
 from atoll.privacy.dp.events import Gaussian, from_plain, to_plain
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from atoll.core.errors import StorageError
-from atoll.node.queries import locked
+from atoll.node.policy.queries import locked
 
 
 def test_a_folder_without_locks_is_told_in_words(

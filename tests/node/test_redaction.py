@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from atoll.core.errors import ClientError, DataError, Fault, JobError
-from atoll.node.redaction import MOST, told, without_paths
+from atoll.node.policy.redaction import MOST, told, without_paths
 
 
 def raised(code: str, folder: Path) -> Exception:

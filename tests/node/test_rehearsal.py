@@ -11,10 +11,10 @@ import pytest
 
 from atoll.job.load import parse_job
 from atoll.job.package import Package
-from atoll.node import sandbox
 from atoll.node.datasets import Dataset, Datasets
 from atoll.node.home import Home
-from atoll.node.rehearsal import contract, rehearse
+from atoll.node.room import sandbox
+from atoll.node.room.rehearsal import contract, rehearse
 from atoll.node.settings import Settings
 from atoll.wire.findings import Finding
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from atoll.core.errors import StorageError
-from atoll.node import workplace
-from atoll.node.workplace import _with_room
+from atoll.node.room import workplace
+from atoll.node.room.workplace import _with_room
 
 
 def full() -> StorageError:

@@ -18,8 +18,8 @@ from typing import Any
 import fake_federation as ff
 import pytest
 
-from atoll.node import rooms, sandbox, syscalls, usage
-from atoll.node.sandbox import Room
+from atoll.node.room import rooms, sandbox, syscalls, usage
+from atoll.node.room.sandbox import Room
 from atoll.node.settings import Limits
 
 pytestmark = pytest.mark.skipif(bool(sandbox.trouble()), reason=sandbox.trouble() or "none")
@@ -28,7 +28,7 @@ START = """
 import ctypes, json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 if sys.argv[2] == "room":
-    from atoll.node.sandbox import Room, enter
+    from atoll.node.room.sandbox import Room, enter
     enter(Room.model_validate_json(sys.argv[1]), 0, os.dup(1))
 node, cache, rows, other, free = map(Path, sys.argv[4:9])
 def reach(act):

@@ -13,17 +13,17 @@ from atoll.cli.main import main
 from atoll.core.errors import PolicyError
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
-from atoll.node.budgets import Budgets
 from atoll.node.datasets import Datasets
 from atoll.node.home import Home
-from atoll.node.ledger import Accounts, Charge, Entry, Limit
-from atoll.node.ledger_file import Ledger
 from atoll.node.orders import DatasetBody, Order
-from atoll.node.pricing import Facts, price
+from atoll.node.policy.budgets import Budgets
+from atoll.node.policy.ledger import Accounts, Charge, Entry, Limit
+from atoll.node.policy.ledger_file import Ledger
+from atoll.node.policy.pricing import Facts, price
+from atoll.node.policy.steward import Asked, Steward
+from atoll.node.room.workplace import Workplace
 from atoll.node.rules import Rule
 from atoll.node.settings import Policy
-from atoll.node.steward import Asked, Steward
-from atoll.node.workplace import Workplace
 from atoll.wire.frames import Allowed, Blob, encode, open_frame
 from atoll.wire.messages import BlobRef, TaskBody
 

@@ -12,14 +12,14 @@ from journals import KEY
 
 from atoll.core.errors import PolicyError, StateError, StorageError
 from atoll.job.load import parse_job
-from atoll.node.budgets import Budgets
 from atoll.node.home import Home
-from atoll.node.ledger import Limit
-from atoll.node.ledger_file import Ledger
-from atoll.node.pricing import Cost, Facts, price
+from atoll.node.policy.budgets import Budgets
+from atoll.node.policy.ledger import Limit
+from atoll.node.policy.ledger_file import Ledger
+from atoll.node.policy.pricing import Cost, Facts, price
+from atoll.node.policy.steward import Asked, Steward, charged
 from atoll.node.settings import Policy
 from atoll.node.spool import Spool
-from atoll.node.steward import Asked, Steward, charged
 from atoll.runtime.schedule import Turns
 from atoll.wire.frames import encode
 from atoll.wire.messages import BlobRef, ResultBody, TaskBody

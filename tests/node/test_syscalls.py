@@ -10,14 +10,14 @@ import sys
 
 import pytest
 
-from atoll.node import syscalls
+from atoll.node.room import syscalls
 
 pytestmark = pytest.mark.skipif(bool(syscalls.trouble()), reason=syscalls.trouble() or "none")
 
 START = """
 import ctypes, errno, json, mmap, os, socket, subprocess, sys, threading
 import numpy as np
-from atoll.node import syscalls
+from atoll.node.room import syscalls
 if sys.argv[1] == "shut":
     syscalls.forbid()
 libc = ctypes.CDLL(None, use_errno=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from atoll.node.usage import Usage, peak_of, usage_of
+from atoll.node.room.usage import Usage, peak_of, usage_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of its processes")
 MIB = 1 << 20

@@ -9,8 +9,8 @@ from pathlib import Path
 import fake_federation as ff
 import pytest
 
-from atoll.node import sandbox
-from atoll.node.view import View, view_of
+from atoll.node.room import sandbox
+from atoll.node.room.view import View, view_of
 
 LOOKS = (
     ff.LOOKING

@@ -21,10 +21,10 @@ from atoll.data.readers import read_table
 from atoll.job import deployed
 from atoll.job.load import parse_job
 from atoll.job.package import spec_to_plain
-from atoll.node import sandbox
 from atoll.node.orders import DatasetBody, Order, Report
-from atoll.node.process import Ended, Log, Worker
-from atoll.node.sandbox import Room
+from atoll.node.room import sandbox
+from atoll.node.room.process import Ended, Log, Worker
+from atoll.node.room.sandbox import Room
 from atoll.node.settings import Limits, Settings
 from atoll.runtime.client import answer_task
 from atoll.wire.frames import decode, encode
@@ -277,7 +277,7 @@ def test_job_code_sees_an_environment_without_secrets_and_no_files_of_the_node(
 def test_a_worker_that_trains_has_imported_nothing_for_other_work(bench: Bench) -> None:
     bench.do(15.0)
     modules = set(bench.said("MODULES"))
-    assert "atoll.node.workplace" in modules
+    assert "atoll.node.room.workplace" in modules
     heavy = {"cryptography", "dp_accounting", "ray", "scipy", "tenseal", "torch"}
     assert {name.partition(".")[0] for name in modules} & heavy == set()
     # What a plan needs to tell whether it is of statistics; no method of theirs, and no kind of question.

@@ -145,7 +145,7 @@ def test_the_contract_of_executors(cluster, check):
 def test_a_torch_model_and_a_lazy_population_train_to_the_same_bits(cluster):
     pytest.importorskip("torch")
     from atoll.models.networks import mlp
-    from atoll.models.torch import TorchTrainer
+    from atoll.models.torch.adapter import TorchTrainer
 
     base = rc.rows(200, 1)
     base = Examples(base.features.astype(np.float32), base.targets)

@@ -12,12 +12,12 @@ import numpy as np
 import played_sites as played
 
 from atoll.core.errors import AtollError
-from atoll.node.encrypting import Encrypted
-from atoll.node.masking import SUBJECTS
 from atoll.node.run_keys import RunKeys
 from atoll.node.settings import Masking, Settings
 from atoll.node.site import Site as NodeSite
 from atoll.node.spool import Spool
+from atoll.node.sums.encrypting import Encrypted
+from atoll.node.sums.masking import SUBJECTS
 from atoll.wire.frames import Blob, encode
 from atoll.wire.messages import ResultBody, TaskBody
 

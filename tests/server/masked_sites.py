@@ -18,12 +18,12 @@ from atoll.core.values import Broadcast
 from atoll.job import deployed
 from atoll.job.summed import column_integers, column_lanes, lanes_told
 from atoll.node.home import Home
-from atoll.node.masking import SUBJECTS, Masked
 from atoll.node.peers import Peers, Trust
 from atoll.node.pledges import Pledges
 from atoll.node.settings import Settings
 from atoll.node.site import Site as NodeSite
 from atoll.node.spool import Spool
+from atoll.node.sums.masking import SUBJECTS, Masked
 from atoll.runtime.client import answer_task, evaluate_client
 from atoll.runtime.figures import integers_of, kinds_of, lanes_of
 from atoll.runtime.pattern import lanes_at

@@ -24,7 +24,7 @@ from atoll.job.start import Start, begun
 from atoll.job.study import Agreed
 from atoll.runtime.client import answer_task, evaluate_client
 from atoll.runtime.threads import Threads
-from atoll.server.blobs import FolderBlobs
+from atoll.server.blobs.folder import FolderBlobs
 from atoll.server.service import Service, Settings
 from atoll.server.store.contract import Invite
 from atoll.server.store.memory import MemoryDatabase, MemoryStore

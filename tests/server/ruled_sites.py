@@ -15,7 +15,7 @@ from atoll.core.values import Broadcast
 from atoll.data.table import Table
 from atoll.job.schema import JobSpec
 from atoll.node.datasets import Datasets, digest_of, open_table
-from atoll.node.queries import Answering
+from atoll.node.policy.queries import Answering
 from atoll.node.rules import Rule
 from atoll.wire.messages import TaskBody
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.server.api import ROUTES
-from atoll.server.routes import Answer
+from atoll.server.web.api import ROUTES
+from atoll.server.web.routes import Answer
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parent / "store"))

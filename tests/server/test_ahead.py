@@ -10,8 +10,8 @@ import pytest
 from atoll.core.layout import Entry, Layout
 from atoll.core.values import State
 from atoll.runtime.checkpoint import Progress
-from atoll.server.ahead import foreseen
-from atoll.server.blobs import FolderBlobs
+from atoll.server.blobs.folder import FolderBlobs
+from atoll.server.rounds.ahead import foreseen
 
 
 class Asked(FolderBlobs):

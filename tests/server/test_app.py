@@ -15,9 +15,9 @@ import pytest
 
 from atoll.job.load import read_spec
 from atoll.job.package import spec_to_plain
-from atoll.server.api import INLINE
-from atoll.server.limits import Limits, origin
 from atoll.server.service import Poll, Readable
+from atoll.server.web.api import INLINE
+from atoll.server.web.limits import Limits, origin
 from atoll.wire.frames import Allowed, Blob, decode, encode
 from atoll.wire.identity import Identity
 from atoll.wire.messages import BlobRef, RoundsReply, TaskBody

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from atoll.core.errors import StorageError
-from atoll.server.api import CHUNK, INLINE
-from atoll.server.limits import Limits
 from atoll.server.service import Readable
+from atoll.server.web.api import CHUNK, INLINE
+from atoll.server.web.limits import Limits
 from atoll.wire.frames import Allowed, Blob
 from atoll.wire.messages import BlobRef, TaskBody
 

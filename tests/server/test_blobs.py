@@ -13,8 +13,10 @@ from random import Random
 import pytest
 
 from atoll.core.errors import NotFound, StateError, StorageError, TooLarge, WireError
-from atoll.server.blobs import Blobs, FolderBlobs, open_blobs
-from atoll.server.blobs_near import NearBlobs
+from atoll.server.blobs.contract import Blobs
+from atoll.server.blobs.folder import FolderBlobs
+from atoll.server.blobs.near import NearBlobs
+from atoll.server.blobs.opening import open_blobs
 from atoll.server.store.memory import MemoryStore
 from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Blob

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from atoll.server.blobs import FolderBlobs
-from atoll.server.blobs_near import NearBlobs
+from atoll.server.blobs.folder import FolderBlobs
+from atoll.server.blobs.near import NearBlobs
 from atoll.server.store.memory import MemoryDatabase, MemoryStore
 from atoll.server.store.sql import SqlStore
 from atoll.wire.frames import Blob
@@ -55,7 +55,7 @@ def test_blob_in_both_places_is_deleted_from_both(tmp_path: Path) -> None:
 def test_memory_is_bounded_and_the_store_still_has_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atoll.server.blobs_near._REMEMBERED", 3 * len(RAW))
+    monkeypatch.setattr("atoll.server.blobs.near._REMEMBERED", 3 * len(RAW))
     store = SqlStore(str(tmp_path / "store.db"))
     blobs = NearBlobs(store, FolderBlobs(tmp_path / "blobs"))
     raws = [RAW + bytes([n]) for n in range(5)]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from atoll.core.errors import MissingExtra, StorageError
-from atoll.server.blobs import FolderBlobs, open_blobs
-from atoll.server.blobs_s3 import S3Blobs, open_s3
+from atoll.server.blobs.folder import FolderBlobs
+from atoll.server.blobs.opening import open_blobs
+from atoll.server.blobs.s3 import S3Blobs, open_s3
 from atoll.wire.frames import Blob
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -44,7 +45,7 @@ def test_another_machine_sees_what_was_acknowledged(url: str, tmp_path: Path) ->
 def test_large_blob_travels_in_parts(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atoll.server.blobs_s3._RANGE", 1 << 20)
+    monkeypatch.setattr("atoll.server.blobs.s3._RANGE", 1 << 20)
     raw = RAW * 1200
     assert len(raw) > 11 << 20
     blob = open_blobs(url, tmp_path / "one").put(raw)

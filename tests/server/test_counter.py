@@ -9,7 +9,7 @@ import played_sites as played
 import pytest
 
 from atoll.core.errors import AtollError, Unreachable
-from atoll.server.counter import site_of
+from atoll.server.rounds.counter import site_of
 from atoll.wire.messages import ReceiptBody
 
 World = played.World

@@ -21,9 +21,9 @@ from atoll.server import admin, doctor
 from atoll.server.admin import Founding
 from atoll.server.doctor import examine
 from atoll.server.home import ServerHome
-from atoll.server.serving import Running, serve
 from atoll.server.store.contract import Contribution, RunRow
 from atoll.server.store.opening import open_store
+from atoll.server.web.serving import Running, serve
 from atoll.wire.certificates import create_certificate
 from atoll.wire.findings import Finding
 
@@ -262,9 +262,9 @@ def test_a_server_whose_disk_is_full_is_not_ready_until_there_is_room(
 ) -> None:
     with running(home):
         assert looked(home, "answer")[0].state == "ok"
-        monkeypatch.setattr("atoll.server.serving.cramped", lambda path: f"{path} is full")
+        monkeypatch.setattr("atoll.server.web.serving.cramped", lambda path: f"{path} is full")
         assert the_fault(looked(home, "answer")).text == "it answers that it is not ready"
-        monkeypatch.setattr("atoll.server.serving.cramped", lambda path: "")
+        monkeypatch.setattr("atoll.server.web.serving.cramped", lambda path: "")
         assert looked(home, "answer")[0].state == "ok"
 
 

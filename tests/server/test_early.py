@@ -9,7 +9,7 @@ import played_sites as played
 import pytest
 
 from atoll.core.errors import Equivocation, StorageError, Unreachable
-from atoll.server.early import Early
+from atoll.server.rounds.early import Early
 from atoll.wire.frames import Allowed, Blob, decode, encode
 
 World = played.World

@@ -18,7 +18,7 @@ pytest.importorskip("tenseal")
 
 from atoll.privacy.he.contexts import PublicContext, SecretContext
 from atoll.privacy.he.parameters import Parameters
-from atoll.server import encrypting, key_sharing, playing, preparing, summing
+from atoll.server.rounds import encrypting, key_sharing, playing, preparing, summing
 
 LAST = "va-long-beach"
 QUIET = "evaluation.every=50"

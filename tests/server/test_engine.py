@@ -350,7 +350,7 @@ def test_what_a_site_keeps_follows_from_what_was_committed(world: World) -> None
 def test_an_error_of_the_server_itself_ends_that_run_only(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from atoll.server.playing import Playing
+    from atoll.server.rounds.playing import Playing
 
     run = world.submit(played.heart_spec("rounds.count=2"))
     other = world.submit(played.heart_spec("rounds.count=2", "seed=2"))

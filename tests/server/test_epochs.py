@@ -10,7 +10,7 @@ import pytest
 from web_bench import Bench
 
 from atoll.core.errors import FenceError, Unreachable
-from atoll.server.blobs import FolderBlobs
+from atoll.server.blobs.folder import FolderBlobs
 from atoll.server.epochs import PUT_BACK, put_back
 from atoll.server.service import Service
 from atoll.server.store.contract import RESTORED

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from atoll.server.api import ROUTES, Api
-from atoll.server.limits import Buckets, Limits
-from atoll.server.routes import Answer, Route, Table
+from atoll.server.web.api import ROUTES, Api
+from atoll.server.web.limits import Buckets, Limits
+from atoll.server.web.routes import Answer, Route, Table
 from atoll.wire.identity import Identity
 
 sys.path.insert(0, str(Path(__file__).parent))

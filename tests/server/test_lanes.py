@@ -14,10 +14,10 @@ import pytest
 from test_serving import MANY, Live
 
 from atoll.core.errors import Unreachable
-from atoll.server import lanes, serving
-from atoll.server.lanes import LONG, PIECE, Lane, Lanes, pour
-from atoll.server.results import Readable
+from atoll.server.rounds.results import Readable
 from atoll.server.service import Service
+from atoll.server.web import lanes, serving
+from atoll.server.web.lanes import LONG, PIECE, Lane, Lanes, pour
 from atoll.wire.frames import Blob
 from atoll.wire.messages import MembersReply, UploadReply
 from atoll.wire.signatures import sign_request

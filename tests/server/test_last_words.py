@@ -9,7 +9,7 @@ import played_sites as played
 import pytest
 
 from atoll.core.errors import FenceError, StorageError, Unreachable
-from atoll.server.blobs import FolderBlobs
+from atoll.server.blobs.folder import FolderBlobs
 from atoll.server.service import Service
 from atoll.server.store.memory import MemoryStore
 from atoll.wire.frames import Blob

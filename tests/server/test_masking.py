@@ -20,7 +20,7 @@ from atoll.core.errors import UpdateRefused, WireError
 from atoll.node.peers import Peers
 from atoll.privacy.secagg.codec import read, written
 from atoll.privacy.secagg.messages import Deal
-from atoll.server import masking
+from atoll.server.rounds import masking
 from atoll.server.store.contract import Invite
 from atoll.wire.frames import decode, encode
 

@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_finished_holds_up_no_other_run(
         raise TypeError("no page can be made of this")
 
     monkeypatch.setattr(Session, "failed", broken)
-    monkeypatch.setattr("atoll.server.engine.leave_failed", broken)
+    monkeypatch.setattr("atoll.server.rounds.engine.leave_failed", broken)
     world.run()
     assert world.store.run(first).status == "failed"
     assert world.store.run(others).status == "completed"

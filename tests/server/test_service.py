@@ -15,7 +15,7 @@ import atoll
 from atoll.core.errors import FenceError, JobError, NotFound, StateError, Unreachable
 from atoll.job.package import spec_to_plain
 from atoll.report.folder import read_model
-from atoll.server import playing
+from atoll.server.rounds import playing
 from atoll.server.service import Service
 from atoll.server.store.memory import MemoryStore
 from atoll.wire.frames import Blob

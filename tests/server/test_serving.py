@@ -31,9 +31,9 @@ from atoll.core.errors import (
 from atoll.server import admin
 from atoll.server.admin import Founding
 from atoll.server.home import ServerHome
-from atoll.server.limits import Limits
 from atoll.server.service import Service
-from atoll.server.serving import serve
+from atoll.server.web.limits import Limits
+from atoll.server.web.serving import serve
 from atoll.wire.certificates import client_context
 from atoll.wire.codes import read_code
 from atoll.wire.https import Channel, Pin

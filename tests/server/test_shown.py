@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atoll.server.shown import Shown
+from atoll.server.blobs.shown import Shown
 from atoll.wire.frames import Blob, encode
 
 BODY = {"run": "heart-1", "version": 3}

@@ -23,9 +23,9 @@ from atoll.core.values import Aggregate, State, Update
 from atoll.job.standing import Rows
 from atoll.runtime.checkpoint import model_hash
 from atoll.runtime.client import Parts
-from atoll.server import slabs
-from atoll.server.folding import pattern_of
-from atoll.server.slabs import BySlabs, SlabFold
+from atoll.server.rounds import slabs
+from atoll.server.rounds.folding import pattern_of
+from atoll.server.rounds.slabs import BySlabs, SlabFold
 
 LAYOUT = Layout(
     (

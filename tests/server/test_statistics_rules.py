@@ -13,7 +13,7 @@ from ruled_sites import RuledWorld
 
 from atoll.data.table import Table
 from atoll.job.load import parse_job
-from atoll.node.examining import would_answer
+from atoll.node.policy.examining import would_answer
 
 SITES = ("east", "north", "south")
 

@@ -10,7 +10,7 @@ import played_sites as played
 import pytest
 
 from atoll.core.errors import TooLarge
-from atoll.server.blobs import FolderBlobs
+from atoll.server.blobs.folder import FolderBlobs
 from atoll.server.office import Office
 from atoll.server.settings import Settings
 from atoll.server.store.memory import MemoryStore

@@ -9,15 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atoll.server.api import ROUTES
-from atoll.server.bell import Bell
-from atoll.server.blobs import FolderBlobs
-from atoll.server.limits import Limits
+from atoll.server.blobs.folder import FolderBlobs
 from atoll.server.service import Service
-from atoll.server.serving import Premises, build_app
 from atoll.server.settings import Settings
 from atoll.server.store.contract import Invite
 from atoll.server.store.memory import MemoryStore
+from atoll.server.web.api import ROUTES
+from atoll.server.web.bell import Bell
+from atoll.server.web.limits import Limits
+from atoll.server.web.serving import Premises, build_app
 from atoll.wire.identity import Identity
 from atoll.wire.signatures import sign_request, verify_response
 

@@ -425,7 +425,7 @@ def test_two_units_of_privacy_in_one_run_are_refused() -> None:
 
 def test_a_module_that_mixes_rows_is_refused_with_every_reason() -> None:
     torch = pytest.importorskip("torch")
-    from atoll.models.torch import TorchTrainer
+    from atoll.models.torch.adapter import TorchTrainer
 
     def mixing() -> Any:
         return torch.nn.Sequential(

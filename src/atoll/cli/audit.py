@@ -177,7 +177,7 @@ def _tampered(
     """A short run of the job with some clients tampered with."""
     from atoll.core.errors import JobConflict
     from atoll.runtime.client import Parts
-    from atoll.server.tampering import TamperedExecutor
+    from atoll.server.rounds.tampering import TamperedExecutor
     from atoll.simulation import simulate
 
     def executor(parts: Parts) -> TamperedExecutor:
@@ -229,8 +229,9 @@ def server(
     from tempfile import TemporaryDirectory
 
     from atoll.core.errors import MissingExtra
-    from atoll.node import lies, lies_of_ciphers
     from atoll.node.home import Home, default_home
+    from atoll.node.lies import of_ciphers as lies_of_ciphers
+    from atoll.node.lies import told as lies
     from atoll.node.settings import read_settings
     from atoll.privacy.he import contexts
 

@@ -15,7 +15,7 @@ from atoll.cli.output import data_line, table_of, talk
 
 if TYPE_CHECKING:
     from atoll.node.home import Home
-    from atoll.node.ledger import Accounts, Balance, Entry, Limit
+    from atoll.node.policy.ledger import Accounts, Balance, Entry, Limit
 
 __all__ = ["commands"]
 
@@ -38,7 +38,7 @@ def show(
     as_json: _Json = False,
 ) -> None:
     """What each dataset may be asked for, what it has been asked for, and what is left."""
-    from atoll.node.budgets import Budgets
+    from atoll.node.policy.budgets import Budgets
 
     at = _home(home)
     accounts, _ = _opened(at)
@@ -77,9 +77,9 @@ def limit(
 ) -> None:
     """Set what a dataset may be asked for in all; holds from the next round on."""
     from atoll.core.errors import JobError
-    from atoll.node.budgets import Budgets
     from atoll.node.datasets import Datasets
-    from atoll.node.ledger import Limit
+    from atoll.node.policy.budgets import Budgets
+    from atoll.node.policy.ledger import Limit
 
     at = _home(home)
     budgets = Budgets(at.budgets)
@@ -166,7 +166,7 @@ def _home(given: Path | None) -> Home:
 
 
 def _opened(home: Home) -> tuple[Accounts, Any]:
-    from atoll.node.ledger_file import read_ledger
+    from atoll.node.policy.ledger_file import read_ledger
     from atoll.wire.identity import Identity
 
     return read_ledger(home.ledger, Identity.load(home.identity).public_bytes)

@@ -67,8 +67,8 @@ def start(home: _Folder = None) -> None:
     from atoll.cli.log import begin_log
     from atoll.node.agent import Agent, stop_on_signal
     from atoll.node.join import opened, trusted
+    from atoll.node.policy.steward import opened as stewarded
     from atoll.node.settings import read_settings
-    from atoll.node.steward import opened as stewarded
     from atoll.runtime.allocator import keep_freed_memory
 
     at = _home(home)

@@ -108,8 +108,8 @@ def start(
     _check_installed()
     from atoll.cli.log import begin_log
     from atoll.server.home import ServerHome
-    from atoll.server.serving import Running, serve
     from atoll.server.settings import GIB, Settings
+    from atoll.server.web.serving import Running, serve
 
     begin_log(logging.INFO if verbose else logging.WARNING)
     charter = ServerHome(home).charter()

@@ -1,8 +1,9 @@
 """What a job that trains a model may tell of a site's rows beside its updates: one rule, in one place.
 
 A :class:`Discretion` is made of the rule that the site's steward has set for the dataset and of what the job
-asks for, whichever is stricter (:mod:`atoll.node.leaving`), or in a simulation of the job alone. Whatever
-tells a number of rows asks it: the survey's faults, sums of columns, data cards, figures of held-out rows.
+asks for, whichever is stricter (:mod:`atoll.node.policy.leaving`), or in a simulation of the job alone.
+Whatever tells a number of rows asks it: the survey's faults, sums of columns, data cards, figures of
+held-out rows.
 
 What must be exact for the model stays exact: the number of training rows, which weighs an update, and sums
 of columns. Where too few persons are behind them, they are not made inexact; the site is refused.

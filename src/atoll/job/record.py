@@ -58,7 +58,7 @@ def record_trainer(
     if isinstance(trainer, LinearTrainer):
         return PrivateLinearTrainer(trainer, how, Draws)
     if type(trainer).__name__ == "TorchTrainer":
-        torch_private: Any = import_module("atoll.models.torch_private")  # not for everybody
+        torch_private: Any = import_module("atoll.models.torch.private")  # not for everybody
         made: Trainer = torch_private.PrivateTorchTrainer(trainer, how, Draws)
         return made
     fault = Fault(

@@ -173,7 +173,7 @@ _LINEAR_OPTIMIZERS = ("sgd", "adam", "adamw")
 
 def _torch_faults(spec: JobSpec, folder: Path) -> list[Fault]:
     model = spec.model
-    losses = import_module("atoll.models.torch").LOSSES
+    losses = import_module("atoll.models.torch.adapter").LOSSES
     found: list[Fault] = []
     if ":" in model.loss:
         found += _loss_faults(model.loss, folder)
@@ -299,7 +299,7 @@ _SHOWN = 8
 
 def _torch_trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
     model = spec.model
-    trainer: Any = import_module("atoll.models.torch").TorchTrainer
+    trainer: Any = import_module("atoll.models.torch.adapter").TorchTrainer
     regression = spec.data.task == "regression"
     arguments = dict(model.options)
     if model.kind == "torch":
@@ -331,7 +331,7 @@ def _torch_trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
     if model.lanes == 1:
         return made
     try:
-        beside: Trainer = import_module("atoll.models.torch_lanes").LanesTrainer(
+        beside: Trainer = import_module("atoll.models.torch.lanes").LanesTrainer(
             made, model.lanes, model.devices
         )
     except JobError as error:

@@ -25,11 +25,11 @@ from atoll.node.fence import Fence
 from atoll.node.home import Home
 from atoll.node.link import INLINE, Channel, Link
 from atoll.node.peers import Trust
-from atoll.node.scratch import clear
+from atoll.node.policy.steward import Steward
+from atoll.node.room.scratch import clear
 from atoll.node.settings import GIB, Settings
 from atoll.node.site import Site
 from atoll.node.spool import Held, Spool
-from atoll.node.steward import Steward
 from atoll.runtime.fulfilling import backoff
 from atoll.wire.disk import Disk, RealDisk
 from atoll.wire.frames import Blob

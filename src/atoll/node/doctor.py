@@ -24,13 +24,13 @@ from atoll.job.deployed import dataset_name, deployable, left_out
 from atoll.job.load import read_spec
 from atoll.job.package import pack
 from atoll.job.schema import JobSpec
-from atoll.node.budgets import Budgets
 from atoll.node.datasets import Dataset, Datasets
-from atoll.node.examining import would_answer
 from atoll.node.home import Federation, Home
 from atoll.node.journal import read_journal
-from atoll.node.rehearsal import COPIES, contract, rehearse
-from atoll.node.rooms import finding as sandbox_finding
+from atoll.node.policy.budgets import Budgets
+from atoll.node.policy.examining import would_answer
+from atoll.node.room.rehearsal import COPIES, contract, rehearse
+from atoll.node.room.rooms import finding as sandbox_finding
 from atoll.node.settings import GIB, Settings, read_settings
 from atoll.wire.dialing import Pin
 from atoll.wire.findings import (

@@ -24,17 +24,17 @@ from typing import Any
 from urllib.parse import quote
 
 from atoll.core.errors import AtollError, Equivocation, StorageError
-from atoll.node.leaving import checked
 from atoll.node.link import INLINE, passing
 from atoll.node.orders import DatasetBody, Order, Report, done_only, named
-from atoll.node.process import Ended, Log, Worker, fresh_folder
-from atoll.node.redaction import MOST, without_paths
-from atoll.node.rooms import new_worker
+from atoll.node.policy.leaving import checked
+from atoll.node.policy.redaction import MOST, without_paths
+from atoll.node.policy.steward import Asked, Verdict, verdict
+from atoll.node.room.process import Ended, Log, Worker, fresh_folder
+from atoll.node.room.rooms import new_worker
 from atoll.node.settings import GIB
 from atoll.node.site import Site
 from atoll.node.spool import Held
-from atoll.node.steward import Asked, Verdict, verdict
-from atoll.node.summing import SUBJECTS, Summed
+from atoll.node.sums.summing import SUBJECTS, Summed
 from atoll.runtime import fulfilling as f
 from atoll.wire.frames import encode
 from atoll.wire.messages import ResultBody, TaskBody

@@ -13,8 +13,8 @@
     inputs = false
 
 It holds for statistics and, in ``minimum``, ``person``, ``training`` and ``inputs``, for jobs that train
-(:mod:`atoll.node.leaving`). The rule is the site's own: a job or a server may ask for a stricter one, never
-for a weaker.
+(:mod:`atoll.node.policy.leaving`). The rule is the site's own: a job or a server may ask for a stricter
+one, never for a weaker.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 from atoll.core.errors import JobError, StateError, StorageError, WireError
-from atoll.server.blobs import open_blobs
+from atoll.server.blobs.opening import open_blobs
 from atoll.server.epochs import put_back
 from atoll.server.home import Charter, ServerHome
 from atoll.server.settings import Runs

@@ -30,9 +30,9 @@ from atoll.core.errors import (
 from atoll.job.deployed import deployable, left_out
 from atoll.job.load import read_spec
 from atoll.server.admin import another_port, split_listen
-from atoll.server.blobs import open_blobs
-from atoll.server.engine import ENDED
+from atoll.server.blobs.opening import open_blobs
 from atoll.server.home import Charter, ServerHome
+from atoll.server.rounds.engine import ENDED
 from atoll.wire.certificates import certificate_fingerprint, client_context, secure, server_context
 from atoll.wire.codes import split_address
 from atoll.wire.findings import (

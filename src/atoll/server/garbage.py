@@ -14,7 +14,7 @@ from typing import Any
 
 from atoll.core.errors import NotFound
 from atoll.runtime.checkpoint import begins
-from atoll.server.blobs import Blobs
+from atoll.server.blobs.contract import Blobs
 from atoll.server.store.contract import RunRow, Store
 from atoll.wire.frames import HEADER_LIMIT, MAGIC
 

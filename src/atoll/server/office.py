@@ -12,9 +12,9 @@ from typing import Any
 from atoll.core.errors import FenceError, StateError
 from atoll.core.layout import Array
 from atoll.core.values import ClientId
-from atoll.server.blobs import Blobs
+from atoll.server.blobs.contract import Blobs
+from atoll.server.blobs.shown import Shown
 from atoll.server.settings import Settings
-from atoll.server.shown import Shown
 from atoll.server.store.contract import Store
 from atoll.server.store.rules import fence
 from atoll.wire.frames import Blob, pieces

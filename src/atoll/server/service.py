@@ -33,17 +33,17 @@ from atoll.core.errors import (
     WireError,
 )
 from atoll.core.values import ClientId
-from atoll.server.blobs import Blobs
-from atoll.server.board import Board, Poll
-from atoll.server.counter import site_of
-from atoll.server.early import Early
-from atoll.server.engine import ENDED, Engine
+from atoll.server.blobs.contract import Blobs
 from atoll.server.epochs import Epochs
 from atoll.server.garbage import collect
 from atoll.server.office import LEDGERS, Office
-from atoll.server.results import Files, Readable, reply_of, rounds_of
+from atoll.server.rounds.board import Board, Poll
+from atoll.server.rounds.counter import site_of
+from atoll.server.rounds.early import Early
+from atoll.server.rounds.engine import ENDED, Engine
+from atoll.server.rounds.results import Files, Readable, reply_of, rounds_of
+from atoll.server.rounds.starts import check_start
 from atoll.server.settings import Settings
-from atoll.server.starts import check_start
 from atoll.server.store.contract import Member, Role, Store
 from atoll.server.submission import accepted
 from atoll.server.uploads import Uploads

@@ -19,7 +19,7 @@ from atoll.job.package import spec_from_plain
 from atoll.job.schema import JobSpec
 from atoll.job.tables import clock_of, schedule_of, weighting_of
 from atoll.server.office import Office
-from atoll.server.results import OPEN
+from atoll.server.rounds.results import OPEN
 from atoll.server.store.contract import RESTORED, RunRow
 from atoll.wire.messages import INITIAL, BlobRef, SubmitBody
 

@@ -14,10 +14,10 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from atoll.core.errors import TooLarge
-from atoll.server.board import Board
-from atoll.server.engine import ENDED
 from atoll.server.garbage import needed
 from atoll.server.office import Office
+from atoll.server.rounds.board import Board
+from atoll.server.rounds.engine import ENDED
 from atoll.server.settings import GIB, MIB
 from atoll.server.store.contract import Upload
 from atoll.wire.frames import Blob

@@ -16,9 +16,9 @@ from storm.world import World
 from atoll.core.errors import AtollError
 from atoll.node import fence
 from atoll.server import office
-from atoll.server.counter import Counter
-from atoll.server.early import Early
-from atoll.server.folding import TrainFold
+from atoll.server.rounds.counter import Counter
+from atoll.server.rounds.early import Early
+from atoll.server.rounds.folding import TrainFold
 from atoll.server.store import rules
 from atoll.server.store.memory import MemoryStore
 from atoll.wire.messages import ReceiptBody

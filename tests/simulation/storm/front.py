@@ -1,6 +1,6 @@
 """What stands between the network and the service: in a real server TLS, gate and HTTP, here none of it.
 
-It answers as the routes of :mod:`atoll.server.api` do, with the same messages. Since there is no gate, a
+It answers as the routes of :mod:`atoll.server.web.api` do, with the same messages. Since there is no gate, a
 message that was recorded, repeated or delayed does reach the service.
 """
 
@@ -15,9 +15,9 @@ from storm import kernel as k
 from storm.network import Request
 
 from atoll.core.errors import Forbidden, NotFound
-from atoll.server.early import Early
-from atoll.server.gate import Roster
+from atoll.server.rounds.early import Early
 from atoll.server.service import Poll, Service
+from atoll.server.web.gate import Roster
 from atoll.wire.frames import Blob
 from atoll.wire.messages import (
     NewsReply,

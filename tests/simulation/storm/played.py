@@ -17,7 +17,7 @@ from storm.front import receipt_in
 
 from atoll.core.errors import AtollError, Unreachable
 from atoll.node.orders import Order, Report
-from atoll.node.process import Ended
+from atoll.node.room.process import Ended
 from atoll.wire import transfers
 from atoll.wire.frames import Allowed, Blob, decode, encode
 from atoll.wire.messages import UploadReply, read_json

@@ -41,7 +41,7 @@ import atoll.node.errands
 import atoll.node.home
 import atoll.node.link
 import atoll.runs.session
-import atoll.server.blobs
+import atoll.server.blobs.folder
 import atoll.wire.transfers
 
 INSTALLED = cache(atoll.job.registry.entry_points)
@@ -154,7 +154,7 @@ def _patches(world: World) -> list[object]:
         mock.patch.object(atoll.node.home.Home, "tell"),
         mock.patch.object(atoll.runs.session, "write_report"),
         mock.patch.object(atoll.job.registry, "entry_points", INSTALLED),
-        mock.patch.object(atoll.server.blobs, "os", SimpleNamespace(getpid=pid)),
+        mock.patch.object(atoll.server.blobs.folder, "os", SimpleNamespace(getpid=pid)),
     ]
 
 

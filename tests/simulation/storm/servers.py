@@ -11,12 +11,13 @@ from storm.network import Request
 
 from atoll.core.errors import AtollError, FenceError, StorageError
 from atoll.job.package import spec_to_plain
-from atoll.server.blobs import Blobs, FolderBlobs
-from atoll.server.blobs_near import NearBlobs
-from atoll.server.gate import Roster
+from atoll.server.blobs.contract import Blobs
+from atoll.server.blobs.folder import FolderBlobs
+from atoll.server.blobs.near import NearBlobs
 from atoll.server.service import Service
 from atoll.server.steps import Steps, steady
 from atoll.server.store.memory import MemoryStore
+from atoll.server.web.gate import Roster
 from atoll.wire.messages import SubmitBody
 
 if TYPE_CHECKING:

@@ -13,5 +13,5 @@ module             what
 ``hostile``        what a malicious client may send instead of its update
 =================  ====================================================================================
 
-The optimised gradient inversion needs torch: :mod:`atoll.models.torch_attacks`.
+The optimised gradient inversion needs torch: :mod:`atoll.models.torch.attacks`.
 """

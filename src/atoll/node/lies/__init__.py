@@ -1,0 +1,1 @@
+"""A server that lies to the code of a node, and what comes of each lie."""

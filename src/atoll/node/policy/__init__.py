@@ -1,0 +1,1 @@
+"""What a site allows and what it has given: its steward's rules, prices and ledger."""

@@ -1,0 +1,1 @@
+"""Rounds of which the server sees the sum alone, at a site."""

@@ -1,0 +1,1 @@
+"""A run at the server: its calls to sites, their answers, sums and commits."""

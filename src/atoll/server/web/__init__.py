@@ -1,0 +1,1 @@
+"""The web face of the server: connections, the gate, routes and what they answer."""
