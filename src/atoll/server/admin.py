@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from shlex import quote
 
 from atoll.core.errors import JobError, StateError, StorageError, WireError
 from atoll.server.blobs.opening import open_blobs
@@ -256,7 +257,7 @@ def restored(path: Path, seen: int, now: float) -> int:
             if (newest := store.lease().epoch) > seen:
                 raise StateError(
                     f"this server is in its epoch {newest} already, and {seen} was seen before that",
-                    remedy=f"atoll server start {path}",
+                    remedy=f"atoll server start {quote(str(path))}",
                 )
             epoch = store.acquire("a restore", now, seen)
             text = f"from a backup of epoch {newest}; epochs go on behind {epoch}"
@@ -269,8 +270,8 @@ def restored(path: Path, seen: int, now: float) -> int:
 def another_port(home: ServerHome, charter: Charter) -> str:
     """The command that gives a server another port; members are told where theirs is the same."""
     if split_listen(charter.listen)[1] != split_address(charter.address)[1]:
-        return f"atoll server change {home.path} --listen HOST:PORT"
-    return f"atoll server change {home.path} --address HOST:PORT, and tell every site"
+        return f"atoll server change {quote(str(home.path))} --listen HOST:PORT"
+    return f"atoll server change {quote(str(home.path))} --address HOST:PORT, and tell every site"
 
 
 def _check_pair(certificate: Path | None, key: Path | None) -> None:

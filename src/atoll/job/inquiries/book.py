@@ -50,7 +50,9 @@ class Codebook:
         """
         for name in names:
             if name not in self.columns:
-                raise DataError(f"no column {name!r}", remedy=suggest(name, self.columns))
+                # Dates and other text of many values are columns of files, and of no analysis.
+                message = f"no column {name!r} of numbers or categories that every site has"
+                raise DataError(message, remedy=suggest(name, self.columns))
 
     def groups(self, by: str) -> tuple[str, ...]:
         """Names of the categories of a column; of a 0/1 column ``0`` and ``1``.
