@@ -200,15 +200,12 @@ def _read_csv(path: Path) -> Table:
     header, width = _head(path)
     extra = [f"{_NO_NAME}{i}" for i in range(width - len(header))]
     names = [name or f"{_NO_NAME}in header {i}" for i, name in enumerate(header)]
-    try:
+    try:  # with all columns named, or pandas would cut longer rows, or take a column for row names
         frame = pandas.read_csv(
             path,
             encoding="utf-8-sig",
             header=0,
-            names=[
-                *names,
-                *extra,
-            ],  # else pandas would cut longer rows, or take a column for row names
+            names=[*names, *extra],
             keep_default_na=False,
             na_values=list(NOT_KNOWN),
             low_memory=False,
