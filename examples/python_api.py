@@ -21,7 +21,7 @@ import atoll
 from atoll.algorithms import FedAvg, FedBuff, FedProx, Scaffold
 from atoll.models.function import FunctionTrainer
 from atoll.models.linear import LinearTrainer
-from atoll.models.torch.adapter import TorchTrainer
+from atoll.models.torch import TorchTrainer
 
 HERE = Path(__file__).resolve().parent
 hospitals = atoll.load_job(HERE / "heart" / "job.toml").islands(1)
