@@ -15,9 +15,9 @@ from atoll.core.errors import NotFound, StateError, StorageError
 from atoll.wire.trouble import remedy_of, unreadable
 
 if TYPE_CHECKING:
+    import atoll.wire.codes  # by their whole names, of which other rooms have the last part too
+    import atoll.wire.identity
     from atoll.wire import https
-    from atoll.wire.codes import Invitation
-    from atoll.wire.identity import Identity
     from atoll.wire.messages import JoinReply
 
 __all__ = [
@@ -67,8 +67,8 @@ def channel_to(home: Path, membership: Membership, proxy: str | None) -> https.C
 
 
 def enrolled(
-    invitation: Invitation,
-    identity: Identity,
+    invitation: atoll.wire.codes.Invitation,
+    identity: atoll.wire.identity.Identity,
     role: Literal["site", "researcher"],
     dial: Callable[..., Any],
     proxy: str | None,
