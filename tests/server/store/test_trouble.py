@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -11,6 +11,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -153,22 +154,37 @@ class TestSqliteFile:
         store.close()
         assert found == ["wal", 2]
 
-    @pytest.mark.parametrize("what", ["text", "middle", "tail", "cut"])
+    @pytest.mark.parametrize("what", ["text", "middle", "tail", "cut", "schema"])
     def test_damage_is_found_when_it_is_opened(self, path: Path, what: str) -> None:
         raw = bytearray(path.read_bytes())
         assert len(raw) > 20 * 4096
         if what == "text":
             raw[:] = b"this is no database at all " * 400
         elif what == "middle":
-            raw[4096 * 2 :] = os.urandom(len(raw) - 4096 * 2)
+            raw[4096 * 2 :] = Random(1).randbytes(len(raw) - 4096 * 2)
         elif what == "tail":
             raw[-4096 * 5 :] = bytes(4096 * 5)
+        elif what == "schema":  # SQLite quotes what it found there, which is no text
+            assert raw.count(b"CREATE TABLE events") == 1
+            raw = raw.replace(b"CREATE TABLE events", b"CREATE \xff\xfeBLE events")
         else:
             del raw[len(raw) // 2 :]
         path.write_bytes(raw)
         with pytest.raises(StorageError, match=r"store\.db is damaged") as caught:
             SqlStore(str(path))
         assert "restore it from a backup" in caught.value.remedy
+        with pytest.raises(StorageError, match=r"store\.db is damaged") as caught:
+            look_at(str(path), ())
+        assert "restore it from a backup" in caught.value.remedy
+
+    def test_a_length_that_cannot_be_is_damage(self, path: Path) -> None:
+        store = SqlStore(str(path))
+        with (
+            pytest.raises(StorageError, match=r"store\.db is damaged"),
+            store.database.reading(),
+        ):
+            raise sqlite3.DataError("string or blob too big")
+        store.close()
 
     def test_torn_end_of_the_log_loses_only_what_was_not_acknowledged(self, path: Path) -> None:
         store = SqlStore(str(path))

@@ -30,7 +30,7 @@ from atoll.server.store.migrations import upgrade
 from atoll.server.store.tables import LEASE
 from atoll.wire.trouble import remedy_of
 
-__all__ = ["Database", "read_url", "shown"]
+__all__ = ["DAMAGE", "Database", "read_url", "shown", "told"]
 
 log = logging.getLogger("atoll.server")
 
@@ -41,7 +41,8 @@ _SERVER_LOCK, _UPGRADE_LOCK = 0x41746F6C6C01, 0x41746F6C6C02
 _PATIENCE = 3.0
 _BUSY_MILLISECONDS = 30_000
 
-_DAMAGE = ("malformed", "not a database", "corrupt")
+DAMAGE = ("malformed", "not a database", "corrupt", "too big", "unsupported file format")
+"""In what SQLite says of a file that is not as it was written; no value of ours is too big for it."""
 _SQLITE_REMEDIES = {
     (
         "full",
@@ -321,6 +322,10 @@ class Database:
             raise self._storage_error(str(error.orig).strip()) from error
         except sqlite3.Error as error:
             raise self._storage_error(str(error)) from error
+        except (
+            UnicodeDecodeError
+        ) as error:  # what SQLite says has a name in it that is no text any more
+            raise self._damaged(told(error)) from error
         except exc.TimeoutError as error:
             raise self._storage_error("all connections are busy") from error
         except ModuleNotFoundError as error:
@@ -331,7 +336,7 @@ class Database:
 
     def _storage_error(self, said: str) -> StorageError:
         low = said.lower()
-        if self.sqlite and any(word in low for word in _DAMAGE):
+        if self.sqlite and any(word in low for word in DAMAGE):
             return self._damaged(said)
         remedies = _SQLITE_REMEDIES if self.sqlite else _POSTGRESQL_REMEDIES
         remedy = next((r for words, r in remedies.items() if any(w in low for w in words)), "")
@@ -345,6 +350,11 @@ class Database:
             f"the store {self.place} is damaged: {said}",
             remedy="restore it from a backup; move the damaged file away, do not delete it",
         )
+
+
+def told(error: UnicodeDecodeError) -> str:
+    """What SQLite said of a file, where that cannot be read as text: it quotes the file."""
+    return repr(error.object.decode("utf-8", "backslashreplace"))[1:-1]
 
 
 def read_url(url: str) -> URL:

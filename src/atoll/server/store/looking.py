@@ -21,7 +21,7 @@ from sqlalchemy.engine import Engine
 
 from atoll.core.errors import MissingExtra, NotFound, StorageError
 from atoll.server.store.contract import Lease
-from atoll.server.store.database import _SERVER_LOCK, read_url, shown
+from atoll.server.store.database import _SERVER_LOCK, DAMAGE, read_url, shown, told
 from atoll.server.store.migrations import HEAD
 from atoll.server.store.tables import CONTRIBUTIONS, LEASE, MEMBERS, RUNS
 
@@ -109,10 +109,12 @@ def _explained(place: str) -> Iterator[None]:
         yield
     except exc.SQLAlchemyError as error:
         said = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
-        if any(word in said for word in ("malformed", "not a database", "corrupt")):
+        if any(word in said for word in DAMAGE):
             raise StorageError(f"{place} is damaged: {said}", remedy=_FROM_BACKUP) from error
         remedy = _DATABASE if "://" in place else _FILE
         raise StorageError(f"{place} cannot be read: {said}", remedy=remedy) from error
+    except UnicodeDecodeError as error:
+        raise StorageError(f"{place} is damaged: {told(error)}", remedy=_FROM_BACKUP) from error
 
 
 _FROM_BACKUP = "restore it from a backup; move the damaged file away, do not delete it"
