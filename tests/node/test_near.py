@@ -37,8 +37,32 @@ def test_another_result_s_bytes_are_not_taken_for_it(tmp_path: Path) -> None:
     near.look(one, 100)
     blob = near.name(one)
     near.look(two, 100)
-    assert near.take(blob) is None
+    assert near.take(blob) == b"one"
     assert near.name(two) == Blob.of(b"two")
+    assert near.take(Blob.of(b"two")) == b"two"
+
+
+def test_results_of_several_runs_at_once_stay_as_they_were_checked(tmp_path: Path) -> None:
+    near, paths = Near(RealDisk()), [tmp_path / name / "1.result" for name in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(b"checked")
+        near.look(path, 100)
+    for path in paths:
+        path.write_bytes(b"another")
+        assert near.name(path) == Blob.of(b"checked")
+
+
+def test_of_each_worker_the_last_result_is_kept(tmp_path: Path) -> None:
+    near = Near(RealDisk())
+    for number in range(3):
+        path = tmp_path / f"{number}.result"
+        path.write_bytes(b"checked")
+        near.look(path, 100)
+    path.write_bytes(b"another")
+    assert near.name(path) == Blob.of(b"checked")
+    assert near.name(tmp_path / "0.result") == Blob.of(b"checked")  # read anew
+    assert near.take(Blob.of(b"checked")) == b"checked"
 
 
 def test_long_results_and_missing_ones_are_not_read(tmp_path: Path) -> None:

@@ -14,8 +14,15 @@ from atoll.wire.frames import Blob
 __all__ = ["Near"]
 
 
+_MOST = 256
+"""Workers of whose last result the bytes are kept: a node has far fewer at once."""
+
+
 class Near:
-    """The bytes of the file that was read last, and what they are called. Any thread may use it.
+    """The bytes of the file that was read last of each worker, and what they are called. Any thread may use it.
+
+    Several runs at a site have results at the same moment: one must not make another's be read again, for a
+    worker that is still alive may have kept its file open.
 
     Args:
         disk: where files lie.
@@ -24,7 +31,7 @@ class Near:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._lock = threading.Lock()
-        self._path: Path | None = None
+        self._looked: dict[Path, tuple[Path, bytes]] = {}  # by the worker's folder
         self._blob: Blob | None = None
         self._raw = b""
 
@@ -39,7 +46,10 @@ class Near:
             return size is not None, None
         raw = self._disk.read(path)
         with self._lock:
-            self._path, self._blob, self._raw = path, None, raw
+            self._looked.pop(path.parent, None)
+            self._looked[path.parent] = path, raw
+            while len(self._looked) > _MOST:
+                del self._looked[next(iter(self._looked))]
         return True, raw
 
     def name(self, path: Path) -> Blob:
@@ -49,8 +59,10 @@ class Near:
             StorageError: it cannot be read.
         """
         with self._lock:
-            if path == self._path:
-                self._path, self._blob = None, Blob.of(self._raw)
+            known, raw = self._looked.get(path.parent, (None, b""))
+            if known == path:
+                del self._looked[path.parent]
+                self._raw, self._blob = raw, Blob.of(raw)
                 return self._blob
         return Blob.of(self._disk.view(path))
 

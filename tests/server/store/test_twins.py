@@ -16,7 +16,7 @@ from postgres_cluster import Cluster
 from store_rows import answer, invite, key, round_row, run_row, secret
 
 from atoll.core.errors import AtollError
-from atoll.server.store.contract import Store
+from atoll.server.store.contract import Store, Upload
 from atoll.server.store.memory import MemoryDatabase, MemoryStore
 from atoll.server.store.sql import SqlStore
 
@@ -63,12 +63,12 @@ class Twins(RuleBasedStateMachine):
         except AtollError as error:
             return type(error), error.message
 
-    @rule()
-    def restart(self) -> None:
+    @rule(drawn=st.sampled_from(["", "0" * 16, "f" * 16]), above=st.sampled_from([0, 0, 50]))
+    def restart(self, drawn: str, above: int) -> None:
         for store in self.stores:
             store.close()
         self.stores = (self.reopen(), MemoryStore(self.database))
-        self.epoch = self.both(lambda s: s.acquire("again", self.now))
+        self.epoch = self.both(lambda s: s.acquire("again", self.now, above, drawn))
 
     @rule(off=OFF, run=RUNS)
     def add_run(self, off: int, run: str) -> None:
@@ -136,6 +136,12 @@ class Twins(RuleBasedStateMachine):
             self.both(lambda s: s.hold(letter * 64, letter.encode()))
         self.both(lambda s: s.held(letter * 64))
 
+    @rule(off=OFF, owner=CLIENTS, letters=st.lists(LETTERS, max_size=3), gone=st.lists(LETTERS))
+    def note_uploads(self, off: int, owner: str, letters: list[str], gone: list[str]) -> None:
+        rows = [Upload(owner, a * 64, n, self.now) for n, a in enumerate(dict.fromkeys(letters))]
+        left = [Upload(owner, a * 64, 0, 0.0) for a in gone]
+        self.both(lambda s: s.note_uploads(self.epoch + off, rows, left))
+
     @rule(text=st.text(max_size=5), run=RUNS)
     def add_event(self, text: str, run: str) -> None:
         self.both(lambda s: s.add_event("note", text, run, "", self.now))
@@ -152,6 +158,7 @@ class Twins(RuleBasedStateMachine):
     def all_is_equal(self) -> None:
         self.both(lambda s: (s.lease(), s.runs(), s.members(), s.invites(), s.events()))
         self.both(lambda s: sorted(s.holdings().items()))
+        self.both(lambda s: (sorted(s.starts().items()), s.uploads()))
         for run in ("r1", "r2"):
             self.both(lambda s, r=run: (s.contributions(r), s.rounds(r), s.last_round(r)))
             self.both(lambda s, r=run: (s.kept(r, "Bern"), s.kept(r, "Ulm")))
