@@ -242,6 +242,19 @@ def test_a_node_killed_in_the_middle_of_a_round_and_one_that_joins(cluster, step
         assert len({s.worker for s in ran if isinstance(s, Run)}) == 3
 
 
+def test_a_core_is_not_left_idle_for_a_worker_that_has_started_unheard(cluster, monkeypatch):
+    ray = importlib.import_module("ray")
+    idle = ray.available_resources
+    assert gone(lambda: idle().get("CPU", 0) < 3, within=30)
+    monkeypatch.setattr(ray, "available_resources", lambda: idle() | {"CPU": 2.0})
+    with closing(RayExecutor(rc.parts(FedAvg()))) as executor:
+        assert len(executor._crew) == 2
+        monkeypatch.undo()
+        ray.wait([m.starting for m in executor._crew.values()], num_returns=2, timeout=30)
+        assert sum(not m.node for m in executor._crew.values()) == 1  # nobody has listened to it
+        assert full(executor, 3)
+
+
 def test_clients_that_take_their_workers_down_are_named(cluster):
     clients = rc.federation(rc.SIZES, {"c4": rc.DIES})
     parts = rc.parts(FedAvg(), clients)

@@ -302,7 +302,11 @@ class RayExecutor:
     def _missing(self, nodes: Mapping[str, Mapping[str, float]]) -> int:
         if self._wanted:
             return self._wanted - len(self._crew)
-        starting = sum(not member.node for member in self._crew.values())
+        unknown = [member.starting for member in self._crew.values() if not member.node]
+        # Ray counts a core as taken once its actor is placed, which may be before we hear that it has started.
+        starting = (
+            len(self._ray.wait(unknown, num_returns=len(unknown), timeout=0)[1]) if unknown else 0
+        )
         room = self._room(self._ray.available_resources()) - starting
         most = sum(map(self._room, nodes.values())) - len(self._crew)
         return max(min(room, most), 0 if self._crew else 1)
