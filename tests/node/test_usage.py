@@ -8,9 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from atoll.node.room import process
+from atoll.node.room.process import Worker
 from atoll.node.room.usage import Usage, peak_of, usage_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells of its processes")
@@ -100,3 +103,25 @@ def test_a_process_that_is_gone_holds_nothing(tmp_path: Path) -> None:
     process.wait()
     assert of(process.pid, tmp_path) == Usage(0, 0, 0)
     assert peak_of(process.pid) == 0
+
+
+@pytest.mark.parametrize(
+    ("lasts", "spent", "pause"), [(5.0, 0.01, 1.0), (0.2, 0.2, 4.0), (30.0, 30.0, 10.0)]
+)
+def test_a_look_is_followed_by_another_by_what_it_costs_and_soon_on_a_busy_machine_too(
+    monkeypatch: pytest.MonkeyPatch, lasts: float, spent: float, pause: float
+) -> None:
+    now = SimpleNamespace(monotonic=100.0, thread_time=7.0)
+
+    def look(worker: Worker) -> str:
+        now.monotonic += lasts
+        now.thread_time += spent
+        return ""
+
+    clock = SimpleNamespace(monotonic=lambda: now.monotonic, thread_time=lambda: now.thread_time)
+    monkeypatch.setattr(process, "time", clock)
+    monkeypatch.setattr(Worker, "_beyond", look)
+    worker = object.__new__(Worker)
+    worker._next_look = 0.0
+    worker._look()
+    assert worker._next_look == pytest.approx(100 + lasts + pause)

@@ -32,6 +32,8 @@ _LAST = 1.0
 """Seconds that a process which has closed its pipe is given to end by itself."""
 _GLANCE = 1.0
 """Seconds between looks at a worker that says nothing: whether it lives, and how much it holds."""
+_SHARE, _LONGEST = 20, 10.0
+"""Looking may take one part in so many of a core, but nobody goes unseen for longer than so many seconds."""
 _PATIENCE = 60.0
 """Seconds that a worker is given to begin reading an order."""
 _WAITING = 2
@@ -227,12 +229,13 @@ class Worker:
 
     def _look(self) -> None:
         """End a worker that takes more of the machine than it may."""
-        if (now := time.monotonic()) < self._next_look:
+        if time.monotonic() < self._next_look:
             return
+        began = time.thread_time()  # on a busy machine a look lasts for long and costs little
         if why := self._beyond():
             self.end(f"{why} that it may at this site")
-        after = time.monotonic()
-        self._next_look = after + max(_GLANCE, 20 * (after - now))
+        spent = time.thread_time() - began
+        self._next_look = time.monotonic() + min(max(_GLANCE, _SHARE * spent), _LONGEST)
 
     def _beyond(self) -> str:
         """What it has too much of; empty for nothing."""
