@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from threading import Timer
 
 import fake_federation as ff
 import pytest
@@ -55,6 +56,15 @@ ATTACKS = {
     "a file with another name": (
         'Path("mine").touch(); os.link("mine", order.result); says(order, pipe)',
         "is no plain file",
+    ),
+    "a file that it can still change": (
+        'file = open(order.result, "wb"); says(order, pipe)',
+        "is still open for writing",
+    ),
+    "a file that it has mapped": (
+        'file = open(order.result, "w+b"); file.truncate(4096); held = mmap.mmap(file.fileno(), 4096); '
+        "file.close(); says(order, pipe)",
+        "is still open for writing",
     ),
     "nothing": ("says(order, pipe)", "without a result"),
     "words of another task": (
@@ -234,6 +244,14 @@ def test_only_a_plain_file_is_taken(tmp_path: Path) -> None:
     assert (aside / "file").read_text() == "mine"
     assert not (tmp_path / "file").exists()
     assert not taken(str(tmp_path / "none"), str(aside))
+
+
+def test_a_file_is_taken_once_nobody_writes_to_it(tmp_path: Path) -> None:
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    with open(tmp_path / "file", "wb") as file:
+        Timer(0.2, file.close).start()  # such as a process that was started meanwhile
+        assert taken(str(tmp_path / "file"), str(aside))
 
 
 def test_what_a_link_leads_to_is_not_removed(tmp_path: Path) -> None:

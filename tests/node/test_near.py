@@ -1,18 +1,23 @@
-"""A short result is read once: what was checked is what is named and sent."""
+"""What was checked is what is named and sent, whatever becomes of the file meanwhile."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from atoll.node.near import Near
+import numpy as np
+import pytest
+
+from atoll.core.errors import WireError
+from atoll.node.near import Near, Seen
+from atoll.node.orders import read_result
 from atoll.wire.disk import RealDisk
-from atoll.wire.frames import Blob
+from atoll.wire.frames import Blob, write_frame
 
 
 def test_what_was_looked_at_is_what_is_named_and_taken_once(tmp_path: Path) -> None:
     near, path = Near(RealDisk()), tmp_path / "1.result"
     path.write_bytes(b"checked")
-    assert near.look(path, 100) == (True, b"checked")
+    assert near.look(path, 100) == Seen(b"checked", whole=True)
     path.write_bytes(b"another")  # job code may still hold the file
     blob = near.name(path)
     assert blob == Blob.of(b"checked")
@@ -65,9 +70,34 @@ def test_of_each_worker_the_last_result_is_kept(tmp_path: Path) -> None:
     assert near.take(Blob.of(b"checked")) == b"checked"
 
 
-def test_long_results_and_missing_ones_are_not_read(tmp_path: Path) -> None:
+def test_long_results_and_missing_ones_are_not_kept(tmp_path: Path) -> None:
     near, path = Near(RealDisk()), tmp_path / "1.result"
-    assert near.look(path, 100) == (False, None)
+    assert near.look(path, 100) is None
     path.write_bytes(bytes(101))
-    assert near.look(path, 100) == (True, None)
+    assert near.look(path, 100) == Seen(bytes(101), whole=False)
     assert near.name(path) == Blob.of(bytes(101))
+    assert near.take(Blob.of(bytes(101))) is None
+
+
+def test_of_a_long_result_that_is_named_which_was_checked(tmp_path: Path) -> None:
+    near, path = Near(RealDisk()), tmp_path / "1.result"
+    values = {"w": np.zeros(1 << 19)}
+
+    def write(examples: int) -> bytes:
+        write_frame(path, {"task": "t", "status": "done", "examples": examples}, values)
+        return path.read_bytes()
+
+    other, raw = write(3), write(7)
+    assert len(raw) > 1 << 22
+    seen = near.look(path, 1 << 20)
+    assert seen is not None
+    assert not seen.whole
+    write(3)
+    assert read_result(str(path), "t", seen).examples == 7
+    with pytest.raises(WireError, match="was changed after it had been checked"):
+        near.name(path)
+
+    write(7)
+    near.look(path, 1 << 20)
+    assert near.name(path) == Blob.of(raw)
+    assert other != raw

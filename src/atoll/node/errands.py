@@ -422,11 +422,11 @@ class Errands:
                     self._say(name)
             return
         try:
-            there, raw = self._site.spool.near.look(result, INLINE)
-            if not there:
+            seen = self._site.spool.near.look(result, INLINE)
+            if seen is None:
                 self._fail(task, "the worker's result was lost with the worker")
             elif task in self._tasks and self._tasks[task].state == "working":
-                body, fit = checked(order, raw), order.task.kind == "fit"
+                body, fit = checked(order, seen), order.task.kind == "fit"
                 self._site.note(order.task, body, report)
                 if report.digest:
                     self._site.spool.begin(self.run_id, report.digest)
@@ -437,7 +437,7 @@ class Errands:
                     memory=memory,
                     before="" if fit else order.task.kept,
                     trained=order.task.kind == "train" and body.status == "done",
-                    wait=raw is not None,
+                    wait=seen.whole,
                 )
                 self._finished(held, body)
         except StorageError as error:

@@ -17,8 +17,9 @@ from pydantic import Field
 
 from atoll.core.errors import WireError
 from atoll.node.datasets import Dataset
+from atoll.node.near import Seen
 from atoll.node.rules import Rule
-from atoll.wire.frames import HEADER_LIMIT, Allowed, decode, encode, open_frame
+from atoll.wire.frames import HEADER_LIMIT, Allowed, decode, encode, open_frame, read_header
 from atoll.wire.messages import BlobRef, Message, ResultBody, TaskBody, read_body
 
 __all__ = [
@@ -166,19 +167,24 @@ def done_only(body: ResultBody) -> bytes:
     return encode(said.model_dump())
 
 
-def read_result(path: str, task: str, raw: bytes | None = None) -> ResultBody:
+def read_result(path: str, task: str, seen: Seen | None = None) -> ResultBody:
     """The body of a worker's result.
 
     Args:
         path: where it lies.
         task: its task.
-        raw: its bytes, where they have been read.
+        seen: what has been read of it.
 
     Raises:
         WireError: it is none, or that of another task.
         StorageError: it cannot be read.
     """
-    told, _ = open_frame(Path(path), _ANY) if raw is None else decode(raw, _ANY)
+    if seen is not None and seen.whole:
+        told, _ = decode(seen.raw, _ANY)
+    else:
+        told, _ = open_frame(Path(path), _ANY)
+        # The file may be another by now: what counts is what was read of it.
+        told = told if seen is None else read_header(seen.raw, _ANY).body
     body = read_body(ResultBody, told)
     if body.task != task:
         raise WireError(f"it is that of {body.task!r:.100}")

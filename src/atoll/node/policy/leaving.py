@@ -24,6 +24,7 @@ from atoll.job.deployed import Data
 from atoll.job.discretion import Discretion
 from atoll.job.islands import Islands
 from atoll.job.schema import JobSpec
+from atoll.node.near import Seen
 from atoll.node.orders import Order, read_result
 from atoll.node.plans import read_plan
 from atoll.node.rules import Rule
@@ -104,12 +105,12 @@ def discreet(text: str, minimum: int) -> str:
     return _COUNT.sub(told, text) if minimum > 1 else text
 
 
-def checked(order: Order, raw: bytes | None = None) -> ResultBody:
+def checked(order: Order, seen: Seen | None = None) -> ResultBody:
     """The body of a worker's result, if it may leave.
 
     Args:
         order: names the result's file.
-        raw: its bytes, where they have been read.
+        seen: what has been read of it.
 
     Raises:
         PolicyError: it tells of fewer rows than the rule's minimum of persons, or hands out what is kept.
@@ -117,7 +118,7 @@ def checked(order: Order, raw: bytes | None = None) -> ResultBody:
         StorageError: it cannot be read.
     """
     task, own = order.task, order.dataset.dataset.rule
-    body = read_result(order.result, task.id, raw)
+    body = read_result(order.result, task.id, seen)
     if body.status != "done":
         return body
     if body.answer.get("inputs") and not (own.inputs and _counted_by_nobody(order)):

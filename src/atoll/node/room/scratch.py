@@ -11,6 +11,8 @@ import itertools
 import os
 import shutil
 import stat
+import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,6 +25,8 @@ _DEEPEST = 2000
 _BLOCK = 512
 _PER_NAME = 4096
 """Bytes that a name counts for at least: a disk has room for so many only."""
+_CLOSING = 1.0
+"""Seconds in which a process that was started while a result was written has to let go of it."""
 
 
 def clear(folder: Path) -> None:
@@ -81,7 +85,8 @@ def taken(path: str, aside: str) -> bool:
         aside: a folder on the same disk that job code does not see.
 
     Raises:
-        WireError: it is no plain file of its own: a link, a pipe, a folder.
+        WireError: it is no plain file of its own, such as a link, a pipe, a folder; or somebody can still write
+            to it.
         OSError: it cannot be moved.
     """
     name = os.path.basename(path)
@@ -94,4 +99,28 @@ def taken(path: str, aside: str) -> bool:
     if not stat.S_ISREG(told.st_mode) or told.st_nlink != 1:
         raise WireError(f"{name} is no plain file")
     os.chmod(place, 0o600)
+    until = time.monotonic() + _CLOSING
+    while _is_written(place):
+        if time.monotonic() > until:
+            raise WireError(f"{name} is still open for writing")
+        time.sleep(0.01)
     return True
+
+
+def _is_written(path: str) -> bool:
+    """Whether anybody has a file open or mapped for writing, where the system tells."""
+    if sys.platform != "linux":
+        return False
+    import fcntl  # does not exist everywhere
+
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return True
+    except OSError:  # not on this disk
+        return False
+    finally:
+        os.close(number)
+    return False
