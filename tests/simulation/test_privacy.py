@@ -203,9 +203,31 @@ def test_no_seed_reaches_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_poisson_round_is_divided_by_its_expected_size() -> None:
     settings = private(noise_multiplier=3.0, amplified=True)
-    schedule = Synchronous(Cohort("poisson", rate=0.9))
+    schedule = Synchronous(Cohort("poisson", rate=0.9999))
     made = run(**settings, schedule=schedule, stop=Stop(2))
-    assert made.ledger[-1]["events"][0]["sampling"] == 0.9
+    assert made.ledger[-1]["events"][0]["sampling"] == 0.9999
+
+
+def test_sampling_that_may_draw_nobody_is_not_counted_as_hiding_anybody() -> None:
+    """An aborted round leaves the model as it was, which no noise hides; the account has no part for that."""
+    settings = private(noise_multiplier=3.0, amplified=True)
+
+    def refused(rate: float, quorum: float = 1, clients: int = len(CLIENTS)) -> str:
+        rows = next(iter(CLIENTS.values()))
+        some = {f"client {i}": rows for i in range(clients)}
+        schedule = Synchronous(Cohort("poisson", rate=rate), quorum=quorum)
+        with pytest.raises(JobConflict) as caught:
+            simulate(job(**settings, schedule=schedule, stop=Stop(2)), some)
+        (fault,) = caught.value.faults
+        assert fault.place == "privacy.client.amplified"
+        return f"{fault.message} {fault.remedy}"
+
+    assert "draw nobody of 4 clients" in refused(0.9, clients=4)
+    assert "the chance of one in 2 rounds is 0.002" in refused(0.9, clients=4)  # 2 times .1 ** 3
+    told = refused(0.3, clients=40)
+    enough = float(told.partition("rounds.rate to ")[2].split()[0])
+    assert 2 * (1 - enough) ** 39 <= 1e-7 < 2 * (1.01 - enough) ** 39
+    assert "fewer than 20 of 40 clients" in refused(0.5, quorum=20, clients=40)
 
 
 class Ranked(FedAvg):

@@ -396,9 +396,62 @@ def with_chain(
         found = [] if site else chain_faults(chain, parts, schedule)
     except JobConflict as error:
         return parts, [*error.faults] or [Fault("privacy", error.message, error.remedy)]
+    if not site and privacy.client is not None and privacy.client.amplified:
+        found += _empty_rounds(privacy.client, chain, schedule, rounds, len(parts.clients))
     parts = replace(parts, chain=chain, figures=figures_of(privacy))
     most = {} if found else {lane.name: round(lane.bound) for lane in lanes_of(parts)}
     return replace(parts, gate=Gate(privacy.max_norm, most)), found
+
+
+_BESIDE_DELTA = 0.01
+"""Part of delta that all rounds which are aborted for the luck of the draw may come to."""
+
+
+def _empty_rounds(
+    client: ClientPrivacy, chain: Chain, schedule: Schedule, rounds: int, population: int
+) -> Iterator[Fault]:
+    """Secret sampling in which too few are drawn: the round is aborted, and the model stands still.
+
+    Who sees that knows about everybody that they were not drawn, and noise that was never added hides nothing
+    of it. So it may hardly ever happen; a neighbouring federation has one client less.
+    """
+    if not isinstance(schedule, Synchronous) or schedule.cohort.kind != "poisson":
+        return
+    sizes = range(max(1, int(schedule.quorum)), population + 1)
+    least = next((m for m in sizes if not chain.short(m, m)), population + 1)
+
+    def chance(rate: float) -> float:
+        return min(1.0, rounds * _fewer(least, population - 1, rate))
+
+    rate, most = schedule.cohort.rate, _BESIDE_DELTA * client.delta
+    if chance(rate) <= most:
+        return
+    enough = next((r / 100 for r in range(1, 100) if chance(r / 100) <= most), 1.0)
+    reason = (
+        f"rounds that draw {'nobody' if least == 1 else f'fewer than {least}'} of {population} clients are "
+        f"aborted, which no noise hides: with rate {rate:g} the chance of one in {rounds} rounds is "
+        f"{chance(rate):.2g}, and delta is {client.delta:g}"
+    )
+    more = f"set rounds.rate to {enough:g} or more, " if enough < 1 else "take more clients, "
+    lower = "lower rounds.quorum, " if least > 1 else ""
+    yield Fault("privacy.client.amplified", reason, f"{more}{lower}or set amplified = false")
+
+
+def _fewer(least: int, size: int, rate: float) -> float:
+    """The chance that fewer than ``least`` of ``size`` are drawn, each with probability ``rate``.
+
+    >>> round(_fewer(1, 2, 0.5), 9), round(_fewer(2, 2, 0.5), 9), _fewer(1, 5, 1.0)
+    (0.25, 0.75, 0.0)
+    """
+    if rate >= 1.0:
+        return float(size < least)
+    head = math.lgamma(size + 1)
+    drawn, left = math.log(rate), math.log1p(-rate)
+    terms = (
+        head - math.lgamma(k + 1) - math.lgamma(size - k + 1) + k * drawn + (size - k) * left
+        for k in range(min(least, size + 1))
+    )
+    return math.fsum(map(math.exp, terms))
 
 
 def lanes_of(parts: Parts, cohort: int = 0) -> tuple[Lane, ...]:
