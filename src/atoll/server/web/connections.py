@@ -56,7 +56,7 @@ class Guest:
 
     def prove(self, member: str) -> None:
         """A signature of ``member`` came over this connection."""
-        if self.member != member:
+        if self.member != member and not self.gone:  # else nobody would take it off the list again
             self._doorman.proved(self, member)
 
     def left(self) -> None:
