@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -82,7 +83,10 @@ def started(home):
 
 def listening(pid):
     """Sockets of a process that wait for connections: state 0A in the kernel's tables."""
-    own = {os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir() if f.is_symlink()}
+    own = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a file that was closed meanwhile
+            own.add(os.readlink(file))
     lines = [
         line.split()
         for table in ("tcp", "tcp6")

@@ -250,7 +250,7 @@ def test_signal_in_the_middle_of_a_round_ends_both_sides_in_order(
             expected = 130 if number == signal.SIGINT and process is federation.server else 0
             assert process.status == expected, process.said()
             assert "stopped" in process.said()
-        until(lambda: not Path(f"/proc/{worker}").exists(), 10, "its worker goes on")
+        until(lambda: not Path(f"/proc/{worker}").exists(), 60, "its worker goes on")
         federation.server.start()
         federation.nodes[site].start()
         assert federation.wait(run).reason == "completed"

@@ -106,7 +106,7 @@ def alive(group: int) -> list[int]:
 
 
 def nothing_left(group: int) -> bool:
-    until = time.monotonic() + 10
+    until = time.monotonic() + 60
     while time.monotonic() < until:
         if not alive(group):
             return True

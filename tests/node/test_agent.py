@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -440,7 +441,10 @@ def test_the_question_to_the_server_stays_open_and_is_not_repeated(
 
 def listening(pid: int | str) -> list[str]:
     """Sockets of a process that wait for connections: state 0A in the kernel's tables."""
-    own = {os.readlink(f) for f in Path(f"/proc/{pid}/fd").iterdir() if f.is_symlink()}
+    own = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a file that was closed meanwhile
+            own.add(os.readlink(file))
     found = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:

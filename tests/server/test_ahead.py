@@ -40,7 +40,7 @@ def progress(values: int, rounds: int) -> Progress:
 def test_as_many_as_are_not_written_over_another(blobs: Asked, done: int, count: int) -> None:
     given = progress(4 << 20, done)
     assert foreseen(blobs, given, 10) is given
-    assert blobs.made.wait(10)
+    assert blobs.made.wait(30)
     size, number = blobs.asked
     assert number == count
     assert 16 << 20 < size <= 17 << 20

@@ -318,7 +318,9 @@ def test_one_member_cannot_take_all_threads_and_others_go_on(tmp_path):
 
         mine = [poll(ulm) for _ in range(6)]
         theirs = poll(bern)
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(15):  # less than the questions wait for
+            while bench.premises.meters.waiting != 5 or sum(p.done() for p in mine) != 2:
+                await asyncio.sleep(0.01)
         early = [p.result() for p in [*mine, theirs] if p.done()]
         bench.bell.close()
         return early, await asyncio.gather(*mine, theirs)

@@ -97,7 +97,7 @@ def test_a_proxy_that_is_not_there_is_told_by_its_address(through):
 
 def test_a_proxy_that_hangs_is_left_after_the_timeout(fake, proxy, tls, keys):
     release = threading.Event()
-    proxy.serve = lambda client: (release.wait(5), client.close())
+    proxy.serve = lambda client: (release.wait(60), client.close())
     with (
         Channel(
             fake.address, Pin(tls[2]), keys[1], "f", proxy=proxy.address, connect_timeout=0.3
