@@ -220,7 +220,7 @@ def test_who_waits_for_rounds_is_told_that_the_run_is_not_theirs_any_more(bench)
         assert not waiting.done()
         headers = bench.signed(ada, "POST", back, "", body)
         done = await bench.sent("POST", back, "", body, headers)
-        return done, await asyncio.wait_for(waiting, 5)
+        return done, await asyncio.wait_for(waiting, 15)
 
     done, heard = bench.loop.run_until_complete(both())
     assert (done.status, heard.code) == (200, "state.missing")
@@ -272,6 +272,103 @@ def test_a_digest_does_not_tell_whether_another_has_sent_the_bytes(bench):
         return [h.replace(digest, b"D") if isinstance(h, bytes) else h for h in heard]
 
     assert told(raw) == told(other)
+
+
+def both(raw: bytes, tell) -> None:
+    """What is told of bytes that Ada has sent, and of as many that nobody has, is the same."""
+    told = {}
+    for content in (raw, bytes(255 - byte for byte in raw)):
+        digest = hashlib.sha256(content).hexdigest()[:12].encode()
+        heard = [h.body.replace(digest, b"D") if h.status != 200 else h.body for h in tell(content)]
+        told[content] = heard
+    first, second = told.values()
+    assert first == second
+
+
+def look(bench, name, raw):
+    return asked(bench, name, "GET", f"/v1/uploads/{hashlib.sha256(raw).hexdigest()}")
+
+
+def test_a_full_limit_does_not_tell_whether_another_has_sent_the_bytes(tmp_path):
+    bench, raw = founded(tmp_path, runs="own", uploads=2 << 20), b"ada's start"
+    put(bench, "ada", raw)
+    for number in range(2):
+        assert put(bench, "bob", b"%d" % number).status == 200
+
+    def tell(content):
+        yield put(bench, "bob", content, piece=content[:3])
+        yield look(bench, "bob", content)
+        yield put(bench, "bob", content)
+        yield look(bench, "bob", content)
+
+    both(raw, tell)
+    assert put(bench, "bob", raw).code == "wire.toolarge"
+    bench.close()
+
+
+def test_nor_does_a_limit_that_another_s_upload_or_job_would_empty(tmp_path):
+    bench, raw = founded(tmp_path, runs="own", uploads=2 << 20), b"ada's start"
+    ref = {"sha256": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
+    both(raw, lambda content: [put(bench, "bob", content, piece=content[:3])])
+    put(bench, "ada", raw)
+    bench.service._unused.used("ada", [ref["sha256"]])  # as her job does
+    bench.later(2.0)
+    bench.service.step()
+    assert put(bench, "bob", b"a third").code == "wire.toolarge"
+    bench.close()
+
+
+def test_nor_what_is_left_of_an_upload_when_its_time_is_over(tmp_path):
+    bench, raw = founded(tmp_path, runs="own", uploads_kept=3600.0), b"ada's start"
+    other = bytes(255 - byte for byte in raw)
+    for content in (raw, other):
+        put(bench, "bob", content, piece=content[:3])
+    bench.later(1800.0)
+    put(bench, "ada", raw)
+    bench.later(1801.0)
+    bench.service.step()
+    assert bench.service._office.blobs.has(hashlib.sha256(raw).hexdigest())
+
+    def tell(content):
+        yield look(bench, "bob", content)
+        yield put(bench, "bob", content, offset=3)
+        yield put(bench, "bob", content, piece=content[:2])
+
+    both(raw, tell)
+    bench.close()
+
+
+def test_nor_what_comes_after_a_mistake(bench):
+    raw = b"ada's start"
+    put(bench, "ada", raw)
+
+    def tell(content):
+        yield put(bench, "bob", content, piece=b"???")
+        yield put(bench, "bob", content, offset=3)
+        yield look(bench, "bob", content)
+        yield put(bench, "bob", content, piece=content[:2])
+        yield put(bench, "bob", content, offset=2)
+        yield look(bench, "bob", content)
+
+    both(raw, tell)
+    assert put(bench, "bob", raw).json == {"received": len(raw)}
+
+
+def test_bytes_stay_as_long_as_they_count_for_somebody(tmp_path):
+    bench, raw = founded(tmp_path, runs="own", uploads_kept=3600.0), b"the same code file"
+    sha256 = hashlib.sha256(raw).hexdigest()
+    put(bench, "ada", raw)
+    bench.later(1800.0)
+    put(bench, "bob", raw)
+    bench.later(1801.0)
+    bench.service.step()
+    assert (received(bench, "ada", raw), received(bench, "bob", raw)) == (0, len(raw))
+    assert bench.service._office.blobs.has(sha256)
+    bench.later(1801.0)
+    bench.service.step()
+    assert not bench.service._office.blobs.has(sha256)
+    assert bench.store.uploads() == ()
+    bench.close()
 
 
 def test_who_sends_all_of_it_has_it_whoever_sent_it_before(bench):

@@ -13,6 +13,7 @@ from atoll.core.errors import TooLarge
 from atoll.server.blobs.folder import FolderBlobs
 from atoll.server.office import Office
 from atoll.server.settings import Settings
+from atoll.server.store.contract import Invite
 from atoll.server.store.memory import MemoryStore
 from atoll.server.uploads import Uploads
 from atoll.wire.frames import Blob
@@ -42,7 +43,10 @@ def test_uploads_that_no_job_refers_to_are_counted_together() -> None:
         uploads.expect("ann", named("b", 2 * MIB))
     assert "after 1 h" in caught.value.remedy
     uploads.expect("bea", named("b", 2 * MIB))  # another's are another's
-    uploads.used([named("a").sha256])
+    uploads.used("bea", [named("a").sha256])  # a job of another's changes nothing
+    with pytest.raises(TooLarge):
+        uploads.expect("ann", named("b", 2 * MIB))
+    uploads.used("ann", [named("a").sha256])
     uploads.expect("ann", named("b", 2 * MIB))
 
 
@@ -109,6 +113,26 @@ def test_bytes_that_a_run_has_too_stay(make_world: Callable[..., played.World]) 
     world.time += 11.0
     world.service.step()
     assert world.blobs.has(row.plan)
+
+
+def test_what_another_s_job_refers_to_still_counts_after_a_restart(
+    make_world: Callable[..., played.World],
+) -> None:
+    world = make_world(uploads=2 * MIB)
+    world.store.add_invite(Invite("f" * 64, "bea", "researcher", world.time + 1))
+    world.store.join("f" * 64, "bea", b"b" * 32, world.time)
+    code = uploaded(world, b"def initial(): ...")
+    world.service.upload_chunk("bea", code, 18, 0, b"def initial(): ...", "")
+    world.service.upload_chunk("bea", hashlib.sha256(b"more").hexdigest(), 4, 0, b"more", "")
+    world.submit(
+        played.heart_spec("rounds.count=1"), files={"own.py": BlobRef(sha256=code, size=18)}
+    )
+    world.kill()
+    world.time += 2.0
+    world.service.step()
+    assert {row.owner for row in world.store.uploads()} == {"bea"}
+    with pytest.raises(TooLarge):
+        world.service.upload_chunk("bea", hashlib.sha256(b"3").hexdigest(), 1, 0, b"3", "")
 
 
 def begun(world: played.World, raw: bytes, name: str = played.RESEARCHER, task: str = "") -> str:

@@ -58,10 +58,17 @@ class Bench:
         routes: the table; the real one when left out.
         limits: see there.
         runs: who may read them.
+        settings: of the service.
     """
 
     def __init__(
-        self, folder: Path, *, routes=ROUTES, limits: Limits | None = None, runs="open"
+        self,
+        folder: Path,
+        *,
+        routes=ROUTES,
+        limits: Limits | None = None,
+        runs="open",
+        **settings,
     ) -> None:
         self.time = 1_000_000.0
         self.folder = folder
@@ -71,7 +78,7 @@ class Bench:
             FolderBlobs(folder / "blobs"),
             folder,
             now=lambda: self.time,
-            settings=Settings(runs=runs),
+            settings=Settings(runs=runs, **settings),
         )
         self.service.start()
         self.loop = asyncio.new_event_loop()

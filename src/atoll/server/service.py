@@ -72,6 +72,7 @@ class Service:
         on_change: called, from any thread, with the names of sites that have news, and with ``run <id>``
             for runs that have.
         on_work: called, from any thread, when :meth:`step` has something to do.
+        on_forgotten: called with a member and the digest of an upload of its that is forgotten.
         epochs: the server's starts, and what sites say of them.
     """
 
@@ -88,6 +89,7 @@ class Service:
     ) -> None:
         self.on_change: Callable[[Collection[str]], None] = lambda names: None
         self.on_work: Callable[[], None] = lambda: None
+        self.on_forgotten: Callable[[str, str], None] = lambda name, sha256: None
         self._office = Office(store, blobs, home, now, settings or Settings(), date=date or now)
         if seal is not None:
             self._office.federation, self._office.sign = seal
@@ -97,6 +99,7 @@ class Service:
         self._engines, self._lock = self._board.engines, self._board.lock
         self._members: dict[str, Member] = {}
         self._unused = Uploads(self._office)
+        self._unused.on_forgotten = lambda name, sha256: self.on_forgotten(name, sha256)
         self._files = Files(self._office)
         self.epochs = Epochs(self._office)
         self._stepping = threading.Lock()
@@ -335,7 +338,7 @@ class Service:
     def shown(self, sha256: str) -> Readable | None:
         """Bytes in memory that a run shows to its sites; whoever asks sees to it that a task names them."""
         found = self._office.seen(sha256)
-        return None if found is None else Readable(found.blob.size, found.read)
+        return None if found is None else Readable(found.blob.size, found.read, found.sha)
 
     def upload_received(self, name: str, sha256: str) -> int:
         """How many bytes of a member's own upload are here."""
@@ -375,15 +378,7 @@ class Service:
                 raise TooLarge(reason)
         if size > most or offset + len(data) > size:
             raise TooLarge(f"{max(size, offset + len(data))} bytes: at most {min(size, most)}")
-        if new := not office.blobs.has(sha256):
-            self._unused.expect(name, Blob(sha256, size), task)
-        try:
-            held = office.blobs.append(Blob(sha256, size), offset, data, name)
-        except StateError as error:  # a power failure took what came before: to go on from there
-            raise Unreachable(error.message, remedy=error.remedy) from error
-        if new and held == size:
-            self._unused.whole(name, Blob(sha256, size))
-        return held
+        return self._unused.add(name, Blob(sha256, size), offset, data, task)
 
     def upload_more(self, name: str, blob: Blob, offset: int, data: Piece) -> int:
         """Take bytes of the middle of an upload, whose chunk :meth:`upload_chunk` has let begin.
@@ -391,10 +386,11 @@ class Service:
         Raises:
             Unreachable: bytes before ``offset`` are missing.
         """
-        try:
-            return self._office.blobs.append(blob, offset, data, name)
-        except StateError as error:
-            raise Unreachable(error.message, remedy=error.remedy) from error
+        return self._unused.more(name, blob, offset, data)
+
+    def upload_anew(self, name: str, sha256: str) -> None:
+        """A member begins an upload of its own again: what it has sent of it before is not gone on with."""
+        self._office.blobs.abandon(sha256, name)
 
     # Researchers --------------------------------------------------------------------------------
 
@@ -418,7 +414,7 @@ class Service:
             engine = Engine(office, row)  # first: a run in the store has somebody to work on it
             office.store.add_run(office.epoch, row)
             self._engines[row.id] = engine
-            self._unused.used(ref["sha256"] for ref in row.files.values())
+            self._unused.used(by, [ref["sha256"] for ref in row.files.values()])
         office.event("submitted", f"{row.name} by {by}", row.id)
         office.wake()
         return row.id

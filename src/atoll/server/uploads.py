@@ -1,6 +1,9 @@
 """What members have begun to upload and nothing refers to yet: not more than each may have, and not for ever.
 
 A researcher's uploads are counted by what each says it will be: whoever begins many has all of them counted.
+They count whether the bytes are here already or not, and a job of another's that names the same bytes changes
+nothing: a limit that is full tells nobody what others have sent. The bytes stay for as long as they count for
+anybody.
 They are noted in the store before their first bytes are taken, so that another start of the server counts
 them too, and removes them in the end. Of a site's uploads each belongs to an open task, which says how many
 bytes it may have: it goes with the task. Those that a start finds on the disk are kept for as long as their
@@ -10,16 +13,17 @@ site takes part in a run, for it may go on with them.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
-from atoll.core.errors import TooLarge
+from atoll.core.errors import StateError, TooLarge, Unreachable
 from atoll.server.garbage import needed
 from atoll.server.office import Office
 from atoll.server.rounds.board import Board
 from atoll.server.rounds.engine import ENDED
 from atoll.server.settings import GIB, MIB
 from atoll.server.store.contract import Upload
+from atoll.wire.disk import Piece
 from atoll.wire.frames import Blob
 
 __all__ = ["Uploads"]
@@ -53,9 +57,13 @@ class Uploads:
 
     Args:
         office: of the server; its settings say how much, and for how long.
+
+    Attributes:
+        on_forgotten: called with a member and the digest of an upload of its that is forgotten.
     """
 
     def __init__(self, office: Office) -> None:
+        self.on_forgotten: Callable[[str, str], None] = lambda name, sha256: None
         self._office, self._lock = office, threading.Lock()
         self._held: dict[str, dict[str, _Begun]] = {}
         self._used: list[_Named] = []
@@ -85,7 +93,45 @@ class Uploads:
         if new:
             office.store.note_uploads(office.epoch, new)
         if rows:
-            self.used(needed(office.store, ENDED).intersection(row.sha256 for row in rows))
+            self._resume_used(rows)
+
+    def _resume_used(self, rows: Collection[Upload]) -> None:
+        """What a job of the same researcher, or a run of a site's, refers to since it was noted."""
+        runs, kept = self._office.store.runs(), needed(self._office.store, ENDED)
+        named = {(run.by, ref["sha256"]) for run in runs for ref in run.files.values()}
+        with self._lock:
+            for row in rows:
+                known = (row.owner, row.sha256) in named
+                if known or (row.sha256 in kept and not self._held[row.owner][row.sha256].counts):
+                    self._use(row.owner, row.sha256)
+
+    def add(self, name: str, blob: Blob, offset: int, data: Piece, task: str) -> int:
+        """Take the next part of an upload; returns how many bytes are here.
+
+        Raises:
+            TooLarge: with that a researcher would have more than it may.
+            Unreachable: bytes before ``offset`` are missing; or the whole is not what its name says.
+            StorageError: it cannot be noted, or written.
+        """
+        new = not self._office.blobs.has(blob.sha256)
+        if new or not task:
+            self.expect(name, blob, task)
+        held = self.more(name, blob, offset, data)
+        if new and held == blob.size:
+            # All bytes of it are here, and were not before.
+            self._whole.add((name, blob.sha256))
+        return held
+
+    def more(self, name: str, blob: Blob, offset: int, data: Piece) -> int:
+        """Bytes of the middle of an upload, whose last part was taken by :meth:`add`.
+
+        Raises:
+            Unreachable: bytes before ``offset`` are missing.
+        """
+        try:
+            return self._office.blobs.append(blob, offset, data, name)
+        except StateError as error:  # a power failure took what came before: to go on from there
+            raise Unreachable(error.message, remedy=error.remedy) from error
 
     def expect(self, name: str, blob: Blob, task: str = "") -> None:
         """A member uploads a blob, or a part of it: for a task, or else for a job.
@@ -135,10 +181,6 @@ class Uploads:
         for sha256 in left:
             self._office.blobs.abandon(sha256, site)
 
-    def whole(self, name: str, blob: Blob) -> None:
-        """All bytes of it are here, and were not before."""
-        self._whole.add((name, blob.sha256))
-
     def taken(self, site: str, blob: Blob) -> None:
         """It is the answer to a task."""
         self._whole.discard((site, blob.sha256))
@@ -148,18 +190,27 @@ class Uploads:
                 self._used.append((site, blob.sha256, begun))
 
     def refused(self, site: str, blob: Blob) -> None:
-        """It answers no task: nobody else has uploaded these bytes, and nobody is going to need them."""
+        """It answers no task: nobody is going to need these bytes, but a researcher who has sent them too."""
         if (site, blob.sha256) in self._whole:
             self.taken(site, blob)
-            self._office.blobs.delete(blob.sha256)
+            self._delete(blob.sha256)
 
-    def used(self, digests: Iterable[str]) -> None:
-        """A job refers to these, whoever has uploaded them."""
+    def _delete(self, sha256: str) -> None:
+        """Delete bytes, unless they count for somebody; who begins to send them meanwhile, waits."""
+        with self._lock:
+            others = [begun for held in self._held.values() if (begun := held.get(sha256))]
+            if not any(begun.counts for begun in others):
+                self._office.blobs.delete(sha256)
+
+    def used(self, name: str, digests: Iterable[str]) -> None:
+        """A job of ``name``'s refers to these."""
         with self._lock:
             for sha256 in digests:
-                for name, held in self._held.items():
-                    if (begun := held.pop(sha256, None)) is not None:
-                        self._used.append((name, sha256, begun))
+                self._use(name, sha256)
+
+    def _use(self, name: str, sha256: str) -> None:
+        if (begun := self._held.get(name, {}).pop(sha256, None)) is not None:
+            self._used.append((name, sha256, begun))
 
     def clear(self, board: Board, members: Collection[str]) -> None:
         """Forget what nobody has added to for so long, and what is of no member or for no task that is open.
@@ -202,10 +253,12 @@ class Uploads:
         for name, sha256, _ in (*gone, *used):
             blobs.abandon(sha256, name)
             self._whole.discard((name, sha256))
+        for name, sha256, _ in gone:
+            self.on_forgotten(name, sha256)
         # Of a site's whole answers only the start of a server knows that nobody is going to need them.
         for sha256 in ours:
             if sha256 not in kept:
-                blobs.delete(sha256)
+                self._delete(sha256)
         noted = [Upload(n, s, 0, 0.0) for n, s, begun in (*gone, *used) if begun.noted >= 0]
         if noted:
             store.note_uploads(self._office.epoch, [], noted)

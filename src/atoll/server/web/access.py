@@ -194,8 +194,20 @@ class Proofs:
             known = self._known.get(name, OrderedDict()).get(sha256)
         return 0 if known is None else known.seen
 
-    def take(self, name: str, blob: Blob, offset: int, data: Piece) -> int:
+    def take(
+        self, name: str, blob: Blob, offset: int, data: Piece, keep: Callable[[bool], object]
+    ) -> int:
         """Bytes that ``name`` sends; returns how many it has sent.
+
+        What is said of them comes from what was sent alone, before they are handed on.
+
+        Args:
+            name: who sends them.
+            blob: what all of them together will be.
+            offset: where these belong.
+            data: the bytes.
+            keep: hands them on, to be kept; it is told whether an upload begins, so that nothing is left of an
+                earlier one. What it raises, these bytes have not been sent.
 
         Raises:
             Unreachable: bytes before ``offset`` are missing, or all of them are here and are not the blob.
@@ -207,17 +219,18 @@ class Proofs:
                     f"a chunk at {offset} leaves a gap: {proof.seen} bytes are held",
                     remedy=f"continue at {proof.seen}",
                 )
-            fresh = memoryview(data)[proof.seen - offset :]
-            proof.sha.update(fresh)
-            proof.seen += len(fresh)
-            if proof.seen < proof.size:
-                return proof.seen
-            if proof.seen == blob.size and proof.sha.hexdigest() == blob.sha256:
-                self._whole.add((name, blob.sha256))
-                return proof.seen
-        self._forget(name, blob.sha256)
+            fresh, sha = memoryview(data)[proof.seen - offset :], proof.sha.copy()
+            sha.update(fresh)
+            seen = proof.seen + len(fresh)
+            if seen < blob.size or (seen == blob.size and sha.hexdigest() == blob.sha256):
+                keep(not proof.seen)
+                proof.sha, proof.seen = sha, seen
+                if seen == blob.size:
+                    self._whole.add((name, blob.sha256))
+                return seen
+        self.forget(name, blob.sha256)
         raise Unreachable(
-            f"the {proof.seen} bytes that are here are not blob {blob.sha256[:12]}",
+            f"the {seen} bytes that are here are not blob {blob.sha256[:12]}",
             remedy="send it again from the start",
         )
 
@@ -234,7 +247,8 @@ class Proofs:
                 self._whole.discard((name, old))
         return found
 
-    def _forget(self, name: str, sha256: str) -> None:
+    def forget(self, name: str, sha256: str) -> None:
+        """``name`` has sent nothing of it: the server has forgotten its upload."""
         with self._lock:
             self._known.get(name, OrderedDict()).pop(sha256, None)
             self._whole.discard((name, sha256))

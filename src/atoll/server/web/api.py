@@ -104,10 +104,15 @@ class _Part:
         service, blob, stop = self._service, self.blob, self.offset + len(data)
         if stop > blob.size or self._proofs is None:
             return self._taken(service, blob, stop, data)
-        sent = self._proofs.take(self._name, blob, self.offset, data)
-        self._taken(service, blob, stop, data)
-        self.received = sent  # whether the bytes were here before is not said
-        return sent
+
+        def keep(anew: bool) -> None:
+            if anew:
+                service.upload_anew(self._name, blob.sha256)
+            self._taken(service, blob, stop, data)
+
+        # Whether the bytes were here before is not said.
+        self.received = self._proofs.take(self._name, blob, self.offset, data, keep)
+        return self.received
 
     def _taken(self, service: Service, blob: Blob, stop: int, data: Piece) -> int:
         if self.offset < self._next and stop < blob.size:

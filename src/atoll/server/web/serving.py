@@ -137,6 +137,7 @@ def build_app(
     gate.start = premises.drawn or gate.start
     service = premises.service
     access = Access(premises.store, premises.runs, lambda: service.epoch, service.now)
+    service.on_forgotten = access.proofs.forget
     api = Api(
         service=premises.service,
         gate=gate,
