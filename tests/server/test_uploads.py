@@ -9,7 +9,7 @@ from pathlib import Path
 import played_sites as played
 import pytest
 
-from atoll.core.errors import TooLarge
+from atoll.core.errors import TooLarge, WireError
 from atoll.server.blobs.folder import FolderBlobs
 from atoll.server.office import Office
 from atoll.server.settings import Settings
@@ -281,3 +281,20 @@ def test_a_site_cannot_fill_the_disk_with_answers_to_one_task(
     begins = [begun(world, b"answer %d" % n, "hungary", task) for n in range(20)]
     assert files(world) == 4
     assert world.service.upload_received("hungary", begins[-1]) == 4
+
+
+def test_an_answer_that_is_refused_takes_no_bytes_from_a_job_that_refers_to_the_same(
+    make_world: Callable[..., played.World],
+) -> None:
+    """Whoever knew what a job is going to bring could else have it deleted by uploading the same first."""
+    world, _, task = at_train(make_world)
+    raw = b"def initial(): ..."
+    blob = Blob(hashlib.sha256(raw).hexdigest(), len(raw))
+    world.service.upload_chunk("hungary", blob.sha256, blob.size, 0, raw, task)
+    world.submit(
+        played.heart_spec("rounds.count=1"),
+        files={"own.py": BlobRef(sha256=uploaded(world, raw), size=blob.size)},
+    )
+    with pytest.raises(WireError):
+        world.service.deliver_uploaded("hungary", task, blob)
+    assert world.blobs.has(blob.sha256)

@@ -252,7 +252,8 @@ class Service:
             raise
         except (WireError, UpdateRefused, StateError):
             self._office.be_sure()
-            self._unused.refused(site, blob)
+            with self._lock:
+                self._unused.refused(site, blob)
             raise
         self._unused.taken(site, blob)
         return ReceiptBody(task=task, sha256=blob.sha256, again=again)

@@ -190,10 +190,15 @@ class Uploads:
                 self._used.append((site, blob.sha256, begun))
 
     def refused(self, site: str, blob: Blob) -> None:
-        """It answers no task: nobody is going to need these bytes, but a researcher who has sent them too."""
+        """It answers no task: nobody is going to need these bytes, but a researcher who has sent them too.
+
+        Bytes that a job refers to stay; no job is taken in meanwhile.
+        """
         if (site, blob.sha256) in self._whole:
             self.taken(site, blob)
-            self._delete(blob.sha256)
+            rows = self._office.store.runs()
+            if not any(ref["sha256"] == blob.sha256 for row in rows for ref in row.files.values()):
+                self._delete(blob.sha256)
 
     def _delete(self, sha256: str) -> None:
         """Delete bytes, unless they count for somebody; who begins to send them meanwhile, waits."""
