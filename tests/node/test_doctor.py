@@ -12,12 +12,15 @@ from typing import Any
 import fake_federation as ff
 import pytest
 
+from atoll.core.errors import FenceError
 from atoll.node import doctor
 from atoll.node.datasets import Datasets
 from atoll.node.doctor import examine
+from atoll.node.fence import Fence
 from atoll.node.home import Federation, Home
 from atoll.node.policy.ledger import Charge
 from atoll.node.policy.ledger_file import Ledger
+from atoll.wire.disk import RealDisk
 from atoll.wire.findings import Finding
 from atoll.wire.identity import Identity
 
@@ -140,6 +143,22 @@ def test_no_node_runs_or_one_does(home: Home) -> None:
         home.tell({"state": "waiting", "since": "today", "trouble": "no answer", "runs": {}})
         (found,) = looked(home, "node")
         assert (found.state, "no answer" in found.text) == ("warning", True)
+        assert "see its log" in found.remedy
+
+
+def test_a_server_that_is_older_than_the_one_this_site_saw(home: Home) -> None:
+    disk = RealDisk()
+    fence = Fence(home.path / "seen.json", disk)
+    fence.follow(17, "a" * 16)
+    for epoch, start in ((12, "b" * 16), (17, "b" * 16)):
+        with pytest.raises(FenceError) as caught:
+            fence.follow(epoch, start)
+        home.tell({"state": "not connected", "since": "today", "trouble": str(caught.value)})
+        with home.locked():
+            (found,) = looked(home, "node")
+        assert (found.state, caught.value.message in found.text) == ("fault", True)
+        assert found.remedy == caught.value.remedy
+        assert "atoll server restored FOLDER --seen 17" in found.remedy
 
 
 def test_a_spool_that_is_full_and_one_that_fills(home: Home) -> None:

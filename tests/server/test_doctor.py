@@ -20,8 +20,9 @@ from free_ports import free_port
 from atoll.server import admin, doctor
 from atoll.server.admin import Founding
 from atoll.server.doctor import examine
+from atoll.server.epochs import PUT_BACK
 from atoll.server.home import ServerHome
-from atoll.server.store.contract import Contribution, RunRow
+from atoll.server.store.contract import RESTORED, Contribution, RunRow
 from atoll.server.store.opening import open_store
 from atoll.server.web.serving import Running, serve
 from atoll.wire.certificates import create_certificate
@@ -84,6 +85,19 @@ def test_a_server_that_runs_answers_and_is_not_disturbed(home: ServerHome) -> No
         assert found["lock"].state == found["port"].state == found["answer"].state == "ok"
         assert "with its own certificate, and ready" in found["answer"].text
         assert home.running() is not None
+
+
+def test_a_server_that_was_put_back_from_a_backup(home: ServerHome) -> None:
+    assert looked(home, "starts")[0].state == "ok"
+    store = open_store(home.store_url(home.charter()))
+    text = "it saw a start in epoch 9 that this store does not know; here: 3"
+    store.add_event(PUT_BACK, text, "", "ulm", time.time())
+    one = the_fault(looked(home, "starts"))
+    assert "put back from a backup: ulm says that it saw a start in epoch 9" in one.text
+    assert "atoll server restored FOLDER --seen 9" in one.remedy
+    store.add_event(RESTORED, "from a backup", "", "", time.time())
+    assert looked(home, "starts")[0].state == "ok"
+    store.close()
 
 
 def test_a_folder_without_a_server(tmp_path: Path) -> None:

@@ -65,9 +65,9 @@ def test_a_start_that_it_does_not_know_says_that_it_was_put_back(
     service.epochs.hear("bern", "1-" + "a" * 16)  # away since before the copy
     assert [(e.kind, e.site) for e in backup.events] == [(PUT_BACK, "ulm")]
     assert service.epochs.strange == 1
-    told = put_back(backup.events, 5)
+    told, remedy = put_back(backup.events, 5)
     assert "ulm" in told
-    assert f"--seen {max(5, int(seen[0]))}" in told
+    assert f"--seen {max(5, int(seen[0]))}" in remedy
 
 
 def test_it_is_over_when_the_server_was_told(lost: tuple[MemoryDatabase, MemoryDatabase]) -> None:
@@ -79,7 +79,7 @@ def test_it_is_over_when_the_server_was_told(lost: tuple[MemoryDatabase, MemoryD
     store = MemoryStore(backup)
     assert store.acquire("a restore", 9.0, 5) == 6  # as atoll server restored does
     store.add_event(RESTORED, "from a backup", "", "", 9.0)
-    assert put_back(backup.events, 6) == ""
+    assert put_back(backup.events, 6) == ("", "")
     again = started(backup, "9")
     again.epochs.hear("ulm", "2-" + "b" * 16)
     assert again.epochs.strange == 0
@@ -114,3 +114,17 @@ def test_such_a_site_is_told_with_its_question_and_nothing_is_taken_from_it(benc
     bern = bench.admit("bern")
     assert bench.ask(bern, "GET", "/v1/poll", "have=&wait=0").status == 200
     assert bench.ask(ulm, "GET", "/v1/poll", "have=&wait=0").status == 200  # its file was removed
+
+
+def test_an_answer_is_held_to_the_same_before_the_site_has_asked_for_anything(bench: Bench) -> None:
+    ulm, path = bench.admit("ulm"), "/v1/results/r-1.train.1.ulm"
+    heard = bench.ask(ulm, "POST", path, f"ledger=&seen={bench.epoch + 7}-{'b' * 16}", body=b"old")
+    assert heard.code == "wire.unreachable"
+    assert "put back from a backup" in heard.json["message"]
+    assert [(e.kind, e.site) for e in bench.store.events() if e.kind == PUT_BACK] == [
+        (PUT_BACK, "ulm")
+    ]
+    assert bench.ask(ulm, "POST", path, "ledger=", body=b"old").code == "wire.unreachable"
+    heard = bench.ask(ulm, "POST", path, f"ledger=&seen={bench.epoch}", body=b"any")
+    assert heard.code == "state.missing"  # as where nothing is amiss
+    assert bench.service.epochs.strange == 0

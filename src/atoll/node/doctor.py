@@ -19,7 +19,15 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from shlex import quote
 
-from atoll.core.errors import AtollError, DataError, JobError, MissingExtra, NotFound, suggest
+from atoll.core.errors import (
+    AtollError,
+    DataError,
+    FenceError,
+    JobError,
+    MissingExtra,
+    NotFound,
+    suggest,
+)
 from atoll.job.deployed import dataset_name, deployable, left_out
 from atoll.job.load import read_spec
 from atoll.job.package import pack
@@ -58,6 +66,8 @@ __all__ = ["examine"]
 _NUMPY_MODELS = ("linear", "logistic", "multinomial", "function")
 _LEAST_ROOM = 256 << 20
 _FULL = 0.8
+_OTHER_SERVER = ("put back from a backup", "it was replaced")
+"""Words of a node's trouble with a server that is older than the one it saw."""
 _NEEDED = re.compile(r"([A-Za-z0-9_.\-]+)(?:\[[^]]*\])?\s*>=\s*([0-9.]+)")
 
 
@@ -188,7 +198,12 @@ def _node(home: Home) -> Iterator[Finding]:
         return
     text = f"runs since {state.get('since', '?')}, {state.get('state', '?')}"
     if trouble := str(state.get("trouble", "")):
-        yield warning("node", f"{text}: {trouble}", "see its log; the lines below may say why")
+        said, _, remedy = trouble.partition("\n  next: ")
+        if any(words in said for words in _OTHER_SERVER):
+            yield fault("node", f"{text}: {said}", remedy, FenceError)
+        else:
+            remedy = remedy or "see its log; the lines below may say why"
+            yield warning("node", f"{text}: {said}", remedy)
     else:
         yield ok("node", text)
 

@@ -73,7 +73,7 @@ class Link:
     Args:
         channel: to the server.
         head: how far the site's privacy ledger has come, told with each result.
-        seen: which start of the server was seen last, told with each question.
+        seen: which start of the server was seen last, told with each question and each result.
     """
 
     def __init__(
@@ -178,7 +178,8 @@ class Link:
         """A result's bytes, or where they have been uploaded its name."""
         path = f"/v1/results/{quote(held.task, safe='')}"
         ledger = f"ledger={self._head()}" if self._head is not None else ""
-        query = "&".join(filter(None, (ledger, asked)))
+        start = f"seen={seen}" if (seen := self._seen()) else ""
+        query = "&".join(filter(None, (ledger, asked, start)))
         if raw is None:
             named = ReferenceBody(blob=BlobRef.of(held.blob)).model_dump_json().encode()
             return self._channel.call("POST", path, query=query, body=named, timeout=timeout)

@@ -390,6 +390,7 @@ def overview(path: Path, now: float, alarms: int = 10) -> Overview:
         runs = store.runs()
         newest = {run.id: store.last_round(run.id) for run in runs}
         events, epoch = store.events(), store.lease().epoch
+        lost = ". ".join(filter(None, put_back(events, epoch)))
         return Overview(
             charter=charter,
             certificate=certificate_fingerprint(home.certificate(charter)).hex(),
@@ -401,7 +402,7 @@ def overview(path: Path, now: float, alarms: int = 10) -> Overview:
             runs=runs,
             rounds={run: row.number if row else 0 for run, row in newest.items()},
             alarms=events[-alarms:] if alarms else (),
-            trouble="; ".join(filter(None, (cramped(path), put_back(events, epoch)))),
+            trouble="; ".join(filter(None, (cramped(path), lost))),
         )
     finally:
         store.close()

@@ -31,8 +31,10 @@ from atoll.job.deployed import deployable, left_out
 from atoll.job.load import read_spec
 from atoll.server.admin import another_port, split_listen
 from atoll.server.blobs.opening import open_blobs
+from atoll.server.epochs import PUT_BACK, put_back
 from atoll.server.home import Charter, ServerHome
 from atoll.server.rounds.engine import ENDED
+from atoll.server.store.contract import RESTORED
 from atoll.wire.certificates import certificate_fingerprint, client_context, secure, server_context
 from atoll.wire.codes import split_address
 from atoll.wire.findings import (
@@ -190,10 +192,11 @@ def _store(place: _Place) -> Generator[Finding, None, Look | None]:
 
     home, charter = place.home, place.charter
     try:
-        look = look_at(home.store_url(charter), ENDED)
+        look = look_at(home.store_url(charter), ENDED, (PUT_BACK, RESTORED))
     except AtollError as error:
         yield from faults_of("store", error)
-        yield unknown("lock", "not looked at: the store comes first")
+        for check in ("lock", "starts"):
+            yield unknown(check, "not looked at: the store comes first")
         return None
     if not look.shape:
         remedy = f"atoll server start {quote(str(home.path))} makes its tables; check the URL first"
@@ -208,10 +211,19 @@ def _store(place: _Place) -> Generator[Finding, None, Look | None]:
     else:
         yield ok("store", f"{look.place}, at the newest migration ({look.shape})")
     yield _lock(place, look)
+    yield _starts(look)
     if look.lease is not None and look.lease.since > place.now + 60:
         text = "the last start of the server lies in the future: the clock was set back"
         yield fault("clock", text, "set this machine's clock, for example with NTP", AuthError)
     return look
+
+
+def _starts(look: Look) -> Finding:
+    """Whether sites saw starts of this server that its store has lost."""
+    text, remedy = put_back(look.told, look.lease.epoch if look.lease is not None else 0)
+    if text:
+        return fault("starts", text, remedy, FenceError)
+    return ok("starts", "no site says that it saw a start that is not known here")
 
 
 def _lock(place: _Place, look: Look) -> Finding:

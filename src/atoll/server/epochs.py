@@ -2,9 +2,10 @@
 
 Each start has an epoch, and draws something that tells it from others of that epoch; the store keeps both. A
 copy that is put back and started comes to epochs that its sites saw before it: those were other starts. A site
-says with each question for tasks which start it saw last. Where the store knows another start of that epoch,
-or has not come so far, it has lost what was done since the copy was made, and its new runs may bear ids of
-lost ones, to whose tasks that site has answers: it is asked for nothing before its operator knows.
+says with each question for tasks, and with each answer, which start it saw last. Where the store knows another
+start of that epoch, or has not come so far, it has lost what was done since the copy was made, and its new
+runs may bear ids of lost ones, to whose tasks that site has answers: it is asked for nothing before the
+operator knows.
 """
 
 from __future__ import annotations
@@ -101,11 +102,13 @@ class Epochs:
             )
 
 
-def put_back(events: Iterable[Event], epoch: int) -> str:
-    """What an operator is told of a server that was put back from a backup; empty where nothing says so.
+def put_back(events: Iterable[Event], epoch: int) -> tuple[str, str]:
+    """What an operator is told of a server that was put back from a backup, and what to do about it.
+
+    Both are empty where nothing says so.
 
     Args:
-        events: of its log, in order.
+        events: of its log, in order; those of the kinds ``RESTORED`` and :data:`PUT_BACK` count.
         epoch: of its last start.
     """
     last: Event | None = None
@@ -117,8 +120,8 @@ def put_back(events: Iterable[Event], epoch: int) -> str:
             last, found = event, re.search(r"epoch ([0-9]+)", event.text)
             most = max(most, int(found[1]) if found else 0)
     if last is None:
-        return ""
-    return f"put back from a backup: {last.site} says that {last.text}. {_way_out(most)}"
+        return "", ""
+    return f"put back from a backup: {last.site} says that {last.text}", _way_out(most)
 
 
 def _way_out(seen: int) -> str:

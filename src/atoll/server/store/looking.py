@@ -12,7 +12,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -20,10 +20,10 @@ from sqlalchemy import Connection, Executable, create_engine, exc, func, inspect
 from sqlalchemy.engine import Engine
 
 from atoll.core.errors import MissingExtra, NotFound, StorageError
-from atoll.server.store.contract import Lease
+from atoll.server.store.contract import Event, Lease
 from atoll.server.store.database import _SERVER_LOCK, DAMAGE, read_url, shown, told
 from atoll.server.store.migrations import HEAD
-from atoll.server.store.tables import CONTRIBUTIONS, LEASE, MEMBERS, RUNS
+from atoll.server.store.tables import CONTRIBUTIONS, EVENTS, LEASE, MEMBERS, RUNS
 
 __all__ = ["Look", "look_at"]
 
@@ -42,6 +42,7 @@ class Look:
         open_runs: for each run that has not ended its sites, with when each last answered in it, or
             when it was submitted.
         answered: when each site last answered, in any run.
+        told: lines of the log of the kinds that were asked for.
     """
 
     place: str
@@ -52,6 +53,7 @@ class Look:
     sites: Mapping[str, float] | None = None
     open_runs: Mapping[str, Mapping[str, float]] | None = None
     answered: Mapping[str, float] | None = None
+    told: tuple[Event, ...] = ()
 
     @property
     def up_to_date(self) -> bool:
@@ -59,12 +61,13 @@ class Look:
         return self.shape == self.newest
 
 
-def look_at(url: str, ended: Collection[str]) -> Look:
+def look_at(url: str, ended: Collection[str], kinds: Collection[str] = ()) -> Look:
     """Read how a store stands.
 
     Args:
         url: as in ``server.json``.
         ended: words for a run's status that mean that it is over.
+        kinds: of lines of the log that are wanted.
 
     Raises:
         StorageError: it cannot be read, or is damaged.
@@ -74,7 +77,8 @@ def look_at(url: str, ended: Collection[str]) -> Look:
     found, place = _engine(url)
     try:
         with _explained(place), found.connect() as connection:
-            return _look(connection, place, ended)
+            look = _look(connection, place, ended)
+            return replace(look, told=_told(connection, kinds)) if look.up_to_date else look
     finally:
         found.dispose()
 
@@ -150,6 +154,12 @@ def _look(connection: Connection, place: str, ended: Collection[str]) -> Look:
         open_runs=_open_runs(connection, ended),
         answered=_answered(connection, None),
     )
+
+
+def _told(connection: Connection, kinds: Collection[str]) -> tuple[Event, ...]:
+    columns = [EVENTS.c.id, *(EVENTS.c[field.name] for field in fields(Event)[1:])]
+    asked = select(*columns).where(EVENTS.c.kind.in_(list(kinds))).order_by(EVENTS.c.id)
+    return tuple(Event(*row) for row in connection.execute(asked))
 
 
 def _open_runs(connection: Connection, ended: Collection[str]) -> dict[str, dict[str, float]]:

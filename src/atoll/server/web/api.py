@@ -274,17 +274,24 @@ class Api:
 
     async def poll(self, asked: Asked) -> Answer:
         """Open tasks, as soon as there are any, with the small blobs that they name."""
-        if self.service.epochs.doubts(asked.name, seen := asked.query.get("seen", "")):
-            await self._call(self.service.epochs.hear, asked.name, seen)
+        await self._saw(asked, asked.query.get("seen", ""))
         return await self.news.answer(asked)
+
+    async def _saw(self, asked: Asked, seen: str) -> None:
+        if self.service.epochs.doubts(asked.name, seen):
+            await self._call(self.service.epochs.hear, asked.name, seen)
 
     async def deliver(self, asked: Asked) -> Answer:
         """A result: the frame itself, or the name of the blob that it was uploaded as.
 
-        With it, in the query, how far the site's privacy ledger has come. Who says how long it would
+        With it, in the query, how far the site's privacy ledger has come, and which start of the server it saw
+        last: it may be delivered before the site asks this one for anything. Who says how long it would
         ``wait`` asks for news at once (:meth:`poll`), and is told them with the receipt.
         """
-        self.service.epochs.check(asked.name)
+        if seen := asked.query.get("seen", ""):
+            await self._saw(asked, seen)
+        else:  # a site of an older version, or one whose file was removed
+            self.service.epochs.check(asked.name)
         if not _HEAD.fullmatch(asked.query.get("ledger", "")):
             raise WireError("ledger: this is no head of a ledger")
         found: Early | ReceiptBody | None = self._offered(asked)
