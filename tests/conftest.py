@@ -1,5 +1,6 @@
 """The order of the tests; and what a test imports from its own folder is forgotten with it."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,6 +13,13 @@ sys.path.insert(0, str(Path(__file__).parent / "machine"))
 # Under nohup hang-ups are ignored, by all that is started here too; our programs leave it at that, and should.
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+# What its user has set for other work is no test's: servers of tests are on this machine, behind no proxy.
+for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "RAY_ADDRESS"):
+    for spelled in (name, name.upper()):
+        os.environ.pop(spelled, None)
+for name in [name for name in os.environ if name.startswith(("ATOLL_", "AWS_"))]:
+    del os.environ[name]
 
 # Nothing that depends on how busy the machine is, and the same examples in every run: a failure is then of the
 # change that it came with. `pytest --hypothesis-profile=search` looks for other examples.

@@ -100,13 +100,13 @@ def nodes_of(executor):
 
 def full(executor, count):
     """Whether so many workers have started, in good time; Ray's view of free cores may lag."""
-    until = time.monotonic() + 30
+    until = time.monotonic() + 60
     while len(executor._crew) < count and time.monotonic() < until:
         executor._looked = float("-inf")
         executor._muster()
         time.sleep(0.05)
     starting = [m.starting for m in executor._crew.values()]
-    executor._ray.wait(starting, num_returns=len(starting), timeout=30)
+    executor._ray.wait(starting, num_returns=len(starting), timeout=60)
     return len(starting) == count
 
 
@@ -262,7 +262,7 @@ def test_a_core_is_not_left_idle_for_a_worker_that_has_started_unheard(cluster, 
     with closing(RayExecutor(rc.parts(FedAvg()))) as executor:
         assert len(executor._crew) == 2
         monkeypatch.undo()
-        ray.wait([m.starting for m in executor._crew.values()], num_returns=2, timeout=30)
+        ray.wait([m.starting for m in executor._crew.values()], num_returns=2, timeout=60)
         assert sum(not m.node for m in executor._crew.values()) == 1  # nobody has listened to it
         assert full(executor, 3)
 
@@ -414,7 +414,7 @@ except JobError as error:
         [sys.executable, "-c", source],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=True,
         env=environment,
     )

@@ -7,7 +7,6 @@ import threading
 import time
 
 import pytest
-from free_ports import free_port
 
 from atoll.core.errors import AuthError, Equivocation, NotFound, TooLarge, Unreachable, WireError
 from atoll.wire.dialing import Pin
@@ -324,15 +323,17 @@ def test_a_connection_that_was_closed_while_idle_is_replaced_silently(fake, chan
     assert fake.connections == 3  # the first lasted for three requests: epoch, GET, POST
 
 
-@pytest.mark.parametrize(
-    "address", [f"127.0.0.1:{free_port()}", "no-such-host.invalid:8443"], ids=["port", "name"]
-)
-def test_a_server_that_is_not_there_is_told_by_its_address(tls, keys, address):
-    with (
-        Channel(address, Pin(tls[2]), keys[1], "f", proxy="", connect_timeout=2) as channel,
-        pytest.raises(Unreachable, match=rf"{address} cannot be reached: ") as caught,
-    ):
-        channel.call("GET", "/v1/a")
+@pytest.mark.parametrize("missing", ["port", "name"])
+def test_a_server_that_is_not_there_is_told_by_its_address(tls, keys, missing):
+    with socket.socket() as taken:  # nobody listens there, and nobody else is given it meanwhile
+        taken.bind(("127.0.0.1", 0))
+        port = f"127.0.0.1:{taken.getsockname()[1]}"
+        address = port if missing == "port" else "no-such-host.invalid:8443"
+        with (
+            Channel(address, Pin(tls[2]), keys[1], "f", proxy="", connect_timeout=2) as channel,
+            pytest.raises(Unreachable, match=rf"{address} cannot be reached: ") as caught,
+        ):
+            channel.call("GET", "/v1/a")
     assert "firewall" in caught.value.remedy
 
 

@@ -13,7 +13,7 @@ from atoll.wire.trouble import remedy_of
 
 __all__ = ["alone", "is_taken"]
 
-_GLANCE = 0.3
+_GLANCE = 1.0
 """Seconds for which :func:`alone` tries: whoever only looks whether the lock is taken holds it for a moment."""
 
 

@@ -29,7 +29,7 @@ from typing import Any
 from unittest import mock
 
 from storm import kernel as k
-from storm import played, work
+from storm import played, putback, work
 from storm.bugs import BUGS
 from storm.checks import Violation
 from storm.weather import KINDS, weather_of
@@ -83,7 +83,7 @@ def simulate(seed: int, folder: Path, bug: str = "") -> Result:
             stack.enter_context(patch)
         if bug:
             stack.enter_context(BUGS[bug](world))
-        _live(world)
+        _live(world, seed)
         stack.callback(_end, world)
     shutil.rmtree(place, ignore_errors=True)
     return Result(
@@ -106,8 +106,9 @@ def simulate(seed: int, folder: Path, bug: str = "") -> Result:
     )
 
 
-def _live(world: World) -> None:
+def _live(world: World, seed: int) -> None:
     """From the first start until everything has settled."""
+    lost = putback.before(world, seed)
     world.begin()
     checks, database = world.checks, world.database
 
@@ -123,6 +124,8 @@ def _live(world: World) -> None:
         world.kernel.run(lambda: bool(checks.violations), until)
     if not checks.violations:
         checks.history()
+    if lost is not None and not checks.violations:
+        putback.after(world, lost)
 
 
 def _end(world: World) -> None:
@@ -195,8 +198,9 @@ def _many(first: int, last: int, bug: str, stop: bool) -> dict[str, Any]:
     steps, digest = 0, hashlib.sha256()
     shm = Path("/dev/shm")
     place = shm if os.access(shm, os.W_OK) else None
-    with tempfile.TemporaryDirectory(dir=place, prefix=f"storm-{os.getpid()}-") as folder:
-        _leave_nothing(folder)
+    prefix = f"storm-{os.getpid()}-"
+    _leave_nothing(prefix, place)
+    with tempfile.TemporaryDirectory(dir=place, prefix=prefix) as folder:
         for seed in range(first, last):
             result = simulate(seed, Path(folder), bug)
             counts += result.counts
@@ -226,11 +230,12 @@ def _many(first: int, last: int, bug: str, stop: bool) -> dict[str, Any]:
     }
 
 
-def _leave_nothing(folder: str) -> None:
+def _leave_nothing(prefix: str, place: Path | None) -> None:
     """At SIGTERM, end without the folder; no greenlet is asked, as it would go on in virtual time."""
 
     def end(number: int, frame: object) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
+        for folder in (place or Path(tempfile.gettempdir())).glob(f"{prefix}*"):
+            shutil.rmtree(folder, ignore_errors=True)
         os._exit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
