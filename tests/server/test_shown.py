@@ -19,6 +19,7 @@ RAW = encode(BODY, dict(sorted(ARRAYS.items())))
 def test_any_part_is_that_of_the_frame(start: int, stop: int) -> None:
     shown = Shown(BODY, ARRAYS)
     assert shown.blob == Blob.of(RAW)
+    assert shown.sha.hexdigest() == shown.blob.sha256
     assert shown.read(start, stop) == RAW[start:stop]
 
 

@@ -38,16 +38,17 @@ class First:
 
     Args:
         raw: its bytes.
+        sha: SHA-256 that has taken them, and nobody goes on with; None where it is still to be taken.
 
     Attributes:
         raw: its bytes.
         array: the same, as an array of a frame.
     """
 
-    def __init__(self, raw: bytes | memoryview) -> None:
+    def __init__(self, raw: bytes | memoryview, sha: hashlib._Hash | None = None) -> None:
         self.raw = raw
         self.array: Array = np.frombuffer(raw, np.uint8)
-        self.sha = hashlib.sha256(raw)
+        self.sha = hashlib.sha256(raw) if sha is None else sha
 
 
 def joined(first: First | None, frame: bytes) -> tuple[bytes, bytes]:

@@ -30,16 +30,17 @@ class Shown:
 
     Attributes:
         blob: digest and size of the frame.
+        sha: SHA-256 that has taken the whole frame; who wants to go on with it copies it.
     """
 
     def __init__(self, body: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         ordered = {name: _fixed(arrays[name]) for name in sorted(arrays)}
         self._pieces = [memoryview(p) for p in pieces(body, ordered)]
         self._starts = [0, *accumulate(map(len, self._pieces))]
-        sha = hashlib.sha256()
+        self.sha = hashlib.sha256()
         for piece in self._pieces:
-            sha.update(piece)
-        self.blob = Blob(sha.hexdigest(), self._starts[-1])
+            self.sha.update(piece)
+        self.blob = Blob(self.sha.hexdigest(), self._starts[-1])
 
     def read(self, start: int, stop: int) -> bytes | memoryview:
         """Bytes from ``start`` up to ``stop``, or to the end; not copied where they lie in one piece.

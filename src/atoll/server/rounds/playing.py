@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -51,7 +51,7 @@ from atoll.wire.metrics import metrics_from_plain
 __all__ = ["Playing"]
 
 _NOTHING: Any = None
-_LARGE = 8 << 20
+_LARGE = 1 << 18
 """Bytes of a model whose hash is worth a thread."""
 
 _KEPT = 2
@@ -105,6 +105,7 @@ class Playing:
         self._kept: dict[ClientId, str] = {}
         self._models: dict[int, Blob] = {}
         self._checkpoints: list[str] = []
+        self._other = ThreadPoolExecutor(1, "atoll-show")
 
     def calls(self) -> Generator[Call, Sequence[Outcome], str]:
         """The calls to sites; returns how the run ended.
@@ -393,21 +394,21 @@ class Playing:
         """Commit a round."""
         office, run, record = self._office, self._row.id, self._record
         notes = {**self._session.notes, "run": run}
+        trained = self._trained if record["committed"] else {}
         with self._showing(progress) as shown:
             pieces, digest = checkpoint.named(progress, self._job.hash(), notes)
             blob = office.blobs.put_pieces(pieces, Blob(digest, sum(map(len, pieces))))
-        trained = self._trained if record["committed"] else {}
-        row = RoundRow(
-            run=run,
-            number=progress.rounds,
-            record=plain({**record, **office.heads(self._row.sites)}),
-            checkpoint=blob.sha256,
-            model_hash=record["model_hash"],
-            tasks=tuple(trained.values()),
-        )
-        for answer in (answers := self._counter.waiting()):  # what came of it is in the checkpoint
-            office.blobs.delete(self._answers.pop(answer.task, answer.sha256))
-        self._counter.wrote(answers, office.store.commit_round(office.epoch, row, answers))
+            row = RoundRow(
+                run=run,
+                number=progress.rounds,
+                record=plain({**record, **office.heads(self._row.sites)}),
+                checkpoint=blob.sha256,
+                model_hash=record["model_hash"],
+                tasks=tuple(trained.values()),
+            )
+            for answer in (answers := self._counter.waiting()):  # the checkpoint is what came of it
+                office.blobs.delete(self._answers.pop(answer.task, answer.sha256))
+            self._counter.wrote(answers, office.store.commit_round(office.epoch, row, answers))
         self._kept |= trained
         self._version = progress.state.round
         self._models |= shown
@@ -423,19 +424,17 @@ class Playing:
 
     @contextlib.contextmanager
     def _showing(self, progress: Progress) -> Iterator[dict[int, Blob]]:
-        """While a large checkpoint is written, another core makes what the next round's tasks name.
-
-        Yields:
-            its digest by version, once the context has ended.
-        """
+        """While a round is committed, another core makes what tasks will name that are opened after it."""
         state, shown = progress.state, dict[int, Blob]()
         over = progress.rounds >= self._job.stop.rounds
         if state.parameters.nbytes < _LARGE or state.round in self._models or over:
             yield shown
             return
-        with ThreadPoolExecutor(1, "atoll-show") as other:
-            made = other.submit(self._show, self._parts.broadcast(state))
+        made = self._other.submit(self._show, self._parts.broadcast(state))
+        try:
             yield shown
+        finally:
+            wait([made])
         shown[state.round] = made.result()
 
     def _show(self, broadcast: Broadcast) -> Blob:

@@ -80,10 +80,12 @@ class Readable:
     Args:
         size: bytes.
         read: gives the bytes from the first number up to the second.
+        sha: SHA-256 that has taken all of them; None where it was not taken here.
     """
 
     size: int
     read: Callable[[int, int], bytes | memoryview]
+    sha: hashlib._Hash | None = None
 
 
 def reply_of(store: Store, row: RunRow, *, whole: bool = False) -> JobReply:

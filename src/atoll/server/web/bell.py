@@ -41,6 +41,9 @@ class Bell:
 
     def ring(self, names: Collection[str]) -> None:
         """Wake those who wait for one of ``names``; from any thread, also after the loop has ended."""
+        # Whoever takes a place after this look finds the news when it looks itself.
+        if not any(name in self._waiting for name in names):
+            return
         with suppress(RuntimeError):  # nobody waits in a loop that has ended
             self._loop.call_soon_threadsafe(self._ring, tuple(names))
 

@@ -193,7 +193,7 @@ class News:
         raw = self._lately.get(ref.sha256)
         if raw is None:
             readable = self.service.shown(ref.sha256) or self.service.blob(site, ref.sha256)
-            raw = First(readable.read(0, readable.size))
+            raw = First(readable.read(0, readable.size), readable.sha)
             self._lately[ref.sha256] = raw
             for old in list(self._lately)[:-_LATELY]:
                 self._lately.pop(old, None)
