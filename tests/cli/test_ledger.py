@@ -205,7 +205,7 @@ def test_a_job_of_epsilon_3_over_50_rounds_stops_at_3_and_the_next_one_is_refuse
                 assert untrusting.status == "failed"
                 assert "policy.server_noise" in untrusting.reason
             process.terminate()
-            assert process.wait(20) == 0
+            assert process.wait(45) == 0
             home.settings.write_text("[policy]\nserver_noise = true\n")
             process = started(home.path)
             with atoll.connect(tmp_path / "ana") as ana:
@@ -224,7 +224,7 @@ def test_a_job_of_epsilon_3_over_50_rounds_stops_at_3_and_the_next_one_is_refuse
             assert (status, "asked the server" in err) == (0, True)
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(45)
 
 
 def test_a_limit_for_a_misspelt_dataset_says_which_one_it_does_not_hold_for(home, run, tmp_path):

@@ -125,7 +125,7 @@ def test_a_site_joins_works_and_ends(server, node, tmp_path):
         assert (status, told["running"], told["state"]) == (0, True, "connected")
         assert "state        connected since" in node("status")[1]
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 0
+        assert process.wait(45) == 0
     finally:
         process.kill()
         process.wait()

@@ -102,7 +102,7 @@ def test_worker_killed_while_idle_costs_nothing(tmp_path: Path) -> None:
     with at_work(tmp_path, task) as (federation, run):
         federation.nodes[busy].signal(signal.SIGSTOP)  # so the round cannot end
         spool = federation.homes[idle].spool
-        until(lambda: sent(federation, run) == {idle}, 30, f"{idle} has not answered")
+        until(lambda: sent(federation, run) == {idle}, 60, f"{idle} has not answered")
         assert list(spool.rglob("*.result"))
         os.kill(federation.worker(idle), signal.SIGKILL)
         federation.nodes[busy].signal(signal.SIGCONT)
@@ -149,7 +149,7 @@ def test_workers_of_a_killed_node_end_with_it(tmp_path: Path) -> None:
         federation.submit(task.job)
         worker = federation.worker(site)
         federation.nodes[site].kill()
-        until(lambda: not alive(worker), 30, "the worker outlives its node")
+        until(lambda: not alive(worker), 45, "the worker outlives its node")
 
 
 def alive(pid: int) -> bool:

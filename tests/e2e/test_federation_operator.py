@@ -246,7 +246,7 @@ def test_signal_in_the_middle_of_a_round_ends_both_sides_in_order(
         worker = federation.worker(site)
         for process in (federation.nodes[site], federation.server):
             process.signal(number)
-            until(lambda p=process: p.status is not None, 30, f"{process.name} goes on")
+            until(lambda p=process: p.status is not None, 60, f"{process.name} goes on")
             expected = 130 if number == signal.SIGINT and process is federation.server else 0
             assert process.status == expected, process.said()
             assert "stopped" in process.said()
@@ -301,7 +301,7 @@ def test_node_whose_folder_is_moved_away_ends_and_goes_on_when_it_is_back(tmp_pa
         federation.rounds(run, 3)
         home, node = federation.homes[site].path, federation.nodes[site]
         home.rename(tmp_path / "elsewhere")
-        until(lambda: node.status is not None, 30, "the node goes on")
+        until(lambda: node.status is not None, 60, "the node goes on")
         assert (node.status, "was moved or removed" in node.said()) == (5, True), node.said()
         assert not (home / "ledger").exists()
         shutil.rmtree(home, ignore_errors=True)

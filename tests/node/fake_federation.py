@@ -290,11 +290,11 @@ class Running:
 
     def __exit__(self, *ended: object) -> None:
         self.agent.stop()
-        self.thread.join(20)
+        self.thread.join(60)
         assert not self.thread.is_alive()
 
 
-def eventually(what: Any, seconds: float = 30.0) -> None:
+def eventually(what: Any, seconds: float = 45.0) -> None:
     """Wait until ``what()`` holds."""
     until = time.monotonic() + seconds
     while not what():

@@ -195,7 +195,7 @@ def test_a_node_killed_at_every_point_around_a_release_never_counts_too_little(
         last = node(door, home)
         answered = [server.result(private.train().id)[0] for _ in range(2)]
         last.terminate()
-        assert last.wait(20) == 0
+        assert last.wait(45) == 0
     assert [body.status for body in answered] == ["done", "done"]
     assert accounts(tmp_path).spent(most) == cost(len(server.received))
 
@@ -233,14 +233,14 @@ def test_a_node_killed_at_every_point_around_figures_with_noise_never_counts_too
             return server.offer(task.model_copy(update={"id": name})).id
 
         first.terminate()
-        assert first.wait(20) == 0
+        assert first.wait(45) == 0
         for point in ledger_process.POINTS:
             ends_killed(node(door, home, point), server, evaluate)
             assert accounts(tmp_path).spent(most) == cost(counted(tmp_path, server)), point
         last = node(door, home)
         answered = [server.result(evaluate())[0] for _ in range(2)]
         last.terminate()
-        assert last.wait(20) == 0
+        assert last.wait(45) == 0
     assert [body.status for body in answered] == ["done", "done"]
     assert len(dict(server.deliveries)) == len(set(server.deliveries))
 

@@ -358,9 +358,12 @@ def test_an_end_of_the_process_is_told_with_its_reason(
 
 
 def test_no_core_is_dumped(bench: Bench) -> None:
-    limits = Path(f"/proc/{bench.worker.pid}/limits").read_text()
-    (line,) = [x for x in limits.splitlines() if x.startswith("Max core file size")]
-    assert line.split()[4:6] == ["0", "0"]
+    def limits() -> list[str]:
+        told = Path(f"/proc/{bench.worker.pid}/limits").read_text()
+        (line,) = [x for x in told.splitlines() if x.startswith("Max core file size")]
+        return line.split()[4:6]
+
+    ff.eventually(lambda: limits() == ["0", "0"])  # the first thing that a worker does
 
 
 def test_a_worker_is_ended_with_its_children_and_its_folder(bench: Bench) -> None:
