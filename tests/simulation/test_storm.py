@@ -31,6 +31,7 @@ BUGS = {
     "acknowledged before the round": {"G1", "G2", "G3"},
     "double fold": {"G6"},
     "forgotten epoch": {"G5"},
+    "unread mark": {"G5"},
 }
 """Bugs that are planted, and the guarantees that each breaks; the first is found, whichever it is."""
 

@@ -16,6 +16,7 @@ from storm.world import World
 from atoll.core.errors import AtollError
 from atoll.node import fence
 from atoll.server import office
+from atoll.server.epochs import Epochs
 from atoll.server.rounds.counter import Counter
 from atoll.server.rounds.early import Early
 from atoll.server.rounds.folding import TrainFold
@@ -120,6 +121,11 @@ def forgotten_epoch(world: World) -> AbstractContextManager[Any]:
     return mock.patch.object(fence, "keep")
 
 
+def unread_mark(world: World) -> AbstractContextManager[Any]:
+    """A server does not look at which start a site says that it saw."""
+    return mock.patch.object(Epochs, "known", return_value=True)
+
+
 BUGS: dict[str, Bug] = {
     "dropped fsync": dropped_fsync,
     "dropped fsync at the node": dropped_fsync_at_the_node,
@@ -129,4 +135,5 @@ BUGS: dict[str, Bug] = {
     "acknowledged before the round": acknowledged_before_the_round,
     "double fold": double_fold,
     "forgotten epoch": forgotten_epoch,
+    "unread mark": unread_mark,
 }

@@ -31,6 +31,7 @@ from atoll.core.errors import (
 )
 from atoll.runtime import checkpoint
 from atoll.runtime.checkpoint import model_hash
+from atoll.server.epochs import PUT_BACK
 from atoll.wire.frames import Allowed, decode
 from atoll.wire.messages import ReceiptBody, TaskBody
 
@@ -406,6 +407,9 @@ class Checks:
         world = self.world
         events = len(world.database.events)
         if events != self._events:
+            for event in world.database.events[self._events :]:
+                text = f"a server that was only started again is taken for a copy: {event.text}"
+                self.ensure(event.kind != PUT_BACK, "G5", text)
             if any(e.kind == "paused" for e in world.database.events[self._events :]):
                 self._moved()
             self._events = events

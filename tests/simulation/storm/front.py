@@ -40,9 +40,11 @@ class Front:
         service: started.
         roster: who is a member.
         inline: bytes of the longest blob that is sent along with the task that names it.
+        drawn: what tells this start of the server from others.
     """
 
-    def __init__(self, service: Service, roster: Roster, inline: int) -> None:
+    def __init__(self, service: Service, roster: Roster, inline: int, drawn: str) -> None:
+        self._drawn = drawn
         self._service, self._roster, self._inline = service, roster, inline
         self._waiting: dict[str, list[k.Event]] = {}
         service.on_change = self._ring
@@ -63,6 +65,8 @@ class Front:
         name = unquote(request.path.rpartition("/")[2])
         query = {k: v[0] for k, v in parse_qs(request.query, keep_blank_values=True).items()}
         where = request.method, request.path.removeprefix("/v1/").partition("/")[0]
+        if "seen" in query:  # a node of today says so with each question and each result
+            self._service.epochs.hear(site, query["seen"])
         if where == ("GET", "poll"):
             return told(*self._poll(site, query))
         if where == ("POST", "results"):
@@ -93,7 +97,9 @@ class Front:
         have = frozenset(unquote(name) for name in query["have"].split(",") if name)
         found = self._news(site, lambda: self._service.poll(site, have), float(query["wait"]))
         epoch = self._service.epoch
-        reply = PollReply(tasks=list(found.tasks), gone=list(found.gone), epoch=epoch)
+        reply = PollReply(
+            tasks=list(found.tasks), gone=list(found.gone), epoch=epoch, start=self._drawn
+        )
         small: dict[str, np.ndarray] = {}
         for task in reply.tasks:
             for ref in (task.plan, task.broadcast, *task.code.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,9 @@ class Server:
                 blobs = NearBlobs(self.store, blobs, small=world.random.choice((200, 1 << 20)))
             home = world.folder / "server"
             self.service = Service(self.store, blobs, home, now=clock, settings=world.settings)
-            epoch = self.service.start()
+            # Drawn from nothing that the faults are drawn from.
+            drawn = hashlib.sha256(self.process.name.encode()).hexdigest()[:16]
+            epoch = self.service.start(drawn)
         except FenceError:
             world.count("second server refused")
             world.checks.refused(self)
@@ -79,9 +82,8 @@ class Server:
             return
         world.note(f"is server of epoch {epoch}")
         world.checks.started(self, epoch)
-        self.front = Front(
-            self.service, Roster(self.store, 1.0, clock), world.weather.inline + 1500
-        )
+        roster = Roster(self.store, 1.0, clock)
+        self.front = Front(self.service, roster, world.weather.inline + 1500, drawn)
         world.checks.watch(self)
         self.steps = Steps(self.service, clock, lambda error: self.fenced())
         self.service.on_work = self.steps.wake

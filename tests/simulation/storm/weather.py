@@ -37,6 +37,7 @@ KINDS = (
     # Servers.
     "second server refused",
     "second server took over",
+    "server put back from a backup",
     # Sites.
     "site left",
     "site rejoined",

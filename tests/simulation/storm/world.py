@@ -57,7 +57,7 @@ class World:
         self.kernel = k.Kernel(Random(random.random()), self._after)
         self.trace: list[tuple[float, str, str]] = []
         self.frames: dict[str, bytes] = {}
-        self.database = MemoryDatabase()
+        self.database = self.backup = MemoryDatabase()
         self.disk = LossyDisk(lambda operation, path: self._disk("blobs", operation))
         self.servers: list[Server] = []
         self.numbers = 0
