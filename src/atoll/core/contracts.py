@@ -101,7 +101,7 @@ class Trainer(Protocol):
         ...
 
     def evaluate(self, parameters: Array, data: Any) -> Metrics:
-        """Metrics of the model on ``data``; ``loss`` always among them."""
+        """Metrics of the model on ``data``; ``loss`` always among them. Plain numbers are means over rows."""
         ...
 
 

@@ -91,7 +91,7 @@ class LocalWork:
         drop_last: leave out a last batch that is not full.
 
     Raises:
-        JobError: no work at all, or an optimiser that is a word.
+        JobError: no work at all, a number that is none, or an optimiser or schedule that is a word.
     """
 
     epochs: float = 1.0
@@ -108,13 +108,17 @@ class LocalWork:
         if not isinstance(made, Optimizer):
             remedy = "give atoll.Optimizer('adam', lr=0.001)"
             faults.append(Fault("local.optimizer", f"{made!r:.60} is no Optimizer", remedy))
-        if self.steps is None and not self.epochs > 0:
-            faults.append(Fault("local.epochs", f"{self.epochs!r} is not above 0"))
-        faults += [
-            Fault(f"local.{name}", f"{value!r} is below 0")
-            for name in ("batch_size", "clip_norm")
-            if not (value := getattr(self, name)) >= 0
-        ]
+        if not isinstance(cast(Any, self.schedule), Schedule):
+            remedy = "give Schedule('cosine', every=100), of atoll.core.local"
+            faults.append(Fault("local.schedule", f"{self.schedule!r:.60} is no Schedule", remedy))
+        for name in ("epochs", "steps", "batch_size", "clip_norm"):
+            value = getattr(self, name)
+            if isinstance(value, str) or (value is None and name != "steps"):
+                faults.append(Fault(f"local.{name}", f"{value!r:.60} is no number"))
+            elif name == "epochs" and self.steps is None and not value > 0:
+                faults.append(Fault("local.epochs", f"{value!r} is not above 0"))
+            elif name in ("batch_size", "clip_norm") and not value >= 0:
+                faults.append(Fault(f"local.{name}", f"{value!r} is below 0"))
         raise_faults(JobError, "the local work", faults)
 
 

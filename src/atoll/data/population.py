@@ -21,7 +21,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 
@@ -129,7 +129,7 @@ class LazyClients(Mapping[ClientId, Any]):
         source: data that ``make`` draws from; worker processes share one copy of it.
 
     Raises:
-        JobError: ``count`` or ``rows`` is below 1.
+        JobError: ``count`` or ``rows`` is below 1, or ``seed`` is a plain number.
     """
 
     count: int
@@ -144,6 +144,11 @@ class LazyClients(Mapping[ClientId, Any]):
             raise JobError(f"a population of {self.count} clients", remedy="at least one is needed")
         if isinstance(self.rows, int) and self.rows < 1:
             raise JobError(f"{self.rows} rows for every client", remedy="at least one is needed")
+        if not isinstance(cast(Any, self.seed), Seed):
+            raise JobError(
+                f"the population's seed is {self.seed!r:.60}",
+                remedy="give atoll.core.seeds.Seed(1): it is the root of every client's stream",
+            )
 
     @cached_property
     def ids(self) -> ClientIds:

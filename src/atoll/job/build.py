@@ -294,9 +294,24 @@ def _misfits(job: Job) -> Iterator[Fault]:
     ):
         remedy = "give an object, such as LinearTrainer('logistic', features=10)"
         yield Fault("trainer", f"{job.trainer!r:.60} is no trainer", remedy)
+    else:
+        yield from _half_trainers(job.trainer)
     seed: Any = job.seed
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         yield Fault("seed", f"{seed!r:.60} is no whole number from 0 on")
+
+
+def _half_trainers(given: Any) -> Iterator[Fault]:
+    """A module of torch, and an object that has some of a trainer's methods; either may be callable."""
+    if hasattr(given, "state_dict") and hasattr(given, "forward"):
+        told = f"a {type(given).__name__} is a module, and no trainer"
+        yield Fault("trainer", told, "give atoll.models.torch.TorchTrainer(module, classes=2)")
+        return
+    wanted = ("layout", "corrects", "initial", "fit", "gradient", "evaluate")
+    lacking = [name for name in wanted if getattr(given, name, None) is None]
+    if lacking and (len(lacking) < len(wanted) or not callable(given)):
+        told = f"a {type(given).__name__} is no trainer: it lacks {', '.join(lacking)}"
+        yield Fault("trainer", told, "see atoll.core.contracts.Trainer for what each of them does")
 
 
 def _plain(value: Any) -> Any:

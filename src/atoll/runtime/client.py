@@ -28,7 +28,7 @@ from atoll.core.contracts import (
 from atoll.core.errors import AtollError, ClientError, UpdateRefused
 from atoll.core.layout import Array
 from atoll.core.local import Fit, LocalRule, LocalWork
-from atoll.core.metrics import Metrics
+from atoll.core.metrics import Mean, Metrics
 from atoll.core.seeds import Seed
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, State, Update
 from atoll.data.population import known_rows, rows_of
@@ -312,7 +312,7 @@ def evaluate_client(parts: Parts, parameters: Any, client: ClientId, memory: Mem
     trainer, held_out = parts.trainer, parts.held_out[client]
     try:
         if parts.figures is None:
-            return trainer.evaluate(whole, held_out)
+            return _mergeable(trainer.evaluate(whole, held_out), held_out)
         if not isinstance(trainer, RowWise):
             raise ClientError(f"{type(trainer).__name__} gives no figures row by row", site=client)
         return parts.figures.of(trainer.per_row(whole, held_out))
@@ -329,9 +329,20 @@ def evaluate_central(trainer: Trainer, parameters: Any, rows: Any) -> Metrics:
         ClientError: the trainer raised; says where.
     """
     try:
-        return trainer.evaluate(parameters, rows)
+        return _mergeable(trainer.evaluate(parameters, rows), rows)
     except AtollError:
         raise
     except Exception as error:
         message = f"evaluation on the central test rows failed: {_where(error)}"
         raise ClientError(message, remedy="mend the model, or the rows given as central") from error
+
+
+def _mergeable(found: Metrics, rows: Any) -> Metrics:
+    """What a trainer found, with plain numbers as means over these rows, as those of a fit function are."""
+    if all(hasattr(figure, "merge") for figure in found.values()):
+        return found
+    plain: dict[str, Any] = dict(found)
+    return {
+        name: figure if hasattr(figure, "merge") else Mean.of(float(figure), len(rows))
+        for name, figure in plain.items()
+    }

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from atoll.core.contracts import Examples, Trainer
-from atoll.core.errors import Fault
+from atoll.core.errors import DataError, Fault
 from atoll.core.seeds import Seed
 from atoll.data.population import LazyClients
 from atoll.job.islands import Islands
 from atoll.models.function import FunctionTrainer
+from atoll.models.scores import check_labels
 from atoll.runtime.threads import Threads
 
 __all__ = ["unfit_rows"]
 
 _SHOWN = 5
+_LOOKED_AT = 2000
+"""Targets of so many clients are looked at; a mistake in numbering is soon seen."""
 
 Row = tuple[int, ...]
 """The shape of one row's features."""
@@ -32,7 +39,10 @@ def unfit_rows(trainer: Trainer, islands: Islands) -> list[Fault]:
         trainer, FunctionTrainer
     ):
         return []
-    return [*_no_rows(islands)][:_SHOWN] or [*_odd_rows(trainer, islands)][:_SHOWN]
+    for look in (_odd_rows, _odd_targets):
+        if faults := [*_no_rows(islands)][:_SHOWN] or [*look(trainer, islands)][:_SHOWN]:
+            return faults
+    return []
 
 
 def _named(islands: Islands) -> Iterator[tuple[str, Any]]:
@@ -68,6 +78,33 @@ def _odd_rows(trainer: Trainer, islands: Islands) -> Iterator[Fault]:
         if judged[shape]:
             told = f"{_size(shape)} a row, {first} has {_size(usual)}: {judged[shape]}"
             yield Fault(place, told, "give all clients the same columns, in the same order")
+
+
+def _odd_targets(trainer: Trainer, islands: Islands) -> Iterator[Fault]:
+    """Targets that are no classes of the model; a part of the clients would fail, or learn something else."""
+    made: Any = trainer
+    kind, classes = getattr(made, "kind", ""), int(getattr(made, "classes", None) or 0)
+    if not kind:  # of torch, where a loss of one's own, or several targets a row, may mean anything
+        named = getattr(made, "task", "") == "classification" and hasattr(made, "loss")
+        if not named or not classes or not isinstance(made.loss, str):
+            return
+    for place, rows in itertools.islice(_named(islands), _LOOKED_AT):
+        if not isinstance(rows, Examples) or not len(rows):
+            continue
+        targets, several = np.asarray(rows.targets), math.prod(np.shape(rows.targets)[1:]) > 1
+        if several and kind:
+            told = f"targets of shape {targets.shape}, and the model has one a row"
+            one = (
+                "numbers of classes, such as targets.argmax(axis=1)"
+                if kind != "linear"
+                else "one column"
+            )
+            yield Fault(place, told, f"give {one}")
+        elif not several and kind != "linear":
+            try:
+                check_labels(targets, 2 if kind == "logistic" else classes)
+            except DataError as error:
+                yield Fault(place, error.message, error.remedy)
 
 
 def _size(shape: Row) -> str:
