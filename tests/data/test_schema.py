@@ -280,3 +280,51 @@ def test_a_quantity_that_is_declared_as_one_is_not_taken_for_an_identifier():
         column = Column("patient_id", "integer", **declared)
         _, notes = check_sites(Schema((column, goal), "disease"), {"a": numbered()})
         assert not [note for note in notes if "patient_id" in note]
+
+
+def test_a_column_of_numbers_that_text_spoils_is_told_with_its_sites():
+    """It was left out, or became a category of ages, with no word of why."""
+    dose = [f"{i}.5" for i in range(80)]
+    sites = {
+        "a": Table.of({"age": range(40, 80), "dose": range(40), "y": [0, 1] * 20}),
+        "b": Table.of({"age": [*range(39), "?"], "dose": [*dose[:39], "n.a."], "y": [0, 1] * 20}),
+    }
+    columns = (Column("age", "category"), Column("dose", role="ignore"), Column("y", "boolean"))
+    schema = complete_schema(Schema(columns, "y", "classification", ("false", "true")), sites)
+    told = [note for note in check_sites(schema, sites)[1] if "text beside them" in note]
+    assert [note.split(",")[0] for note in told] == [
+        "column 'age' holds numbers",
+        "column 'dose' holds numbers",
+    ]
+    assert all("at 'b', so" in note and "type = 'number'" in note for note in told)
+
+
+def test_text_that_holds_some_numbers_and_grades_are_no_spoilt_numbers():
+    ward = ["1", "2a", "2b", "3"] * 10
+    name = [f"room {i}" for i in range(60)]
+    sites = {
+        "a": Table.of({"ward": ward, "name": name[:40], "y": [0, 1] * 20}),
+        "b": Table.of({"ward": ward, "name": name[20:], "y": [0, 1] * 20}),
+    }
+    columns = (Column("ward", "category"), Column("name", role="ignore"), Column("y", "boolean"))
+    schema = complete_schema(Schema(columns, "y", "classification", ("false", "true")), sites)
+    assert not [note for note in check_sites(schema, sites)[1] if "text beside them" in note]
+
+
+def test_dates_that_became_categories_are_told():
+    days = [f"2021-01-{day:02d}" for day in range(1, 21)]
+    sites = {"a": Table.of({"seen": days, "y": [0, 1] * 10})}
+    columns = (Column("seen", "category"), Column("y", "boolean"))
+    schema = complete_schema(Schema(columns, "y", "classification", ("false", "true")), sites)
+    assert any("'seen' holds dates" in note for note in check_sites(schema, sites)[1])
+
+
+def test_declared_codes_that_begin_with_a_zero_are_found_in_a_column_read_as_numbers():
+    """A CSV file's postal codes are read as numbers: no declared code was ever met."""
+    codes = Column("code", "category", categories=("01067", "50667"))
+    schema = Schema((codes, Column("y", "boolean")), "y", classes=("false", "true"))
+    typed = schema.read("a", Table.of({"code": [1067, 50667, None], "y": [0, 1, 1]}))
+    assert typed["code"].tolist() == ["01067", "50667", None]
+    assert faults_of(("a", Table.of({"code": [1068, 50667], "y": [0, 1]})), schema=schema) == [
+        "site 'a', column 'code': unknown category '1068' in row 1 (did you mean '01067'?)"
+    ]

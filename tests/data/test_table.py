@@ -68,3 +68,11 @@ def test_a_misspelt_column_gets_a_suggestion():
 )
 def test_labels_are_the_same_for_the_same_category(value, name):
     assert label(value) == name
+
+
+def test_cells_that_hold_several_values_are_text_as_in_a_csv_file():
+    """A Parquet file with a column of lists could not be read at all."""
+    assert as_column([[1, 2], [3, 4], None]).tolist() == ["[1, 2]", "[3, 4]", None]
+    pairs = np.empty(2, object)
+    pairs[:] = [np.array([1.5, 2.0]), np.array([])]
+    assert as_column(pairs).tolist() == ["[1.5, 2.0]", "[]"]

@@ -13,9 +13,18 @@ import torch
 import atoll
 from atoll.algorithms import FedBuff
 from atoll.cli.main import main
-from atoll.core.errors import ClientError, DataError, JobError, NotFound, QuorumError
+from atoll.core.errors import (
+    ClientError,
+    DataError,
+    JobConflict,
+    JobError,
+    NotFound,
+    QuorumError,
+)
+from atoll.data.population import LazyClients
 from atoll.models.function import FunctionTrainer
 from atoll.models.linear import LinearTrainer
+from atoll.models.torch import TorchTrainer
 from atoll.report.folder import RunFolder
 
 
@@ -177,7 +186,15 @@ def test_rows_may_come_as_lists_frames_or_tensors():
         (lambda: linear(algorithm=FedBuff), "is no algorithm"),
         (lambda: linear(trainer=LinearTrainer), "is no trainer"),
         (lambda: linear(trainer="logistic"), "'logistic' is no trainer"),
+        (lambda: linear(trainer=torch.nn.Linear(1, 1)), "a Linear is a module, and no trainer"),
+        (
+            lambda: linear(trainer=SimpleNamespace(evaluate=1, fit=1)),
+            "lacks layout, corrects, init",
+        ),
         (lambda: linear(seed=-1), "-1 is no whole number"),
+        (lambda: atoll.LocalWork(epochs="1"), "'1' is no number"),
+        (lambda: atoll.LocalWork(schedule="cosine"), "'cosine' is no Schedule"),
+        (lambda: LazyClients(10, make=print, seed=1), "the population's seed is 1"),
         (lambda: atoll.LocalWork(optimizer="adam"), "'adam' is no Optimizer"),
         (lambda: atoll.LocalWork(epochs=0), "0 is not above 0"),
         (lambda: atoll.LocalWork(batch_size=-8), "-8 is below 0"),
@@ -192,6 +209,60 @@ def test_rows_may_come_as_lists_frames_or_tensors():
 def test_what_is_of_another_kind_is_named_before_anything_runs(make, told):
     with pytest.raises(JobError, match=told):
         make()
+
+
+def _classified(trainer, targets):
+    rows = {s: atoll.Examples(np.eye(3), targets) for s in ("low", "high")}
+    return atoll.simulate(linear(trainer=trainer), rows)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "targets", "told"),
+    [
+        (
+            LinearTrainer("multinomial", 3, classes=3),
+            np.eye(3),
+            r"of shape \(3, 3\), and the model",
+        ),
+        (LinearTrainer("linear", 3), np.eye(3), r"of shape \(3, 3\), and the model has one a row"),
+        (LinearTrainer("multinomial", 3, classes=3), [1, 2, 3], "target 3 in row 2 is not a class"),
+        (LinearTrainer("logistic", 3), [1, 1, 2], "target 2 in row 2 is not a class in 0..1"),
+        (LinearTrainer("logistic", 3), [-1, 1, 1], "target -1 in row 0 is not a class in 0..1"),
+        (
+            TorchTrainer(torch.nn.Linear(3, 2), classes=2),
+            [0, 1, 2],
+            "target 2 in row 2 is not a class",
+        ),
+    ],
+)
+def test_targets_that_are_no_classes_of_the_model_are_refused_before_training(
+    trainer, targets, told
+):
+    """Some were trained on all the same, and runs went on without the clients that failed."""
+    with pytest.raises(JobConflict, match=told):
+        _classified(trainer, np.array(targets))
+
+
+def test_a_column_of_targets_is_one_target_a_row():
+    column = LinearTrainer("logistic", 3)
+    assert _classified(column, np.array([[0], [1], [1]])).status.startswith("completed")
+
+
+class Plain(LinearTrainer):
+    """A trainer of one's own whose figures are plain numbers."""
+
+    def evaluate(self, parameters, data):
+        return {name: figure.value for name, figure in super().evaluate(parameters, data).items()}
+
+
+def test_plain_numbers_of_a_trainer_of_one_s_own_are_means_over_rows():
+    """They ended the run after its first round, in an error of Python."""
+    rows = levels()
+    given = {"clients": rows, "held_out": rows, "central": rows["low"]}
+    own = atoll.simulate(linear(trainer=Plain("linear", 1)), **given)
+    usual = atoll.simulate(linear(), **given)
+    pd.testing.assert_series_equal(own.metrics["federated.loss"], usual.metrics["federated.loss"])
+    assert own.metrics["central.mae"].iloc[-1] == usual.metrics["central.mae"].iloc[-1]
 
 
 def test_targets_that_are_words_are_refused_with_their_client():
@@ -218,3 +289,19 @@ def test_a_run_shows_itself_in_a_line(tmp_path):
     assert repr(run) == (
         f"<Run 'study': completed, 40 rounds, {run.model_hash[:12]}, in {tmp_path / 'run'}>"
     )
+
+
+def test_a_target_that_sites_write_as_0_and_as_no_is_told_how_to_be_declared(tmp_path):
+    for site, words in {"a": ("0", "1"), "b": ("no", "Yes")}.items():
+        lines = ["age,ill", *(f"{20 + i},{words[i % 2]}" for i in range(40))]
+        (tmp_path / f"{site}.csv").write_text("\n".join(lines))
+    job = tmp_path / "job.toml"
+    job.write_text('[data]\nsource = "*.csv"\ntarget = "ill"\n[rounds]\ncount = 1\n')
+    with pytest.raises(JobError, match="4 classes") as caught:
+        atoll.simulate(atoll.load_job(job))
+    (fault,) = caught.value.faults
+    assert "[data.columns.ill] type = 'boolean'" in fault.remedy
+    with job.open("a") as file:
+        file.write('[data.columns.ill]\ntype = "boolean"\n')
+    run = atoll.simulate(atoll.load_job(job))
+    assert run.inputs.classes == ("false", "true")

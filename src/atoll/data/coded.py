@@ -9,7 +9,7 @@ import numpy as np
 
 from atoll.core.errors import DataError, Fault
 from atoll.core.layout import Array
-from atoll.data.columns import is_missing, natural
+from atoll.data.columns import is_missing, natural, respelt
 from atoll.data.table import Table, as_column, label
 
 __all__ = ["MOST_LEVELS", "coded", "labels_of", "levels_of", "without_values"]
@@ -69,6 +69,8 @@ def coded(
             columns[name] = persons.astype(np.float64)
         elif name in levels:
             place = {text: float(i) for i, text in enumerate(levels[name])}
+            if cells.dtype.kind == "f":
+                place |= {read: place[text] for read, text in respelt(levels[name]).items()}
             codes = [math.nan if is_missing(c) else place.get(label(c), -1.0) for c in cells]
             columns[name] = np.array(codes, np.float64)
             if (columns[name] < 0).any():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ from atoll.data.table import label
 from atoll.data.telling import EXACT, Telling
 
 __all__ = [
+    "FLAGS",
     "Column",
     "blurred",
     "identifies",
@@ -25,12 +26,17 @@ __all__ = [
     "numbers_of",
     "place_of",
     "read_cells",
+    "respelt",
     "where",
 ]
 
 TYPES = ("number", "integer", "category", "boolean")
 _ROLES = ("feature", "target", "ignore")
+_LEADING_ZERO = re.compile(r"0[0-9]+")
 _TRUE, _FALSE = {"1", "true", "yes", "t", "y"}, {"0", "false", "no", "f", "n"}
+
+FLAGS = _TRUE | _FALSE
+"""What a boolean may be written as, in any capitals."""
 
 Code = str | float | int
 Types = Literal["number", "integer", "category", "boolean"]
@@ -168,7 +174,19 @@ def labels_of(column: Column, raw: Array) -> list[str | None]:
     """Cells as names of categories, None where missing or a missing code."""
     codes = {label(code) for code in column.missing}
     names = [None if is_missing(cell) else label(cell) for cell in raw]
+    if raw.dtype.kind == "f" and (spelt := respelt(column.categories)):
+        names = [None if name is None else spelt.get(name, name) for name in names]
     return [None if name in codes else name for name in names]
+
+
+def respelt(categories: Collection[str]) -> dict[str, str]:
+    """Categories that begin with a zero, by what a file that was read as numbers makes of them.
+
+    >>> respelt(("01067", "50667", "7", "07"))
+    {'1067': '01067'}
+    """
+    found = {str(int(name)): name for name in categories if _LEADING_ZERO.fullmatch(name)}
+    return {read: name for read, name in found.items() if read not in categories}
 
 
 def place_of(site: str, column: Column) -> str:

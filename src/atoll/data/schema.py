@@ -7,6 +7,7 @@ and gives typed tables back: numbers and booleans as float64 with NaN, categorie
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -21,6 +22,7 @@ from atoll.data.columns import (
     is_missing,
     labels_of,
     natural,
+    numbers_of,
     place_of,
     read_cells,
     where,
@@ -42,6 +44,10 @@ __all__ = [
 ]
 
 TASKS = ("classification", "regression")
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+_GRADES = 10
+"""More categories than this that are numbers are hardly grades or codes."""
+_HEAD = 1000
 _MOST_CLASSES = 20
 """A target of whole numbers with more distinct values than this is taken for a quantity."""
 
@@ -302,6 +308,8 @@ def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table
                 "leave it out (data.drop)"
             )
     yield from _alike(schema)
+    yield from _dates(schema)
+    yield from _mixed(schema, sites)
     ignored = [c.name for c in schema.columns if c.role == "ignore"]
     if ignored:
         yield (
@@ -327,3 +335,49 @@ def _alike(schema: Schema) -> Iterator[str]:
                 f"column {name!r} has values that differ in capitals or spaces only, and count as different: "
                 f"{', '.join(several[:8])}{', …' if len(several) > 8 else ''}"
             )
+
+
+def _dates(schema: Schema) -> Iterator[str]:
+    """Categories that are days: a model learns nothing about a day that it has not seen."""
+    for column in schema.features:
+        if len(column.categories) > 2 and all(map(_DAY.match, column.categories)):
+            yield (
+                f"column {column.name!r} holds dates, and each of them is a category of its own: give a "
+                "number in its place, such as days since a date, or leave it out (data.drop)"
+            )
+
+
+def _mixed(schema: Schema, sites: Mapping[str, Table]) -> Iterator[str]:
+    """Columns of numbers that a few cells of text have made a category, or have had left out."""
+    for column in schema.columns:
+        graded = sum(_is_number(name) for name in column.categories) > _GRADES
+        if column.name == schema.target or not (column.role == "ignore" or graded):
+            continue
+        numbers, words, places = 0, 0, list[str]()
+        for site, raw in sites.items():
+            if column.name in raw.columns:
+                some, others = _numbers_and_words(raw[column.name])
+                numbers, words = numbers + some, words + others
+                places += [repr(site)] if others else []
+        if places and numbers > words:
+            at = ", ".join(places[:5]) + (", …" if len(places) > 5 else "")
+            yield (
+                f"column {column.name!r} holds numbers, and text beside them at {at}, so it is no quantity "
+                "here: if it should be one, declare it (type = 'number'; texts for \"not known\" under missing)"
+            )
+
+
+def _numbers_and_words(cells: Array) -> tuple[int, int]:
+    """How many cells are numbers, and how many text; of a column that begins with text, of its beginning."""
+    if cells.dtype.kind == "f":
+        return int(np.isfinite(cells).sum()), 0
+    for some in (cells[:_HEAD], cells):
+        values, wrong = numbers_of(Column(""), some)
+        found = int(np.isfinite(values).sum()), int(wrong.sum())
+        if found[1] > found[0]:
+            break
+    return found
+
+
+def _is_number(name: str) -> bool:
+    return natural(name)[0] == 0

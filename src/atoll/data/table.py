@@ -84,7 +84,7 @@ def as_column(values: Iterable[Any]) -> Array:
     given = values if isinstance(values, np.ndarray) else _objects(values)
     if given.dtype.kind in "biuf":
         return given.astype(np.float64, copy=False)
-    cells = [None if _is_missing(cell) else cell for cell in given.astype(object).ravel()]
+    cells = [_cell(cell) for cell in given.astype(object).ravel()]
     if all(cell is None or isinstance(cell, int | float | np.number | np.bool_) for cell in cells):
         numbers = np.array([np.nan if c is None else _float(c) for c in cells], np.float64)
         return numbers.reshape(given.shape)
@@ -117,6 +117,13 @@ def _objects(values: Iterable[Any]) -> Array:
     column = np.empty(len(cells), object)
     column[:] = cells
     return column
+
+
+def _cell(cell: object) -> object:
+    """A cell as it is, None where it is missing; what holds several values is text, as in a CSV file."""
+    if isinstance(cell, list | tuple | dict | set | np.ndarray):
+        return str(cell.tolist() if isinstance(cell, np.ndarray) else cell)
+    return None if _is_missing(cell) else cell
 
 
 def _is_missing(cell: object) -> bool:

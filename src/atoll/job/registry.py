@@ -29,6 +29,7 @@ from atoll.core.errors import (
     raise_faults,
     suggest,
 )
+from atoll.data.columns import FLAGS
 from atoll.job.datasets import brings_sites
 from atoll.job.islands import Islands
 from atoll.job.options import checked_options
@@ -253,12 +254,15 @@ def _trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
     model = spec.model
     if model.kind in LINEAR:
         if model.kind == "logistic" and islands.classes > 2:
-            fault = Fault(
-                "model.kind",
-                f"the target has {islands.classes} classes{_named(islands.labels)}",
+            remedy = (
                 "use kind 'multinomial'; where two were meant, name them in data.classes: then other values "
-                "are faults with site and row",
+                "are faults with site and row"
             )
+            if all(name.lower() in FLAGS for name in islands.labels) and islands.labels:
+                table = f"[data.columns.{spec.data.target}]"
+                remedy = f"if they mean true and false, declare {table} type = 'boolean'"
+            told = f"the target has {islands.classes} classes{_named(islands.labels)}"
+            fault = Fault("model.kind", told, remedy)
             raise JobError("the model does not fit the data", faults=[fault])
         return LinearTrainer(
             model.kind,  # type: ignore[arg-type]  # checked against LINEAR
