@@ -184,6 +184,16 @@ def test_a_signal_to_the_whole_group_does_not_reach_the_workers():
     assert end.status == "completed"
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="the system has no such class")
+@pytest.mark.parametrize("method", METHODS)
+def test_workers_do_not_take_the_processor_from_who_wakes_them(method):
+    before = os.sched_getscheduler(0)
+    with closing(executor_of(rc.parts(FedAvg()), workers=2, method=method)) as executor:
+        found = [os.sched_getscheduler(process.pid) for process, _ in executor._workers]
+        assert found == [os.SCHED_BATCH if before == os.SCHED_OTHER else before] * 2
+    assert os.sched_getscheduler(0) == before
+
+
 def test_what_cannot_be_sent_is_refused_with_the_way_out():
     parts = rc.parts(FedAvg())
 

@@ -114,9 +114,8 @@ class State:
 
 def moved(parameters: Array, step: Array) -> Array:
     """``parameters + step`` computed in float64 and rounded once to the parameters' dtype."""
-    made = parameters.astype(np.float64)
-    made += step
-    return np.asarray(made, dtype=parameters.dtype)
+    made = np.empty_like(parameters)
+    return np.add(parameters, step, out=made, dtype=np.float64, casting="same_kind")
 
 
 @dataclass(frozen=True, eq=False)

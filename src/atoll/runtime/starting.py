@@ -124,6 +124,7 @@ def settle(inherited: list[int]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the parent ends the round
     os.environ.update(dict.fromkeys(_THREADS, "1"))
+    _give_way()
     if inherited:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in inherited:
@@ -134,3 +135,14 @@ def settle(inherited: list[int]) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:  # a copy has torch with its parent's number of threads
         torch.set_num_threads(1)
+
+
+def _give_way() -> None:
+    """Let the parent keep its processor while it tells other workers to begin.
+
+    A process that is woken takes the processor from the one that woke it, here and there for some
+    milliseconds; one that is known to compute (``SCHED_BATCH``) waits for a free one, and has its share.
+    """
+    with suppress(AttributeError, OSError):  # another system, or not allowed
+        if os.sched_getscheduler(0) == os.SCHED_OTHER:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
