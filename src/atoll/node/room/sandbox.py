@@ -144,7 +144,11 @@ def enter(room: Room, inbox: int, outbox: int) -> None:
         _build(room)
         _give_up_rights()
         _call("prctl", _DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+        # Before there is a worker: if it could trace this one, it could have it forget to end with the node.
+        _call("prctl", _LOOKED_INTO, 0, 0, 0, 0)
         worker = os.fork()
+        if not worker:
+            _call("prctl", _LOOKED_INTO, 1, 0, 0, 0)
     except OSError as error:
         _not_made(error)
     if worker:
@@ -390,11 +394,7 @@ def _watch(first: int, inbox: int, told: int, node: int) -> NoReturn:
 
 
 def _stand_for(worker: int, tell: int) -> NoReturn:
-    """Inside: the first process. It takes in who has lost its parent, and ends with the worker.
-
-    Whoever could trace it could have it forget to end with the node.
-    """
-    _call("prctl", _LOOKED_INTO, 0, 0, 0, 0)
+    """Inside: the first process. It takes in who has lost its parent, and ends with the worker."""
     while True:
         ended, status = os.wait()
         if ended == worker:
