@@ -120,10 +120,11 @@ class Bench:
         self.log = folder / "log"
         self.number = 0
         self.logs: list[Log] = []
+        self.settings = Settings(limits=LIMITS)
         self.start()
 
     def start(self, settings: Settings | None = None) -> None:
-        made = settings or Settings(limits=LIMITS)
+        self.settings = made = settings or self.settings
         log = Log(self.log, round(made.log * (1 << 20)))
         self.logs.append(log)
         work = self.folder / f"work{self.number}"
