@@ -14,68 +14,55 @@ from atoll.wire.disk import RealDisk
 from atoll.wire.frames import Blob, write_frame
 
 
+def looked(near: Near, path: Path, most: int = 100) -> Seen:
+    seen = near.look(path, most)
+    assert seen is not None
+    return seen
+
+
 def test_what_was_looked_at_is_what_is_named_and_taken_once(tmp_path: Path) -> None:
     near, path = Near(RealDisk()), tmp_path / "1.result"
     path.write_bytes(b"checked")
-    assert near.look(path, 100) == Seen(b"checked", whole=True)
+    seen = looked(near, path)
+    assert seen == Seen(path, b"checked", whole=True)
     path.write_bytes(b"another")  # job code may still hold the file
-    blob = near.name(path)
+    blob = near.name(seen)
     assert blob == Blob.of(b"checked")
     assert near.take(blob) == b"checked"
     assert near.take(blob) is None
 
 
-def test_a_result_that_is_named_later_is_read_anew(tmp_path: Path) -> None:
+def test_a_file_that_nobody_looked_at_is_read(tmp_path: Path) -> None:
     near, path = Near(RealDisk()), tmp_path / "1.result"
     path.write_bytes(b"one")
-    near.look(path, 100)
-    near.name(path)
+    near.name(looked(near, path))
     path.write_bytes(b"two")
     assert near.name(path) == Blob.of(b"two")
     assert near.take(Blob.of(b"two")) is None  # it was not kept in memory
-
-
-def test_another_result_s_bytes_are_not_taken_for_it(tmp_path: Path) -> None:
-    near, one, two = Near(RealDisk()), tmp_path / "1.result", tmp_path / "2.result"
-    one.write_bytes(b"one")
-    two.write_bytes(b"two")
-    near.look(one, 100)
-    blob = near.name(one)
-    near.look(two, 100)
-    assert near.take(blob) == b"one"
-    assert near.name(two) == Blob.of(b"two")
-    assert near.take(Blob.of(b"two")) == b"two"
+    assert near.take(Blob.of(b"one")) == b"one"
 
 
 def test_results_of_several_runs_at_once_stay_as_they_were_checked(tmp_path: Path) -> None:
     near, paths = Near(RealDisk()), [tmp_path / name / "1.result" for name in ("a", "b")]
+    all_seen = []
     for path in paths:
         path.parent.mkdir()
-        path.write_bytes(b"checked")
-        near.look(path, 100)
-    for path in paths:
+        path.write_bytes(b"checked " + path.parent.name.encode())
+        all_seen.append(looked(near, path))
+    for path, seen in zip(paths, all_seen, strict=True):
         path.write_bytes(b"another")
-        assert near.name(path) == Blob.of(b"checked")
-
-
-def test_of_each_worker_the_last_result_is_kept(tmp_path: Path) -> None:
-    near = Near(RealDisk())
-    for number in range(3):
-        path = tmp_path / f"{number}.result"
-        path.write_bytes(b"checked")
-        near.look(path, 100)
-    path.write_bytes(b"another")
-    assert near.name(path) == Blob.of(b"checked")
-    assert near.name(tmp_path / "0.result") == Blob.of(b"checked")  # read anew
-    assert near.take(Blob.of(b"checked")) == b"checked"
+        assert near.name(seen) == Blob.of(seen.raw)
+    assert near.take(Blob.of(all_seen[0].raw)) is None  # the last one's are there
+    assert near.take(Blob.of(all_seen[1].raw)) == b"checked b"
 
 
 def test_long_results_and_missing_ones_are_not_kept(tmp_path: Path) -> None:
     near, path = Near(RealDisk()), tmp_path / "1.result"
     assert near.look(path, 100) is None
     path.write_bytes(bytes(101))
-    assert near.look(path, 100) == Seen(bytes(101), whole=False)
-    assert near.name(path) == Blob.of(bytes(101))
+    seen = looked(near, path)
+    assert seen == Seen(path, bytes(101), whole=False)
+    assert near.name(seen) == Blob.of(bytes(101))
     assert near.take(Blob.of(bytes(101))) is None
 
 
@@ -89,15 +76,13 @@ def test_of_a_long_result_that_is_named_which_was_checked(tmp_path: Path) -> Non
 
     other, raw = write(3), write(7)
     assert len(raw) > 1 << 22
-    seen = near.look(path, 1 << 20)
-    assert seen is not None
+    seen = looked(near, path, 1 << 20)
     assert not seen.whole
     write(3)
     assert read_result(str(path), "t", seen).examples == 7
     with pytest.raises(WireError, match="was changed after it had been checked"):
-        near.name(path)
+        near.name(seen)
 
     write(7)
-    near.look(path, 1 << 20)
-    assert near.name(path) == Blob.of(raw)
+    assert near.name(seen) == Blob.of(raw)
     assert other != raw

@@ -433,7 +433,7 @@ class Errands:
                 held = self._site.spool.finish(
                     self.run_id,
                     task,
-                    done_only(body) if fit else result,
+                    done_only(body) if fit else seen,
                     memory=memory,
                     before="" if fit else order.task.kept,
                     trained=order.task.kind == "train" and body.status == "done",

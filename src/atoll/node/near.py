@@ -19,8 +19,6 @@ from atoll.wire.frames import HEADER_LIMIT, Blob
 __all__ = ["Near", "Seen"]
 
 
-_MOST = 256
-"""Workers of whose last result the bytes are kept: a node has far fewer at once."""
 _BEGINNING = 2 * HEADER_LIMIT
 """Bytes of a long result that are read: its header is among them, whatever it says."""
 
@@ -30,18 +28,18 @@ class Seen:
     """What has been read of a result.
 
     Args:
+        path: where it lies.
         raw: its bytes, or the first of them with all of its header.
         whole: whether these are all.
     """
 
+    path: Path
     raw: bytes
     whole: bool
 
 
 class Near:
-    """What was read of the last result of each worker, and what that is called. Any thread may use it.
-
-    Several runs at a site have results at the same moment: one must not make another's be read again.
+    """Reads and names results; has the bytes of the short one that was named last. Any thread may use it.
 
     Args:
         disk: where files lie.
@@ -50,9 +48,7 @@ class Near:
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
         self._lock = threading.Lock()
-        self._looked: dict[Path, tuple[Path, Seen]] = {}  # by the worker's folder
-        self._blob: Blob | None = None
-        self._raw = b""
+        self._last: tuple[Blob, bytes] | None = None
 
     def look(self, path: Path, most: int) -> Seen | None:
         """What a file holds, whole where that is not more than ``most`` bytes; None where there is none.
@@ -64,40 +60,33 @@ class Near:
         if size is None:
             return None
         raw = self._disk.read(path) if size <= most else self._disk.read(path, 0, _BEGINNING)
-        seen = Seen(raw, size <= most)
-        with self._lock:
-            self._looked.pop(path.parent, None)
-            self._looked[path.parent] = path, seen
-            while len(self._looked) > _MOST:
-                del self._looked[next(iter(self._looked))]
-        return seen
+        return Seen(path, raw, size <= most)
 
-    def name(self, path: Path) -> Blob:
+    def name(self, what: Seen | Path) -> Blob:
         """Digest and size of a file, which is about to be moved.
 
         Raises:
             WireError: it does not begin any more with what was seen.
             StorageError: it cannot be read.
         """
-        with self._lock:
-            known, seen = self._looked.get(path.parent, (None, Seen(b"", whole=False)))
-            if known == path:
-                del self._looked[path.parent]
-            if known == path and seen.whole:
-                self._raw, self._blob = seen.raw, Blob.of(seen.raw)
-                return self._blob
-        raw = seen.raw if known == path else b""
-        view = self._disk.view(path)
-        if view[: len(raw)] != raw:
+        if isinstance(what, Path):
+            return Blob.of(self._disk.view(what))
+        if what.whole:
+            blob = Blob.of(what.raw)
+            with self._lock:
+                self._last = blob, what.raw
+            return blob
+        view, beginning = self._disk.view(what.path), len(what.raw)
+        if view[:beginning] != what.raw:
             raise WireError("it was changed after it had been checked")
-        digest = hashlib.sha256(raw)
-        digest.update(view[len(raw) :])
+        digest = hashlib.sha256(what.raw)
+        digest.update(view[beginning:])
         return Blob(digest.hexdigest(), len(view))
 
     def take(self, blob: Blob) -> bytes | None:
         """The bytes of that name, once; None where they have to be read."""
         with self._lock:
-            if blob != self._blob:
+            if self._last is None or self._last[0] != blob:
                 return None
-            raw, self._blob, self._raw = self._raw, None, b""
+            raw, self._last = self._last[1], None
             return raw

@@ -35,12 +35,13 @@ from typing import Any
 from urllib.parse import quote
 
 from atoll.core.errors import StorageError, WireError
-from atoll.node.near import Near
+from atoll.node.near import Near, Seen
 from atoll.wire.disk import Disk, RealDisk, keep
 from atoll.wire.frames import Allowed, Blob, decode, encode, read_header
 
 __all__ = ["Held", "Spool"]
 
+_Frame = bytes | Path | Seen
 _SPARES = "spares"
 _ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
 _REMEDY = (
@@ -232,7 +233,7 @@ class Spool:
         self,
         run: str,
         task: str,
-        frame: bytes | Path,
+        frame: _Frame,
         *,
         memory: bytes | Path | None = None,
         before: str = "",
@@ -244,7 +245,7 @@ class Spool:
         Args:
             run: id of the run.
             task: id of the task; what is there for it already stays as it is.
-            frame: the result, or the file on the same disk that holds it, which is moved.
+            frame: the result, or the file on the same disk that holds it, which is moved; what was seen counts.
             memory: the client's memory after the task, likewise; None where it has none.
             before: the task whose memory it started from; kept under the new name where there is no new one.
             trained: whether the task trains, so that ``memory`` says whether clients keep any.
@@ -252,6 +253,7 @@ class Spool:
                 :meth:`write_through`.
 
         Raises:
+            WireError: the file is not what was seen of it.
             StorageError: it cannot be written.
         """
         with self._lock:
@@ -366,7 +368,7 @@ class Spool:
         return found
 
     def _take(
-        self, found: _Run, task: str, what: bytes | Path, kind: str, *, wait: bool = True
+        self, found: _Run, task: str, what: _Frame, kind: str, *, wait: bool = True
     ) -> tuple[Blob, Path]:
         """Make bytes or a file durable under the name that says what they are, fresh ones if it may ``wait``.
 
@@ -387,23 +389,22 @@ class Spool:
         self._sizes[path] = blob.size
         return blob, path
 
-    def _moved(self, found: _Run, task: str, what: bytes | Path, kind: str) -> tuple[Blob, Path]:
+    def _moved(self, found: _Run, task: str, what: _Frame, kind: str) -> tuple[Blob, Path]:
         place = self._place(found.run)
         if found.run not in self._runs:
             self._note(found)
-        if isinstance(what, Path):
-            blob = self.near.name(what)
-            aside = what
-        else:
+        if isinstance(what, bytes):
             blob, aside = Blob.of(what), self._aside()
             self._disk.write(aside, [what])
+        else:
+            blob, aside = self.near.name(what), what.path if isinstance(what, Seen) else what
         path = place / f"{_short(task)}-{blob.sha256}.{kind}"
         try:
             if kind != "fresh":
                 self._disk.fsync(aside)
             self._disk.rename(aside, path)
         except StorageError:
-            if aside != what:
+            if isinstance(what, bytes):
                 self._disk.remove(aside)
             raise
         return blob, path
