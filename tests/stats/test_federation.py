@@ -128,6 +128,44 @@ def test_table_one_reads_like_that_of_a_paper(frame):
     assert table.loc["  m", "1"] == f"{men} ({100 * men / len(ill):.1f})"
 
 
+@pytest.mark.parametrize("by", ["", "sex"])
+def test_what_few_have_is_told_by_no_mean(frame, by):
+    """The mean of a 0/1 column and the number of its rows tell how many ones there are, and in which group."""
+    frame = frame.assign(rare=(np.arange(len(frame)) < 3).astype(float), none=0.0)
+
+    def asked() -> Federation:
+        return Federation.of(frame, site="clinic")
+
+    table = stats.table_one(asked(), by, ["rare"])
+    assert "rare, mean (sd)" not in table.index
+    cells = table.iloc[1:3].to_numpy().ravel()
+    assert (cells == "suppressed").sum() >= 2
+    assert not {"1", "2", "3"} & {str(cell).split(" ")[0] for cell in cells}
+    table = stats.table_one(asked(), by, ["none"])
+    assert (table.iloc[-1] == "0 (0.0)").all()  # zeros are shown
+
+    lines = stats.describe(asked(), ["rare", "none"], quantiles=())
+    assert lines.loc["rare", "count"] == len(frame)
+    assert lines.loc["rare", ["mean", "sd"]].isna().all()
+    assert lines.loc["none", "mean"] == 0
+    for test in (stats.t_test, stats.anova):
+        with pytest.raises(Forbidden, match="few persons have one of the two values of 'rare'"):
+            test(asked(), "rare", "sex")
+    free = Federation.of(frame, site="clinic", rule=stats.Disclosure(minimum=1))
+    assert stats.t_test(free, "rare", "sex").p > 0
+
+
+def test_a_mean_of_zeros_and_ones_is_told_where_many_have_either(frame):
+    federation = Federation.of(frame, site="clinic")
+    assert stats.describe(federation, ["sick"]).loc["sick", "mean"] == pytest.approx(
+        frame["sick"].mean()
+    )
+    assert 0 <= stats.t_test(federation, "sick", "sex").p <= 1
+    table = stats.table_one(federation, columns=["sick"])
+    ill = int(frame["sick"].sum())
+    assert table.loc["  1", "all"] == f"{ill} ({100 * ill / len(frame):.1f})"
+
+
 def test_tests_correlations_and_tables_answer(frame):
     federation = Federation.of(frame, site="clinic")
     assert 0 <= stats.chi_squared(federation, "sex", "sick").p <= 1

@@ -40,7 +40,8 @@ def describe(
 def table_one(federation: Answers, by: str = "", columns: Sequence[str] | None = None) -> Any:
     """The first table of a paper: every variable by group, in text.
 
-    Numbers as mean (sd), categories as count (percent of the group). What is suppressed says so.
+    Numbers as mean (sd), categories and 0/1 columns as count (percent of the group). What is suppressed
+    says so.
 
     Args:
         federation: who is asked.

@@ -37,7 +37,7 @@ _COUNTED: Mapping[type, tuple[str, ...]] = {
     CrossTable: ("persons",),
     Histogram: ("persons",),
     HeavyHitters: ("persons",),
-    Moments: ("persons", "absent"),
+    Moments: ("persons", "absent", "ones", "zeros"),
 }
 """Analyses whose counts are told by name."""
 

@@ -72,6 +72,10 @@ class TestResult:
         ]
 
 
+def _zero_one(test: TTest | Anova) -> frozenset[str]:
+    return frozenset([test.name] if test.binary else ())
+
+
 def _moments(found: Moments, state: Question) -> tuple[Array, Array, Array]:
     """Counts, means and variances by group, ``(groups,)`` each.
 
@@ -85,6 +89,12 @@ def _moments(found: Moments, state: Question) -> tuple[Array, Array, Array]:
         raise Forbidden(
             f"a group of {found.by!r} has fewer than {found.rule.minimum} persons",
             remedy="join groups, or leave the small one out",
+        )
+    if found.few(state).any() and found.rule.minimum > 1:
+        raise Forbidden(
+            f"in a group of {found.by!r} few persons have one of the two values of {found.names[0]!r}, and "
+            "means would tell how many",
+            remedy="join groups",
         )
     if (count < 2).any():
         name = found.groups[int(np.argmin(count))]
@@ -111,6 +121,7 @@ class TTest(Derived):
     equal_variances: bool = False
     confidence: float = 0.95
     rule: Disclosure = field(default_factory=Disclosure)
+    binary: bool = False
 
     def __post_init__(self) -> None:
         if len(self.groups) != 2:
@@ -122,7 +133,7 @@ class TTest(Derived):
     @property
     def inner(self) -> Moments:
         """Moments by group."""
-        return Moments((self.name,), self.by, self.groups, self.rule)
+        return Moments((self.name,), self.by, self.groups, self.rule, _zero_one(self))
 
     def read(self, state: Question) -> TestResult:
         """The test."""
@@ -165,11 +176,12 @@ class Anova(Derived):
     by: str
     groups: tuple[str, ...]
     rule: Disclosure = field(default_factory=Disclosure)
+    binary: bool = False
 
     @property
     def inner(self) -> Moments:
         """Moments by group."""
-        return Moments((self.name,), self.by, self.groups, self.rule)
+        return Moments((self.name,), self.by, self.groups, self.rule, _zero_one(self))
 
     def read(self, state: Question) -> TestResult:
         """The F test."""

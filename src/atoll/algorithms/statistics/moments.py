@@ -72,8 +72,9 @@ class MomentsResult:
         ]
 
 
-_FIRST = ("count", "persons", "missing", "absent", "sum")
-"""What the first round sums: rows and persons with a value, without one, and the values."""
+_FIRST = ("count", "persons", "missing", "absent", "ones", "zeros", "sum")
+"""What the first round sums: rows and persons with a value, without one; persons with a 1 and with a 0 in a 0/1
+column; and the values."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,14 @@ class Moments:
         by: column of group codes; empty for no groups. Rows without a group are left out.
         groups: names of the groups, by code.
         rule: disclosure control of what is released.
+        binary: those of the columns that hold nothing but 0 and 1: their means tell counts.
     """
 
     names: tuple[str, ...]
     by: str = ""
     groups: tuple[str, ...] = ("",)
     rule: Disclosure = field(default_factory=Disclosure)
+    binary: frozenset[str] = frozenset()
 
     def columns(self) -> Sequence[str]:
         """The columns, and those of the groups and persons."""
@@ -122,7 +125,13 @@ class Moments:
             absent = np.where(np.isnan(values), code, -1)
             rows = tallied(np.where(there, code, -1), width, data, self.rule)
             gaps = tallied(absent, width, data, self.rule)
-            found = (*rows, *gaps, np.bincount(group, known, width))
+            cells = [np.zeros(width), np.zeros(width)]
+            if name in self.binary:
+                cells = [
+                    tallied(np.where(values == v, code, -1), width, data, self.rule)[1]
+                    for v in (1.0, 0.0)
+                ]
+            found = (*rows, *gaps, *cells, np.bincount(group, known, width))
             for kind, value in zip(_FIRST, found, strict=True):
                 parts[kind].append(value)
         shape = (len(self.names), width)
@@ -144,6 +153,7 @@ class Moments:
             variance = np.where(count > 1, square / (count - 1), np.nan)
         mean = np.where(count > 0, state["mean"], np.nan)
         hidden, no_count, no_missing = self._hidden(state["persons"], state["absent"])
+        hidden |= self.few(state)
         return MomentsResult(
             self.names,
             self.groups,
@@ -153,6 +163,21 @@ class Moments:
             np.where(hidden, np.nan, variance),
             hidden,
         )
+
+    def few(self, state: Question) -> Array:
+        """Where moments of a 0/1 column would give away how few persons have one of its values.
+
+        They are cells of a table whose columns are the groups. ``(columns, groups)`` bool.
+        """
+        found = np.zeros(state["ones"].shape, bool)
+        for i, name in enumerate(self.names):
+            if name in self.binary:
+                cells = np.stack([state["ones"][i], state["zeros"][i]])
+                try:
+                    found[i] = suppress(cells, self.rule.minimum, margins=False).hidden.any(0)
+                except Forbidden:  # hardly anybody at all
+                    found[i] = True
+        return found
 
     def _hidden(self, count: Array, missing: Array) -> tuple[Array, Array, Array]:
         """Which moments, counts and numbers of missing values are not shown, from numbers of persons."""
@@ -170,15 +195,21 @@ class Moments:
         return moments | small(count, minimum), counts, gaps
 
     def released(self, data: Columns) -> Sequence[Released]:
-        """The rows of each column with a value; by group, each group's too."""
+        """The rows of each column with a value; by group each group's, and of a 0/1 column each value's."""
         code, found = groups_of(data, self.by, len(self.groups)), list[Released]()
         for name in self.names:
             rows = ~np.isnan(data[name]) & (code >= 0)
             found.append(Released((name,), rows))
-            if self.by:
-                table = f"by {self.by}"
-                groups = range(len(self.groups))
-                found += [Released((name,), rows & (code == g), table) for g in groups]
+            groups, binary = (
+                [rows & (code == g) for g in range(len(self.groups))],
+                name in self.binary,
+            )
+            # Groups are margins of a 0/1 column's cells, and of one table with them.
+            table = f"{name} by {self.by}" if binary else f"by {self.by}"
+            cells = groups if self.by else []
+            if binary:
+                cells = [*cells, *(g & (data[name] == v) for g in groups for v in (1.0, 0.0))]
+            found += [Released((name,), cell, table) for cell in cells]
         return found
 
 

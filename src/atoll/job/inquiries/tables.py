@@ -100,7 +100,7 @@ class Describe(Checked):
     def analysis(self, book: Codebook) -> Analysis:
         """Moments, and quantiles beside them."""
         names, rule = numbers_of(book, self.columns or book.numeric()), book.rule
-        parts: dict[str, Analysis] = {"moments": Moments(names, rule=rule)}
+        parts: dict[str, Analysis] = {"moments": Moments(names, rule=rule, binary=book.binary)}
         if self.quantiles:
             parts["quantiles"] = Quantiles(names, tuple(self.quantiles), self.tolerance, rule)
         return Together(parts)
@@ -122,7 +122,8 @@ _HIDDEN = "suppressed"
 class TableOne(Checked):
     """The first table of a paper: every variable by group, in text.
 
-    Numbers as mean (sd), categories as count (percent of the group). What is suppressed says so.
+    Numbers as mean (sd), categories and 0/1 columns as count (percent of the group). What is suppressed
+    says so.
 
     Args:
         by: column of groups; empty for none.
@@ -141,36 +142,39 @@ class TableOne(Checked):
         book.check(*names)
         return names
 
+    def _numbers(self, book: Codebook, names: Sequence[str]) -> tuple[str, ...]:
+        return tuple(n for n in names if n not in book.levels and n not in book.binary)
+
     def _groups(self, book: Codebook) -> tuple[str, ...]:
         return book.groups(self.by) if self.by else ("all",)
 
     def analysis(self, book: Codebook) -> Analysis:
         """Moments of the numbers by group, and a table for each category."""
         names, groups, rule = self._names(book), self._groups(book), book.rule
-        numeric = tuple(n for n in names if n not in book.levels)
+        numeric = self._numbers(book, names)
         parts: dict[str, Analysis] = {}
         if numeric:
             parts["numbers"] = Moments(numeric, self.by, groups, rule)
-        for name in names:
-            if name in book.levels and self.by:
-                levels = book.levels[name]
+        for name in (n for n in names if n not in numeric):
+            levels = book.groups(name)
+            if self.by:
                 parts[f"category {name}"] = CrossTable(name, self.by, levels, groups, rule)
-            elif name in book.levels:
-                edges = tuple(np.arange(1, len(book.levels[name])) - 0.5)
+            else:
+                edges = tuple(np.arange(1, len(levels)) - 0.5)
                 parts[f"category {name}"] = Histogram(name, edges or (0.5,), rule)
         return Together(parts)
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a number, and one a category."""
         names, groups = self._names(book), self._groups(book)
-        numeric = tuple(n for n in names if n not in book.levels)
+        numeric = self._numbers(book, names)
         lines: list[dict[str, object]] = []
         for name in names:
             if name in numeric:
                 lines.append(_number_line(name, found["numbers"], numeric.index(name), groups))
             else:
                 counts = found[f"category {name}"].counts
-                lines += _category_lines(name, book.levels[name], counts, groups)
+                lines += _category_lines(name, book.groups(name), counts, groups)
         return Sheet(found, lines, "variable")
 
 

@@ -36,8 +36,10 @@ class TTest(Checked):
     def analysis(self, book: Codebook) -> Analysis:
         """The test."""
         numbers_of(book, [self.column])
-        groups = book.groups(self.by)
-        return comparisons.TTest(self.column, self.by, groups, self.equal_variances, rule=book.rule)
+        groups, binary = book.groups(self.by), self.column in book.binary
+        return comparisons.TTest(
+            self.column, self.by, groups, self.equal_variances, rule=book.rule, binary=binary
+        )
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line."""
@@ -63,7 +65,8 @@ class Anova(Checked):
     def analysis(self, book: Codebook) -> Analysis:
         """The test."""
         numbers_of(book, [self.column])
-        return comparisons.Anova(self.column, self.by, book.groups(self.by), book.rule)
+        groups, binary = book.groups(self.by), self.column in book.binary
+        return comparisons.Anova(self.column, self.by, groups, book.rule, binary)
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line."""
