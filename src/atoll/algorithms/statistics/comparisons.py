@@ -90,7 +90,7 @@ def _moments(found: Moments, state: Question) -> tuple[Array, Array, Array]:
             f"a group of {found.by!r} has fewer than {found.rule.minimum} persons",
             remedy="join groups, or leave the small one out",
         )
-    if found.few(state).any() and found.rule.minimum > 1:
+    if found.few(state).any():
         raise Forbidden(
             f"in a group of {found.by!r} few persons have one of the two values of {found.names[0]!r}, and "
             "means would tell how many",

@@ -200,14 +200,10 @@ class Moments:
         for name in self.names:
             rows = ~np.isnan(data[name]) & (code >= 0)
             found.append(Released((name,), rows))
-            groups, binary = (
-                [rows & (code == g) for g in range(len(self.groups))],
-                name in self.binary,
-            )
-            # Groups are margins of a 0/1 column's cells, and of one table with them.
-            table = f"{name} by {self.by}" if binary else f"by {self.by}"
-            cells = groups if self.by else []
-            if binary:
+            groups = [rows & (code == g) for g in range(len(self.groups))]
+            cells, table = groups if self.by else [], f"by {self.by}"
+            if name in self.binary:  # groups are margins of its cells, and of one table with them
+                table = f"{name} by {self.by}"
                 cells = [*cells, *(g & (data[name] == v) for g in groups for v in (1.0, 0.0))]
             found += [Released((name,), cell, table) for cell in cells]
         return found
