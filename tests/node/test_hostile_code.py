@@ -10,8 +10,7 @@ from threading import Timer
 import fake_federation as ff
 import pytest
 
-from atoll.node import errands
-from atoll.node.room import sandbox
+from atoll.node.room import dispatcher, sandbox
 from atoll.node.room.scratch import clear, size_of, taken
 
 CODE = """
@@ -137,7 +136,7 @@ def test_it_ends_as_a_failure_that_is_named_and_the_node_works_on(
         pytest.skip(sandbox.trouble())
     code, reason = ATTACKS[attack]
     monkeypatch.setattr(ff, "OWN", CODE.replace("ATTACK", code))
-    monkeypatch.setattr(errands, "_START", 10.0)
+    monkeypatch.setattr(dispatcher, "_START", 10.0)
     server = ff.FakeServer()
     solo = ff.Solo(server, tmp_path)
     seconds = 2.0 if attack == "no end" else 60.0

@@ -1,53 +1,43 @@
-"""All tasks of one run at this site: one thread, one worker process, one machine for each task.
+"""All tasks of one run at this site: one thread, one machine for each task.
 
-:mod:`atoll.runtime.fulfilling` decides what is done; here it is done. The thread waits on one queue:
-for news from the server, for the worker, and for the time of another try. Whatever happens in it
-concerns this run only.
+:mod:`atoll.runtime.fulfilling` decides what is done; here it is done: what a task names is fetched, the worker
+gets it (:mod:`atoll.node.room.dispatcher`), its answer is put into the spool and sent. The thread goes by
+its agenda (:mod:`atoll.node.agenda`): news from the server, from the worker, and other tries whose time has
+come. Whatever happens in it concerns this run only.
 """
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import logging
-import math
 import os
-import queue
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from atoll.core.errors import AtollError, Equivocation, StorageError
+from atoll.node.agenda import Agenda, Call
 from atoll.node.link import INLINE, passing
-from atoll.node.orders import DatasetBody, Order, Report, done_only, named
+from atoll.node.orders import Order, Report, done_only, named
 from atoll.node.policy.leaving import checked
 from atoll.node.policy.redaction import MOST, without_paths
-from atoll.node.policy.steward import Asked, Verdict, verdict
-from atoll.node.room.process import Ended, Log, Worker, fresh_folder
-from atoll.node.room.rooms import new_worker
+from atoll.node.policy.steward import Verdict, verdict
+from atoll.node.room.dispatcher import Dispatcher
+from atoll.node.run_folder import Held
 from atoll.node.settings import GIB
 from atoll.node.site import Site
-from atoll.node.spool import Held
 from atoll.node.sums.summing import SUBJECTS, Summed
 from atoll.runtime import fulfilling as f
 from atoll.wire.frames import encode
 from atoll.wire.messages import ResultBody, TaskBody
-from atoll.wire.trouble import takes_nothing
 
 __all__ = ["Errands"]
 
 log = logging.getLogger("atoll.node")
 
-_COMPUTES = ("fit", "train", "evaluate")
 _BUSY = ("offered", "fetching", "working", "finished")
-_START = 60.0
-"""Seconds that a new worker may take to load its libraries, beyond what its first task may."""
 _IDLE = 600.0
 """Seconds without work after which a run's worker is ended; another task starts a new one."""
 
@@ -65,28 +55,21 @@ class Errands:
     def __init__(self, run: str, site: Site, restored: Iterable[Held] = (), *, again: bool) -> None:
         self._thread = threading.Thread(target=self._live, name=f"run {run}", daemon=True)
         self.run_id, self._site = run, site
-        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
+        self._agenda = Agenda()
         self._lock = threading.Lock()
         self._held: set[str] = set()
         self._offers: set[str] = set()
-        self._over = self._stopped = False
+        self._over = False
         self._tasks: dict[str, f.Fulfilling] = {}
         self._bodies: dict[str, TaskBody] = {}
-        self._orders: dict[str, Order] = {}
-        self._data: tuple[str, Worker, DatasetBody, Asked] | None = None
         self._models: set[str] = set()  # that tasks start from
         self._masked = Summed(run, site)
-        self._waiting: deque[str] = deque()
-        self._working, self._due = "", math.inf
-        self._worker: Worker | None = None
-        self._log: Log | None = None
+        self._dispatcher = Dispatcher(run, site, self._agenda, self._fail, self._finish)
         for held in restored:
             self._tasks[held.task] = f.Fulfilling(held.task, "sent", held.blob.sha256)
             self._held.add(held.task)
             if again:
-                self._queue.put(partial(self._step, held.task, f.Restarted(True)))
+                self._agenda.put(partial(self._step, held.task, f.Restarted(True)))
 
     # From other threads -------------------------------------------------------------------------
 
@@ -106,7 +89,7 @@ class Errands:
             self._held.add(body.id)
             if body.id not in self._offers:  # the one that waits in the queue says the same
                 self._offers.add(body.id)
-                self._queue.put(partial(self._offered, body))
+                self._agenda.put(partial(self._offered, body))
             return True
 
     def settled(self, task: str) -> None:
@@ -117,7 +100,7 @@ class Errands:
             # At once, or the next question would be answered by this again.
             self._held.discard(task)
             if not self._over:
-                self._queue.put(partial(self._settled, task))
+                self._agenda.put(partial(self._settled, task))
                 return
         self._site.settle(self.run_id, task)
 
@@ -125,14 +108,13 @@ class Errands:
         """The run has ended: nothing of it is kept."""
         with self._lock:
             if not self._over:
-                self._queue.put(self._end_run)
+                self._agenda.put(self._end_run)
                 return
         self._site.end(self.run_id)
 
     def stop(self) -> None:
         """End the thread and its worker soon; work in progress is done again after a restart."""
-        self._stopped = True
-        self._queue.put(lambda: None)
+        self._agenda.stop()
 
     @property
     def held(self) -> frozenset[str]:
@@ -142,62 +124,46 @@ class Errands:
 
     def state(self) -> Mapping[str, Any]:
         """What is being done, for people."""
-        worker, tasks = self._worker, {name: t.state for name, t in list(self._tasks.items())}
-        return {"tasks": tasks, "worker": None if worker is None else worker.pid}
+        tasks = {name: t.state for name, t in list(self._tasks.items())}
+        return {"tasks": tasks, "worker": self._dispatcher.pid}
 
     # The thread ---------------------------------------------------------------------------------
 
     def _live(self) -> None:
         """Do what comes, until told to stop or nothing has come for long."""
         try:
-            while not self._stopped and self._turn():
-                pass
+            while not self._agenda.stopped:
+                todo = self._agenda.next(_IDLE)
+                if todo is not None:
+                    self._call(todo)
+                elif self._done():
+                    break
         finally:
-            self._stopped = True
+            self._agenda.stopped = True
             with self._lock:
                 self._over = True
-            if self._worker is not None:
-                self._worker.end()
-            if self._log is not None:
-                self._log.close()
+            self._dispatcher.close()
             self._site.pins.pop(self.run_id, None)
             self._site.trouble.pop(self.run_id, None)
 
-    def _turn(self) -> bool:
-        """Do the next thing; False when this thread is not needed any more."""
-        now, next_try = time.monotonic(), self._timers[0][0] if self._timers else math.inf
-        try:
-            todo = self._queue.get(timeout=max(0.0, min(_IDLE, next_try - now, self._due - now)))
-        except queue.Empty:
-            now = time.monotonic()
-            if self._due <= now:
-                todo = self._overdue
-            elif next_try <= now:
-                todo = heapq.heappop(self._timers)[2]
-            else:
-                return not self._done()
+    def _call(self, todo: Call) -> None:
         try:
             todo()
         except Exception:  # a fault of ours must not end the other tasks of this run
             log.exception("run %s: something unexpected", self.run_id)
-        return True
 
     def _done(self) -> bool:
         with self._lock:
-            self._over = not self._busy() and not self._timers and self._queue.empty()
+            self._over = not self._busy() and self._agenda.empty
             return self._over
 
     def _busy(self) -> bool:
         return any(task.state in _BUSY for task in self._tasks.values())
 
     def _end_run(self) -> None:
-        self._stopped = True
-        if self._worker is not None:
-            self._worker.end()
+        self._agenda.stopped = True
+        self._dispatcher.end()
         self._site.end(self.run_id)
-
-    def _later(self, after: float, todo: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (time.monotonic() + after, next(self._numbers), todo))
 
     def _step(self, task: str, event: f.Event) -> None:
         """Move a task's machine on and do what it says."""
@@ -227,12 +193,12 @@ class Errands:
             if self._masked.concerns(self._bodies[task], self._site.cache.path):
                 self._say(task)
             else:
-                self._train(task)
+                self._dispatcher.take(self._bodies[task])
         elif isinstance(effect, f.Send):
             self._send(task)
         elif isinstance(effect, f.Retry):
             now, what = self._tasks[task], effect.what
-            self._later(effect.after, lambda: self._again(task, now, what))
+            self._agenda.later(effect.after, lambda: self._again(task, now, what))
         else:
             self._forget(task)
 
@@ -257,13 +223,7 @@ class Errands:
 
     def _forget(self, task: str) -> None:
         self._site.settle(self.run_id, task)
-        if task in self._waiting:
-            self._waiting.remove(task)
-        if task == self._working and self._worker is not None:
-            self._orders.pop(task, None)
-            self._worker.end()
-            self._worker, self._working, self._due = None, "", math.inf
-            self._work()
+        self._dispatcher.drop(task)
 
     # Fetching -----------------------------------------------------------------------------------
 
@@ -298,117 +258,23 @@ class Errands:
 
     # Working ------------------------------------------------------------------------------------
 
-    def _work(self) -> None:
-        """Hand the next waiting task to the worker, if that is free."""
-        while self._waiting and not self._working:
-            task, new = self._waiting.popleft(), self._worker is None
-            try:
-                if self._worker is None:
-                    self._worker = self._new_worker(self._bodies[task])
-                order = self._order(self._bodies[task], self._worker)
-            except (AtollError, OSError) as error:
-                if takes_nothing(error):  # which is not the task's fault, and passes
-                    self._waiting.appendleft(task)
-                    self._site.hindered(self.run_id, f"{task} waits for the disk: {error}")
-                    self._later(f.backoff(9, self._site.jitter()), self._work)
-                    return
-                log.warning("run %s: %s cannot begin: %s", self.run_id, task, error)
-                self._fail(task, without_paths(str(error)), verdict(error))
-                continue
-            self._site.trouble.pop(self.run_id, None)
-            self._working, self._orders[task] = task, order
-            self._due = time.monotonic() + self._site.settings.limits.seconds + new * _START
-            if not self._worker.order(order) and not new:
-                # It died while it had nothing to do: that is no fault of this task.
-                self._worker, self._working, self._due = None, "", math.inf
-                self._waiting.appendleft(task)
-
-    def _train(self, task: str) -> None:
-        self._waiting.extend({task} - {self._working, *self._waiting})
-        self._work()
-
     def _say(self, task: str, tries: int = 1) -> None:
         """A step of a masked round; the one with integers waits until the worker has made them."""
         try:
             held = self._masked.held(body := self._bodies[task], self._site.cache.path)
         except StorageError:
-            self._later(f.backoff(tries, self._site.jitter()), lambda: self._say(task, tries + 1))
+            self._agenda.later(
+                f.backoff(tries, self._site.jitter()), lambda: self._say(task, tries + 1)
+            )
         except AtollError as error:
             self._fail(task, without_paths(str(error)), verdict(error))
         else:
             if held is not None:
-                self._waiting = deque(name for name in self._waiting if name != task)
+                self._dispatcher.skip(task)
                 self._finished(held, ResultBody(task=task, status="done"))
             if (training := self._masked.first(body, self._site.cache.path)) is not None:
                 self._bodies[training.id] = training
-                self._train(training.id)
-
-    def _new_worker(self, body: TaskBody) -> Worker:
-        home, name = self._site.home, quote(self.run_id, safe="")[:150]
-        if self._log is None:
-            self._log = Log(home.logs / f"{name}.log", round(self._site.settings.log * (1 << 20)))
-        return new_worker(self._site, body, fresh_folder(home.work, name), self._log, self._hear)
-
-    def _order(self, body: TaskBody, worker: Worker) -> Order:
-        site = self._site
-        if site.spool.full:
-            raise StorageError(
-                f"the spool of this site holds {site.spool.used / GIB:.3g} GiB, its limit",
-                remedy="its operator raises spool in node.toml, or removes runs that are over",
-            )
-        path = {ref.sha256: str(site.cache.path(ref.blob)) for ref in named(body)}
-        plan = path[body.plan.sha256]
-        dataset, computes = self._dataset(body, plan, worker), body.kind in _COMPUTES
-        memory = site.spool.memory(self.run_id, body.kept) if computes else None
-        place = worker.folder / str(next(self._numbers))
-        result, keep = site.spool.prepare(self.run_id, place, body.kind == "train")
-        worker.show(path.values())
-        return Order(
-            task=body,
-            plan=plan,
-            code={name: path[ref.sha256] for name, ref in body.code.items()},
-            broadcast=path[body.broadcast.sha256] if body.broadcast else "",
-            memory=str(memory) if memory else "",
-            result=str(result),
-            keep=str(keep),
-            dataset=dataset,
-            digest=site.spool.digest(self.run_id),
-        )
-
-    def _dataset(self, body: TaskBody, plan: str, worker: Worker) -> DatasetBody:
-        """What the run's job reads, if the site's rules allow; looked up once for each plan and worker."""
-        if self._data is None or self._data[:2] != (plan, worker):
-            found, asked = self._site.asked(Path(plan))
-            self._data = plan, worker, DatasetBody.model_validate(found.to_plain()), asked
-        self._site.admit(body, self._data[3])
-        return self._data[2]
-
-    def _overdue(self) -> None:
-        self._due = math.inf
-        if self._working and self._worker is not None:
-            seconds = self._site.settings.limits.seconds
-            self._worker.end(f"took longer than the {seconds:g} s that a task may take here")
-
-    def _hear(self, worker: Worker, what: Report | Ended) -> None:
-        """From a thread of the worker's."""
-        self._queue.put(partial(self._heard, worker, what))
-
-    def _heard(self, worker: Worker, what: Report | Ended) -> None:
-        if worker is not self._worker or self._stopped:
-            return
-        task, self._due = self._working, math.inf
-        if isinstance(what, Ended):
-            self._worker, self._working = None, ""
-            if task:
-                log.warning("run %s: the worker of %s %s", self.run_id, task, what.reason)
-                self._fail(task, f"the worker process {what.reason}")
-        elif what.task != task:
-            worker.end("answered a task that it was not given")
-            return
-        else:
-            self._working = ""
-            self._finish(worker.taken(self._orders.pop(task)), what)
-        self._work()
+                self._dispatcher.take(training)
 
     # Finished -----------------------------------------------------------------------------------
 
@@ -451,7 +317,6 @@ class Errands:
 
     def _fail(self, task: str, reason: str, status: Verdict = "failed", tries: int = 1) -> None:
         """End a task with a result that says why; it is kept and sent like any other."""
-        self._orders.pop(task, None)
         if task not in self._tasks or self._tasks[task].state not in ("fetching", "working"):
             return
         body = ResultBody(task=task, status=status, reason=reason[:MOST])
@@ -462,9 +327,9 @@ class Errands:
             return
         self._finished(held, body)
 
-    def _unkept(self, task: str, error: object, tries: int, again: Callable[[], None]) -> None:
+    def _unkept(self, task: str, error: object, tries: int, again: Call) -> None:
         self._site.hindered(self.run_id, f"{task} cannot be kept: {error}")
-        self._later(f.backoff(tries, self._site.jitter()), again)
+        self._agenda.later(f.backoff(tries, self._site.jitter()), again)
 
     def _finished(self, held: Held, body: ResultBody) -> None:
         digest = held.blob.sha256

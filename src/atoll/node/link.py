@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from atoll.core.errors import AtollError, AuthError, StorageError, Unreachable, WireError
 from atoll.core.layout import Array
-from atoll.node.spool import Held
+from atoll.node.run_folder import Held
 from atoll.wire.frames import Blob
 from atoll.wire.messages import (
     BlobRef,

@@ -20,9 +20,10 @@ from atoll.node.orders import Report
 from atoll.node.peers import Trust
 from atoll.node.plans import read_plan
 from atoll.node.policy.steward import Asked, Steward, charged
+from atoll.node.run_folder import Held
 from atoll.node.run_keys import RunKeys
 from atoll.node.settings import Settings
-from atoll.node.spool import Held, Spool
+from atoll.node.spool import Spool
 from atoll.privacy.secagg.terms import model_digest
 from atoll.wire.frames import Allowed, open_frame
 from atoll.wire.messages import ResultBody, TaskBody

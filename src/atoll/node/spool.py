@@ -2,20 +2,14 @@
 
 ::
 
-    spool/<run>/run.json                      what holds for the whole run at this site
-    spool/<run>/<task>-<sha256>.result        one finished result, the very frame that is sent
-    spool/<run>/<task>-<sha256>.fresh         the same, which a failing machine may still lose
-    spool/<run>/<task>-<sha256>.memory        the client's memory after that task
-    spool/.taking-<number>                    being written; means nothing after a restart
+    spool/<run>/              files of one run (:mod:`atoll.node.run_folder`)
+    spool/.taking-<number>    being written; means nothing after a restart
 
-A name says what the file must hold, so damage is found, not trained on. Each file is written beside,
-synced, renamed and its folder synced; a memory comes before the result that goes with it, so a result
-that is there has its memory. Results that exist are never made again: what a server may have seen is
-sent again in the same bytes.
+A memory comes before the result that goes with it, so a result that is there has its memory. Results that
+exist are never made again: what a server may have seen is sent again in the same bytes.
 
-A result without a memory has its digest's name, as a fresh one, before it is synced, so that the disk is waited
-for once for both. A fresh one that is not whole after a stop was never handed in. A long one need not be on the
-disk when it is taken over: it is brought to the server while the disk writes, and handed in when both are done.
+A long result need not be on the disk when it is taken over: it is brought to the server while the disk writes,
+and handed in when both are done.
 
 A run whose clients keep no memory writes none. ``run.json`` says so, so that a memory that is *lost*
 is told from one that never was.
@@ -23,69 +17,22 @@ is told from one that never was.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
 
-from atoll.core.errors import StorageError, WireError
+from atoll.core.errors import StorageError
 from atoll.node.near import Near, Seen
-from atoll.wire.disk import Disk, RealDisk, keep
-from atoll.wire.frames import Allowed, Blob, decode, encode, read_header
+from atoll.node.run_folder import ANY, Held, Kind, RunFolder, RunRecord, folder_name
+from atoll.wire.disk import Disk, RealDisk
+from atoll.wire.frames import Blob, decode, encode
 
-__all__ = ["Held", "Spool"]
+__all__ = ["Spool"]
 
 _Frame = bytes | Path | Seen
-_SPARES = "spares"
-_ANY = Allowed(most_arrays=10_000, most_bytes=1 << 46)
-_REMEDY = (
-    "move the run's folder away; its finished work is then done anew, and a run that keeps memories "
-    "at its clients (SCAFFOLD, personal models) cannot go on with this site"
-)
-
-
-@dataclass(frozen=True)
-class Held:
-    """One finished result.
-
-    Args:
-        task: id of the task.
-        run: id of its run.
-        blob: digest and size of the frame.
-        path: where it lies.
-    """
-
-    task: str
-    run: str
-    blob: Blob
-    path: Path
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the spool knows of a run.
-
-    Args:
-        run: its id.
-        digest: SHA-256 of the dataset's file; empty before it was read.
-        stateful: whether any task has left a memory; None before the first training.
-        results, memories: file by task.
-    """
-
-    run: str
-    digest: str = ""
-    stateful: bool | None = None
-    results: Mapping[str, Held] = field(default_factory=dict)
-    memories: Mapping[str, Path] = field(default_factory=dict)
-
-    def to_plain(self) -> dict[str, Any]:
-        return {"run": self.run, "digest": self.digest, "stateful": self.stateful}
 
 
 class Spool:
@@ -106,7 +53,7 @@ class Spool:
         self.near = Near(self._disk)  # short results, before they are here
         self._lock = threading.RLock()
         self._numbers = itertools.count()
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, RunRecord] = {}
         self._sizes: dict[Path, int] = {}
         self._halfway: dict[tuple[str, str, str], tuple[Blob, Path]] = {}
         self._disk.make_folder(folder)
@@ -114,7 +61,7 @@ class Spool:
             if name.startswith("."):
                 self._disk.remove(folder / name)
             else:
-                self._recover(folder / name)
+                self._recover(RunFolder(self._disk, folder / name))
 
     # Reading ------------------------------------------------------------------------------------
 
@@ -186,7 +133,7 @@ class Spool:
             StorageError: the folder cannot be written.
         """
         with self._lock:
-            found = self._runs.get(run) or _Run(run)
+            found = self._runs.get(run) or RunRecord(run)
             if found.digest != digest:
                 self._note(replace(found, digest=digest))
 
@@ -203,7 +150,7 @@ class Spool:
             found = self._runs.get(run)
         if found is not None and trains:
             for path in (memory, result) if found.stateful else (result,):
-                self._disk.reuse(path, self._place(run) / _SPARES)
+                self._of(run).reuse(path)
         return result, memory
 
     def write(self, run: str, path: Path, pieces: Iterable[bytes | memoryview]) -> None:
@@ -217,7 +164,7 @@ class Spool:
         Raises:
             StorageError: it cannot be written.
         """
-        self._disk.reuse(path, self._place(run) / _SPARES)
+        self._of(run).reuse(path)
         self._disk.write(path, pieces)
 
     def retire(self, run: str, path: Path) -> None:
@@ -225,7 +172,7 @@ class Spool:
         with self._lock:
             known = run in self._runs
         if known and path.exists():
-            self._disk.retire(path, self._place(run) / _SPARES)
+            self._of(run).retire(path)
         else:
             self._disk.remove(path)
 
@@ -257,12 +204,12 @@ class Spool:
             StorageError: it cannot be written.
         """
         with self._lock:
-            found = self._runs.get(run) or _Run(run)
+            found = self._runs.get(run) or RunRecord(run)
             if task in found.results:
                 return found.results[task]
             if trained:
                 found = self._remember(found, task, memory, before)
-            kind = "result" if task in found.memories else "fresh"
+            kind: Kind = "result" if task in found.memories else "fresh"
             blob, path = self._take(found, task, frame, kind, wait=wait)
             self._halfway = {k: v for k, v in self._halfway.items() if k[:2] != (run, task)}
             return self._hold(Held(task, run, blob, path))
@@ -277,14 +224,16 @@ class Spool:
             self._disk.fsync_named(held.path)
 
     def _hold(self, held: Held) -> Held:
-        found = self._runs.get(held.run) or _Run(held.run)
+        found = self._runs.get(held.run) or RunRecord(held.run)
         self._runs[held.run] = replace(found, results={**found.results, held.task: held})
         return held
 
-    def _remember(self, found: _Run, task: str, memory: bytes | Path | None, before: str) -> _Run:
+    def _remember(
+        self, found: RunRecord, task: str, memory: bytes | Path | None, before: str
+    ) -> RunRecord:
         old = found.memories.get(before)
         if memory is None and old is not None:
-            _, arrays = decode(self._disk.view(old), _ANY)
+            _, arrays = decode(self._disk.view(old), ANY)
             memory = encode({"task": task}, arrays)
         stateful = memory is not None or bool(found.stateful)
         if stateful is not found.stateful:
@@ -335,10 +284,7 @@ class Spool:
                 return
             for path in (*(h.path for h in found.results.values()), *found.memories.values()):
                 self._drop(path)
-            # Only when they are gone for good: files without their run.json would count as damage.
-            self._disk.fsync_folder(self._place(run))
-            self._sweep(self._place(run))
-            self._disk.remove(self._place(run) / "run.json")
+            self._of(run).close()
 
     # How ----------------------------------------------------------------------------------------
 
@@ -348,27 +294,21 @@ class Spool:
         Raises:
             StorageError: it cannot be made.
         """
-        place = self._place(run)
-        self._disk.make_folder(place)
-        return place
+        folder = self._of(run)
+        folder.make()
+        return folder.path
 
-    def _place(self, run: str) -> Path:
-        name = quote(run, safe="")
-        if len(name) > 150 or name.startswith("."):
-            name = _short(run)
-        return self._folder / name
+    def _of(self, run: str) -> RunFolder:
+        return RunFolder(self._disk, self._folder / folder_name(run))
 
-    def _note(self, found: _Run) -> _Run:
+    def _note(self, found: RunRecord) -> RunRecord:
         """Write ``run.json``."""
-        place = self._place(found.run)
-        self._disk.make_folder(place)
-        text = json.dumps(found.to_plain()).encode()
-        keep(self._disk, place / "run.json", [text], by=self._aside())
+        self._of(found.run).note(found, by=self._aside())
         self._runs[found.run] = found
         return found
 
     def _take(
-        self, found: _Run, task: str, what: _Frame, kind: str, *, wait: bool = True
+        self, found: RunRecord, task: str, what: _Frame, kind: Kind, *, wait: bool = True
     ) -> tuple[Blob, Path]:
         """Make bytes or a file durable under the name that says what they are, fresh ones if it may ``wait``.
 
@@ -379,18 +319,11 @@ class Spool:
         if key not in self._halfway:
             self._halfway[key] = self._moved(found, task, what, kind)
         blob, path = self._halfway[key]
-        if kind != "fresh":
-            self._disk.fsync_folder(path.parent)
-        elif wait:
-            self._disk.fsync_named(path)
-            durable = path.with_suffix(".result")
-            self._disk.rename(path, durable)  # from now on what is not whole is damage
-            path = durable
+        path = self._of(found.run).make_durable(path, wait=wait)
         self._sizes[path] = blob.size
         return blob, path
 
-    def _moved(self, found: _Run, task: str, what: _Frame, kind: str) -> tuple[Blob, Path]:
-        place = self._place(found.run)
+    def _moved(self, found: RunRecord, task: str, what: _Frame, kind: Kind) -> tuple[Blob, Path]:
         if found.run not in self._runs:
             self._note(found)
         if isinstance(what, bytes):
@@ -398,16 +331,12 @@ class Spool:
             self._disk.write(aside, [what])
         else:
             blob, aside = self.near.name(what), what.path if isinstance(what, Seen) else what
-        path = place / f"{_short(task)}-{blob.sha256}.{kind}"
         try:
-            if kind != "fresh":
-                self._disk.fsync(aside)
-            self._disk.rename(aside, path)
+            return blob, self._of(found.run).move_in(aside, task, blob, kind)
         except StorageError:
             if isinstance(what, bytes):
                 self._disk.remove(aside)
             raise
-        return blob, path
 
     def _give_up(self, run: str, task: str = "") -> None:
         """Remove what tries that failed have moved, for a task or for a whole run."""
@@ -423,78 +352,11 @@ class Spool:
         return self._folder / f".taking-{next(self._numbers)}"
 
     def _drop(self, path: Path) -> None:
-        """Remove a file; that it may come back after a power failure does no harm."""
-        self._disk.retire(path, path.parent / _SPARES)
+        RunFolder(self._disk, path.parent).retire(path)
         self._sizes.pop(path, None)
 
-    def _sweep(self, place: Path) -> None:
-        """Remove a run's spare files."""
-        for name in self._disk.names(place / _SPARES):
-            self._disk.remove(place / _SPARES / name)
-
-    def _recover(self, place: Path) -> None:
-        self._sweep(place)
-        names = self._whole(place)
-        files = [name for name in names if name.endswith((".result", ".fresh", ".memory"))]
-        if "run.json" not in names:
-            if files:
-                raise StorageError(f"{place} holds results but no run.json", remedy=_REMEDY)
-            return  # made, or emptied, when the machine stopped
-        found = self._read_run(place / "run.json")
-        results, memories = dict(found.results), dict(found.memories)
-        for name in files:
-            task, blob = self._checked(place / name)
-            if name.endswith(".memory"):
-                memories[task] = place / name
-            else:
-                results[task] = Held(task, found.run, blob, place / name)
-            self._sizes[place / name] = blob.size
-            if name.endswith(".fresh"):
-                self._disk.fsync(place / name)
-        # What an earlier process has named, and not synced, is here for good from now on.
-        self._disk.fsync_folder(place)
-        self._runs[found.run] = replace(found, results=results, memories=memories)
-
-    def _whole(self, place: Path) -> list[str]:
-        """Names in a run's folder; results that the disk never got in full are removed."""
-        names = []
-        for name in self._disk.names(place):
-            if name.endswith(".fresh") and not self._intact(place / name):
-                self._disk.remove(place / name)
-            else:
-                names.append(name)
-        return names
-
-    def _intact(self, path: Path) -> bool:
-        raw = self._disk.view(path)
-        return path.stem.rpartition("-")[2] == hashlib.sha256(raw).hexdigest()
-
-    def _read_run(self, path: Path) -> _Run:
-        try:
-            raw = json.loads(self._disk.read(path))
-            made = _Run(raw["run"], raw["digest"], raw["stateful"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise StorageError(f"{path} is damaged", remedy=_REMEDY) from error
-        if path.parent != self._place(made.run):
-            raise StorageError(
-                f"{path} belongs to another run, {made.run!r}", remedy="put it back to its folder"
-            )
-        return made
-
-    def _checked(self, path: Path) -> tuple[str, Blob]:
-        """Task and name of a file's bytes, which must be those it was written with."""
-        raw = self._disk.view(path)
-        blob = Blob(hashlib.sha256(raw).hexdigest(), len(raw))
-        try:
-            task = str(read_header(raw, _ANY).body["task"])
-        except (WireError, KeyError):
-            task = ""
-        if path.name.rpartition(".")[0] != f"{_short(task)}-{blob.sha256}":
-            raise StorageError(
-                f"{path} is damaged: {len(raw)} bytes that are not those written", remedy=_REMEDY
-            )
-        return task, blob
-
-
-def _short(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:24]
+    def _recover(self, folder: RunFolder) -> None:
+        if (found := folder.recovered()) is not None:
+            record, sizes = found
+            self._runs[record.run] = record
+            self._sizes.update(sizes)

@@ -40,6 +40,7 @@ import atoll.node.agent
 import atoll.node.errands
 import atoll.node.home
 import atoll.node.link
+import atoll.node.room.dispatcher
 import atoll.runs.session
 import atoll.server.blobs.folder
 import atoll.wire.transfers
@@ -140,7 +141,8 @@ def _end(world: World) -> None:
 
 def _patches(world: World) -> list[object]:
     """What stands for what is outside of the process."""
-    errands, agent, link = atoll.node.errands, atoll.node.agent, atoll.node.link
+    errands, dispatcher = atoll.node.errands, atoll.node.room.dispatcher
+    agent, link = atoll.node.agent, atoll.node.link
     inline = world.weather.inline
 
     def pid() -> int:
@@ -148,8 +150,8 @@ def _patches(world: World) -> list[object]:
         return 0 if process is None else process.number
 
     return [
-        mock.patch.object(errands, "new_worker", played.new_worker),
-        mock.patch.object(errands, "Log", played.Log),
+        mock.patch.object(dispatcher, "new_worker", played.new_worker),
+        mock.patch.object(dispatcher, "Log", played.Log),
         mock.patch.object(errands, "INLINE", inline),
         mock.patch.object(link, "INLINE", inline),
         mock.patch.object(atoll.wire.transfers, "CHUNK", played.CHUNK),

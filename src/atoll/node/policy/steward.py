@@ -27,8 +27,8 @@ from atoll.node.policy.budgets import Budgets
 from atoll.node.policy.ledger import UNITS, Charge, Limit
 from atoll.node.policy.ledger_file import Ledger
 from atoll.node.policy.pricing import Cost, Facts, price
+from atoll.node.run_folder import Held
 from atoll.node.settings import Policy, Settings
-from atoll.node.spool import Held
 from atoll.wire.frames import Allowed, open_frame
 from atoll.wire.identity import Identity
 from atoll.wire.messages import ResultBody, TaskBody

@@ -40,9 +40,9 @@ from atoll.node.link import INLINE
 from atoll.node.orders import Order, Report
 from atoll.node.peers import Trust
 from atoll.node.plans import Plan, read_plan
+from atoll.node.run_folder import Held
 from atoll.node.run_keys import RunKeys
 from atoll.node.site import Site
-from atoll.node.spool import Held
 from atoll.node.sums.masking import Find
 from atoll.node.sums.trained import Trained, start_of
 from atoll.privacy.he.contexts import SecretContext, new_key

@@ -43,8 +43,8 @@ from atoll.node.link import INLINE
 from atoll.node.orders import Order, Report
 from atoll.node.peers import Trust
 from atoll.node.plans import Plan, read_plan
+from atoll.node.run_folder import Held
 from atoll.node.site import Site
-from atoll.node.spool import Held
 from atoll.node.sums.buffers import Buffers, Shown
 from atoll.node.sums.trained import Start, Trained, start_of
 from atoll.privacy.secagg import site as machine

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 
 from atoll.node.orders import Order, Report
+from atoll.node.run_folder import Held
 from atoll.node.site import Site
-from atoll.node.spool import Held
 from atoll.node.sums.encrypting import KEY_STEPS, Encrypted
 from atoll.node.sums.masking import SUBJECTS, Find, Masked
 from atoll.wire.messages import TaskBody
