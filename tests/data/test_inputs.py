@@ -85,3 +85,33 @@ def test_a_folder_without_them_says_which_have_them(tmp_path):
     with pytest.raises(DataError, match="cannot be read") as caught:
         Inputs.read(tmp_path)
     assert "trained on tables" in caught.value.remedy
+
+
+def test_labels_are_what_the_column_holds_so_that_the_two_can_be_compared():
+    logits = np.array([-1.0, 2.0, 3.0])
+    for classes, column in (
+        (("0", "1"), pd.Series([0, 1, 0])),
+        (("3", "4"), pd.Series([3, 4, 3])),
+        (("false", "true"), pd.Series([False, True, False])),
+        (("false", "true"), pd.Series([0, 1, 0])),
+        (("007", "7"), pd.Series(["007", "7", "007"])),
+    ):
+        inputs = Inputs(COLUMNS, Preprocessor(RULES, "ill", classes))
+        assert (inputs.labels(logits) == column).tolist() == [True, True, False], classes
+
+
+def test_targets_of_new_rows_are_those_of_training():
+    assert INPUTS.targets(ROWS | {"ill": ["yes", "no"]}).tolist() == [1, 0]
+    assert INPUTS.targets({"ill": [0, 1]}).tolist() == [0, 1]  # names given to false and true
+    flags = Inputs(COLUMNS, Preprocessor(RULES, "ill", ("false", "true")))
+    assert flags.targets({"ill": ["Yes", 0]}).tolist() == [1, 0]
+    scaled = Preprocessor(RULES, "cost", goal=NumberRule("cost", None, 100.0, 10.0))
+    assert Inputs(COLUMNS, scaled).targets({"cost": [120]}).tolist() == [2.0]
+    for rows, told in (
+        ({"ill": ["yes", None]}, "the target is missing in row 2"),
+        ({"ill": ["yes", "maybe"]}, "unknown category 'maybe' in row 2"),
+        ({"il": ["yes"]}, "did you mean 'il'"),
+    ):
+        with pytest.raises(DataError, match="target") as caught:
+            INPUTS.targets(rows)
+        assert told in str(caught.value)

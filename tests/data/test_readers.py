@@ -59,9 +59,19 @@ def test_parquet_equals_csv(tmp_path):
     np.testing.assert_array_equal(one["b"], [1, np.nan])
 
 
-def test_dates_are_read_as_text(tmp_path):
-    pd.DataFrame({"d": pd.to_datetime(["2020-01-02", None])}).to_parquet(tmp_path / "a.parquet")
-    assert read_table(tmp_path / "a.parquet")["d"].tolist() == ["2020-01-02 00:00:00", None]
+def test_days_are_the_same_from_a_csv_and_a_parquet_file(tmp_path):
+    frame = pd.DataFrame({"visit": pd.to_datetime(["2021-01-31", None, "2021-02-28"])})
+    frame["x"] = [1, 2, 3]
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "b.parquet")
+    for name in ("a.csv", "b.parquet"):
+        assert read_table(tmp_path / name)["visit"].tolist() == ["2021-01-31", None, "2021-02-28"]
+
+
+def test_times_of_day_are_read_as_text(tmp_path):
+    times = pd.to_datetime(["2020-01-02 08:30", None])
+    pd.DataFrame({"d": times}).to_parquet(tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet")["d"].tolist() == ["2020-01-02 08:30:00", None]
 
 
 def test_numpy_files_become_columns(tmp_path):
@@ -182,6 +192,25 @@ def test_numbers_too_long_to_be_told_apart_name_no_sites_and_no_persons(tmp_path
     path.write_text("id,x\nn12345678901234567,1\nn12345678901234568,2\n")
     assert list(sites_from_column(read_table(path), "id"))[1] == "n12345678901234568"
     assert persons_of(read_table(path), "id").tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("cells", "sites"),
+    [
+        ("007 012 007", ["007", "012"]),  # were "7" and "12", which nobody finds in the job
+        ("1.0 2.0 1.0", ["1", "2"]),
+        ("1 2 1", ["1", "2"]),
+        ("12345678901234567 12345678901234568 9", ["12345678901234567", "12345678901234568", "9"]),
+        ("a 07 7", ["07", "7", "a"]),
+    ],
+)
+def test_names_of_sites_in_a_csv_file_are_as_they_are_written(tmp_path, cells, sites):
+    lines = [f"{cell},{i},0{i}" for i, cell in enumerate(cells.split())]
+    (tmp_path / "all.csv").write_text("\n".join(["site,x,code", *lines]) + "\n")
+    found = sites_from_column(read_table(tmp_path / "all.csv", names="site"), "site")
+    assert list(found) == sites
+    assert sum(len(table) for table in found.values()) == 3
+    assert found[sites[0]]["code"].dtype == np.float64
 
 
 def test_rows_without_a_site_are_refused():

@@ -220,7 +220,7 @@ def test_types_are_guessed_from_all_sites_together():
         "s": "category",
     }
     assert schema.features[3].categories == ("3", "u", "v")
-    assert (schema.task, schema.classes) == ("classification", ("false", "true"))
+    assert (schema.task, schema.classes) == ("classification", ("0", "1"))
     typed, _ = check_sites(schema, sites)
     assert typed["b"]["s"].tolist() == ["u", "3"]
 

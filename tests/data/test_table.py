@@ -1,6 +1,8 @@
 import math
+from decimal import Decimal
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from atoll.core.errors import DataError
@@ -76,3 +78,30 @@ def test_cells_that_hold_several_values_are_text_as_in_a_csv_file():
     pairs = np.empty(2, object)
     pairs[:] = [np.array([1.5, 2.0]), np.array([])]
     assert as_column(pairs).tolist() == ["[1.5, 2.0]", "[]"]
+
+
+def test_days_are_the_same_text_in_whatever_way_a_column_holds_them():
+    """At midnight, ``str`` of some adds hours, and of others nanoseconds: categories of one site only."""
+    days = pd.Series(pd.to_datetime(["2021-01-31", None]))
+    arrow = pd.Series(days, dtype="timestamp[us][pyarrow]")
+    for held in (
+        days,
+        days.to_numpy(),
+        days.dt.date,
+        arrow,
+        days.astype("category"),
+        days.to_numpy().astype("datetime64[D]"),
+        ["2021-01-31", pd.NaT],
+    ):
+        assert as_column(held).tolist() == ["2021-01-31", None]
+    assert as_column(pd.to_datetime(["2021-01-31 00:00", "2021-01-31 08:30"])).tolist() == [
+        "2021-01-31 00:00:00",
+        "2021-01-31 08:30:00",
+    ]
+
+
+def test_pandas_missing_values_and_decimal_numbers_are_read():
+    assert as_column([pd.NA, "a"]).tolist() == [None, "a"]
+    assert as_column(pd.array([1, None], "Int64"))[0] == 1
+    assert as_column([Decimal("1.5"), None, Decimal("NaN")])[0] == 1.5
+    assert as_column([Decimal("1.5"), None, Decimal("NaN")]).dtype == np.float64

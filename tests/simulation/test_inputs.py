@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import atoll
@@ -149,3 +150,14 @@ def test_observers_that_are_no_list_of_functions_are_refused(given):
     with pytest.raises(JobError, match="function") as caught:
         atoll.simulate(job, clients, observers=given)
     assert "observers=[print]" in caught.value.remedy
+
+
+def test_new_rows_with_a_target_of_0_and_1_are_scored_as_they_are(folder):
+    text = (folder / "rows.csv").read_text().replace(",no\n", ",0\n").replace(",yes\n", ",1\n")
+    (folder / "rows.csv").write_text(text)
+    run = atoll.simulate(atoll.load_job(folder / "job.toml"), out=folder / "run")
+    inputs, rows = Inputs.read(folder / "run"), pd.read_csv(folder / "rows.csv")
+    assert inputs.classes == ("0", "1")
+    outputs = inputs.features(rows) @ run.parameters["weight"] + run.parameters["intercept"]
+    right = (inputs.labels(outputs) == rows["ill"]).mean()
+    assert 0.5 < right == ((outputs > 0) == inputs.targets(rows)).mean()

@@ -8,8 +8,9 @@ preprocessor beside the model, as ``inputs.json``; nothing in it is executed.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,16 @@ from atoll.core.layout import Array
 from atoll.data.columns import Column, read_cells
 from atoll.data.preprocessing import Preprocessor
 from atoll.data.readers import as_table
+from atoll.data.schema import unlabelled
 from atoll.data.table import Table
 
 __all__ = ["Inputs"]
 
 _ROWS = "the new rows"
+_FLAGS = ("false", "true")
+"""Classes of a target that was declared boolean."""
+_WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
+"""A whole number as a column of numbers gives it; a class ``007`` is a name."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Inputs:
     [[2.0], [1.0]]
     >>> inputs.labels(np.array([[0.1, 2.0]])).tolist()
     ['yes']
+    >>> inputs.targets({"age": [60, 20], "ill": ["no", "yes"]}).tolist()
+    [0, 1]
     """
 
     columns: tuple[Column, ...]
@@ -105,9 +113,51 @@ class Inputs:
         return chances
 
     def labels(self, outputs: Array) -> Array:
-        """Names of the likeliest classes, ``(n,)``, from a classifier's outputs; see :meth:`probabilities`."""
-        found: Array = np.array(self.classes)[self.probabilities(outputs).argmax(axis=1)]
+        """The likeliest classes as the target's column holds them, ``(n,)``; see :meth:`probabilities`.
+
+        Whole numbers (int64) where all classes are such, booleans of a target that was declared one, else
+        names: to be compared with the column of rows whose classes are known.
+        """
+        found: Array = self._values()[self.probabilities(outputs).argmax(axis=1)]
         return found
+
+    def targets(self, rows: Table | Mapping[str, Any] | str | Path | Any) -> Array:
+        """What the outputs for rows with known targets are held against, ``(n,)``, as in training.
+
+        Numbers of classes (int64), or a regression's targets, scaled where they were.
+
+        Args:
+            rows: as for :meth:`features`, with the target.
+
+        Raises:
+            DataError: there is no target, a row has none, or it holds another class, or no number.
+        """
+        name, table = self.preprocessor.target, as_table(rows)
+        place = f"column {name!r}"
+        if name not in table.columns:
+            fault = Fault(place, "is missing", suggest(name, table.names))
+            raise DataError(f"{_ROWS} hold no target", faults=[fault])
+        column = Column(name, role="target")
+        if self.classes and self.classes != _FLAGS:
+            column = replace(column, type="category", categories=self.classes)
+        elif self.classes:
+            column = replace(column, type="boolean")
+        typed, faults = read_cells(_ROWS, column, table[name])
+        if faults and len(self.classes) == 2:  # names that were given to false and true
+            flags, others = read_cells(_ROWS, Column(name, "boolean"), table[name])
+            typed, faults = (typed, faults) if others else (flags, [])
+        faults = faults or unlabelled(_ROWS, column, typed)
+        faults = [Fault(place, fault.message, fault.remedy) for fault in faults]
+        raise_faults(DataError, f"{_ROWS} do not hold the target that was trained on", faults)
+        return self.preprocessor.targets(typed)
+
+    def _values(self) -> Array:
+        """The classes as values of a column."""
+        if self.classes == _FLAGS:
+            return np.array([False, True])
+        if all(_WHOLE.fullmatch(name) for name in self.classes):
+            return np.array([int(name) for name in self.classes], np.int64)
+        return np.array(self.classes)
 
     def restored(self, outputs: Array) -> Array:
         """A regression's outputs in the target's own unit, ``(n,)``."""

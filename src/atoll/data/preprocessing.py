@@ -213,9 +213,14 @@ class Preprocessor:
         """
         blocks = [rule.apply(table[rule.name]) for rule in self.rules]
         features = np.concatenate(blocks, axis=1).astype(self.dtype)
-        return Examples(features, self._targets(table[self.target]))
+        return Examples(features, self.targets(table[self.target]))
 
-    def _targets(self, cells: Array) -> Array:
+    def targets(self, cells: Array) -> Array:
+        """Numbers of classes (int64), or a regression's targets, of the target's typed cells, ``(n,)``.
+
+        Raises:
+            DataError: an unknown class.
+        """
         if not self.classes:
             scaled = cells if self.goal is None else self.goal.apply(cells)[:, 0]
             return scaled.astype(self.dtype)

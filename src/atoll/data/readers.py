@@ -41,11 +41,15 @@ _UNREADABLE = (OSError, ValueError, EOFError, csv.Error, zipfile.BadZipFile)
 """What readers raise on damaged files; pandas' and pyarrow's own errors derive from these."""
 
 
-def read_table(path: str | Path) -> Table:
+def read_table(path: str | Path, names: str = "") -> Table:
     """The table in a ``.csv``, ``.parquet``, ``.npz`` or ``.npy`` file.
 
     An ``.npz`` holds one array per column; a two-dimensional array ``x`` becomes the columns ``x0``,
     ``x1``, … An ``.npy`` holds a structured array, or a two-dimensional one (columns ``x0`` …).
+
+    Args:
+        path: of the file.
+        names: a column whose values are names whatever they look like: in a CSV file ``007`` stays that.
 
     Raises:
         DataError: no such file, an unknown format, or content that cannot be read.
@@ -60,7 +64,7 @@ def read_table(path: str | Path) -> Table:
             raise DataError(f"{path}: is a folder, not a file", remedy="name a file in it")
         raise DataError(f"{path}: no such file", remedy="check the path")
     try:
-        return reader(path)
+        return _read_csv(path, names) if reader is _read_csv else reader(path)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{path}: is not UTF-8 text (byte {error.object[error.start]:#04x})",
@@ -195,7 +199,7 @@ def _pandas() -> Any:
     return pandas
 
 
-def _read_csv(path: Path) -> Table:
+def _read_csv(path: Path, coded: str = "") -> Table:
     pandas = _pandas()
     header, width = _head(path)
     extra = [f"{_NO_NAME}{i}" for i in range(width - len(header))]
@@ -210,6 +214,7 @@ def _read_csv(path: Path) -> Table:
             na_values=list(NOT_KNOWN),
             low_memory=False,
             index_col=False,
+            dtype={coded: str} if coded in names else None,
         )
     except pandas.errors.ParserError:
         _check_lengths(path, header)
@@ -223,6 +228,8 @@ def _read_csv(path: Path) -> Table:
             f"{path}: column {names.index(full[0]) + 1} has no name",
             remedy="name it in the first line, or export without row numbers (in pandas index=False)",
         )
+    if coded in names:
+        frame[coded] = _as_written(frame[coded])
     table = _from_frame(frame.drop(columns=[*nameless, *extra]))
     commas = [name for name in table.names if _with_commas(table[name])]
     if commas:  # as text they would be categories, or be left out
@@ -231,6 +238,15 @@ def _read_csv(path: Path) -> Table:
             remedy="export them with decimal points, and without separators of thousands",
         )
     return table
+
+
+def _as_written(cells: Any) -> Any:
+    """Names that were read as text: numbers again, unless a number would make another name of them."""
+    known = cells.dropna().str.strip()
+    if known.str.fullmatch(r"[+-]?0\d+|[+-]?\d{16,}").any():
+        return cells
+    numbers = _pandas().to_numeric(known, errors="coerce")
+    return cells if numbers.isna().any() else numbers.reindex(cells.index)
 
 
 _NO_NAME = "\0"
@@ -323,10 +339,12 @@ def _from_frame(frame: Any) -> Table:
         if series.dtype.kind in "biuf" and isinstance(series.dtype, np.dtype):
             columns[str(name)] = series.to_numpy(np.float64)
             continue
-        cells = series.astype(object).to_numpy(copy=True)
+        if series.dtype.kind == "m":
+            cells = series.astype(str).to_numpy(object, copy=True)
+        else:
+            cells = series.astype(object).to_numpy(copy=True)
         cells[series.isna().to_numpy()] = None
-        dates = series.dtype.kind in "mM"
-        columns[str(name)] = [c if c is None or not dates else str(c) for c in cells]
+        columns[str(name)] = cells
     return Table.of(columns)
 
 

@@ -36,6 +36,7 @@ __all__ = [
     "Schema",
     "check_sites",
     "complete_schema",
+    "flagged",
     "goal_of",
     "infer_schema",
     "table_faults",
@@ -201,6 +202,21 @@ def with_names(schema: Schema, names: Callable[[Column], Iterable[str | None]]) 
     return replace(schema, columns=columns, classes=classes)
 
 
+def flagged(schema: Schema, guess: Collection[str]) -> Schema:
+    """The schema with the classes 0 and 1 where the target was found to hold them, and no others.
+
+    A target that is *declared* boolean may be written in many ways, and has the classes false and true.
+
+    Args:
+        schema: the declared and the guessed columns.
+        guess: names of the latter.
+    """
+    zeros = schema.task == "classification" and schema.goal.type == "boolean"
+    if not zeros or schema.classes or schema.target not in guess:
+        return schema
+    return replace(schema, classes=("0", "1"))
+
+
 def infer_schema(
     sites: Mapping[str, Table],
     target: str,
@@ -237,7 +253,8 @@ def infer_schema(
         few = goal.type == "integer" and len(levels) <= _MOST_CLASSES
         task = "classification" if few or goal.type in ("category", "boolean") else "regression"
     columns = tuple(goal if n == target else guessed(n, every[n]) for n in names)
-    return with_names(Schema(columns, target, task), lambda c: every[c.name].levels or ())
+    made = flagged(Schema(columns, target, task), (target,))
+    return with_names(made, lambda c: every[c.name].levels or ())
 
 
 def _read(schema: Schema, site: str, raw: Table) -> tuple[Table, list[Fault]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -76,15 +78,21 @@ class Table:
 def as_column(values: Iterable[Any]) -> Array:
     """Values as a column: float64 when all are numbers or booleans, else objects; None, NaN and "" are missing.
 
+    Points in time are text: a column of days alone, all of them at midnight, is written as in a CSV file.
+
     >>> as_column([1, None, True]).tolist()
     [1.0, nan, 1.0]
     >>> as_column(["a", "", 2]).tolist()
     ['a', None, 2]
+    >>> as_column(np.array(["2021-01-31", "NaT"], "datetime64[ns]")).tolist()
+    ['2021-01-31', None]
     """
     given = values if isinstance(values, np.ndarray) else _objects(values)
     if given.dtype.kind in "biuf":
         return given.astype(np.float64, copy=False)
-    cells = [_cell(cell) for cell in given.astype(object).ravel()]
+    if given.dtype.kind == "M":  # as objects, nanoseconds would be mere numbers
+        given = given.astype("datetime64[us]")
+    cells = _dated([_cell(cell) for cell in given.astype(object).ravel()])
     if all(cell is None or isinstance(cell, int | float | np.number | np.bool_) for cell in cells):
         numbers = np.array([np.nan if c is None else _float(c) for c in cells], np.float64)
         return numbers.reshape(given.shape)
@@ -119,8 +127,22 @@ def _objects(values: Iterable[Any]) -> Array:
     return column
 
 
+def _dated(cells: list[Any]) -> list[Any]:
+    """The cells with points in time as text; days without hours where all are such."""
+    times = [cell for cell in cells if isinstance(cell, datetime)]
+    days = all(t.tzinfo is None and t.time() == time() for t in times)
+    return [
+        str(cell.date() if days and isinstance(cell, datetime) else cell)
+        if isinstance(cell, date)
+        else cell
+        for cell in cells
+    ]
+
+
 def _cell(cell: object) -> object:
     """A cell as it is, None where it is missing; what holds several values is text, as in a CSV file."""
+    if isinstance(cell, Decimal):
+        cell = float(cell)
     if isinstance(cell, list | tuple | dict | set | np.ndarray):
         return str(cell.tolist() if isinstance(cell, np.ndarray) else cell)
     return None if _is_missing(cell) else cell
@@ -129,4 +151,6 @@ def _cell(cell: object) -> object:
 def _is_missing(cell: object) -> bool:
     if isinstance(cell, str):
         return not cell.strip()
-    return cell is None or bool(cell != cell)  # only NaN and NaT differ from themselves
+    if cell is None or type(cell).__name__ == "NAType":  # pandas' own, which compares with nothing
+        return True
+    return bool(cell != cell)  # only NaN and NaT differ from themselves

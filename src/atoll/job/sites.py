@@ -206,7 +206,7 @@ def site_tables(data: DataSpec, folder: Path, stream: Seed) -> dict[ClientId, Ta
     """
     path = folder / data.source
     if data.site_column:
-        table = read_table(path)
+        table = read_table(path, names=data.site_column)
         if data.site_column not in table.columns:
             remedy = suggest(data.site_column, table.columns)
             fault = Fault("data.site_column", f"{path} has no column {data.site_column!r}", remedy)

@@ -33,7 +33,14 @@ from atoll.core.errors import (
 )
 from atoll.core.values import ClientId
 from atoll.data.columns import Column, read_cells
-from atoll.data.schema import Schema, goal_of, table_faults, unlabelled, with_names
+from atoll.data.schema import (
+    Schema,
+    flagged,
+    goal_of,
+    table_faults,
+    unlabelled,
+    with_names,
+)
 from atoll.data.sketches import MOST_LETTERS, Sketch, clashes, guessed, merged, sketch
 from atoll.data.table import Table
 from atoll.data.telling import Telling
@@ -119,7 +126,7 @@ def schema_of(data: DataSpec, sites: Mapping[ClientId, Told]) -> Schema:
     columns = {n: guess.get(n) or declared.get(n) for n in [*names, *declared]}
     wanted = tuple(column for column in columns.values() if column is not None)
     try:
-        schema = Schema(wanted, data.target, data.task, data.classes)
+        schema = flagged(Schema(wanted, data.target, data.task, data.classes), guess)
     except JobError as error:  # a schema does not know which table of the job it came from
         own = [Fault(f"data, {f.place}", f.message, f.remedy) for f in error.faults]
         raise JobError(error.message, faults=own) from error

@@ -22,7 +22,7 @@ from atoll.data.coded import coded, levels_of
 from atoll.data.columns import is_missing
 from atoll.data.disclosure import Disclosure
 from atoll.data.query_log import QueryLog
-from atoll.data.readers import as_table, sites_from_column
+from atoll.data.readers import as_table, read_table, sites_from_column
 from atoll.data.table import Table, label
 from atoll.job.build import Job
 from atoll.job.inquiries.book import Codebook
@@ -248,7 +248,8 @@ def _tables(data: Any, site: str) -> dict[str, Table]:
             )
         found = {str(name): _table(part) for name, part in data.items()}
     else:
-        found = sites_from_column(_table(data), site)
+        named = read_table(data, names=site) if isinstance(data, str | Path) else _table(data)
+        found = sites_from_column(named, site)
     if not found or not any(len(table) for table in found.values()):
         raise DataError("there are no rows", remedy="check the table and the site column")
     return found
