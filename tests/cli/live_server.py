@@ -12,11 +12,12 @@ from free_ports import free_port
 from atoll.server import admin
 from atoll.server.admin import Founding
 from atoll.server.home import ServerHome
+from atoll.server.web.limits import Limits
 from atoll.server.web.serving import serve
 
 
 @contextlib.contextmanager
-def live(home: Path):
+def live(home: Path, limits: Limits | None = None):
     """Runs the server in ``home``, founded if need be, until the block ends."""
     if not (home / "server.json").exists():
         admin.found(home, Founding(address=f"127.0.0.1:{free_port()}"), time.time())
@@ -26,7 +27,8 @@ def live(home: Path):
         found.append(running)
         up.set()
 
-    thread = threading.Thread(target=serve, args=(ServerHome(home),), kwargs={"ready": ready})
+    asked = {"ready": ready, "limits": limits}
+    thread = threading.Thread(target=serve, args=(ServerHome(home),), kwargs=asked)
     thread.start()
     try:
         assert up.wait(30)

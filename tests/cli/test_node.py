@@ -16,6 +16,7 @@ import pytest
 import atoll
 from atoll.cli.main import main
 from atoll.server import admin
+from atoll.server.web.limits import Limits
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -45,7 +46,8 @@ compare = false
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with live(tmp_path_factory.mktemp("node") / "server") as home:
+    # Soon asked again, a node hears soon that its key was revoked.
+    with live(tmp_path_factory.mktemp("node") / "server", Limits(wait=1.0)) as home:
         yield home
 
 

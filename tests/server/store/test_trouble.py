@@ -132,18 +132,25 @@ class TestUrls:
             open_store(url)
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with some rows, which every test has a copy of."""
+    made = tmp_path_factory.mktemp("filled") / "store.db"
+    store = SqlStore(str(made))
+    started(store)
+    for n in range(300):
+        store.add_event("filler", "x" * 400, "", "", float(n))
+    store.close()
+    return made
+
+
 class TestSqliteFile:
     @pytest.fixture
-    def path(self, tmp_path: Path) -> Path:
-        store = SqlStore(str(tmp_path / "store.db"))
-        started(store)
-        for n in range(300):
-            store.add_event("filler", "x" * 400, "", "", float(n))
-        store.close()
-        return tmp_path / "store.db"
+    def path(self, filled: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copy(filled, tmp_path / "store.db"))
 
-    def test_only_its_owner_can_read_it(self, path: Path) -> None:
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    def test_only_its_owner_can_read_it(self, filled: Path) -> None:
+        assert stat.S_IMODE(filled.stat().st_mode) == 0o600
 
     def test_it_is_synced_at_every_commit(self, path: Path) -> None:
         store = SqlStore(str(path))
