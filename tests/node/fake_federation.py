@@ -38,7 +38,7 @@ from atoll.wire.frames import Allowed, Blob, decode, encode
 from atoll.wire.identity import Identity
 from atoll.wire.messages import BlobRef, PollReply, ReceiptBody, ResultBody, TaskBody
 from atoll.wire.metrics import metrics_from_plain
-from atoll.wire.news import NEWS, told
+from atoll.wire.news import NEWS, First, joined
 
 ANY = Allowed(most_arrays=1000, most_bytes=1 << 40)
 
@@ -146,7 +146,9 @@ class FakeServer:
     def _told(self, query: str, body: Any, blobs: Any) -> tuple[bytes, str]:
         """News, in the form that was asked for, if this server knows it."""
         if self.leading and "first=1" in query.split("&"):
-            return told(body, blobs), NEWS
+            rest = dict(sorted(blobs.items(), key=lambda item: item[1].size))
+            first = First(rest.popitem()[1].data) if rest else None  # the longest
+            return joined(first, encode(body, rest))[0], NEWS
         return encode(body, blobs), "application/octet-stream"
 
     def download(self, blob: Blob, path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import fake_federation as ff
 import pytest
 
-from atoll.core.errors import FenceError
+from atoll.core.errors import AtollError, FenceError, PutBack, Unreachable
 from atoll.node import doctor
 from atoll.node.datasets import Datasets
 from atoll.node.doctor import examine
@@ -153,12 +153,33 @@ def test_a_server_that_is_older_than_the_one_this_site_saw(home: Home) -> None:
     for epoch, start in ((12, "b" * 16), (17, "b" * 16)):
         with pytest.raises(FenceError) as caught:
             fence.follow(epoch, start)
-        home.tell({"state": "not connected", "since": "today", "trouble": str(caught.value)})
+        state = {"state": "not connected", "since": "today", "trouble": str(caught.value)}
+        home.tell({**state, "code": caught.value.code})
         with home.locked():
             (found,) = looked(home, "node")
         assert (found.state, caught.value.message in found.text) == ("fault", True)
         assert found.remedy == caught.value.remedy
         assert "atoll server restored FOLDER --seen 17" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"), [(PutBack, "fault"), (FenceError, "fault"), (Unreachable, "warning")]
+)
+def test_such_a_server_is_known_by_the_kind_of_trouble_and_not_by_its_words(
+    home: Home, kind: type[AtollError], state: str
+) -> None:
+    """A server of an older version says the same without the kind; its words and its remedy are shown."""
+    for words in ("no words that anybody looks for", "the server was put back from a backup"):
+        error = kind(words, remedy="its operator: restore it")
+        told = {"state": "not connected", "since": "today", "trouble": str(error)}
+        home.tell({**told, "code": error.code})
+        with home.locked():
+            (found,) = looked(home, "node")
+        assert (found.state, words in found.text, found.remedy) == (state, True, error.remedy)
+    home.tell(told)  # of a node of an older version
+    with home.locked():
+        (found,) = looked(home, "node")
+    assert (found.state, found.remedy) == ("warning", error.remedy)
 
 
 def test_a_spool_that_is_full_and_one_that_fills(home: Home) -> None:

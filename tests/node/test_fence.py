@@ -66,6 +66,10 @@ def test_a_node_does_nothing_for_another_start_of_the_same_epoch(tmp_path: Path)
         stale = solo.train()
         ff.eventually(lambda: "put back from a backup" in again._trouble)
         assert stale.id not in again._have()
+        home = again._site.home
+        ff.eventually(lambda: home.read(home.state).get("code") == FenceError.code)
+        server.start = "a" * 16
+        ff.eventually(lambda: home.read(home.state).get("code") == "")
 
 
 def test_an_epoch_is_durable_before_it_is_followed() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from web_bench import Bench
 
-from atoll.core.errors import FenceError, Unreachable
+from atoll.core.errors import FenceError, PutBack
 from atoll.server.blobs.folder import FolderBlobs
 from atoll.server.epochs import PUT_BACK, put_back
 from atoll.server.service import Service
@@ -56,10 +56,10 @@ def test_a_start_that_it_does_not_know_says_that_it_was_put_back(
     backup = lost[1]
     service = started(backup, "f")
     for _ in range(2):
-        with pytest.raises(Unreachable, match="put back from a backup") as caught:
+        with pytest.raises(PutBack, match="put back from a backup") as caught:
             service.epochs.hear("ulm", seen)
     assert f"--seen {max(5, int(seen[0]))}" in caught.value.remedy
-    with pytest.raises(Unreachable):
+    with pytest.raises(PutBack):
         service.epochs.check("ulm")
     service.epochs.check("bern")
     service.epochs.hear("bern", "1-" + "a" * 16)  # away since before the copy
@@ -73,7 +73,7 @@ def test_a_start_that_it_does_not_know_says_that_it_was_put_back(
 def test_it_is_over_when_the_server_was_told(lost: tuple[MemoryDatabase, MemoryDatabase]) -> None:
     backup = lost[1]
     service = started(backup, "f")
-    with pytest.raises(Unreachable):
+    with pytest.raises(PutBack):
         service.epochs.hear("ulm", "2-" + "b" * 16)
     backup.holder = None
     store = MemoryStore(backup)
@@ -83,7 +83,7 @@ def test_it_is_over_when_the_server_was_told(lost: tuple[MemoryDatabase, MemoryD
     again = started(backup, "9")
     again.epochs.hear("ulm", "2-" + "b" * 16)
     assert again.epochs.strange == 0
-    with pytest.raises(Unreachable):
+    with pytest.raises(PutBack):
         again.epochs.hear("ulm", "8-" + "b" * 16)
 
 
@@ -108,9 +108,9 @@ def test_such_a_site_is_told_with_its_question_and_nothing_is_taken_from_it(benc
     ulm = bench.admit("ulm")
     assert bench.ask(ulm, "GET", "/v1/poll", f"have=&wait=0&seen={bench.epoch}").status == 200
     heard = bench.ask(ulm, "GET", "/v1/poll", f"have=&wait=0&seen={bench.epoch + 7}-{'b' * 16}")
-    assert heard.code == "wire.unreachable"
+    assert heard.code == "wire.putback"
     heard = bench.ask(ulm, "POST", "/v1/results/r-1.train.1.ulm", body=b"an old answer")
-    assert heard.code == "wire.unreachable"
+    assert heard.code == "wire.putback"
     bern = bench.admit("bern")
     assert bench.ask(bern, "GET", "/v1/poll", "have=&wait=0").status == 200
     assert bench.ask(ulm, "GET", "/v1/poll", "have=&wait=0").status == 200  # its file was removed
@@ -119,12 +119,12 @@ def test_such_a_site_is_told_with_its_question_and_nothing_is_taken_from_it(benc
 def test_an_answer_is_held_to_the_same_before_the_site_has_asked_for_anything(bench: Bench) -> None:
     ulm, path = bench.admit("ulm"), "/v1/results/r-1.train.1.ulm"
     heard = bench.ask(ulm, "POST", path, f"ledger=&seen={bench.epoch + 7}-{'b' * 16}", body=b"old")
-    assert heard.code == "wire.unreachable"
+    assert heard.code == "wire.putback"
     assert "put back from a backup" in heard.json["message"]
     assert [(e.kind, e.site) for e in bench.store.events() if e.kind == PUT_BACK] == [
         (PUT_BACK, "ulm")
     ]
-    assert bench.ask(ulm, "POST", path, "ledger=", body=b"old").code == "wire.unreachable"
+    assert bench.ask(ulm, "POST", path, "ledger=", body=b"old").code == "wire.putback"
     heard = bench.ask(ulm, "POST", path, f"ledger=&seen={bench.epoch}", body=b"any")
     assert heard.code == "state.missing"  # as where nothing is amiss
     assert bench.service.epochs.strange == 0

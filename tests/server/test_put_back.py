@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from test_serving import Live
 
-from atoll.core.errors import Unreachable
+from atoll.core.errors import PutBack
 from atoll.node.link import Link
-from atoll.node.spool import Held
+from atoll.node.run_folder import Held
 from atoll.server import admin
 from atoll.wire.frames import Blob
 from atoll.wire.https import Channel
@@ -40,9 +40,9 @@ def test_a_server_put_back_from_a_backup_is_found_out_however_often_it_was_start
             pass
     with Live(path), channel:
         held = Held("heart-1.train.0.ulm", "heart-1", Blob.of(b"old"), tmp_path)
-        with pytest.raises(Unreachable, match="put back from a backup"):
+        with pytest.raises(PutBack, match="put back from a backup"):
             Link(channel, seen=lambda: seen[0]).deliver(held, b"old")
-        with pytest.raises(Unreachable, match="put back from a backup"):
+        with pytest.raises(PutBack, match="put back from a backup"):
             asked(channel)
         told = admin.overview(path, time.time())
         assert "ulm" in told.trouble

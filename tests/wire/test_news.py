@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from atoll.wire.frames import FrameError, encode
-from atoll.wire.news import First, alone, digests, joined, opened, told
+from atoll.wire.news import First, alone, digests, joined, opened
 
 MODEL, CODE = bytes(range(256)) * 40, b"def fit(): ..."
 
@@ -17,9 +17,16 @@ def named(*blobs: bytes) -> dict[str, np.ndarray]:
     return {hashlib.sha256(b).hexdigest(): np.frombuffer(b, np.uint8) for b in blobs}
 
 
+def told(*blobs: bytes) -> bytes:
+    """An answer to which the last of the blobs comes first."""
+    *rest, model = blobs or (None,)
+    first = None if model is None else First(model)
+    return joined(first, encode({"hello": 1}, named(*rest)))[0]
+
+
 @pytest.mark.parametrize("blobs", [(), (MODEL,), (CODE, MODEL)])
 def test_what_was_told_is_what_is_opened(blobs: tuple[bytes, ...]) -> None:
-    raw = told({"hello": 1}, named(*blobs))
+    raw = told(*blobs)
     body, along = opened(raw)
     assert body == {"hello": 1}
     assert {name: found.tobytes() for name, found in along.items()} == {
@@ -46,14 +53,14 @@ def test_a_blob_that_is_not_what_it_is_called_is_refused() -> None:
 
 
 def test_the_first_blob_has_the_name_of_its_bytes_and_no_other() -> None:
-    raw = bytearray(told({}, named(MODEL)))
+    raw = bytearray(told(MODEL))
     raw[0] ^= 1
     assert set(opened(bytes(raw))[1]) != set(named(MODEL))
 
 
 @pytest.mark.parametrize("size", [0, 1, len(MODEL) - 64, len(MODEL) + 1, 1 << 63])
 def test_another_size_of_the_first_blob_is_no_other_news(size: int) -> None:
-    raw = told({"hello": 1}, named(MODEL))[:-8] + size.to_bytes(8, "little")
+    raw = told(MODEL)[:-8] + size.to_bytes(8, "little")
     with pytest.raises(FrameError):
         opened(raw)
 

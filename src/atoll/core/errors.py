@@ -16,6 +16,7 @@
     ├── MissingExtra          an optional library is not installed         exit 6
     ├── WireError             bytes from another machine are not valid     exit 7
     │   ├── Unreachable       the other side does not answer               exit 7
+    │   │   └── PutBack       nor will it before its operator has acted    exit 7
     │   └── TooLarge          more than was declared or is allowed         exit 7
     ├── AuthError             who sent this is not known for certain       exit 8
     │   └── Forbidden         known, and not allowed to do this            exit 8
@@ -50,6 +51,7 @@ __all__ = [
     "MissingExtra",
     "NotFound",
     "PolicyError",
+    "PutBack",
     "QuorumError",
     "StateError",
     "StorageError",
@@ -217,6 +219,12 @@ class Unreachable(WireError):
     """The other side does not answer, or the connection broke; trying again may help."""
 
     code = "wire.unreachable"
+
+
+class PutBack(Unreachable):
+    """The server was put back from a backup, and has lost what this site saw of it; its operator has to act."""
+
+    code = "wire.putback"
 
 
 class TooLarge(WireError):

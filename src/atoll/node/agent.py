@@ -27,9 +27,10 @@ from atoll.node.link import INLINE, Channel, Link
 from atoll.node.peers import Trust
 from atoll.node.policy.steward import Steward
 from atoll.node.room.scratch import clear
+from atoll.node.run_folder import Held
 from atoll.node.settings import GIB, Settings
 from atoll.node.site import Site
-from atoll.node.spool import Held, Spool
+from atoll.node.spool import Spool
 from atoll.runtime.fulfilling import backoff
 from atoll.wire.disk import Disk, RealDisk
 from atoll.wire.frames import Blob
@@ -100,7 +101,8 @@ class Agent:
         self._stop = threading.Event()
         self._ended: AtollError | None = None
         self._told: Mapping[str, Any] = {}
-        self._state, self._trouble, self._here = "starting", "", here
+        self._state, self._here = "starting", here
+        self._trouble = self._code = ""  # what the last question came to, where it was not answered
 
     def run(self) -> None:
         """Work until :meth:`stop`.
@@ -165,7 +167,7 @@ class Agent:
                 self._stop.set()
             except AtollError as error:
                 tries += 1
-                self._trouble = str(error)
+                self._trouble, self._code = str(error), error.code
                 self._state = "not connected"
                 if tries == 1:
                     log.warning("the server cannot be asked: %s", error)
@@ -177,7 +179,7 @@ class Agent:
             else:
                 if tries:
                     log.warning("the server answers again")
-                tries, self._trouble = 0, ""
+                tries, self._trouble, self._code = 0, "", ""
                 if wait and not (reply.gone or work) and time.monotonic() - began < _BREATH:
                     self._stop.wait(_BREATH)
                 self._state = "connected"
@@ -269,7 +271,13 @@ class Agent:
         steward, runs_trouble = self._site.steward, list(self._site.trouble.values())
         ledger = "" if steward is None else steward.trouble
         trouble = self._trouble or ledger or next(iter(runs_trouble), "")
-        told = {"state": self._state, "trouble": trouble, "epoch": epoch, "runs": runs}
+        told = {
+            "state": self._state,
+            "trouble": trouble,
+            "code": self._code,  # of the error behind it; empty where none is known
+            "epoch": epoch,
+            "runs": runs,
+        }
         if told != self._told:
             self._told = told
             when = datetime.now(UTC).isoformat(timespec="seconds")

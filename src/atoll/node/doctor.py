@@ -26,6 +26,7 @@ from atoll.core.errors import (
     JobError,
     MissingExtra,
     NotFound,
+    PutBack,
     suggest,
 )
 from atoll.job.deployed import dataset_name, deployable, left_out
@@ -66,8 +67,8 @@ __all__ = ["examine"]
 _NUMPY_MODELS = ("linear", "logistic", "multinomial", "function")
 _LEAST_ROOM = 256 << 20
 _FULL = 0.8
-_OTHER_SERVER = ("put back from a backup", "it was replaced")
-"""Words of a node's trouble with a server that is older than the one it saw."""
+_OTHER_SERVER = (FenceError.code, PutBack.code)
+"""Codes of a node's trouble with a server that is older than the one it saw."""
 _NEEDED = re.compile(r"([A-Za-z0-9_.\-]+)(?:\[[^]]*\])?\s*>=\s*([0-9.]+)")
 
 
@@ -199,7 +200,7 @@ def _node(home: Home) -> Iterator[Finding]:
     text = f"runs since {state.get('since', '?')}, {state.get('state', '?')}"
     if trouble := str(state.get("trouble", "")):
         said, _, remedy = trouble.partition("\n  next: ")
-        if any(words in said for words in _OTHER_SERVER):
+        if state.get("code") in _OTHER_SERVER:
             yield fault("node", f"{text}: {said}", remedy, FenceError)
         else:
             remedy = remedy or "see its log; the lines below may say why"

@@ -15,7 +15,7 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 
-from atoll.core.errors import Unreachable
+from atoll.core.errors import PutBack
 from atoll.core.values import ClientId
 from atoll.server.office import Office
 from atoll.server.store.contract import RESTORED, Event
@@ -70,7 +70,7 @@ class Epochs:
         """``site`` saw that start last.
 
         Raises:
-            Unreachable: the store does not know it; the site waits until the operator has seen to it.
+            PutBack: the store does not know it; the site waits until the operator has seen to it.
             FenceError: another server has taken over meanwhile, and the site has seen that.
         """
         if self.known(seen):
@@ -91,11 +91,11 @@ class Epochs:
         """Refuse what a site asks or brings that saw a start which the store does not know.
 
         Raises:
-            Unreachable: it did.
+            PutBack: it did.
         """
         epoch = self._strange.get(site)
         if epoch is not None:
-            raise Unreachable(
+            raise PutBack(
                 f"the server was put back from a backup: this site saw its epoch {epoch}, and the server "
                 "knows nothing of that start",
                 remedy=f"its operator: {_way_out(max(epoch, self._office.epoch))}",

@@ -444,6 +444,7 @@ class Service:
             StateError: it has ended already.
         """
         row = self._office.store.run(run)
+        # The web has asked for the same right before; what cannot be taken back does not rest on a route alone.
         if row.by != by:
             raise Forbidden(f"run {run} is {row.by}'s", remedy=f"ask {row.by} to cancel it")
         engine = self._engines.get(run)

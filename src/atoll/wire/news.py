@@ -16,15 +16,14 @@ gets the frame alone, with all blobs in it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from atoll.core.layout import Array
-from atoll.wire.frames import Allowed, FrameError, decode, encode
+from atoll.wire.frames import Allowed, FrameError, decode
 
-__all__ = ["NEWS", "First", "alone", "digests", "joined", "opened", "told"]
+__all__ = ["NEWS", "First", "alone", "digests", "joined", "opened"]
 
 NEWS = "application/vnd.atoll.news"
 """The media type of such an answer."""
@@ -64,14 +63,6 @@ def joined(first: First | None, frame: bytes) -> tuple[bytes, bytes]:
     sha.update(frame)
     sha.update(size)
     return b"".join((raw, frame, size)), sha.digest()
-
-
-def told(body: Mapping[str, Any], blobs: Mapping[str, Array]) -> bytes:
-    """An answer of its parts: a message, and blobs by digest."""
-    longest = max(blobs, key=lambda name: blobs[name].size, default="")
-    rest = {name: raw for name, raw in blobs.items() if name != longest}
-    first = First(blobs[longest].data) if longest else None
-    return joined(first, encode(body, rest))[0]
 
 
 def digests(raw: bytes) -> tuple[bytes, bytes]:

@@ -6,7 +6,7 @@ message that was recorded, repeated or delayed does reach the service.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -15,10 +15,11 @@ from storm import kernel as k
 from storm.network import Request
 
 from atoll.core.errors import Forbidden, NotFound
+from atoll.core.layout import Array
 from atoll.server.rounds.early import Early
 from atoll.server.service import Poll, Service
 from atoll.server.web.gate import Roster
-from atoll.wire.frames import Blob
+from atoll.wire.frames import Blob, encode
 from atoll.wire.messages import (
     NewsReply,
     PollReply,
@@ -28,7 +29,7 @@ from atoll.wire.messages import (
     read_body,
     read_json,
 )
-from atoll.wire.news import opened, told
+from atoll.wire.news import First, joined, opened
 
 __all__ = ["Front", "receipt_in"]
 
@@ -68,7 +69,7 @@ class Front:
         if "seen" in query:  # a node of today says so with each question and each result
             self._service.epochs.hear(site, query["seen"])
         if where == ("GET", "poll"):
-            return told(*self._poll(site, query))
+            return _news(*self._poll(site, query))
         if where == ("POST", "results"):
             return self._deliver(site, name, request)
         if where == ("GET", "blobs"):
@@ -156,7 +157,7 @@ class Front:
         if "wait" not in query:
             return receipt.model_dump_json().encode()
         news, small = self._poll(site, query)
-        return told({"receipt": receipt.model_dump(), "news": news}, small)
+        return _news({"receipt": receipt.model_dump(), "news": news}, small)
 
 
 def receipt_in(raw: bytes) -> tuple[ReceiptBody, bool]:
@@ -164,3 +165,11 @@ def receipt_in(raw: bytes) -> tuple[ReceiptBody, bool]:
     if raw.startswith(b"{"):
         return read_json(ReceiptBody, raw), True
     return read_body(NewsReply, opened(raw)[0]).receipt, False
+
+
+def _news(body: Mapping[str, Any], blobs: Mapping[str, Array]) -> bytes:
+    """An answer, to which the longest blob comes first."""
+    longest = max(blobs, key=lambda name: blobs[name].size, default="")
+    rest = {name: raw for name, raw in blobs.items() if name != longest}
+    first = First(blobs[longest].data) if longest else None
+    return joined(first, encode(body, rest))[0]
