@@ -93,7 +93,7 @@ bench-peers: $(SETUP) ## measure Flower, pfl, BlazeFL, FedJAX, NVFlare beside us
 reliability: $(SETUP) ## kill, cut and starve real federations, write docs/reliability.md (about an hour)
 	$(PY) -m benchmarks.reliability $(BENCH_ARGS)
 
-bench-deploy: $(SETUP) ## measure a deployment beside Flower's and plain sockets (BENCH_ARGS=--quick for a look)
+bench-deploy: $(SETUP) ## measure a deployment beside Flower, NVFlare and plain sockets (BENCH_ARGS=--quick for a look)
 	TORCH='$(TORCH)' $(PY) -m benchmarks.deploy.run $(BENCH_ARGS)
 
 bench-masked: $(SETUP) ## measure masked and encrypted rounds beside Flower's SecAgg+ (BENCH_ARGS=--quick for a look)

@@ -23,10 +23,11 @@ from benchmarks.peers.environments import ENVIRONMENTS, ensure
 from benchmarks.peers.watch import TAG, end
 from benchmarks.run import ROOT
 
-__all__ = ["Result", "arguments", "flower", "launch", "note", "remark", "spread"]
+__all__ = ["Result", "arguments", "launch", "note", "peers", "remark", "spread"]
 
 Result = dict[str, Any]
 
+_TITLES = {"flower": "Flower", "nvflare": "NVFlare"}
 _SINGLE = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL")}
 
 
@@ -103,11 +104,9 @@ def arguments(description: str | None, repeats: int, note: str = "") -> argparse
     return parser
 
 
-def flower(wanted: bool = True) -> tuple[str, list[str]]:
-    """The interpreter that has Flower, empty where there is none, and what is to be said of it."""
-    if not wanted:
-        return "", []
-    found, missing = ensure(["flower"])
-    said = [f"Flower {ENVIRONMENTS[name].version}." for name in found]
-    said += [f"Flower is left out: {reason}." for reason in missing.values()]
-    return str(found.get("flower", "")), said
+def peers(*names: str) -> tuple[dict[str, str], list[str]]:
+    """Interpreters of other systems, without those that do not install here, and what is to be said of them."""
+    found, missing = ensure(names)
+    said = [f"{_TITLES[name]} {ENVIRONMENTS[name].version}." for name in found]
+    said += [f"{_TITLES[name]} is left out: {reason}." for name, reason in missing.items()]
+    return {name: str(python) for name, python in found.items()}, said

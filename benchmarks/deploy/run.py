@@ -21,14 +21,15 @@ from benchmarks.deploy.work import WORKLOADS
 from benchmarks.machine import Background, compiled, describe
 from benchmarks.pages import write
 from benchmarks.run import ROOT
-from benchmarks.turns import Result, arguments, flower, launch, note, remark, spread
+from benchmarks.turns import Result, arguments, launch, note, peers, remark, spread
 
 RAW = ROOT / ".bench" / "deploy.jsonl"
 TABLES = ROOT / ".bench" / "deploy-tables.json"
 PATIENCE = 600
-CONTESTANTS = {"floor": "plain sockets", "ours": "Atoll", "flower": "Flower"}
+CONTESTANTS = {"floor": "plain sockets", "ours": "Atoll", "flower": "Flower", "nvflare": "NVFlare"}
 """Runners of this package and their names."""
-SLOW = {("flower", "W6"): 12}
+PEERS = ("flower", "nvflare")
+SLOW = {("flower", "W6"): 12, ("nvflare", "W6"): 12}
 """Rounds of who takes seconds for each."""
 QUICK = {"W5": 3, "W6": 8}
 
@@ -109,8 +110,8 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Entry point; the exit code."""
     given = _arguments()
-    theirs, said = flower("flower" in given.only)
-    field = [who for who in given.only if who != "flower" or theirs]
+    theirs, said = peers(*(who for who in given.only if who in PEERS))
+    field = [who for who in given.only if who not in PEERS or who in theirs]
     compiled()
     print("\n".join([describe(), *said]))
     failed = False

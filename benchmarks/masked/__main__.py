@@ -17,7 +17,7 @@ from statistics import median
 from benchmarks.machine import Background, describe
 from benchmarks.pages import write
 from benchmarks.run import ROOT
-from benchmarks.turns import Result, arguments, flower, launch, note, remark, spread
+from benchmarks.turns import Result, arguments, launch, note, peers, remark, spread
 
 RAW = ROOT / ".bench" / "masked.jsonl"
 PATIENCE = 600
@@ -124,8 +124,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     given.repeats = 1 if given.quick else given.repeats
-    theirs, said = flower()
-    interpreters = {"ours": sys.executable} | ({"flower": theirs} if theirs else {})
+    theirs, said = peers("flower")
+    interpreters = {"ours": sys.executable, **theirs}
     field = {
         who: interpreters[who[0]]
         for who in FIELD
