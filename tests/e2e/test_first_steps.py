@@ -272,9 +272,13 @@ def test_targets_that_are_words_are_refused_with_their_client():
 
 
 def test_rows_with_gaps_are_named_as_what_keeps_rounds_from_committing():
+    def fit(parameters, data, context):
+        return {"w": parameters["w"] + data.features.mean(axis=0)}, None
+
+    own = FunctionTrainer({"w": np.zeros(1)}, fit, lambda parameters, data: {"loss": 0.0})
     gaps = {s: atoll.Examples(e.features * np.nan, e.targets) for s, e in levels().items()}
     with pytest.raises(QuorumError, match="low refused") as caught:
-        atoll.simulate(linear(stop=atoll.Stop(rounds=2)), gaps)
+        atoll.simulate(linear(trainer=own, stop=atoll.Stop(rounds=2)), gaps)
     assert "missing or infinite values" in caught.value.remedy
 
 

@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import atoll
-from atoll.core.errors import JobConflict, JobError
+from atoll.core.errors import AtollError, DataError, JobConflict, JobError
 from atoll.data.inputs import Inputs
+from atoll.data.population import LazyClients
 from atoll.models.function import FunctionTrainer
 from atoll.models.linear import LinearTrainer
+from atoll.models.torch import TorchTrainer
 
 JOB = """seed = 2
 [data]
@@ -161,3 +164,86 @@ def test_new_rows_with_a_target_of_0_and_1_are_scored_as_they_are(folder):
     outputs = inputs.features(rows) @ run.parameters["weight"] + run.parameters["intercept"]
     right = (inputs.labels(outputs) == rows["ill"]).mean()
     assert 0.5 < right == ((outputs > 0) == inputs.targets(rows)).mean()
+
+
+def rows_of(count, labels=(0, 1), gap=None):
+    features = np.random.default_rng(count).normal(size=(count, 2))
+    if gap is not None:
+        features[gap] = np.nan
+    return atoll.Examples(features, np.resize(np.array(labels), count))
+
+
+def one_hot(index, seed):
+    return atoll.Examples(np.zeros((4, 2)), np.eye(2)[[0, 1, 0, 1]])
+
+
+def words(index, seed):
+    return rows_of(4, ["no", "yes"])
+
+
+def broken(index, seed):
+    raise RuntimeError("mine")
+
+
+@pytest.mark.parametrize(
+    ("make", "told", "remedy"),
+    [
+        (one_hot, r"shape \(4, 2\), and the model has one a row", "argmax"),
+        (words, "targets of dtype <U3 are no numbers", "number the classes"),
+        (broken, "RuntimeError: mine", ""),
+    ],
+)
+def test_a_few_clients_of_a_population_are_looked_at_before_training(make, told, remedy):
+    job, seen = atoll.Job(trainer=LinearTrainer("logistic", 2), stop=atoll.Stop(rounds=1)), []
+    with pytest.raises(AtollError, match=told) as caught:
+        atoll.simulate(job, LazyClients(1000, make), observers=[seen.append])
+    assert remedy in str(caught.value)
+    assert not seen
+    assert len(caught.value.faults) <= 2
+
+
+@pytest.mark.parametrize("where", ["clients", "held_out", "central"])
+def test_gaps_in_rows_are_named_before_training(where):
+    """In rows of a test they gave ``loss: None``, and clients with gaps were left out of every round."""
+    given = {"clients": {"a": rows_of(9), "b": rows_of(8)}, "held_out": {"a": rows_of(5)}}
+    given["central"] = rows_of(7)
+    if where == "central":
+        given["central"], place = rows_of(7, gap=3), "central"
+    else:
+        place = {"clients": "client 'a'", "held_out": "held-out rows of 'a'"}[where]
+        given[where]["a"] = rows_of(9, gap=[3, 5])
+    job = atoll.Job(trainer=LinearTrainer("logistic", 2), stop=atoll.Stop(rounds=1))
+    with pytest.raises(JobConflict) as caught:
+        atoll.simulate(job, **given)
+    (fault,) = caught.value.faults
+    assert fault.place == place
+    assert "features[3] to begin with" in fault.message
+
+
+def test_a_module_that_fills_gaps_itself_is_given_them():
+    module = torch.nn.Sequential(NoGaps(), torch.nn.Linear(2, 2))
+    job = atoll.Job(trainer=TorchTrainer(module), stop=atoll.Stop(rounds=1))
+    run = atoll.simulate(job, {"a": rows_of(9, gap=3)}, central=rows_of(9, gap=2))
+    assert np.isfinite(run.metrics["central.loss"]).all()
+
+
+class NoGaps(torch.nn.Module):
+    def forward(self, x):
+        return torch.nan_to_num(x)
+
+
+def test_of_a_thousand_clients_with_the_same_fault_a_few_are_named():
+    clients = {f"c{i}": words(i, None) for i in range(1000)}
+    job = atoll.Job(trainer=LinearTrainer("logistic", 2), stop=atoll.Stop(rounds=1))
+    with pytest.raises(DataError, match="and 995 more of this kind") as caught:
+        atoll.simulate(job, clients)
+    assert len(caught.value.faults) == 6
+
+
+def test_where_the_first_client_is_the_odd_one_it_is_named():
+    """It was left out of every round without a word."""
+    job = atoll.Job(trainer=LinearTrainer("logistic", 2), stop=atoll.Stop(rounds=1))
+    clients = {"a": atoll.Examples(np.zeros((4, 3)), np.array([0, 1, 0, 1])), "b": rows_of(4)}
+    with pytest.raises(JobConflict) as caught:
+        atoll.simulate(job, clients)
+    assert [fault.place for fault in caught.value.faults] == ["client 'a'"]

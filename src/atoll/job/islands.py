@@ -17,7 +17,16 @@ from atoll.data.card import examples_card
 from atoll.data.inputs import Inputs
 from atoll.data.population import LazyClients
 
-__all__ = ["MOST_CARDS", "Islands", "card", "islands_of", "sized", "together", "untold"]
+__all__ = [
+    "MOST_CARDS",
+    "Islands",
+    "card",
+    "first_of",
+    "islands_of",
+    "sized",
+    "together",
+    "untold",
+]
 
 MOST_CARDS = 200
 """Data cards are made for at most so many clients; a simulation of thousands needs none."""
@@ -72,22 +81,35 @@ def islands_of(
             )
     clients, held_out, central = _plain(clients), _plain(held_out), _arrays("central", central)
     lazy = isinstance(clients, LazyClients)  # nobody is made before they are invited
-    faults = [
+    lengths = [
         Fault(f"client {client!r}", f"{len(e.features)} rows but {len(e.targets)} targets")
         for client, e in (() if lazy else clients.items())
         if isinstance(e, Examples) and len(e.features) != len(e.targets)
     ]
-    faults += [
+    words = [
         Fault(f"client {client!r}", f"targets of dtype {e.targets.dtype} are no numbers", _NUMBERS)
         for client, e in (() if lazy else clients.items())
         if isinstance(e, Examples) and e.targets.dtype.kind not in "biuf"
     ]
-    faults += _strangers(clients, held_out)
+    faults = [*first_of(lengths), *first_of(words), *first_of(_strangers(clients, held_out))]
     raise_faults(DataError, "the clients' data", faults)
     cards: list[Mapping[str, Any]] = []
     if len(clients) <= MOST_CARDS and not lazy:
         cards = [card(c, examples_card(e)) for c, e in clients.items() if isinstance(e, Examples)]
     return Islands(clients, held_out, central, cards=cards)
+
+
+def first_of(faults: list[Fault]) -> list[Fault]:
+    """The first faults of one kind, and in a line how many more there are.
+
+    >>> several = [Fault(f"client {i}", "no rows") for i in range(1000)]
+    >>> len(first_of(several)), first_of(several)[-1].message
+    (6, 'and 995 more of this kind')
+    """
+    more = len(faults) - _SHOWN
+    if more <= 0:
+        return faults
+    return [*faults[:_SHOWN], Fault("", f"and {more:,} more of this kind")]
 
 
 def sized(islands: Islands) -> Islands:
@@ -106,6 +128,9 @@ def sized(islands: Islands) -> Islands:
     features = math.prod(rows[0].features.shape[1:])
     return replace(islands, features=features, classes=classes)
 
+
+_SHOWN = 5
+"""So many clients are named that have the same fault: there may be a thousand."""
 
 _NUMBERS = "number the classes from 0: 0, 1, …"
 

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from atoll.core.contracts import Examples, Trainer
 from atoll.core.errors import DataError, Fault
+from atoll.core.layout import Array
 from atoll.core.seeds import Seed
+from atoll.core.values import ClientId
 from atoll.data.population import LazyClients
-from atoll.job.islands import Islands
+from atoll.job.islands import Islands, first_of
 from atoll.models.function import FunctionTrainer
 from atoll.models.scores import check_labels
 from atoll.runtime.threads import Threads
 
 __all__ = ["unfit_rows"]
 
-_SHOWN = 5
 _LOOKED_AT = 2000
 """Targets of so many clients are looked at; a mistake in numbering is soon seen."""
 
@@ -33,22 +36,35 @@ def unfit_rows(trainer: Trainer, islands: Islands) -> list[Fault]:
 
     Args:
         trainer: of the run.
-        islands: its data; clients that are made on demand are not looked at.
+        islands: its data; of clients that are made on demand the first and the last are looked at.
     """
     if not type(trainer).__module__.startswith("atoll.models.") or isinstance(
         trainer, FunctionTrainer
     ):
         return []
-    for look in (_odd_rows, _odd_targets):
-        if faults := [*_no_rows(islands)][:_SHOWN] or [*look(trainer, islands)][:_SHOWN]:
+    islands = replace(islands, train=_probes(islands.train), held_out=_probes(islands.held_out))
+    if faults := first_of([*_no_rows(islands)]):
+        return faults
+    for look in (_odd_rows, _odd_targets, _gaps):
+        if faults := first_of([*look(trainer, islands)]):
             return faults
     return []
 
 
+def _probes(clients: Mapping[ClientId, Any]) -> Mapping[ClientId, Any]:
+    """The clients, or of those that are made on demand a few."""
+    if not isinstance(clients, LazyClients):
+        return clients
+    made = {}
+    for i in sorted({0, len(clients) - 1}):
+        with contextlib.suppress(Exception):  # told of whoever is invited, with its place
+            made[clients.ids[i]] = clients.at(i)
+    return made
+
+
 def _named(islands: Islands) -> Iterator[tuple[str, Any]]:
-    lazy = isinstance(islands.train, LazyClients)
     for what, given in (("client", islands.train), ("held-out rows of", islands.held_out)):
-        for client, rows in () if lazy else given.items():
+        for client, rows in given.items():
             yield f"{what} {client!r}", rows
     if islands.central is not None:
         yield "central", islands.central
@@ -63,20 +79,24 @@ def _no_rows(islands: Islands) -> Iterator[Fault]:
 
 
 def _odd_rows(trainer: Trainer, islands: Islands) -> Iterator[Fault]:
-    """Rows of another shape than the first client's, if the model cannot be applied to them."""
-    first = ""
-    usual: Row = ()
-    judged: dict[Row, str] = {}
-    for place, rows in _named(islands):
-        if not isinstance(rows, Examples) or not len(rows):
-            continue
+    """Rows of several shapes, those that the model cannot be applied to.
+
+    Where all have the same shape the first round says so at once, and costs nobody anything.
+    """
+    shapes: dict[Row, tuple[str, Examples]] = {}
+    held = [(p, rows) for p, rows in _named(islands) if isinstance(rows, Examples) and len(rows)]
+    for place, rows in held:
+        shapes.setdefault(rows.features.shape[1:], (place, rows))
+    if len(shapes) < 2:
+        return
+    judged = {shape: _why_not(trainer, rows) for shape, (_, rows) in shapes.items()}
+    fit = [shape for shape, why in judged.items() if not why]
+    usual = (fit or list(shapes))[0]
+    for place, rows in held:
         shape: Row = rows.features.shape[1:]
-        if not first:
-            first, usual, judged = place, shape, {shape: ""}
-        if shape not in judged:
-            judged[shape] = _why_not(trainer, rows)
         if judged[shape]:
-            told = f"{_size(shape)} a row, {first} has {_size(usual)}: {judged[shape]}"
+            beside = f", {shapes[usual][0]} has {_size(usual)}" if shape != usual else ""
+            told = f"{_size(shape)} a row{beside}: {judged[shape]}"
             yield Fault(place, told, "give all clients the same columns, in the same order")
 
 
@@ -92,7 +112,10 @@ def _odd_targets(trainer: Trainer, islands: Islands) -> Iterator[Fault]:
         if not isinstance(rows, Examples) or not len(rows):
             continue
         targets, several = np.asarray(rows.targets), math.prod(np.shape(rows.targets)[1:]) > 1
-        if several and kind:
+        if targets.dtype.kind not in "biuf":
+            told = f"targets of dtype {targets.dtype} are no numbers"
+            yield Fault(place, told, "number the classes from 0: 0, 1, …")
+        elif several and kind:
             told = f"targets of shape {targets.shape}, and the model has one a row"
             one = (
                 "numbers of classes, such as targets.argmax(axis=1)"
@@ -105,6 +128,42 @@ def _odd_targets(trainer: Trainer, islands: Islands) -> Iterator[Fault]:
                 check_labels(targets, 2 if kind == "logistic" else classes)
             except DataError as error:
                 yield Fault(place, error.message, error.remedy)
+
+
+def _gaps(trainer: Trainer, islands: Islands) -> Iterator[Fault]:
+    """Rows with missing or infinite values, if the model has no loss for them.
+
+    Of a client they would cost its updates, round by round; of a test its figures.
+    """
+    for place, rows in itertools.islice(_named(islands), _LOOKED_AT):
+        if not isinstance(rows, Examples) or not len(rows):
+            continue
+        for what, values in (("features", rows.features), ("targets", rows.targets)):
+            if np.asarray(values).dtype.kind != "f" or _finite(values):
+                continue
+            bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+            if len(bad) and not _has_loss(trainer, rows, int(bad[0])):
+                count = f"{len(bad)} of {len(rows)} rows hold" if len(bad) > 1 else "a row holds"
+                told = f"{count} missing or infinite values, {what}[{bad[0]}] to begin with"
+                yield Fault(place, told, "fill them, or leave these rows out")
+                break
+
+
+def _finite(values: Array) -> bool:
+    """Whether all values are surely finite, in one pass; a sum that overflows says no more."""
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(values.sum()))
+
+
+def _has_loss(trainer: Trainer, rows: Examples, row: int) -> bool:
+    """Whether the initial model has a finite loss on that row."""
+    one = Examples(rows.features[row : row + 1], rows.targets[row : row + 1])
+    with Threads().one(), np.errstate(all="ignore"):
+        try:
+            loss: Any = trainer.evaluate(trainer.initial(Seed(0)), one)["loss"]
+        except Exception:  # of whatever library the model is made with
+            return False
+        return math.isfinite(getattr(loss, "value", loss))
 
 
 def _size(shape: Row) -> str:
