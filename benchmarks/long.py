@@ -1,6 +1,6 @@
 """Whether a long run holds on to memory: 1,000 rounds of W1 with two workers.
 
-    python -m benchmarks.long [--rounds N] [--workers N]
+    python -m benchmarks.long [--rounds N] [--workers N] [--no-page]
 
 Reads the memory of the whole process tree every 50 rounds, fits a line through the readings after the first
 100 rounds and writes its slope into ``docs/performance.md``. The run has a folder, as users' runs do.
@@ -35,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--no-page", action="store_true", help="only print")
     given = parser.parse_args()
     made, clients = job("W1", given.rounds, "torch")
     read: list[tuple[int, float]] = []
@@ -67,7 +68,7 @@ def main() -> None:
         f"{datetime.now(UTC):%Y-%m-%d}, {describe()}. Other processes used {others.share():.0%} meanwhile.",
     ]
     print("\n".join(lines))
-    if given.rounds >= 1000:
+    if given.rounds >= 1000 and not given.no_page:
         write("long", lines)
 
 

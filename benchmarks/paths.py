@@ -1,6 +1,6 @@
 """Which way local training takes, and what that gains: methods and local optimisers, W1 and W2.
 
-    python -m benchmarks.paths [--workloads W1 W2] [--turns N] [--quick]
+    python -m benchmarks.paths [--workloads W1 W2] [--turns N] [--quick] [--no-page]
 
 For each method and local optimiser the general way (autograd, step by step) and the one that is chosen by
 default take turns with two workers; the ratio is the median of those within a turn. The table goes into
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one short turn; leaves the page alone"
     )
+    parser.add_argument("--no-page", action="store_true", help="only print")
     given = parser.parse_args()
     others = Background()
     lines = [
@@ -87,7 +88,7 @@ def main() -> None:
         f"{datetime.now(UTC):%Y-%m-%d}, {describe()}. Other processes used {share:.0%} meanwhile."
     )
     print("\n".join([*lines, "", note]))
-    if not given.quick:
+    if not (given.quick or given.no_page):
         write("paths", [*lines, "", note])
 
 
