@@ -1,11 +1,13 @@
 """The order of the tests; and what a test imports from its own folder is forgotten with it."""
 
+import functools
 import os
 import signal
 import sys
 from pathlib import Path
 
 import pytest
+import typer.main
 from hypothesis import HealthCheck, settings
 
 sys.path.insert(0, str(Path(__file__).parent / "machine"))
@@ -20,6 +22,9 @@ for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "RAY_ADDRESS"
         os.environ.pop(spelled, None)
 for name in [name for name in os.environ if name.startswith(("ATOLL_", "AWS_"))]:
     del os.environ[name]
+
+# A command is put together when it is called, which takes longer than many of them work.
+typer.main.get_command = functools.cache(typer.main.get_command)
 
 # Nothing that depends on how busy the machine is, and the same examples in every run: a failure is then of the
 # change that it came with. `pytest --hypothesis-profile=search` looks for other examples.

@@ -43,7 +43,7 @@ def _launcher() -> Iterator[None]:
 
     def launcher() -> Launcher:
         if not made:
-            made.append(Launcher(federation_processes.READ))
+            made.append(Launcher(federation_processes.READ, [federation_processes.MACHINE]))
         return made[0]
 
     federation_processes.launcher = launcher

@@ -38,11 +38,12 @@ from atoll.node.home import Home
 from atoll.node.join import join
 from atoll.server import admin
 
+MACHINE = str(Path(__file__).parents[1] / "machine")
 ATOLL = str(Path(sys.executable).with_name("atoll"))
 READ = (
     *("atoll.cli.main", "atoll.cli.node", "atoll.cli.server"),
     *("atoll.node.agent", "atoll.node.join", "atoll.node.link", "atoll.node.policy.steward"),
-    *("atoll.server.web.serving", "atoll.server.store.sql"),
+    *("atoll.server.web.serving", "atoll.server.store.sql", "worker_copies:read"),
 )
 """Modules of a command that works."""
 _LOOK = 0.01
@@ -136,7 +137,10 @@ class Process:
         own = {**kept, "OMP_NUM_THREADS": "1", **self._environment}
         if launcher is not None and self.command[0] == ATOLL:
             words = ["atoll", *self.command[1:]]
-            self._process = launcher().start("atoll.cli.main:app", words, self.log, own)
+            works = (
+                "worker_copies:node" if words[1:3] == ["node", "start"] else "atoll.cli.main:app"
+            )
+            self._process = launcher().start(works, words, self.log, own)
             return
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

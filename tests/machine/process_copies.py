@@ -65,7 +65,7 @@ class Launcher:
     """The process that is copied; it ends with this object.
 
     Args:
-        read: modules that it reads.
+        read: modules that it reads; as ``module:name``, a function of one is called too, without arguments.
         path: folders in which it finds those that are not installed; copies look into them too.
     """
 
@@ -83,7 +83,13 @@ class Launcher:
         self._thread.start()
 
     def start(
-        self, function: str, words: Sequence[str], log: Path, environment: Mapping[str, str]
+        self,
+        function: str,
+        words: Sequence[str],
+        log: Path,
+        environment: Mapping[str, str],
+        *,
+        group: bool = False,
     ) -> Copy:
         """A process of its own that writes into ``log``.
 
@@ -92,8 +98,9 @@ class Launcher:
             words: its command line, ``sys.argv``.
             log: what it says is added to this file.
             environment: all of it.
+            group: whether it and its children are a process group of their own.
         """
-        order = {"function": function, "words": list(words), "log": str(log)}
+        order = {"function": function, "words": list(words), "log": str(log), "group": group}
         with self._asking:
             assert self._process.stdin is not None
             text = json.dumps({**order, "environment": dict(environment)})
@@ -171,10 +178,12 @@ def _serve() -> str:
             sys.exit()
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
+            order = json.loads(line)
             pid = os.fork()
+            if order["group"]:  # in both, whichever comes first
+                os.setpgid(pid, pid)
             if pid == 0:
                 selector.close()  # not its number alone: forgotten later, it would close another's
-                order = json.loads(line)
                 _become(order, (heard, rung))
                 return str(order["function"])
             living.add(pid)
@@ -185,6 +194,9 @@ if __name__ == "__main__":
     given = json.loads(sys.argv[1])
     sys.path[:1] = given["path"]  # in place of the folder of this file
     for name in given["read"]:
-        importlib.import_module(name)
+        module, _, function = name.partition(":")
+        found = importlib.import_module(module)
+        if function:
+            getattr(found, function)()
     module, _, function = _serve().partition(":")
     getattr(sys.modules[module], function)()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_federation as ff
+import worker_copies
 from node_process import Channel, Door
 from private_jobs import TRUSTING
 
@@ -90,6 +91,7 @@ def main(socket: str, folder: str, point: str = "") -> None:
 
 def alone() -> None:
     """What a process of its own does."""
+    worker_copies.give_copies()
     main(*sys.argv[1:])
 
 

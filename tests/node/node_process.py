@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import fake_federation as ff
+import worker_copies
 
 from atoll.node.agent import Agent, stop_on_signal
 from atoll.node.home import Home
@@ -110,6 +111,7 @@ def main(socket: str, folder: str, point: str = "") -> None:
 
 def alone() -> None:
     """What a process of its own does."""
+    worker_copies.give_copies()
     main(*sys.argv[1:])
 
 
