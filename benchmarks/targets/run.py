@@ -65,10 +65,13 @@ def write() -> Path:
     lines = [
         "# Results beside published ones",
         "",
-        "Made by `make targets`; do not edit. A figure passes when |own mean - published mean| <= "
-        "2.5 sqrt(sd_p²/n_p + sd_o²/n_o), with a floor of .5 percentage points on accuracies of image "
-        "tasks. Standard deviations are over runs with different seeds. "
-        f"Last written {datetime.now(UTC):%Y-%m-%d} with Python {platform.python_version()}.",
+        "Published experiments, run again with Atoll in the published settings. Made by `make targets` "
+        "(`benchmarks/targets/`, one file for each T number); do not edit.",
+        "",
+        "A figure passes when the two means are as near as runs with different seeds let one expect: |own "
+        "mean - published mean| <= 2.5 sqrt(sd_p²/n_p + sd_o²/n_o), with the standard deviations sd over n "
+        "runs, p for published and o for ours. On accuracies of image tasks .5 percentage points are "
+        f"always allowed. Last written {datetime.now(UTC):%Y-%m-%d} with Python {platform.python_version()}.",
         "",
     ]
     for target in ("T09", "T11", "T24", "ASYNC"):
