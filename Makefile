@@ -14,7 +14,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 TORCH ?= torch==2.13.0
 
 # Tests share the cores between processes; more than one thread in each only makes them wait. A third process
-# gained nothing: 24:51 for 8,636 tests on two cores where two took 24:01 for 8,498 before them.
+# gained nothing: 24:51 for 8,636 tests on two cores where two took 24:01 for 8,498 before them. Each begins with one
+# half of the list and takes from the other's when it is done: what a file starts for its tests is started once.
 WORKERS ?= 2
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -67,7 +68,7 @@ test: $(SETUP) ## run all tests (PYTEST_ARGS='-k word' for some of them)
 	@$(PY) -m compileall -q -x '/test_|/conftest' src tests || true
 	@said=$$(mktemp); $(PY) -m pytest -m cluster $(PYTEST_ARGS) >"$$said" 2>&1 & beside=$$!; status=0; \
 	trap 'exit 130' INT; trap 'kill $$beside 2>/dev/null || true; rm -f "$$said"' EXIT; \
-	$(PY) -m pytest -n $(WORKERS) -m 'not cluster' $(PYTEST_ARGS) || test $$? -eq 5 || status=1; \
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal -m 'not cluster' $(PYTEST_ARGS) || test $$? -eq 5 || status=1; \
 	wait $$beside || test $$? -eq 5 || status=1; \
 	echo 'beside them, on a cluster:'; cat "$$said"; exit $$status
 

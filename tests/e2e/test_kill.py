@@ -12,11 +12,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from process_copies import Copy, Launcher
 
 ROUNDS = 250
 KILLS = 10
@@ -64,8 +65,9 @@ metric = "federated.loss"
 every = 3
 """
 
-PRELUDE = ""
-"""Code run before ``atoll``; to break the promise on purpose and see this file fail."""
+READ = ("atoll.cli.main", "atoll.cli.run", "atoll.simulation", "atoll.runtime.processes", "pandas")
+"""What runs read; one more module can break the promise on purpose, to see this file fail."""
+COMMAND = "atoll.cli.main:app"
 
 
 def rows() -> str:
@@ -79,17 +81,15 @@ def rows() -> str:
     return "\n".join(lines) + "\n"
 
 
-def start(job: Path, out: Path, *options: str) -> subprocess.Popen[str]:
+def start(launcher: Launcher, job: Path, out: Path, *options: str) -> Copy:
     """``atoll run`` in a process group of its own."""
-    code = f"{PRELUDE}\nfrom atoll.cli.main import app; app()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, "run", str(job), "--out", str(out), "--quiet", *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    words = ["atoll", "run", str(job), "--out", str(out), "--quiet", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return launcher.start(COMMAND, words, log_of(out), environment, group=True)
+
+
+def log_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.log")
 
 
 def alive(group: int) -> list[int]:
@@ -132,6 +132,14 @@ def outcome(out: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher]:
+    """Runs are copies of one process: what they read takes longer than many of them live."""
+    made = Launcher(READ)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
 def job(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("kill")
     folder.joinpath("rows.csv").write_text(rows())
@@ -140,21 +148,21 @@ def job(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(job) -> tuple[dict, float]:
+def undisturbed(job, launcher) -> tuple[dict, float]:
     """The measure, and how long it takes."""
+    out = job.parent / "undisturbed"
     began = time.monotonic()
-    process = start(job, job.parent / "undisturbed")
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    assert start(launcher, job, out).wait(120) == 0, log_of(out).read_text()
+    length = time.monotonic() - began
     expected = outcome(job.parent / "undisturbed")
     assert [r["round"] for r in expected["rounds"]] == list(range(1, ROUNDS + 1))
     assert expected["manifest"]["model_hash"] == expected["rounds"][-1]["model_hash"]
-    return expected, time.monotonic() - began
+    return expected, length
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", "processes"])
-def test_a_run_killed_at_any_moment_ends_in_the_same_bits(job, undisturbed, executor):
+def test_a_run_killed_at_any_moment_ends_in_the_same_bits(job, launcher, undisturbed, executor):
     expected, length = undisturbed
     rng = random.Random(executor)
     kills, runs, reached = 0, 0, []
@@ -162,21 +170,23 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits(job, undisturbed, exec
         runs += 1
         out = job.parent / f"{executor}-{runs}"
         while True:
-            process = start(job, out, "--resume", "--executor", executor, "--workers", "2")
+            process = start(
+                launcher, job, out, "--resume", "--executor", executor, "--workers", "2"
+            )
             # Once enough have died, the last run may come to its end.
             wait = rng.uniform(0, length) if kills < KILLS else 120
             try:
-                said, _ = process.communicate(timeout=wait)
+                status = process.wait(wait)
             except subprocess.TimeoutExpired:
                 # The whole group, as the kernel or a batch system does, or the coordinator alone.
                 (os.killpg if kills % 2 else os.kill)(process.pid, signal.SIGKILL)
-                process.communicate()
+                process.wait()
                 kills += 1
                 metrics = out / "metrics.jsonl"
                 reached.append(metrics.read_bytes().count(b"\n") if metrics.exists() else 0)
                 assert nothing_left(process.pid)
                 continue
-            assert process.returncode == 0, said
+            assert status == 0, log_of(out).read_text()
             break
         assert outcome(out) == expected
     assert any(0 < n < ROUNDS for n in reached), reached
@@ -184,17 +194,19 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits(job, undisturbed, exec
 
 @pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", "processes"])
-def test_sigterm_ends_the_run_after_its_round_and_leaves_it_resumable(job, undisturbed, executor):
+def test_sigterm_ends_the_run_after_its_round_and_leaves_it_resumable(
+    job, launcher, undisturbed, executor
+):
     out = job.parent / f"term-{executor}"
-    process = start(job, out, "--executor", executor, "--workers", "2")
+    process = start(launcher, job, out, "--executor", executor, "--workers", "2")
     metrics, until = out / "metrics.jsonl", time.monotonic() + 60
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < 5:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, log_of(out).read_text()
         assert time.monotonic() < until
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, said
+    status, said = process.wait(60), log_of(out).read_text()
+    assert status == 130, said
     assert "--resume" in said
     assert nothing_left(process.pid)
     manifest = json.loads((out / "manifest.json").read_text())
@@ -202,7 +214,6 @@ def test_sigterm_ends_the_run_after_its_round_and_leaves_it_resumable(job, undis
     assert 5 <= manifest["rounds"] == metrics.read_bytes().count(b"\n") < ROUNDS
     # Continued by the other executor.
     other = "serial" if executor == "processes" else "processes"
-    process = start(job, out, "--resume", "--executor", other, "--workers", "2")
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
+    process = start(launcher, job, out, "--resume", "--executor", other, "--workers", "2")
+    assert process.wait(120) == 0, log_of(out).read_text()
     assert outcome(out) == undisturbed[0]
