@@ -19,6 +19,8 @@ from pathlib import Path
 import pytest
 from process_copies import Copy, Launcher
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 ROUNDS = 250
 KILLS = 10
 """For each executor."""
@@ -160,7 +162,6 @@ def undisturbed(job, launcher) -> tuple[dict, float]:
     return expected, length
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", "processes"])
 def test_a_run_killed_at_any_moment_ends_in_the_same_bits(job, launcher, undisturbed, executor):
     expected, length = undisturbed
@@ -192,7 +193,6 @@ def test_a_run_killed_at_any_moment_ends_in_the_same_bits(job, launcher, undistu
     assert any(0 < n < ROUNDS for n in reached), reached
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["serial", "processes"])
 def test_sigterm_ends_the_run_after_its_round_and_leaves_it_resumable(
     job, launcher, undisturbed, executor
