@@ -103,6 +103,15 @@ def test_several_names_may_come_as_anything_that_lists_them(features):
         (lambda: stats.ComBat(["u"], by_site="no"), "by_site is 'no'"),
         (lambda: tables.Frequent("code", least=10.5), "least is 10.5"),
         (lambda: tests.RankTest("age", "sex", bins=2.5), "bins is 2.5"),
+        (lambda: stats.KMeans(["age"], 0), "0 clusters"),
+        (lambda: stats.GaussianMixture(["age"], -1), "-1 components"),
+        (lambda: stats.GradientBoosting("y", ["age"], depth=0), "depth must be from 1"),
+        (lambda: stats.LinearRegression("y", ["age"], penalty=(-1, 0)), "penalty alpha -1"),
+        (lambda: stats.LogisticRegression("y", ["age", "age"]), "named twice: age, age"),
+        (lambda: stats.NegativeBinomialRegression("y", ["y"]), "'y' is among the features"),
+        (lambda: stats.MultinomialRegression("y", ["y"]), "'y' is among the features"),
+        (lambda: stats.CoxRegression("t", "e", ["t"], stats.Axis(9)), "different columns"),
+        (lambda: stats.KaplanMeier("t", "t", stats.Axis(9)), "cannot be time and event"),
     ],
 )
 def test_an_option_that_means_nothing_is_refused_before_anybody_is_asked(make, message):
@@ -135,14 +144,20 @@ def test_codes_of_categories_are_not_taken_for_numbers(asked):
 
 def test_no_columns_are_all_of_them_only_where_that_is_said():
     assert tables.Describe(quantiles=[]).analysis(BOOK).columns() == ("age", "died")
-    for asked in (stats.ComBat([]), stats.KMeans([], 2)):
-        with pytest.raises(DataError, match="no column of numbers"):
-            asked.analysis(BOOK)
+    for make in (lambda: stats.ComBat([]), lambda: stats.KMeans([], 2)):
+        with pytest.raises(JobError, match="columns is empty"):
+            make()
 
 
 def test_a_seed_that_sites_could_not_use_is_refused_here():
     with pytest.raises(JobError, match="seed must be from 0"):
-        stats.GradientBoosting("died", ["age"], seed=-1).analysis(BOOK)
+        stats.GradientBoosting("died", ["age"], seed=-1)
+
+
+def test_a_job_file_that_asks_for_nonsense_is_refused_with_the_place():
+    asked, faults = inquiry_of("k_means", {"columns": ["age"], "clusters": 0}, "here")
+    assert asked is None
+    assert [(fault.place, fault.message[:10]) for fault in faults] == [("here", "0 clusters")]
 
 
 @pytest.mark.parametrize("wanted", [(1,), (1, 2, 3)])

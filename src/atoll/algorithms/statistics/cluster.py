@@ -75,7 +75,10 @@ class KMeans:
 
     def __post_init__(self) -> None:
         if self.clusters < 1 or self.starts < 1 or not self.features:
-            raise JobError("clusters, starts and features must be one or more")
+            raise JobError(
+                f"{self.clusters} clusters, {self.starts} starts, {len(self.features)} features: each must "
+                "be one or more"
+            )
         if len(self.centres) and np.shape(self.centres) != (self.clusters, len(self.features)):
             raise JobError(f"centres are {np.shape(self.centres)}, not one row for each cluster")
 

@@ -73,6 +73,10 @@ class Cox:
             raise JobError("a column of strata needs its levels")
         if not len(self.features):
             raise JobError("a Cox model needs a feature", remedy="for curves use Kaplan-Meier")
+        if self.time == self.event or {self.time, self.event} & set(self.features):
+            raise JobError(
+                f"time {self.time!r}, event {self.event!r} and features must be different columns"
+            )
 
     @cached_property
     def design(self) -> Design:

@@ -96,6 +96,8 @@ class Multinomial:
     def __post_init__(self) -> None:
         if len(set(self.levels)) < max(2, len(self.levels)):
             raise JobError(f"outcome {self.outcome!r} needs two or more different levels")
+        if self.outcome in self.features:
+            raise JobError(f"outcome {self.outcome!r} is among the features")
 
     @cached_property
     def rows(self) -> Rows:

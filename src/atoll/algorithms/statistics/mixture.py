@@ -86,6 +86,10 @@ class GaussianMixture:
     def __post_init__(self) -> None:
         if self.covariance not in ("full", "diagonal"):
             raise JobError(f"covariance is {self.covariance!r}", remedy="known: full, diagonal")
+        if self.components < 1 or not self.features:
+            raise JobError(
+                f"{self.components} components, {len(self.features)} features: each must be one or more"
+            )
         if not (self.floor >= 0 and self.tolerance > 0):
             raise JobError("floor is from 0, tolerance is positive")
 

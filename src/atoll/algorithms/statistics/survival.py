@@ -105,6 +105,8 @@ class KaplanMeier:
     def __post_init__(self) -> None:
         if bool(self.group) != bool(len(self.levels)):
             raise JobError("a group needs its levels, and levels need a group")
+        if self.time == self.event:
+            raise JobError(f"{self.time!r} cannot be time and event", remedy="name two columns")
 
     def columns(self) -> Sequence[str]:
         """Names of the columns it reads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import numbers
 import typing
@@ -12,7 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Analysis
-from atoll.core.errors import JobError
+from atoll.core.errors import DataError, JobError
+from atoll.data.disclosure import Disclosure
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.frames import frame, summary
 
@@ -106,11 +108,13 @@ class Checked(Inquiry):
     """An inquiry, a dataclass, whose options are held against their types when it is made.
 
     Raises:
-        JobError: text in place of a list, a value of another type, or a word that is none of the known ones.
+        JobError: text in place of a list, a value of another type, a word that is none of the known ones, or
+            numbers and columns that make no sense whatever the rows are, such as no clusters.
     """
 
     def __post_init__(self) -> None:
         _settle(self)
+        _try(self)
 
 
 class Estimator(Checked):
@@ -162,7 +166,19 @@ def _settle(inquiry: Any) -> None:
             if isinstance(value, str):
                 raise JobError(f"{name} is the text {value!r}", remedy=f"give a list: [{value!r}]")
             value = tuple(map(_plain, value))
+            if not value and name == "columns" and option.default is dataclasses.MISSING:
+                raise JobError("columns is empty", remedy="name one column or more")
         object.__setattr__(inquiry, name, value)
+
+
+def _try(inquiry: Inquiry) -> None:
+    """Make the analysis as though its columns were there, numbers of 0 and 1: for the sake of its own checks."""
+    names = inquiry.named() or ("",)
+    book = Codebook(names, {}, frozenset(names), Disclosure(minimum=1))
+    with contextlib.suppress(
+        DataError
+    ):  # what the real columns are is looked at when there are rows
+        inquiry.analysis(book).columns()
 
 
 def _plain(value: Any) -> Any:
