@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from atoll.core.errors import DataError, JobError, MissingExtra, suggest
+from atoll.models.undisturbed import undisturbed
 
 try:
-    import torch
+    with undisturbed():
+        import torch
     from torch import Tensor, nn
     from torch.nn import functional
 except ImportError as missing:  # pragma: no cover - depends on the installation

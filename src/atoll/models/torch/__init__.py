@@ -18,6 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return TorchTrainer
     if name == "LanesTrainer":
+        from atoll.models.torch import adapter  # noqa: F401 (it imports torch as that is done best)
         from atoll.models.torch.lanes import LanesTrainer
 
         return LanesTrainer

@@ -39,9 +39,11 @@ from atoll.core.seeds import Seed
 from atoll.models.batches import plan
 from atoll.models.linear import LinearTrainer
 from atoll.models.scores import check_labels, classification_scores, regression_scores
+from atoll.models.undisturbed import undisturbed
 
 try:
-    import torch
+    with undisturbed():
+        import torch
     from torch import Tensor, nn
 
     from atoll.models.torch.algebra import LOSSES as SUMMABLE
@@ -72,7 +74,6 @@ PATHS = ("auto", "general", "compiled", "algebra")
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(features of a batch, random generator) -> features to train on."""
-
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
