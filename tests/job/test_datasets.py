@@ -190,3 +190,16 @@ def test_what_the_job_asks_of_its_federation_is_told_with_the_data_s_faults(fold
     assert asked == [SITES]
     assert [f.place for f in caught.value.faults] == [
         "rounds", *(f"site {s!r}, column 'age'" for s in SITES)]  # fmt: skip
+
+
+def test_names_in_other_capitals_are_one_fault_for_each_site_that_writes_them(folder, spec_of):
+    """Each of three sites missed the columns of both others: 24 faults."""
+    for site, write in {"a": str.lower, "b": str.lower, "c": str.upper, "d": str.title}.items():
+        lines = [",".join(map(write, ("age", "dose", "ill"))), "1,2,0", "2,3,1"]
+        (folder / f"{site}.csv").write_text("\n".join(lines) + "\n")
+    data = {"source": "[abcd].csv", "site_column": "", "target": "ill"}
+    with pytest.raises(DataError) as caught:
+        load_islands(spec_of(data=data), folder, 0)
+    assert [fault.place for fault in caught.value.faults] == ["site 'c'", "site 'd'"]
+    assert "'AGE' ('age'), 'DOSE' ('dose'), 'ILL' ('ill')" in caught.value.faults[0].message
+    assert "rename" in caught.value.faults[0].remedy

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
@@ -64,6 +65,8 @@ __all__ = [
 _MOST_NAMES = 5_000
 """Names of one column that a site sends; a category of more is a key."""
 _MOST_COLUMNS = 20_000
+_SHOWN = 5
+"""So many columns of a site are named that it spells otherwise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +108,7 @@ def schema_of(data: DataSpec, sites: Mapping[ClientId, Told]) -> Schema:
         JobError: the task contradicts the target, or a declaration itself.
     """
     names = list(dict.fromkeys(name for told in sites.values() for name in told.names))
+    raise_faults(DataError, "the sites' columns do not match", _spellings(data, sites))
     if data.target not in names:
         fault = Fault(
             "data.target", f"no site has the column {data.target!r}", suggest(data.target, names)
@@ -131,6 +135,43 @@ def schema_of(data: DataSpec, sites: Mapping[ClientId, Told]) -> Schema:
         own = [Fault(f"data, {f.place}", f.message, f.remedy) for f in error.faults]
         raise JobError(error.message, faults=own) from error
     return with_names(schema, lambda c: every.get(c.name, Sketch()).levels or ())
+
+
+def _spellings(data: DataSpec, sites: Mapping[ClientId, Told]) -> list[Fault]:
+    """One fault for each site that writes names of columns in other capitals or blanks than most sites do.
+
+    Only of names that no site has in two spellings: those are two columns.
+    """
+    forms: dict[str, Counter[str]] = {}
+    twice: set[str] = set()
+    for told in sites.values():
+        read = [name for name in told.names if is_read(data, name)]
+        count = Counter(map(_folded, read))
+        twice |= {form for form, times in count.items() if times > 1}
+        for name in read:
+            forms.setdefault(_folded(name), Counter())[name] += 1
+    wanted = {_folded(n): n for n in (data.target, *data.features, *data.columns)}
+    usual = {
+        form: wanted[form] if wanted.get(form) in found else max(found, key=found.__getitem__)
+        for form, found in forms.items()
+    }
+    faults = []
+    for site, told in sites.items():
+        odd = [
+            f"{name!r} ({usual[form]!r})"
+            for name in told.names
+            if (form := _folded(name)) in usual and form not in twice and name != usual[form]
+        ]
+        if odd:
+            shown = ", ".join(odd[:_SHOWN])
+            more = f" and {len(odd) - _SHOWN} more" if len(odd) > _SHOWN else ""
+            message = f"writes names of columns otherwise than other sites: {shown}{more}"
+            faults.append(Fault(f"site {site!r}", message, "rename them in its table"))
+    return faults
+
+
+def _folded(name: str) -> str:
+    return "".join(name.casefold().split())
 
 
 def _declared(data: DataSpec) -> dict[str, Column]:

@@ -172,7 +172,7 @@ def _settle(inquiry: Any) -> None:
 
 
 def _try(inquiry: Inquiry) -> None:
-    """Make the analysis as though its columns were there, numbers of 0 and 1: for the sake of its own checks."""
+    """Make the analysis as though its columns were there, numbers of 0 and 1, for its own checks."""
     names = inquiry.named() or ("",)
     book = Codebook(names, {}, frozenset(names), Disclosure(minimum=1))
     with contextlib.suppress(
