@@ -69,7 +69,7 @@ def _product(a: Array, b: Array, out: Array) -> list[Run]:
     if not (turned or b.flags.c_contiguous) or not (a.flags.c_contiguous or a.T.flags.c_contiguous):
         return []
     if rows * deep * columns <= _TINY:
-        return [partial(np.matmul, a, b, out=out)]
+        return [partial(np.matmul, a, b, out)]
     if not (a.flags.c_contiguous and out.flags.c_contiguous and out.dtype == np.float32):
         return []
     if rows > _ROWS or b.size > _MATRIX or (turned and deep < _DEEP) or not _reads_in_place():
@@ -80,7 +80,7 @@ def _product(a: Array, b: Array, out: Array) -> list[Run]:
     pieces = -(-columns // max(1, width))
     width = -(-columns // pieces)
     cuts = [slice(i, min(i + width, columns)) for i in range(0, columns, width)]
-    return [partial(np.matmul, a, b[:, cut], out=out[:, cut]) for cut in cuts]
+    return [partial(np.matmul, a, b[:, cut], out[:, cut]) for cut in cuts]
 
 
 def _mm(given: Sequence[Any], out: Array) -> Sequence[Run]:
@@ -93,17 +93,22 @@ def _addmm(given: Sequence[Any], out: Array) -> Sequence[Run]:
 
 
 def _relu(given: Sequence[Any], out: Array) -> Sequence[Run]:
-    return [partial(np.maximum, given[0], 0, out=out)]
+    return [partial(np.maximum, given[0], np.zeros_like(out), out=out)]
 
 
 def _threshold_back(given: Sequence[Any], out: Array) -> Sequence[Run]:
     flow, value, threshold = given
-    passes = np.empty(value.shape, bool)
-    return [partial(np.greater, value, threshold, passes), partial(np.multiply, flow, passes, out)]
+    passes, bar = np.empty(value.shape, bool), np.asarray(threshold, out.dtype)
+    return [partial(np.greater, value, bar, passes), partial(np.multiply, flow, passes, out)]
 
 
 def _ufunc(function: Callable[..., Any]) -> Bind:
-    return lambda given, out: [partial(function, *given, out=out)]
+    return lambda given, out: [partial(function, *(_fixed(a, out) for a in given), out)]
+
+
+def _fixed(value: Any, out: Array) -> Any:
+    """A number as an array of the result's kind, which NumPy would make of it at every call."""
+    return np.asarray(value, out.dtype) if isinstance(value, (int, float)) else value
 
 
 _TABLE: Mapping[Any, Bind] = {
