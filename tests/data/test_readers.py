@@ -122,6 +122,12 @@ def test_object_arrays_are_never_unpickled(tmp_path):
         read_table(tmp_path / "a.npy")
 
 
+def test_a_frame_with_a_column_twice_is_refused_by_its_name():
+    frame = pd.DataFrame([[1, 2, 3]], columns=["age", "bmi", "age"])
+    with pytest.raises(DataError, match="column 'age' appears twice"):
+        readers.as_table(frame)
+
+
 def test_a_folder_that_is_named_like_a_file_is_called_one(tmp_path):
     (tmp_path / "a.csv").mkdir()
     with pytest.raises(DataError, match=r"a\.csv: is a folder"):

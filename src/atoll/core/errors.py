@@ -73,12 +73,14 @@ class Fault:
         message: what is wrong, with the offending value.
         remedy: the next step.
         withheld: the message without any value of the data, where it has one.
+        count: how many faults it stands for.
     """
 
     place: str
     message: str
     remedy: str = ""
     withheld: str = ""
+    count: int = 1
 
     def apart(self) -> Fault:
         """The fault as others than the owner of the data may read it."""
@@ -289,5 +291,6 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def raise_faults(kind: type[AtollError], what: str, faults: Sequence[Fault], **fields: str) -> None:
     """Raise ``kind`` listing all ``faults``; do nothing when there are none."""
     if faults:
-        count = f"{len(faults)} fault{'s' if len(faults) > 1 else ''}"
-        raise kind(f"{what}: {count}", faults=faults, **fields)
+        count = sum(fault.count for fault in faults)
+        told = f"{count:,} fault{'s' if count > 1 else ''}"
+        raise kind(f"{what}: {told}", faults=faults, **fields)

@@ -333,6 +333,9 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _from_frame(frame: Any) -> Table:
+    twice = [str(name) for name in frame.columns[frame.columns.duplicated()]]
+    if twice:
+        raise DataError(f"column {twice[0]!r} appears twice", remedy="rename one")
     columns = {}
     for name in frame.columns:
         series = frame[name]

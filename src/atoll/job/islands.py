@@ -109,7 +109,7 @@ def first_of(faults: list[Fault]) -> list[Fault]:
     more = len(faults) - _SHOWN
     if more <= 0:
         return faults
-    return [*faults[:_SHOWN], Fault("", f"and {more:,} more of this kind")]
+    return [*faults[:_SHOWN], Fault("", f"and {more:,} more of this kind", count=more)]
 
 
 def sized(islands: Islands) -> Islands:

@@ -27,6 +27,9 @@ __all__ = ["unfit_rows"]
 _LOOKED_AT = 2000
 """Targets of so many clients are looked at; a mistake in numbering is soon seen."""
 
+_READ = 1 << 26
+"""Bytes in which gaps are looked for before training."""
+
 Row = tuple[int, ...]
 """The shape of one row's features."""
 
@@ -133,13 +136,20 @@ def _odd_targets(trainer: Trainer, islands: Islands) -> Iterator[Fault]:
 def _gaps(trainer: Trainer, islands: Islands) -> Iterator[Fault]:
     """Rows with missing or infinite values, if the model has no loss for them.
 
-    Of a client they would cost its updates, round by round; of a test its figures.
+    Of a client they would cost its updates, round by round; of a test its figures. Large data are looked at
+    for as long as that takes no time; what lies behind is told by the round that meets it.
     """
+    left = _READ
     for place, rows in itertools.islice(_named(islands), _LOOKED_AT):
         if not isinstance(rows, Examples) or not len(rows):
             continue
         for what, values in (("features", rows.features), ("targets", rows.targets)):
-            if np.asarray(values).dtype.kind != "f" or _finite(values):
+            if np.asarray(values).dtype.kind != "f":
+                continue
+            left -= values.nbytes
+            if left < 0:
+                return
+            if _finite(values):
                 continue
             bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
             if len(bad) and not _has_loss(trainer, rows, int(bad[0])):
