@@ -137,10 +137,7 @@ class Process:
         own = {**kept, "OMP_NUM_THREADS": "1", **self._environment}
         if launcher is not None and self.command[0] == ATOLL:
             words = ["atoll", *self.command[1:]]
-            works = (
-                "worker_copies:node" if words[1:3] == ["node", "start"] else "atoll.cli.main:app"
-            )
-            self._process = launcher().start(works, words, self.log, own)
+            self._process = launcher().start("atoll.cli.main:app", words, self.log, own)
             return
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

@@ -245,7 +245,7 @@ def test_server_that_moves_to_another_address_is_found_again(tmp_path: Path) -> 
 def test_signal_in_the_middle_of_a_round_ends_both_sides_in_order(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    task = table_task(tmp_path / "job", 2, 40)
+    task = table_task(tmp_path / "job", 2, 200)
     with Federation(tmp_path) as federation:
         federation.admit(task.sites)
         run = federation.submit(task.job)

@@ -4,7 +4,7 @@ A worker reads modules for most of a second before it begins, in each run at eac
 A process that is a node is given a child, which waits and copies itself whenever the node starts a worker. What
 comes of that is a child of the node, in a session of its own, with the words, the pipes, the folder and the
 environment that the worker's command is given; from there on it is the worker, with its limits and its room.
-That the command itself starts is the business of the tests of workers, of the pilot's and of the pages'.
+That the command itself starts is the business of the tests of workers and of whole federations.
 """
 
 from __future__ import annotations
@@ -40,12 +40,6 @@ READ = (
 """What workers and nodes read as late as they can."""
 _SUBREAPER = 36
 _PIPES = 3
-
-
-def node() -> None:
-    """``atoll``, as a node whose workers are copies."""
-    give_copies()
-    cli.app()
 
 
 def give_copies() -> None:

@@ -15,6 +15,7 @@ from atoll.models.undisturbed import undisturbed
 
 @pytest.fixture(autouse=True)
 def collector() -> Iterator[None]:
+    gc.unfreeze()  # a server or a node of another test may have run in this process
     yield
     gc.unfreeze()
     gc.enable()

@@ -149,7 +149,8 @@ def test_it_ends_as_a_failure_that_is_named_and_the_node_works_on(
         assert re.search(reason, body.reason), body.reason
         body, _ = server.result(solo.train().id)
         assert body.status == "done", body.reason
-    assert not any((tmp_path / "east" / "work").glob("**/d"))
+    work = tmp_path / "east" / "work"  # the last worker's folder may be on its way out
+    ff.eventually(lambda: not any("d" in folders for _, folders, _ in os.walk(work)))
 
 
 def test_what_it_prints_does_not_fill_the_disk(
