@@ -82,6 +82,14 @@ def test_a_rectifier_goes_behind_the_pooling():
     assert rectified(rewritten(tape)) == [4 * 3 * 9, 4 * 4 * 1]
 
 
+def test_what_flows_back_is_cut_off_in_one_order_of_memory():
+    module = pooled().to(memory_format=torch.channels_last)
+    tape = rewritten(tape_of(module))
+    back = [c for c in tape.calls if c.func is torch.ops.aten.threshold_backward.default]
+    assert len(back) == 2
+    assert all(c.args[0].stride() == c.args[1].stride() == c.out.stride() for c in back)
+
+
 def test_it_stays_where_something_else_reads_it_or_nothing_gets_smaller():
     for module in (Twice(), pooled(stride=1, padding=1)[:3] + nn.Sequential(nn.Flatten())):
         tape = tape_of(module if isinstance(module, Twice) else module.append(nn.Linear(147, 3)))
