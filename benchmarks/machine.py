@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import resource
@@ -13,6 +14,8 @@ from pathlib import Path
 __all__ = ["Background", "busy", "compiled", "describe", "memory", "tree"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_PR_SET_CHILD_SUBREAPER = 36
+"""Of ``prctl(2)``: whoever loses its parent below this process becomes its child."""
 
 
 def compiled() -> None:
@@ -112,8 +115,19 @@ class Background:
     busy: float = field(default_factory=_busy)
     own: float = field(default_factory=_own)
 
+    def __post_init__(self) -> None:
+        """From now on count for own what the processes of another system leave behind when they end."""
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
     def share(self) -> float:
-        """In [0, 1]; counts all that neither this process nor its ended children did."""
+        """In [0, 1]; counts all that neither this process nor its ended children did.
+
+        Ask when everything that was started has ended and been waited for: what is left is waited for here.
+        """
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
         cores = os.cpu_count() or 1
         total = (time.perf_counter() - self.began) * cores
         return max(0.0, (_busy() - self.busy - (_own() - self.own)) / total)
