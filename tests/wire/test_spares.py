@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -65,6 +70,46 @@ def test_what_is_still_mapped_or_open_is_not_written_over(tmp_path: Path) -> Non
     with next(spares.iterdir()).open("rb"):
         disk.reuse(tmp_path / "next", spares)
         assert not (tmp_path / "next").exists()
+
+
+LOOKED_INTO = """
+import fcntl, os, sys, threading
+from pathlib import Path
+from atoll.wire.spares import LARGE, Spares
+folder, act = Path(sys.argv[1]), fcntl.fcntl
+(folder / "old").write_bytes(bytes(16 * LARGE))
+spares = Spares(folder / "spares", certain=False)
+assert spares.keep(folder / "old")
+(spare,) = (folder / "spares").iterdir()
+def slowly(number, what, value):
+    if what == fcntl.F_SETLEASE and value == fcntl.F_UNLCK:
+        try:
+            os.open(spare, os.O_RDONLY | os.O_NONBLOCK)  # as another process might, in this moment
+        except BlockingIOError:
+            print("met")
+    return act(number, what, value)
+fcntl.fcntl = slowly
+print(spares.place(folder / "new", 0))
+"""
+
+
+def test_whoever_opens_a_spare_just_when_it_is_taken_ends_nobody(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LOOKED_INTO, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()) == (0, ["met", "True"]), done
+
+
+def test_a_spare_that_somebody_has_a_lease_on_is_given_up_at_once(tmp_path: Path) -> None:
+    spares = Spares(tmp_path / "spares", certain=False)
+    (tmp_path / "old").write_bytes(OLD)
+    assert spares.keep(tmp_path / "old")
+    (spare,) = (tmp_path / "spares").iterdir()
+    with spare.open("rb") as file:
+        fcntl.fcntl(file.fileno(), fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(file.fileno(), fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        began = time.monotonic()
+        assert not spares.place(tmp_path / "new", 0)
+        assert time.monotonic() - began < 5.0  # a lease may be held for 45 s
 
 
 def test_a_file_with_another_name_is_removed_and_not_kept(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import stat
 import threading
 from collections.abc import Collection
@@ -195,7 +196,7 @@ class Spares:
         return disk.f_bavail * disk.f_frsize >= _LEAST_FREE * size
 
     def _taken(self, spare: _Spare, path: Path) -> bool:
-        number = os.open(spare.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        number = os.open(spare.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             if not _alone(number):
                 return False
@@ -216,6 +217,8 @@ def _alone(number: int) -> bool:
 
     if os.fstat(number).st_nlink != 1:
         return False
+    # Who opens it in the next moment is told of by a signal; the usual one would end this process.
+    fcntl.fcntl(number, fcntl.F_SETSIG, signal.SIGURG)
     try:
         fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_WRLCK)
     except BlockingIOError:

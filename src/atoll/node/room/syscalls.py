@@ -84,7 +84,7 @@ _UNKNOWN = {
     # says what it is to do where no filter sees it; libraries go on with clone
     "clone3": (435, 435),
 }
-_CLONE, _SOCKET, _PRCTL = (56, 220), (41, 198), (157, 167)
+_CLONE, _SOCKET, _PRCTL, _FCNTL = (56, 220), (41, 198), (157, 167), (72, 25)
 _ROOMS = 0x7E020000
 """A new namespace of any kind, among the flags of ``clone``."""
 _FAMILIES = (1, 2, 10, 16)
@@ -92,10 +92,12 @@ _FAMILIES = (1, 2, 10, 16)
 host of a virtual machine (vsock)."""
 _LOOKED_INTO = 4
 """``PR_SET_DUMPABLE``: who takes it back cannot be measured by the node."""
+_LEASE = 1024
+"""``F_SETLEASE``: whoever opens the file then, the node too, waits for the holder to let go, up to 45 s."""
 
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _FILTER, _NO_NEW_RIGHTS = 22, 38
-_NUMBER, _MACHINE, _FIRST = 0, 4, 16  # where they lie in what a filter is shown
+_NUMBER, _MACHINE, _FIRST, _SECOND = 0, 4, 16, 24  # where they lie in what a filter is shown
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _ANSWER = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000
 _OTHER_TABLE = 0x40000000
@@ -163,15 +165,17 @@ def _lines(column: int, machine: int) -> Iterator[_Line]:
             yield _refuse(answer)
     yield from _if(_CLONE[column], [_Line(_ANY_BIT, 0, 1, _ROOMS), _refuse(errno.EPERM)])
     yield from _if(_PRCTL[column], [_Line(_EQUAL, 0, 1, _LOOKED_INTO), _refuse(errno.EPERM)])
+    lease = [_Line(_EQUAL, 0, 1, _LEASE), _refuse(errno.EPERM)]
+    yield from _if(_FCNTL[column], lease, _SECOND)
     known = [_Line(_EQUAL, len(_FAMILIES) - at, 0, one) for at, one in enumerate(_FAMILIES)]
     yield from _if(_SOCKET[column], [*known, _refuse(errno.EAFNOSUPPORT)])
     yield _Line(_ANSWER, 0, 0, _ALLOW)
 
 
-def _if(number: int, lines: list[_Line]) -> Iterator[_Line]:
-    """What is looked at in the first argument of one call; what comes after the lines is that it is allowed."""
+def _if(number: int, lines: list[_Line], argument: int = _FIRST) -> Iterator[_Line]:
+    """What is looked at in an argument of one call; what comes after the lines is that it is allowed."""
     yield _Line(_EQUAL, 0, len(lines) + 2, number)
-    yield _Line(_LOAD, 0, 0, _FIRST)
+    yield _Line(_LOAD, 0, 0, argument)
     yield from lines
     yield _Line(_ANSWER, 0, 0, _ALLOW)
 
