@@ -23,7 +23,7 @@ class Played:
     """A worker that does nothing; ``heard`` is what it would tell."""
 
     def __init__(self, folder: Path, heard: Any) -> None:
-        self.folder, self.heard = folder, heard
+        self.folder, self.aside, self.heard = folder, folder / "out", heard
         self.orders: list[str] = []
         self.ended: list[str] = []
         self.pid, self.gone = id(self), False
@@ -34,9 +34,6 @@ class Played:
 
     def show(self, files: Iterable[str]) -> None:
         """Nothing is hidden."""
-
-    def taken(self, order: Order) -> Order:
-        return order
 
     def end(self, why: str = "") -> None:
         self.ended.append(why)

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from atoll.core.errors import StorageError
-from atoll.node.room import workplace
+from atoll.node.room import process, workplace
 from atoll.node.room.workplace import _with_room
+from atoll.node.settings import Limits
 
 
 def full() -> StorageError:
@@ -62,7 +63,7 @@ def test_any_other_trouble_is_told_at_once(waits: list[float]) -> None:
 def test_a_result_is_written_once_there_is_room(
     waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, left = workplace.RealDisk.write, [2]
+    real, left = workplace.RealDisk.write_over, [2]
 
     def write(disk: object, path: Path, given: object) -> None:
         if left[0]:
@@ -71,7 +72,23 @@ def test_a_result_is_written_once_there_is_room(
             raise full()
         real(disk, path, given)
 
-    monkeypatch.setattr(workplace.RealDisk, "write", write)
+    monkeypatch.setattr(workplace.RealDisk, "write_over", write)
     workplace._write(tmp_path / "result", {"task": "t"}, {})
     assert len(waits) == 2
     assert (tmp_path / "result").stat().st_size > 0
+
+
+def test_a_worker_s_result_is_copied_once_there_is_room(
+    waits: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = failing(2, full)
+    monkeypatch.setattr(process, "taken", lambda path, place, most: copy())
+    worker = process.Worker.__new__(process.Worker)
+    worker._limits, worker._why = Limits(), ""
+    assert worker._copied("from", "to")
+    assert len(waits) == 2
+
+    copy = failing(2, full)
+    worker._why = "took longer than it may"
+    with pytest.raises(EOFError):
+        worker._copied("from", "to")

@@ -167,7 +167,7 @@ class Bench:
         self.worker.order(order)
         heard = self.heard.get(timeout=60)
         assert isinstance(heard, Report), heard
-        body, arrays = decode(Path(self.worker.taken(order).result).read_bytes(), ff.ANY)
+        body, arrays = decode(Path(order.result).read_bytes(), ff.ANY)
         return ResultBody.model_validate(body), arrays
 
     def dies(self, what: float) -> str:

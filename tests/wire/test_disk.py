@@ -269,3 +269,11 @@ class TestPowerFailure:
         with pytest.raises(StorageError, match="No space left"):
             keep(disk, Path("/f/x"), [b"42"])
         assert disk.names(Path("/f")) == ()
+
+
+def test_a_file_is_written_over_in_place_and_ends_where_its_bytes_do(tmp_path: Path) -> None:
+    disk, path = RealDisk(), tmp_path / "result"
+    disk.write_over(path, [b"a long", b" one"])
+    there = path.stat().st_ino
+    disk.write_over(path, [b"sho", b"rt"])
+    assert (path.read_bytes(), path.stat().st_ino) == (b"short", there)

@@ -1,8 +1,8 @@
 """A result on its way from the worker to the server: what was checked is what is named, kept and sent.
 
-The worker runs job code, which may have kept its file open. So a short result is read once, and all is done
-with those bytes. Of a long one the beginning is, with all that the frame tells: the digest that names the
-result is taken over these bytes, and goes on over the rest of the file.
+The file is the node's own copy (:mod:`atoll.node.room.scratch`), which job code has never had. A short one is
+read once, and all is done with those bytes. Of a long one the beginning is, with all that the frame tells: the
+digest that names the result is taken over these bytes, and goes on over the rest of the file.
 """
 
 from __future__ import annotations

@@ -65,8 +65,8 @@ class Order(Message):
         code: files of the job's own code by the names that the job gives them.
         broadcast: file of the broadcast; empty for none.
         memory: file of the client's memory; empty for none.
-        result: file to write the result to.
-        keep: file to write the client's new memory to.
+        result: file of the result: for the worker the one it writes, for the node the copy of that.
+        keep: file of the client's new memory, likewise.
         dataset: what to compute on.
         digest: SHA-256 that the dataset's file must have; empty where this run sees it for the first time.
     """
@@ -183,7 +183,7 @@ def read_result(path: str, task: str, seen: Seen | None = None) -> ResultBody:
         told, _ = decode(seen.raw, _ANY)
     else:
         told, _ = open_frame(Path(path), _ANY)
-        # The file may be another by now: what counts is what was read of it.
+        # What counts is what was read of it, and goes into its digest.
         told = told if seen is None else read_header(seen.raw, _ANY).body
     body = read_body(ResultBody, told)
     if body.task != task:

@@ -138,11 +138,11 @@ class Spool:
                 self._note(replace(found, digest=digest))
 
     def prepare(self, run: str, place: Path, trains: bool) -> tuple[Path, Path]:
-        """Where a worker should write a result and a memory: over files that earlier tasks of the run left.
+        """Where a worker's result and memory are to be copied: over files that earlier tasks of the run left.
 
         Args:
             run: id of the run; no other run's files are used.
-            place: path of both without the ending; nothing is there.
+            place: path of both without the ending, where job code does not come; nothing is there.
             trains: whether the task trains, so that its files are as large as the last.
         """
         result, memory = (place.with_suffix(f".{kind}") for kind in ("result", "memory"))

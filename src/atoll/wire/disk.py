@@ -186,10 +186,24 @@ class RealDisk:
                     os.ftruncate(number, 0)
                 end = 0
                 for piece in pieces:
-                    _write_all(number, piece, end)
-                    end += memoryview(piece).nbytes
+                    end += _write_all(number, piece, end)
                 if reused:
                     unmark(number, end)
+            finally:
+                os.close(number)
+
+    def write_over(self, path: Path, pieces: Iterable[Piece]) -> None:
+        """As :meth:`write`, a file that nobody reads before this returns, and that need never reach the disk.
+
+        What is there is written over in place, which costs a fraction of making a file.
+        """
+        with _explained(path, "written"):
+            number = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                end = 0
+                for piece in pieces:
+                    end += _write_all(number, piece, end, begin=False)
+                os.ftruncate(number, end)
             finally:
                 os.close(number)
 
@@ -326,15 +340,21 @@ def _end(number: int) -> int:
     return os.fstat(number).st_size if held is None else held
 
 
-def _write_all(number: int, data: Piece, offset: int) -> None:
-    """Write at an offset, and have the disk begin with every :data:`_AHEAD` bytes that are complete."""
+def _write_all(number: int, data: Piece, offset: int, *, begin: bool = True) -> int:
+    """Write at an offset, and have the disk begin with every :data:`_AHEAD` bytes that are complete.
+
+    Returns:
+        how many bytes ``data`` has.
+    """
     left = memoryview(data).cast("B")
+    size = len(left)
     while left:
         written = os.pwrite(number, left[:_AHEAD], offset)
         begun, complete = offset // _AHEAD, (offset + written) // _AHEAD
-        if complete > begun:
+        if begin and complete > begun:
             _beginning()(number, begun * _AHEAD, (complete - begun) * _AHEAD, _WRITE)
         left, offset = left[written:], offset + written
+    return size
 
 
 @cache

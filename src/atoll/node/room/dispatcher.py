@@ -157,7 +157,7 @@ class Dispatcher:
         plan = path[body.plan.sha256]
         dataset, computes = self._dataset(body, plan, worker), body.kind in _COMPUTES
         memory = site.spool.memory(self._run, body.kept) if computes else None
-        place = worker.folder / str(next(self._places))
+        place = worker.aside / str(next(self._places))
         result, keep = site.spool.prepare(self._run, place, body.kind == "train")
         worker.show(path.values())
         return Order(
@@ -204,5 +204,5 @@ class Dispatcher:
             return
         else:
             self._order = None
-            self._reported(worker.taken(order), what)
+            self._reported(order, what)
         self._work()

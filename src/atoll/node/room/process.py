@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from atoll.core.errors import WireError
+from atoll.core.errors import StorageError, WireError
 from atoll.node.orders import Order, Report, receive, send
 from atoll.node.room.limits import environment
 from atoll.node.room.sandbox import NOT_MADE, Room
@@ -25,8 +26,11 @@ from atoll.node.room.usage import usage_of
 from atoll.node.room.view import View, view_of
 from atoll.node.settings import GIB, Settings
 from atoll.wire.messages import read_body
+from atoll.wire.trouble import takes_nothing
 
 __all__ = ["Ended", "Log", "Worker", "fresh_folder"]
+
+logger = logging.getLogger("atoll.node")
 
 _LAST = 1.0
 """Seconds that a process which has closed its pipe is given to end by itself."""
@@ -99,7 +103,7 @@ class Worker:
         room: what it sees of the machine; None for all that its user may see.
 
     Attributes:
-        aside: where its results lie once they are reported, out of its sight (:meth:`taken`).
+        aside: a folder out of its sight, for the copies of what it reports.
     """
 
     def __init__(
@@ -141,11 +145,19 @@ class Worker:
         return self._process.pid
 
     def order(self, order: Order) -> bool:
-        """Hand over an order; False when the process was gone before and has seen nothing of it."""
+        """Hand over an order; False when the process was gone before and has seen nothing of it.
+
+        Once it is reported, its result and memory lie where it says: copies, which job code cannot change.
+
+        Args:
+            order: of what the worker is to do; its files to be written are in :attr:`aside`.
+        """
         with self._lock, contextlib.suppress(OSError):
             if not self._reaped:  # else its pipe is closed, and the number may be another file's
                 self._asked = order
-                told = order if self._view is None else self._view.seen(order)
+                result, keep = self._own(order)
+                told = order.model_copy(update={"result": result, "keep": keep})
+                told = told if self._view is None else self._view.seen(told)
                 try:
                     send(_number(self._process.stdin), told, _PATIENCE)
                 except TimeoutError:  # job code keeps it from reading; its end is heard as usual
@@ -164,13 +176,10 @@ class Worker:
             if self._view is not None and not self._reaped:
                 self._view.show(files)
 
-    def taken(self, order: Order) -> Order:
-        """An order that was reported, as its files lie now."""
-        aside = str(self.aside)
-        result, keep = (
-            os.path.join(aside, os.path.basename(path)) for path in (order.result, order.keep)
-        )
-        return order.model_copy(update={"result": result, "keep": keep})
+    def _own(self, order: Order) -> tuple[str, str]:
+        """Where it writes a result and a memory: over those of its last task of the kind."""
+        kind = order.task.kind
+        return str(self.folder / f"{kind}.result"), str(self.folder / f"{kind}.memory")
 
     def end(self, why: str = "") -> None:
         """End the process now, with all its children; its end is heard as usual."""
@@ -202,17 +211,45 @@ class Worker:
                     self._heard(self, report)
             except WireError as error:
                 self.end(f"wrote what is no answer: {error.message}")
+            except StorageError as error:
+                logger.warning("the result of a worker cannot be kept: %s", error)
+                self.end("gave a result that the disk of this site does not take")
 
     def _take(self, report: Report) -> None:
-        """Believe a report, once; what it speaks of is moved to where job code does not come."""
+        """Believe a report, once; what it speaks of is copied to where job code does not come.
+
+        Raises:
+            WireError: there is no such thing.
+            StorageError: it cannot be copied.
+            EOFError: the worker was ended while the disk had no room for it.
+        """
         asked, self._asked = self._asked, None
         if asked is None or asked.task.id != report.task:
             raise WireError("of a task that it was not given")
         self.show(())
-        aside = str(self.aside)
-        taken(asked.keep, aside)
-        if not taken(asked.result, aside):
+        result, keep = self._own(asked)
+        if report.kept and not self._copied(keep, asked.keep):
+            raise WireError("without the memory that it speaks of")
+        if not self._copied(result, asked.result):
             raise WireError("without a result")
+        if asked.task.kind != "train":  # the next one is seldom as large
+            with contextlib.suppress(OSError):
+                os.unlink(result)
+
+    def _copied(self, path: str, place: str) -> bool:
+        """Copy a file as soon as the disk has room for it; False: there is none."""
+        told = False
+        while not self._why:
+            try:
+                return taken(path, Path(place), self._limits.disk * GIB)
+            except StorageError as error:
+                if not takes_nothing(error):
+                    raise
+                if not told:
+                    logger.warning("a worker's result waits for the disk: %s", error)
+                told = True
+            time.sleep(_GLANCE)
+        raise EOFError(self._why)
 
     def _wait_for(self, said: select.poll) -> None:
         """Until the worker says something. It may be gone although others hold its pipe open.

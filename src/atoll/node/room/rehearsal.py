@@ -316,8 +316,8 @@ def _asked(
         task=task,
         plan=str(plan),
         code={name: str(path) for name, path in code.items()},
-        result=str(stage.worker.folder / f"{kind}.result"),
-        keep=str(stage.worker.folder / f"{kind}.memory"),
+        result=str(stage.worker.aside / f"{kind}.result"),
+        keep=str(stage.worker.aside / f"{kind}.memory"),
         dataset=DatasetBody(
             name=d.name,
             path=d.path,
@@ -334,7 +334,7 @@ def _asked(
     if isinstance(report, Ended):
         stage.heard.put(report)  # whoever waits for the end waits no longer
         raise ClientError(f"{kind}: the worker {report.reason}")
-    plain_body, vectors = open_frame(Path(stage.worker.taken(order).result), _SUMS)
+    plain_body, vectors = open_frame(Path(order.result), _SUMS)
     body = read_body(ResultBody, plain_body)
     if body.status != "done":
         raise ClientError(f"{kind}: {body.reason}")

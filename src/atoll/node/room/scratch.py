@@ -1,8 +1,9 @@
 """A worker's own folder, which job code has had in its hands: nothing in it is what it seems.
 
-Job code may nest folders deeper than Python goes, take away its own rights to them, and put a pipe, a link or a
-folder in the place of a result. So what is wanted of the folder is moved away first, to where no process of the
-room can change what a name stands for, and looked at then; the rest is removed without going down into it.
+Job code may nest folders deeper than Python goes, take away its own rights to them, put a pipe, a link or a
+folder in the place of a result, and change a file for as long as it holds it open, whatever name that has by
+then. So what is wanted of the folder is copied, to a file that job code has never had; nothing in the folder is
+looked at or mapped where it lies, and the rest is removed without going down into it.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import itertools
 import os
 import shutil
 import stat
-import sys
-import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from atoll.core.errors import WireError
+from atoll.wire.disk import RealDisk
 
 __all__ = ["clear", "size_of", "taken"]
 
@@ -25,8 +26,8 @@ _DEEPEST = 2000
 _BLOCK = 512
 _PER_NAME = 4096
 """Bytes that a name counts for at least: a disk has room for so many only."""
-_CLOSING = 1.0
-"""Seconds in which a process that was started while a result was written has to let go of it."""
+_CACHED = 1 << 18
+"""Bytes that are still in the processor's cache when they are written after they were read."""
 
 
 def clear(folder: Path) -> None:
@@ -77,50 +78,40 @@ def size_of(folder: Path) -> float:
     return total
 
 
-def taken(path: str, aside: str) -> bool:
-    """Move a file that a worker has written out of its reach, by the name that it has; False: there is none.
+def taken(path: str, place: Path, most: float) -> bool:
+    """Copy a file that a worker has written to where job code does not come; False: there is none.
 
     Args:
         path: in the worker's folder; nothing need be there.
-        aside: a folder on the same disk that job code does not see.
+        place: in a folder that job code does not see; a spare (:mod:`atoll.wire.spares`) there is written over.
+        most: bytes that it may have.
 
     Raises:
-        WireError: it is no plain file of its own, such as a link, a pipe, a folder; or somebody can still write
-            to it.
-        OSError: it cannot be moved.
+        WireError: it is no plain file of its own, such as a link, a pipe, a folder; or it is longer.
+        StorageError: the copy cannot be written.
     """
     name = os.path.basename(path)
-    place = os.path.join(aside, name)
-    try:
-        os.rename(path, place)
+    try:  # without waiting for whoever is to write to a pipe
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        return os.path.lexists(place)
-    told = os.lstat(place)
-    if not stat.S_ISREG(told.st_mode) or told.st_nlink != 1:
-        raise WireError(f"{name} is no plain file")
-    os.chmod(place, 0o600)
-    until = time.monotonic() + _CLOSING
-    while _is_written(place):
-        if time.monotonic() > until:
-            raise WireError(f"{name} is still open for writing")
-        time.sleep(0.01)
+        return False
+    except OSError as error:
+        raise WireError(f"{name} is no plain file: {error.strerror}") from error
+    try:
+        told = os.fstat(number)
+        if not stat.S_ISREG(told.st_mode) or told.st_nlink != 1:
+            raise WireError(f"{name} is no plain file")
+        if told.st_size > most:
+            raise WireError(f"{name} has {told.st_size} bytes, and may have {most:.0f}")
+        RealDisk().write(place, _blocks(number, told.st_size))
+    finally:
+        os.close(number)
     return True
 
 
-def _is_written(path: str) -> bool:
-    """Whether anybody has a file open or mapped for writing, where the system tells."""
-    if sys.platform != "linux":
-        return False
-    import fcntl  # does not exist everywhere
-
-    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    try:
-        fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(number, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except BlockingIOError:
-        return True
-    except OSError:  # not on this disk
-        return False
-    finally:
-        os.close(number)
-    return False
+def _blocks(number: int, size: int) -> Iterator[memoryview]:
+    """The bytes of a file, not more than it had; each block is written before the next is read."""
+    block, at = memoryview(bytearray(min(_CACHED, size))), 0
+    while at < size and (read := os.preadv(number, [block[: size - at]], at)):
+        yield block[:read]
+        at += read

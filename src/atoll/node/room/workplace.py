@@ -403,8 +403,8 @@ def _memory(order: Order) -> Memory:
 
 
 def _write(path: Path, body: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write a frame, over a spare if the node has put one there; it makes durable what it takes over."""
-    _with_room(lambda: RealDisk().write(path, pieces(body, arrays)))
+    """Write a frame over an earlier one; the node copies it, and makes the copy durable."""
+    _with_room(lambda: RealDisk().write_over(path, pieces(body, arrays)))
 
 
 def _with_room(act: Callable[[], _T]) -> _T:
