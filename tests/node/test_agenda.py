@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
 from atoll.node.agenda import Agenda
 
 
@@ -47,3 +49,12 @@ def test_who_waits_wakes_up_when_all_is_over() -> None:
     call()
     assert agenda.stopped
     assert time.monotonic() - began < 30.0
+
+
+def test_whether_all_is_over_is_said_by_stop_alone() -> None:
+    agenda = Agenda()
+    assert not agenda.stopped
+    with pytest.raises(AttributeError):
+        agenda.stopped = True  # type: ignore[misc]
+    agenda.stop()
+    assert agenda.stopped

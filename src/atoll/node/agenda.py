@@ -19,14 +19,10 @@ Call = Callable[[], None]
 
 
 class Agenda:
-    """The calls of one thread. :meth:`put` and :meth:`stop` are for any other, the rest is for that one.
-
-    Attributes:
-        stopped: whether nothing more is to be done; that thread may set it, others call :meth:`stop`.
-    """
+    """The calls of one thread. :meth:`put` and :meth:`stop` are for any other too, the rest is for that one."""
 
     def __init__(self) -> None:
-        self.stopped = False
+        self._stopped = False
         self._calls: queue.SimpleQueue[Call] = queue.SimpleQueue()
         self._later: list[tuple[float, int, Call]] = []
         self._numbers = itertools.count()  # calls put off to the same moment are made in order
@@ -50,8 +46,13 @@ class Agenda:
 
     def stop(self) -> None:
         """Nothing more is to be done; whoever waits in :meth:`next` wakes up."""
-        self.stopped = True
+        self._stopped = True
         self.put(_nothing)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether nothing more is to be done."""
+        return self._stopped
 
     @property
     def empty(self) -> bool:

@@ -139,7 +139,7 @@ class Errands:
                 elif self._done():
                     break
         finally:
-            self._agenda.stopped = True
+            self._agenda.stop()
             with self._lock:
                 self._over = True
             self._dispatcher.close()
@@ -161,7 +161,7 @@ class Errands:
         return any(task.state in _BUSY for task in self._tasks.values())
 
     def _end_run(self) -> None:
-        self._agenda.stopped = True
+        self._agenda.stop()
         self._dispatcher.end()
         self._site.end(self.run_id)
 
