@@ -26,7 +26,7 @@ class Played:
         self.folder, self.aside, self.heard = folder, folder / "out", heard
         self.orders: list[str] = []
         self.ended: list[str] = []
-        self.pid, self.gone = id(self), False
+        self.pid, self.gone, self.joined = id(self), False, False
 
     def order(self, order: Order) -> bool:
         self.orders.append(order.task.id)
@@ -37,6 +37,10 @@ class Played:
 
     def end(self, why: str = "") -> None:
         self.ended.append(why)
+
+    def join(self, seconds: float) -> bool:
+        self.joined = seconds > 0.0
+        return True
 
 
 class Run:
@@ -136,6 +140,17 @@ def test_what_is_not_wanted_any_more_ends_the_worker_that_has_it(run: Run) -> No
     run.dispatcher.drop("one")
     assert run.workers[0].ended == [""]
     assert [worker.orders for worker in run.workers] == [["one"], ["three"]]
+
+
+def test_at_the_end_all_workers_are_waited_for_but_those_that_were_heard_to_be_gone(
+    run: Run,
+) -> None:
+    run.take("one", "two", "three")
+    run.dispatcher.drop("one")
+    run.dispatcher.drop("two")
+    run.hear(run.workers[0], Ended("was ended by the node"))
+    run.dispatcher.close()
+    assert [worker.joined for worker in run.workers] == [False, True, True]
 
 
 def test_a_worker_that_answers_another_task_is_ended(run: Run) -> None:

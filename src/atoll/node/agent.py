@@ -94,6 +94,7 @@ class Agent:
             home, name, settings, link, spool, cache, jitter, trust, steward, self._hand_in
         )
         self._runs: dict[str, Errands] = {}
+        self._ending: list[Errands] = []  # of runs that are over, or were idle
         self._turns = Turns()
         self._taking, self._takes = threading.Lock(), 0
         self._strangers: set[str] = set()
@@ -131,8 +132,9 @@ class Agent:
         for errands in runs:
             errands.stop()
         until = time.monotonic() + _LAST
-        for errands in runs:
-            errands.join(max(0.0, until - time.monotonic()))
+        for errands in (*runs, *self._ending):
+            if not errands.join(max(0.0, until - time.monotonic())):
+                log.warning("run %s: what it does ends with the process", errands.run_id)
         self._tell()
         if self._ended is not None:
             raise self._ended
@@ -144,9 +146,17 @@ class Agent:
     def _start(self, run: str, *, again: bool) -> Errands:
         held = [h for h in self._site.spool.results if h.run == run]
         made = Errands(run, self._site, held, again=again)
+        if run in self._runs:
+            self._leave(run)
         self._runs[run] = made
         made.start()
         return made
+
+    def _leave(self, run: str) -> Errands:
+        """A run's thread, which ends by itself, and for whose end is only waited from now on."""
+        found = self._runs.pop(run)
+        self._ending = [*(e for e in self._ending if not e.join(0.0)), found]
+        return found
 
     # The one open question ----------------------------------------------------------------------
 
@@ -239,7 +249,7 @@ class Agent:
             self._strangers.discard(name)
             if name in self._runs:
                 self._over.add(name)
-                self._runs.pop(name).over()
+                self._leave(name).over()
             elif name in self._site.spool.runs:
                 self._over.add(name)
                 self._site.end(name)

@@ -77,9 +77,10 @@ class Errands:
         """Begin."""
         self._thread.start()
 
-    def join(self, seconds: float) -> None:
-        """Wait for the end, not longer than so many seconds."""
+    def join(self, seconds: float) -> bool:
+        """Wait for the end of the thread and its workers, not longer than so many seconds; whether it came."""
         self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def offer(self, body: TaskBody) -> bool:
         """Take on a task; False when this thread has ended and a new one is needed."""
@@ -140,11 +141,11 @@ class Errands:
                     break
         finally:
             self._agenda.stop()
+            self._site.pins.pop(self.run_id, None)
+            self._site.trouble.pop(self.run_id, None)
             with self._lock:
                 self._over = True
             self._dispatcher.close()
-            self._site.pins.pop(self.run_id, None)
-            self._site.trouble.pop(self.run_id, None)
 
     def _call(self, todo: Call) -> None:
         try:

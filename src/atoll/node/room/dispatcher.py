@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,8 @@ log = logging.getLogger("atoll.node")
 _COMPUTES = ("fit", "train", "evaluate")
 _START = 60.0
 """Seconds that a new worker may take to load its libraries, beyond what its first task may."""
+_LAST = 4.0
+"""Seconds that workers are given to go when all is over; what they leave the node's next start removes."""
 _MANY = 9
 """Tries that count as failed before a task that waits for the disk: it is not looked at too often."""
 
@@ -62,6 +65,7 @@ class Dispatcher:
         self._waiting: dict[str, TaskBody] = {}
         self._order: Order | None = None  # that the worker has
         self._worker: Worker | None = None
+        self._ending: list[Worker] = []  # that work on nothing any more, and are not gone yet
         self._log: Log | None = None
         self._data: tuple[str, Worker, DatasetBody, Asked] | None = None
         self._places = itertools.count()
@@ -87,6 +91,7 @@ class Dispatcher:
         self.skip(task)
         if task == self._working and self._worker is not None:
             self._worker.end()
+            self._ending.append(self._worker)
             self._alone()
             self._work()
 
@@ -96,8 +101,12 @@ class Dispatcher:
             self._worker.end()
 
     def close(self) -> None:
-        """End the worker, for good."""
+        """End the worker, for good; when this returns its folders are gone, if the disk lets them go soon."""
         self.end()
+        until = time.monotonic() + _LAST
+        for worker in (*self._ending, self._worker):
+            if worker is not None and not worker.join(max(0.0, until - time.monotonic())):
+                log.warning("run %s: the folder of a worker is left behind for now", self._run)
         if self._log is not None:
             self._log.close()
 
@@ -190,6 +199,8 @@ class Dispatcher:
         self._agenda.put(partial(self._heard, worker, what))
 
     def _heard(self, worker: Worker, what: Report | Ended) -> None:
+        if isinstance(what, Ended) and worker in self._ending:
+            self._ending.remove(worker)
         if worker is not self._worker or self._agenda.stopped:
             return
         order, task = self._order, self._working

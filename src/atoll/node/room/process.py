@@ -136,8 +136,12 @@ class Worker:
         )
         os.set_blocking(_number(self._process.stdin), False)
         self._lock, self._reaped = threading.Lock(), False
-        for listen in (self._hear, self._pump):
-            threading.Thread(target=listen, name=f"worker {folder.name}", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=listen, name=f"worker {folder.name}", daemon=True)
+            for listen in (self._hear, self._pump)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def pid(self) -> int:
@@ -185,6 +189,13 @@ class Worker:
         """End the process now, with all its children; its end is heard as usual."""
         self._why = self._why or why or "was ended by the node"
         self._kill()
+
+    def join(self, seconds: float) -> bool:
+        """Wait until it is gone with its folders, not longer than so many seconds; whether it is."""
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _kill(self) -> None:
         """End the whole group, unless its number may belong to others by now."""
