@@ -15,6 +15,7 @@ import pytest
 
 import atoll
 from atoll.cli.main import main
+from atoll.node.home import Home
 from atoll.server import admin
 from atoll.server.web.limits import Limits
 
@@ -132,6 +133,19 @@ def test_a_site_joins_works_and_ends(server, node, tmp_path):
         process.kill()
         process.wait()
     assert json.loads(node("status", "--json")[1])["state"] == "stopped"
+
+
+def test_the_kind_of_error_behind_the_trouble_is_told(server, node, tmp_path):
+    node("join", code_for(server, "coast"))
+    home = Home(tmp_path / "node")
+    with home.locked():
+        home.tell({"state": "not connected", "trouble": "no answer", "code": "wire.unreachable"})
+        told = json.loads(node("status", "--json")[1])
+        assert (told["trouble"], told["code"]) == ("no answer", "wire.unreachable")
+        home.tell({"state": "connected", "trouble": ""})  # of a node of an earlier version
+        assert json.loads(node("status", "--json")[1])["code"] == ""
+        home.tell({"state": "not connected", "trouble": "no answer", "code": "wire.unreachable"})
+    assert json.loads(node("status", "--json")[1])["code"] == ""  # it does not run
 
 
 def test_everybody_s_fingerprints_are_shown(server, node):

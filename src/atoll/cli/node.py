@@ -109,6 +109,7 @@ def status(home: _Folder = None, as_json: _Json = False) -> None:
         "state": state.get("state", "") if running else "stopped",
         "since": state.get("since", "") if running else "",
         "trouble": (state.get("trouble", "") if running else "") or cramped(at.path),
+        "code": state.get("code", "") if running else "",
         "runs": state.get("runs", {}) if running else {},
         "datasets": [d.to_plain() for d in _register(at).all().values()],
     }
