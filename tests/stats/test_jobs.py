@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,8 @@ from atoll import stats
 from atoll.cli.main import main
 from atoll.core.errors import AtollError, Forbidden, JobError, StateError
 from atoll.job.load import parse_job
+from atoll.report.folder import RunFolder
+from atoll.simulation.audit import audit_job
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "statistics" / "job.toml"
 
@@ -145,6 +148,47 @@ def test_a_run_that_was_cut_off_goes_on_to_the_same_results(job, tmp_path):
     atoll.simulate(job(EVERY), out=tmp_path / "cut", resume=True)
     whole, again = ((tmp_path / name / "results.json").read_bytes() for name in ("whole", "cut"))
     assert again == whole
+
+
+def test_ctrl_c_ends_a_run_of_statistics_in_order_and_it_goes_on(
+    job, tmp_path, capsys, monkeypatch
+):
+    atoll.simulate(job(EVERY), out=tmp_path / "whole")
+    again = ["run", str(tmp_path / "job.toml"), "--out", str(tmp_path / "cut"), "--quiet"]
+
+    def heard(self, record, written=RunFolder.append):
+        written(self, record)
+        if record["round"] == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append", heard)
+        assert main(again) == 130
+    told = capsys.readouterr()
+    assert "status     interrupted, 3 rounds" in told.out
+    assert "results" not in told.out
+    assert told.err.endswith("interrupted; continue with the same command and --resume\n")
+    assert "interrupted" in (tmp_path / "cut" / "report.html").read_text()
+    assert main([*again, "--resume"]) == 0
+    for name in ("results.json", "report.html"):
+        assert (tmp_path / "cut" / name).read_text().replace("cut", "whole") == (
+            tmp_path / "whole" / name
+        ).read_text()
+
+
+def test_statistics_have_no_model_to_attack(job):
+    with pytest.raises(JobError, match="statistics train none"):
+        audit_job(job(EVERY))
+
+
+def test_what_has_not_ended_has_found_nothing(job, tmp_path):
+    run = atoll.simulate(
+        job(EVERY), out=tmp_path / "run", observers=[lambda _: signal.raise_signal(signal.SIGINT)]
+    )
+    assert run.status == "interrupted"
+    with pytest.raises(StateError, match="has not finished after 1 rounds"):
+        _ = run.findings
+    assert run.report(tmp_path / "elsewhere").is_file()
 
 
 def test_a_site_with_few_persons_is_refused_by_name(job):

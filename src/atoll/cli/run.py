@@ -223,5 +223,7 @@ def _as_text(
 def _what(manifest: Mapping[str, Any], folder: Path) -> list[str]:
     """What a run leaves: a model, or tables."""
     if manifest["job"].get("statistics"):
+        if not (folder / "results.json").is_file():
+            return []  # interrupted: there are none yet
         return [f"results    {folder / 'results.json'}", f"tables     {folder / 'tables'}"]
     return [f"model      sha256 {manifest['model_hash']}"]

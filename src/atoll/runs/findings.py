@@ -95,13 +95,15 @@ def answers_of(job: Job, state: State) -> tuple[Answer, ...]:
 
 
 def write_findings(folder: RunFolder, job: Job, state: State, manifest: Mapping[str, Any]) -> None:
-    """Write the tables and the page of a finished run.
+    """Write the tables and the page of a finished run; nothing of one that was interrupted.
 
     Raises:
         StorageError: the folder cannot be written.
     """
     study = job.study
     if study is None or study.agreed is None:
+        return
+    if str(manifest["status"]).startswith("interrupted"):
         return
     answers = answers_of(job, state)
     rule = study.agreed.to_plain()["rule"]

@@ -230,9 +230,8 @@ class Session:
         run = self._made(progress, manifest, rounds)
         if self.folder is not None:
             write_results(self.folder, run)
-            if self.job.study is None:
-                write_report(self.folder)
             write_findings(self.folder, self.job, progress.state, run.manifest)
+            write_report(self.folder)  # statistics that have ended have their page by now
         return run
 
     def _made(

@@ -87,7 +87,7 @@ def audit_job(
         told: called with the runs that are done and how many there are.
 
     Raises:
-        JobError: fewer than 4 models, or a job without data of its own.
+        JobError: fewer than 4 models, a job without data of its own, or one of statistics.
         DataError: clients whose rows are no :class:`~atoll.core.contracts.Examples`, or too few.
     """
     began = time.perf_counter()
@@ -95,6 +95,11 @@ def audit_job(
         raise JobError(f"{models} models", remedy="4 at least; 16 give a usable figure")
     if job.islands is None:
         raise JobError("this job has no data of its own", remedy="audit a job file")
+    if job.study is not None:
+        raise JobError(
+            "this attack asks what a trained model tells, and statistics train none",
+            remedy="sites hold what statistics tell to their rule of disclosure",
+        )
     islands = job.islands(job.seed)
     stream = Seed(job.seed) / "audit"
     candidates = _candidates(islands, rows, stream / "rows")

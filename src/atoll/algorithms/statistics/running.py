@@ -172,11 +172,7 @@ class Statistic:
         Raises:
             StateError: the analysis has not finished.
         """
-        if not self.finished(state):
-            raise StateError(
-                f"the analysis has not finished after {state.round} rounds",
-                remedy="resume the run, or allow more rounds",
-            )
+        self._check_finished(state)
         return self.analysis.result(_own(state))
 
     def parts_of(self, state: State) -> Mapping[str, Callable[[], Any]]:
@@ -185,9 +181,17 @@ class Statistic:
         Raises:
             StateError: the analysis has not finished, or has no parts.
         """
-        if not self.finished(state) or not isinstance(self.analysis, Together):
-            raise StateError("there are no finished analyses that share rounds")
+        if not isinstance(self.analysis, Together):
+            raise StateError("there are no analyses that share rounds")
+        self._check_finished(state)
         return self.analysis.results(_own(state))
+
+    def _check_finished(self, state: State) -> None:
+        if not self.finished(state):
+            raise StateError(
+                f"the analysis has not finished after {state.round} rounds",
+                remedy="resume the run, or allow more rounds",
+            )
 
 
 def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
