@@ -184,6 +184,33 @@ def test_a_signal_to_the_whole_group_does_not_reach_the_workers():
     assert end.status == "completed"
 
 
+@pytest.mark.parametrize("method", [*METHODS, "spawn"])
+def test_ctrl_c_while_workers_begin_disturbs_none_of_them(method, monkeypatch, capfd):
+    parts = rc.parts(FedAvg())
+
+    def begun(self, context, parts, number, start=ProcessExecutor._start):
+        start(self, context, parts, number)
+        os.kill(self._workers[-1][0].pid, signal.SIGINT)  # it has hardly begun
+
+    monkeypatch.setattr(ProcessExecutor, "_start", begun)
+    with closing(executor_of(parts, workers=2, method=method)) as executor:
+        assert Loop(parts, executor, stop=Stop(2)).run().status == "completed"
+    assert capfd.readouterr().err == ""
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.parametrize("method", [*METHODS, "spawn"])
+def test_a_run_that_is_ended_while_workers_begin_leaves_none(method, monkeypatch, capfd):
+    def ended(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProcessExecutor, "_meet", ended)
+    with pytest.raises(KeyboardInterrupt):
+        executor_of(rc.parts(FedAvg()), workers=2, method=method)
+    assert multiprocessing.active_children() == []
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="the system has no such class")
 @pytest.mark.parametrize("method", METHODS)
 def test_workers_do_not_take_the_processor_from_who_wakes_them(method):

@@ -1,5 +1,6 @@
 """``simulate``: the folder it leaves, resuming, refusing, and failing honestly."""
 
+import asyncio
 import errno
 import fcntl
 import json
@@ -372,3 +373,24 @@ def test_a_misspelt_metric_is_no_early_stop_and_no_best_model(tmp_path):
         simulate(watched, CLIENTS, held_out=HELD_OUT, out=tmp_path)
     assert "did you mean 'loss'?" in caught.value.remedy
     assert not (tmp_path / "best.safetensors").exists()
+
+
+def test_ctrl_c_ends_a_run_under_asyncio_at_once():
+    """Its own handler cancels a task, which hears of it when the run has ended."""
+    seen = []
+
+    def observe(record):
+        seen.append(record["round"])
+        signal.raise_signal(signal.SIGINT)
+
+    async def main():
+        simulate(job(), CLIENTS, observers=[observe])
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(main())
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [1]

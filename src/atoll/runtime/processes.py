@@ -29,7 +29,7 @@ from atoll.runtime.groups import groups
 from atoll.runtime.packed import pack
 from atoll.runtime.shared import Board, SharedArray, Tray, Turns
 from atoll.runtime.shelf import Place, Shelf
-from atoll.runtime.starting import frozen, method_for, one_thread, open_files, quiet_fork
+from atoll.runtime.starting import frozen, held_back, method_for, one_thread, open_files, quiet_fork
 from atoll.runtime.worker import Desk, Given, Item, work
 
 __all__ = ["ProcessExecutor"]
@@ -97,9 +97,11 @@ class ProcessExecutor:
                 context.set_forkserver_preload([type(parts.trainer).__module__, work.__module__])
             with one_thread(), quiet_fork():
                 for number in range(count):
-                    self._start(context, parts, number)
-        except Exception as error:
-            self.close()
+                    with held_back():  # a worker hears of Ctrl-C when it can ignore it
+                        self._start(context, parts, number)
+            self._meet()
+        except BaseException as error:
+            self.close(grace=0.0)
             # PicklingError by name: nothing here imports pickle.
             sent = isinstance(error, (AttributeError, TypeError, ImportError))
             if sent or type(error).__name__ == "PicklingError":
@@ -109,7 +111,6 @@ class ProcessExecutor:
                     "executor = 'serial'",
                 ) from error
             raise
-        self._meet()
 
     def _start(self, context: Any, parts: Parts, number: int) -> None:
         ours, theirs = context.Pipe()
@@ -131,7 +132,6 @@ class ProcessExecutor:
             except (EOFError, OSError) as error:
                 process.join(timeout=_GRACE)
                 code = process.exitcode
-                self.close()
                 raise JobError(
                     f"a worker process ended with exit code {code} before it could "
                     "start; its own message is above",
@@ -260,12 +260,16 @@ class ProcessExecutor:
             remedy="if it was killed for memory, use fewer workers; continue with --resume",
         )
 
-    def close(self) -> None:
-        """End the workers, by force what is still at work after a while; safe to call twice."""
+    def close(self, grace: float | None = None) -> None:
+        """End the workers, by force what is still at work after a while; safe to call twice.
+
+        Args:
+            grace: that while in seconds; None for the usual one.
+        """
         self._turns.stop()
         for _, connection in self._workers:
             connection.close()  # a worker that reads or writes now sees the end of its pipe
-        until = time.monotonic() + _GRACE
+        until = time.monotonic() + (_GRACE if grace is None else grace)
         for process, _ in self._workers:
             process.join(timeout=max(0.0, until - time.monotonic()))
             if process.is_alive():

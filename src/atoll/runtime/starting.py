@@ -20,7 +20,16 @@ from contextlib import contextmanager, suppress
 from multiprocessing import get_all_start_methods
 from pathlib import Path
 
-__all__ = ["METHODS", "copyable", "frozen", "method_for", "one_thread", "open_files", "settle"]
+__all__ = [
+    "METHODS",
+    "copyable",
+    "frozen",
+    "held_back",
+    "method_for",
+    "one_thread",
+    "open_files",
+    "settle",
+]
 
 METHODS = ("auto", "fork", "forkserver", "spawn")
 """How processes start; ``auto`` takes the first of the others that is safe here."""
@@ -93,6 +102,23 @@ def frozen() -> Iterator[None]:
 
 
 @contextmanager
+def held_back() -> Iterator[None]:
+    """Keep SIGINT waiting meanwhile, in processes that begin meanwhile until :func:`settle`.
+
+    Ctrl-C reaches all processes of a terminal. One that has just begun would end in the middle of its
+    imports, with a traceback; so it waits until it can ignore it.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def one_thread() -> Iterator[None]:
     """Children inherit an environment that asks for one linear-algebra thread."""
     before = {name: os.environ.get(name) for name in _THREADS}
@@ -123,6 +149,8 @@ def settle(inherited: list[int]) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the parent ends the round
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))  # see held_back
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     _give_way()
     if inherited:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -431,11 +432,16 @@ def _hiding(link: str) -> Callable[[Parts], Executor]:
 def _stop_on_signal(resumable: bool) -> Iterator[Callable[[], bool]]:
     """SIGINT and SIGTERM end a resumable run after the round in flight, with a checkpoint.
 
-    A run that leaves nothing to resume from is ended as any program is: at once.
+    A run that leaves nothing to resume from is ended as any program is: at once. Under ``asyncio.run`` too,
+    whose own handler would cancel a task that cannot hear of it before the run has ended.
     """
     asked = threading.Event()
-    if not resumable or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
+        return
+    if not resumable:
+        with _heard_at_once():
+            yield asked.is_set
         return
 
     def ask(number: int, frame: Any) -> None:
@@ -449,3 +455,18 @@ def _stop_on_signal(resumable: bool) -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _heard_at_once() -> Iterator[None]:
+    """SIGINT raises :class:`KeyboardInterrupt` where ``asyncio.run`` has put a handler of its own."""
+    asyncio, before = sys.modules.get("asyncio"), signal.getsignal(signal.SIGINT)
+    owner = getattr(getattr(before, "func", None), "__self__", None)  # a partial of Runner's method
+    if asyncio is None or not isinstance(owner, asyncio.Runner):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
