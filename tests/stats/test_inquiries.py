@@ -111,6 +111,7 @@ def test_several_names_may_come_as_anything_that_lists_them(features):
         (lambda: stats.NegativeBinomialRegression("y", ["y"]), "'y' is among the features"),
         (lambda: stats.MultinomialRegression("y", ["y"]), "'y' is among the features"),
         (lambda: stats.CoxRegression("t", "e", ["t"], stats.Axis(9)), "different columns"),
+        (lambda: stats.CoxRegression("t", "e", ["a"], 730), "axis is 730"),
         (lambda: stats.KaplanMeier("t", "t", stats.Axis(9)), "cannot be time and event"),
     ],
 )
@@ -133,6 +134,8 @@ BOOK = Codebook(("age", "sex", "died"), {"sex": ("f", "m")}, frozenset({"died"})
         stats.KaplanMeier("sex", "died", stats.Axis(horizon=9)),
         stats.CoxRegression("sex", "died", ["age"], stats.Axis(horizon=9)),
         stats.Standardisation(["sex"]),
+        stats.MixedModel("sex", ["age"]),
+        stats.NegativeBinomialRegression("sex", ["age"]),
         tables.Describe(["sex"]),
     ],
     ids=lambda asked: type(asked).__name__,

@@ -267,7 +267,7 @@ class Study:
     def _uncoded(self, held: Iterable[str], coded: Iterable[str]) -> list[Fault]:
         """Columns of text that the job names and that are no categories."""
         message = f"is text with more than {MOST_LEVELS} different values, so it is no category"
-        remedy = "leave it out, or declare its categories in [data.columns]"
+        remedy = "leave it out, declare its categories in [data.columns], or of dates give days since one"
         lost = set(held) & set(self.named()) - set(coded)
         return [Fault(f"column {name!r}", message, remedy) for name in sorted(lost)]
 

@@ -53,11 +53,13 @@ class Federation:
         sites: by name.
         levels: names of the categories, by column; their codes count from 0.
         rule: disclosure control.
+        text: columns that no analysis reads: dates, and text of many values.
     """
 
     sites: Mapping[str, _Site]
     levels: Mapping[str, tuple[str, ...]]
     rule: Disclosure = field(default_factory=Disclosure)
+    text: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -95,7 +97,10 @@ class Federation:
             table = coded(name, raw, found, rule.person, persons)
             log = QueryLog(rule.minimum, path, rule.masked)
             sites[name] = _Site(Holding.whole(table, persons), log)
-        return cls(sites, found, rule)
+        named = dict.fromkeys(name for raw in tables.values() for name in raw.names)
+        text = {n for s in sites.values() for n in named if n not in s.holding.table.names}
+        kept = {n for raw in tables.values() for n in named if n not in raw.names}
+        return cls(sites, found, rule, tuple(n for n in named if n in text - kept))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -114,7 +119,7 @@ class Federation:
             if name not in self.levels and all(only_binary(table[name]) for table in tables)
         )
         asked = tuple(name for name, site in self.sites.items() if site.holding.rows.any())
-        return Codebook(self.columns, self.levels, binary, self.rule, asked)
+        return Codebook(self.columns, self.levels, binary, self.rule, asked, self.text)
 
     def complete(self, *names: str) -> Federation:
         """The rows with a value in every column named: one population for several analyses.

@@ -30,6 +30,7 @@ class Codebook:
         binary: columns of numbers that hold nothing but 0 and 1.
         rule: disclosure control.
         sites: those that are asked, in order.
+        text: further columns, of text with many values or of dates, which no analysis reads.
     """
 
     columns: tuple[str, ...]
@@ -37,6 +38,7 @@ class Codebook:
     binary: frozenset[str] = frozenset()
     rule: Disclosure = field(default_factory=Disclosure)
     sites: tuple[str, ...] = ()
+    text: tuple[str, ...] = ()
 
     def numeric(self) -> tuple[str, ...]:
         """Columns that hold numbers."""
@@ -49,6 +51,10 @@ class Codebook:
             DataError: with the nearest name.
         """
         for name in names:
+            if name in self.text:
+                message = f"column {name!r} holds dates, or text of too many different values"
+                remedy = "give numbers, such as days since a date, or name its categories (levels)"
+                raise DataError(message, remedy=remedy)
             if name not in self.columns:
                 # Dates and other text of many values are columns of files, and of no analysis.
                 message = f"no column {name!r} of numbers or categories that every site has"
@@ -78,6 +84,40 @@ class Codebook:
     def categories(self, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
         """Codes of those columns that hold categories."""
         return {name: self.codes(name) for name in names if name in self.levels}
+
+    def event(self, outcome: str) -> tuple[str, ...]:
+        """Which category of a column counts as the event, as a note; nothing for a column of numbers.
+
+        Raises:
+            DataError: the column does not have two categories.
+
+        >>> Codebook(("state",), {"state": ("deceased", "living")}).event("state")
+        ("the event is state = living: of two categories the second one in order",)
+        """
+        if outcome not in self.levels:
+            return ()
+        names = self.levels[outcome]
+        if len(names) != 2:
+            held = ", ".join(map(repr, names[:5])) + (", …" if len(names) > 5 else "")
+            raise DataError(
+                f"column {outcome!r} has {len(names)} categories ({held}), and an event has two",
+                remedy="give a column of 0 and 1, 1 for the event, or of two categories",
+            )
+        return (f"the event is {outcome} = {names[1]}: of two categories the second one in order",)
+
+    def told(self, notes: Sequence[str]) -> tuple[str, ...]:
+        """Notes with :meth:`shown` columns of designs.
+
+        >>> Codebook(("sex",), {"sex": ("female", "male")}).told(["column 'sex[1]' is left out"])
+        ("column 'sex=male' is left out",)
+        """
+        columns = sorted(
+            self.levels, key=len, reverse=True
+        )  # of names within names the longer ones
+        for name in columns:
+            for i, level in enumerate(self.levels[name]):
+                notes = [note.replace(f"{name}[{i}]", f"{name}={level}") for note in notes]
+        return tuple(notes)
 
     def shown(self, name: str) -> str:
         """A column of a design for people: ``sex[1]`` is ``sex=male`` where the second category is that.

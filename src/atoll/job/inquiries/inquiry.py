@@ -162,6 +162,10 @@ def _settle(inquiry: Any) -> None:
             raise JobError(f"{name} is {value!r}", remedy=f"known: {', '.join(map(str, known))}")
         if hint in _SIMPLE and not isinstance(value, _SIMPLE[hint][0]):
             raise JobError(f"{name} is {value!r}", remedy=f"give {_SIMPLE[hint][1]}")
+        whole = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        if whole and not isinstance(value, hint):
+            what = hint.__name__
+            raise JobError(f"{name} is {value!r}", remedy=f"give an object of stats.{what}")
         if kind in (Sequence, tuple):
             if isinstance(value, str):
                 raise JobError(f"{name} is the text {value!r}", remedy=f"give a list: [{value!r}]")

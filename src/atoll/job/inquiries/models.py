@@ -14,6 +14,7 @@ from atoll.algorithms.statistics.penalty import Penalty
 from atoll.core.errors import Forbidden
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Estimator, Finding, facts_of
+from atoll.job.inquiries.tables import numbers_of
 
 __all__ = [
     "Fitted",
@@ -95,8 +96,17 @@ class Fitted(Finding):
         return facts_of(self.result, _FACTS)
 
 
-def fitted(book: Codebook, result: Any, title: str, ratios: str = "") -> Fitted:
+def fitted(
+    book: Codebook, result: Any, title: str, ratios: str = "", notes: Sequence[str] = ()
+) -> Fitted:
     """A model's result as it may be shown.
+
+    Args:
+        book: the columns and their categories.
+        result: the analysis' own.
+        title: what was fitted.
+        ratios: see :class:`Fitted`.
+        notes: what has to be said beside the result's own.
 
     Raises:
         Forbidden: hardly more rows than coefficients.
@@ -109,7 +119,7 @@ def fitted(book: Codebook, result: Any, title: str, ratios: str = "") -> Fitted:
             f"a model of {size} coefficients for hardly more rows would tell about single ones",
             remedy=f"use fewer features: {minimum} rows more than coefficients are needed",
         )
-    return Fitted(title, result, book, ratios, tuple(result.notes))
+    return Fitted(title, result, book, ratios, (*notes, *book.told(result.notes)))
 
 
 def _columns(*names: str) -> tuple[str, ...]:
@@ -150,6 +160,7 @@ class Regression(Estimator):
     def analysis(self, book: Codebook) -> Analysis:
         """A generalised linear model."""
         book.check(*self.named())
+        book.event(self.outcome)
         return GLM(
             self.outcome,
             self.features,
@@ -165,7 +176,8 @@ class Regression(Estimator):
 
     def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""
-        return fitted(book, found, f"{self.title} of {self.outcome} over sites", self.ratios)
+        title = f"{self.title} of {self.outcome} over sites"
+        return fitted(book, found, title, self.ratios, book.event(self.outcome))
 
 
 @dataclass(frozen=True)
@@ -228,6 +240,7 @@ class NegativeBinomialRegression(Estimator):
     def analysis(self, book: Codebook) -> Analysis:
         """The regression."""
         book.check(*self.named())
+        numbers_of(book, [self.outcome])
         return glm_negative.NegativeBinomialRegression(
             self.outcome,
             self.features,
@@ -299,6 +312,7 @@ class MixedModel(Estimator):
     def analysis(self, book: Codebook) -> Analysis:
         """The model."""
         book.check(*self.named())
+        numbers_of(book, [self.outcome])
         known = book.categories(self.features)
         return mixed.MixedModel(
             self.outcome, self.features, self.group, known, self.reml, self.level

@@ -97,6 +97,7 @@ class KaplanMeier(Estimator):
         """The curves."""
         book.check(*self.named())
         numbers_of(book, [self.time])
+        book.event(self.event)
         levels = book.codes(self.by) if self.by else ()
         return curves.KaplanMeier(
             self.time, self.event, self.axis, self.by, levels, level=self.level
@@ -111,7 +112,10 @@ class KaplanMeier(Estimator):
                 raise Forbidden(
                     f"group {name!r} has fewer than {least} exits", remedy="join groups"
                 )
-        notes = tuple(found.notes)
+        places = {f"group {i}": f"{self.by}={name}" for i, name in enumerate(names)}
+        told = (note.partition(": ") for note in found.notes)
+        notes = book.event(self.event)
+        notes += tuple(f"{places.get(head, head)}{colon}{rest}" for head, colon, rest in told)
         if least > 1:
             notes += (f"curves step only after {least} or more exits",)
         return FittedCurves(found, names, kept, notes)
@@ -186,6 +190,7 @@ class LogRank(Checked):
         """The test."""
         book.check(*self.named())
         numbers_of(book, [self.time])
+        book.event(self.event)
         strata = book.codes(self.strata) if _column(self.strata) else ()
         levels = book.codes(self.by)
         return LogRankAnalysis(
@@ -203,7 +208,8 @@ class LogRank(Checked):
             {"group": name, "observed": float(seen), "expected": float(due), **test}
             for name, seen, due in groups
         ]
-        return Sheet(found, lines, "group", tuple(found.notes))
+        told = replace(found, notes=(*book.event(self.event), *found.notes))
+        return Sheet(told, lines, "group", told.notes)
 
 
 def _column(strata: str) -> tuple[str, ...]:
@@ -240,6 +246,7 @@ class CoxRegression(Estimator):
         """The model."""
         book.check(*self.named())
         numbers_of(book, [self.time])
+        book.event(self.event)
         return Cox(
             self.time,
             self.event,
@@ -254,4 +261,5 @@ class CoxRegression(Estimator):
 
     def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""
-        return fitted(book, found, f"Cox regression of {self.time} over sites", "hazard ratio")
+        title = f"Cox regression of {self.time} over sites"
+        return fitted(book, found, title, "hazard ratio", book.event(self.event))

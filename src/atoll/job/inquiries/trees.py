@@ -155,13 +155,8 @@ class GradientBoosting(Estimator):
     def analysis(self, book: Codebook) -> Analysis:
         """The trees."""
         book.check(*self.named())
-        levels = book.levels.get(self.outcome, ())
-        binary = self.outcome in book.binary or len(levels) == 2
-        if levels and not binary:
-            raise DataError(
-                f"column {self.outcome!r} has {len(levels)} categories",
-                remedy="explain a number, 0/1, or two categories",
-            )
+        book.event(self.outcome)
+        binary = self.outcome in book.binary or self.outcome in book.levels
         loss = ("logistic" if binary else "squared") if self.loss == "auto" else self.loss
         return boosting.GradientBoosting(
             self.features,
@@ -185,4 +180,7 @@ class GradientBoosting(Estimator):
     def finding(self, book: Codebook, found: Any) -> BoostedTrees:
         """The trees, and what each column did for them."""
         title = f"Boosted trees for {self.outcome} over sites"
-        return BoostedTrees(title, found, book.levels, found.notes)
+        notes = book.event(self.outcome)
+        if self.loss == "auto" and self.outcome in set(book.numeric()) - book.binary:
+            notes = (f"{self.outcome} is explained as a number (squared loss): not all are 0 or 1",)
+        return BoostedTrees(title, found, book.levels, (*notes, *found.notes))
