@@ -132,6 +132,28 @@ def test_empty_and_undeclared_columns_are_noted():
     )
 
 
+def test_a_feature_that_never_varies_is_noted_where_several_sites_are_seen():
+    def site(age, sex):
+        goal = [i % 2 for i in range(15)]
+        return Table.of({"age": [age] * 15, "sex": [sex] * 15, "y": goal})
+
+    schema = Schema(
+        (
+            Column("age", "number"),
+            Column("sex", "category", categories=("f", "m")),
+            Column("y", "boolean"),
+        ),
+        "y",
+        "classification",
+        ("0", "1"),
+    )
+    note = "column '{}' holds the same value in every row: it tells a model nothing"
+    same = {"a": site(60, "f"), "b": site(60, "f")}
+    assert check_sites(schema, same)[1] == (note.format("age"), note.format("sex"))
+    assert check_sites(schema, {"a": site(60, "f"), "b": site(61, "m")})[1] == ()
+    assert check_sites(schema, {"a": same["a"]})[1] == ()  # what a site would tell of itself
+
+
 def test_names_that_differ_in_capitals_or_spaces_are_noted():
     schema = Schema(
         (Column("sex", "category", categories=("F", "f", "m")), Column("y", "category")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,7 @@ __all__ = [
     "place_of",
     "read_cells",
     "respelt",
+    "steady",
     "where",
 ]
 
@@ -261,6 +262,22 @@ def identifies(name: str, cells: Array) -> bool:
             return False
     span = float(cells.max() - cells.min()) + 1
     return bool(_BY_NAME.search(name.lower())) or size * size / (2 * span) > _UNLIKELY
+
+
+def steady(parts: Sequence[Array]) -> bool:
+    """Whether a feature has one and the same value in all rows, of which there are not just a few.
+
+    Args:
+        parts: its typed cells at each site, ``(n,)`` each.
+
+    >>> steady([np.full(30, 60.0), np.full(5, 60.0)]), steady([np.full(30, 60.0), np.full(5, 61.0)])
+    (True, False)
+    """
+    whole = [cells for cells in parts if len(cells)]
+    if sum(map(len, whole)) < _FEW or is_missing(whole[0][0]):
+        return False
+    first = whole[0][0]
+    return all(bool((cells == first).all()) for cells in whole)
 
 
 def natural(name: str) -> tuple[int, float, str]:

@@ -25,6 +25,7 @@ from atoll.data.columns import (
     numbers_of,
     place_of,
     read_cells,
+    steady,
     where,
 )
 from atoll.data.sketches import MOST_LEVELS, Sketch, clashes, guessed, merged, sketch
@@ -137,7 +138,7 @@ def check_sites(
     """Typed tables of all sites, and notes on what is allowed but worth knowing.
 
     Noted: a site with a single class, a feature without any value at a site, one that looks like an identifier,
-    columns that are not read.
+    one of a single value, columns that are not read.
 
     Raises:
         DataError: with every fault of every site; each names site, column, value and row.
@@ -317,6 +318,8 @@ def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table
             if len(held) == 1:
                 yield f"site {site!r}: a single class, {held.pop()!r}, in {len(table)} rows"
     for column in schema.features:
+        if len(typed) > 1 and steady([table[column.name] for table in typed.values()]):
+            yield f"column {column.name!r} holds the same value in every row: it tells a model nothing"
         if column.unit or column.range is not None:  # whoever writes that means the quantity
             continue
         if all(identifies(column.name, table[column.name]) for table in typed.values()):

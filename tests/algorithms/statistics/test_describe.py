@@ -124,12 +124,13 @@ def test_covariance_correlation_and_components_are_those_of_complete_rows(sites,
     assert pca.share.sum() == pytest.approx(1)
 
 
-def test_a_constant_column_has_no_correlation_and_no_component(sites):
+@pytest.mark.parametrize("value", [1.0, 0.1, 60.3, 1e9 + 0.1])
+def test_a_constant_column_has_no_correlation_and_no_component(sites, value):
     for site in sites.values():
-        site["same"] = np.ones(len(site["age"]))
+        site["same"] = np.full(len(site["age"]), value)
     correlation = solve(Covariance(("age", "same")), sites).correlation
     assert np.isnan(correlation[1]).all()
-    with pytest.raises(Forbidden, match="'same' is constant"):
+    with pytest.raises(DataError, match="'same' is constant"):
         solve(Components(("age", "same")), sites)
 
 

@@ -311,6 +311,23 @@ def test_columns_that_others_determine_are_left_out_and_named():
     assert result.df_residual == oracle.df_resid
 
 
+@pytest.mark.parametrize("value", [60.0, 0.1, 0.0])
+def test_an_outcome_that_never_varies_is_refused(value):
+    columns = made() | {"level": np.full(600, value)}
+    with pytest.raises(DataError, match="outcome 'level' is the same in all rows"):
+        solve(GLM("level", ["a", "b"]), split(columns, 3))
+
+
+def test_where_nothing_is_left_over_there_are_no_standard_errors():
+    columns = made()
+    columns |= {"line": 3 * columns["a"] + 7}
+    for covariance in ("model", "hc1"):
+        result = solve(GLM("line", ["a", "b"], covariance=covariance), split(columns, 3))
+        np.testing.assert_allclose(result.table.values, [7, 3, 0], atol=1e-9)
+        assert np.isnan(result.table.standard_errors).all()
+        assert "no standard errors" in result.notes[0]
+
+
 def test_separation_is_named_whether_complete_or_not():
     columns = made()
     columns["gives_away"] = (columns["a"] > 1.0) * 1.0

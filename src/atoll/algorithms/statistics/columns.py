@@ -22,6 +22,7 @@ __all__ = [
     "reading",
     "selected",
     "tallied",
+    "varies",
 ]
 
 
@@ -87,6 +88,20 @@ def only_binary(cells: Array) -> bool:
         return bool((np.isnan(part) | (part == 0.0) | (part == 1.0)).all())
 
     return binary(cells[:64]) and binary(cells)  # most columns show it in their first rows
+
+
+def varies(squares: Array, count: Array | float, mean: Array) -> Array:
+    """Whether sums of squares around means are more than rounding leaves of a constant, bool.
+
+    Args:
+        squares: of the values' distances from ``mean``.
+        count: of the values.
+        mean: of the values; all broadcast.
+
+    >>> varies(np.array([1e-28, 1e-20]), 100.0, np.array([0.1, 0.1])).tolist()
+    [False, True]
+    """
+    return np.asarray(squares > count * (1e-14 * mean) ** 2)
 
 
 def selected(table: Table, chosen: Mapping[str, Any]) -> Array:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Question
+from atoll.algorithms.statistics.columns import varies
 from atoll.algorithms.statistics.distributions import (
     chi2_tail,
     f_tail,
@@ -83,7 +84,8 @@ def _moments(found: Moments, state: Question) -> tuple[Array, Array, Array]:
         Forbidden: a group has too few persons.
         DataError: a group has fewer than two values.
     """
-    count, square = state["count"][0], state["square"][0]
+    count, mean, square = state["count"][0], state["mean"][0], state["square"][0]
+    square = np.where(varies(square, count, mean), square, 0.0)
     persons = state["persons"][0]
     if (persons < found.rule.minimum).any() and found.rule.minimum > 1:
         raise Forbidden(
@@ -99,7 +101,7 @@ def _moments(found: Moments, state: Question) -> tuple[Array, Array, Array]:
     if (count < 2).any():
         name = found.groups[int(np.argmin(count))]
         raise DataError(f"group {name!r} of {found.by!r} has fewer than two values")
-    return count, state["mean"][0], square / (count - 1)
+    return count, mean, square / (count - 1)
 
 
 @dataclass(frozen=True)

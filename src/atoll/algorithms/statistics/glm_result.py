@@ -12,6 +12,7 @@ import numpy as np
 from atoll.algorithms.statistics.glm_design import moments_of
 from atoll.algorithms.statistics.glm_inference import Estimates, estimates
 from atoll.algorithms.statistics.glm_newton import REACHED, STUCK, dependent, solve_kept
+from atoll.core.errors import DataError
 from atoll.core.layout import Array
 
 if TYPE_CHECKING:
@@ -85,7 +86,11 @@ LINKS = {
 
 
 def finished(model: GLM, state: Mapping[str, Array]) -> GLMResult:
-    """Read the state of a finished fit."""
+    """Read the state of a finished fit.
+
+    Raises:
+        DataError: the outcome of a gaussian model never varies.
+    """
     rows, law, found = model.rows, model.law, moments_of(state)
     k, point, kept = len(state["centre"]), state["point"], state["kept"]
     heads = len(point) - k
@@ -104,6 +109,9 @@ def finished(model: GLM, state: Mapping[str, Array]) -> GLMResult:
             "with certainty, so the likelihood has no maximum; leave columns out or use a penalty"
         )
     fit = _fit_numbers(law.name, state)
+    alone = law.name == "gaussian" and rows.intercept != "none" and not model.offset
+    if alone and _nothing(state, fit["null_deviance"]):
+        raise DataError(f"outcome {rows.outcome!r} is the same in all rows of all sites")
     inverse, fault = covariance(model, state, fit["phi"])
     notes += [fault] if fault else []
     back = rows.back(len(point), state["centre"], state["scale"])
@@ -140,7 +148,7 @@ def finished(model: GLM, state: Mapping[str, Array]) -> GLMResult:
         sites=int(found.sites),
         df_model=float(kept.sum()) - float(rows.intercept != "none" and 1),
         df_residual=freedom,
-        dispersion=fit["phi"],
+        dispersion=0.0 if perfect(model, state) else fit["phi"],
         deviance=fit["deviance"],
         null_deviance=fit["null_deviance"],
         log_likelihood=fit["loglik"],
@@ -242,6 +250,17 @@ def _concentrated(loglik: float, squares: float, rows: float, phi: float) -> flo
     return loglik + 0.5 * (squares / phi + rows * math.log(phi / best) - rows)
 
 
+def perfect(model: GLM, state: Mapping[str, Array]) -> bool:
+    """Whether every outcome is its own prediction but for rounding: there is no variance to estimate."""
+    return "pearson" in state and model.law.dispersed and _nothing(state, float(state["pearson"]))
+
+
+def _nothing(state: Mapping[str, Array], squares: float) -> bool:
+    """Whether squares of what is left over of outcomes are those of rounding."""
+    weight, _, total, *_ = state["outcomes"].tolist()
+    return bool(squares <= 1e-26 * weight * (total / weight) ** 2)
+
+
 def covariance(model: GLM, state: Mapping[str, Array], phi: float) -> tuple[Array, str]:
     """The covariance of a point, and what is wrong with it in words."""
     rows, kept = model.rows, state["kept"]
@@ -253,6 +272,8 @@ def covariance(model: GLM, state: Mapping[str, Array], phi: float) -> tuple[Arra
         return nothing, "penalised coefficients are biased on purpose: no standard errors"
     if not float(state["freedom"]) > 0 and (model.law.dispersed or model.covariance != "model"):
         return nothing, "there are as many coefficients as rows: no standard errors"
+    if perfect(model, state):
+        return nothing, "every outcome is its own prediction: no standard errors"
     last = {key.removeprefix("last_"): v for key, v in state.items() if key.startswith("last_")}
     # Model-based errors are of the expected information, sandwiches of the observed one.
     observed = model.law.canonical or model.covariance != "model"

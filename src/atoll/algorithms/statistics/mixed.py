@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from atoll.algorithms.statistics.columns import varies
 from atoll.algorithms.statistics.distributions import chi2_tail
 from atoll.algorithms.statistics.glm_design import Design, moments, moments_of
 from atoll.algorithms.statistics.glm_inference import Estimates, estimates
@@ -193,6 +194,8 @@ class MixedModel:
         gram = totals["sums"][0][0][:-1, :-1]
         kept = dependent(gram)[0]
         state = {**state, "kept": kept, "first": gram}
+        if not varies(totals["sums"][0][0][-1, -1], moments_of(state).rows, state["beta"][0]):
+            raise DataError(f"outcome {self.outcome!r} is the same in all rows of all sites")
         if moments_of(state).rows <= kept.sum():
             raise DataError("there are as many coefficients as rows")
         found = [self._profile(state, totals, i) for i in range(len(RATIOS))]

@@ -12,8 +12,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Columns, Question
-from atoll.algorithms.statistics.columns import complete, groups_of, numbers, reading, tallied
-from atoll.core.errors import Forbidden
+from atoll.algorithms.statistics.columns import (
+    complete,
+    groups_of,
+    numbers,
+    reading,
+    tallied,
+    varies,
+)
+from atoll.core.errors import DataError, Forbidden
 from atoll.core.layout import Array
 from atoll.data.disclosure import Disclosure
 from atoll.data.query_log import Released
@@ -150,6 +157,7 @@ class Moments:
         """Means and variances; hidden where too few values stand behind."""
         count, missing, square = state["count"], state["missing"], state["square"]
         with np.errstate(invalid="ignore", divide="ignore"):
+            square = np.where(varies(square, count, state["mean"]), square, 0.0)
             variance = np.where(count > 1, square / (count - 1), np.nan)
         mean = np.where(count > 0, state["mean"], np.nan)
         hidden, no_count, no_missing = self._hidden(state["persons"], state["absent"])
@@ -299,7 +307,8 @@ class Covariance:
                 f"too few complete rows for {width} columns under a minimum of {self.rule.minimum}",
                 remedy="use fewer columns",
             )
-        products = state["products"]
+        moving = varies(np.diag(state["products"]), count, state["mean"])
+        products = state["products"] * np.outer(moving, moving)
         symmetric = 0.5 * (products + products.T) / (count - 1)
         return CovarianceResult(self.names, count, state["mean"], symmetric)
 
@@ -388,13 +397,14 @@ class Components:
         """Eigenvectors of the covariance or correlation matrix.
 
         Raises:
-            Forbidden: a constant column cannot be standardised, or too few rows.
+            DataError: a constant column cannot be standardised.
+            Forbidden: too few rows.
         """
         found = self._inner.result(state)
         scale = np.sqrt(np.diag(found.covariance)) if self.standardise else np.ones(len(self.names))
         if not (scale > 0).all():
             name = self.names[int(np.argmin(scale))]
-            raise Forbidden(f"column {name!r} is constant", remedy="leave it out")
+            raise DataError(f"column {name!r} is constant", remedy="leave it out")
         values, vectors = np.linalg.eigh(found.covariance / np.outer(scale, scale))
         loadings = vectors[:, ::-1].T
         largest = np.abs(loadings).argmax(axis=1)

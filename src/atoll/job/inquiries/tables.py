@@ -278,7 +278,9 @@ class Correlation(Checked):
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a column."""
-        return Sheet(found, found.records(), "column")
+        still = [n for n, v in zip(found.columns, np.diag(found.covariance), strict=True) if not v]
+        notes = tuple(f"column {name!r} is constant: it has no correlation" for name in still)
+        return Sheet(found, found.records(), "column", notes)
 
 
 @dataclass(frozen=True)
