@@ -36,9 +36,14 @@ def way_out(last: Mapping[str, Any], *, everybody: bool = False) -> str:
         everybody: whether each client has to answer in each round, as in statistics.
     """
     reasons = [str(why) for why in (last.get("missing") or {}).values()]
+    steps = list[str]()
     for status, remedy in (("refused", _MEND), ("failed", _CODE)):
-        if reasons and all(why.startswith(status) for why in reasons):
-            return parted(reasons[0])[1] or remedy
+        some = [why for why in reasons if why.startswith(status)]
+        steps += [parted(some[0])[1] or remedy] if some else []
+        if reasons and len(some) == len(reasons):
+            return steps[-1]
+    if len(steps) == 2 and all(why.startswith(("refused", "failed")) for why in reasons):
+        return "; ".join(dict.fromkeys(steps))
     return _AGAIN if everybody else _WAIT
 
 
