@@ -104,7 +104,8 @@ def test_a_step_that_is_refused_while_the_worker_is_at_it_does_not_keep_the_next
             pid=1,
             order=lambda order: given.append(order.task.id) or True,
             show=lambda files: None,
-            taken=lambda order: order,
+            aside=folder,
+            join=lambda seconds: True,
             end=lambda why="": None,
         )
         told.append(lambda report: heard(worker, report))

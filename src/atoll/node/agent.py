@@ -155,7 +155,7 @@ class Agent:
     def _leave(self, run: str) -> Errands:
         """A run's thread, which ends by itself, and for whose end is only waited from now on."""
         found = self._runs.pop(run)
-        self._ending = [*(e for e in self._ending if not e.join(0.0)), found]
+        self._ending = [*(e for e in self._ending if e.alive), found]
         return found
 
     # The one open question ----------------------------------------------------------------------

@@ -80,7 +80,12 @@ class Errands:
     def join(self, seconds: float) -> bool:
         """Wait for the end of the thread and its workers, not longer than so many seconds; whether it came."""
         self._thread.join(seconds)
-        return not self._thread.is_alive()
+        return not self.alive
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread or a worker of it is still there."""
+        return self._thread.is_alive()
 
     def offer(self, body: TaskBody) -> bool:
         """Take on a task; False when this thread has ended and a new one is needed."""

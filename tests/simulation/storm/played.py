@@ -135,7 +135,8 @@ class Worker:
         process = k.kernel().process
         assert process is not None
         self.node: Node = process.owned
-        self.folder, self._heard = folder, heard
+        self.folder = self.aside = folder  # it writes where the node would copy to
+        self._heard = heard
         folder.mkdir(parents=True, exist_ok=True)
         with self.node.world.quiet():
             self.node.disk.make_folder(folder)
@@ -150,8 +151,8 @@ class Worker:
     def show(self, files: Any) -> None:
         """It sees everything."""
 
-    def taken(self, order: Order) -> Order:
-        return order
+    def join(self, seconds: float) -> bool:
+        return True
 
     def end(self, why: str = "") -> None:
         if not self._over:
