@@ -12,7 +12,7 @@ import pytest
 import atoll
 from atoll import stats
 from atoll.cli.main import main
-from atoll.core.errors import AtollError, Forbidden, JobError, StateError
+from atoll.core.errors import AtollError, DataError, Forbidden, JobError, StateError
 from atoll.job.load import parse_job
 from atoll.report.folder import RunFolder
 from atoll.simulation.audit import audit_job
@@ -132,8 +132,36 @@ def test_one_analysis_that_may_not_be_shown_does_not_hide_the_others(job, tmp_pa
     assert "a group has fewer than 11 events" in told[0]["refused"]
     assert told[1]["table"][0]["test"]
     assert "Not shown" in (tmp_path / "run" / "report.html").read_text()
-    with pytest.raises(Forbidden, match="log_rank"):
-        _ = run.findings
+    for found in (run.findings, stats.read_results(tmp_path / "run")):
+        assert list(found) == ["t_test"]
+        assert found["t_test"].table["test"].tolist()
+        assert found.get("log_rank") is None
+        assert list(found.refused) == ["log_rank"]
+        with pytest.raises(Forbidden, match="'log_rank' is not shown: a group has fewer") as caught:
+            _ = found["log_rank"]
+        assert caught.value.remedy == found.refused["log_rank"].remedy
+        with pytest.raises(KeyError, match="cox"):
+            _ = found["cox"]
+
+
+def test_an_analysis_that_refuses_its_rows_says_so_from_the_folder_as_from_the_run(job, tmp_path):
+    asked = {"linear": {"outcome": "dose", "features": ["age"]}, "describe": NUMBERS}
+    run = atoll.simulate(job(asked, {**rows(), "dose": [0.1] * 80}), out=tmp_path / "run")
+    for found in (run.findings, stats.read_results(tmp_path / "run")):
+        assert list(found) == ["describe"]
+        error = found.refused["linear"]
+        assert type(error) is DataError
+        assert error.remedy == run.findings.refused["linear"].remedy
+        assert error.message == run.findings.refused["linear"].message
+
+
+def test_results_of_earlier_versions_name_no_kind_of_refusal(tmp_path):
+    old = {"analyses": [{"name": "cox", "refused": "too few persons\n  next: ask for less"}]}
+    (tmp_path / "results.json").write_text(json.dumps(old))
+    with pytest.raises(Forbidden) as caught:
+        _ = stats.read_results(tmp_path)["cox"]
+    assert caught.value.message == "analysis 'cox' is not shown: too few persons"
+    assert caught.value.remedy == "ask for less"
 
 
 def test_a_run_that_was_cut_off_goes_on_to_the_same_results(job, tmp_path):

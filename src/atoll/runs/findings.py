@@ -27,13 +27,13 @@ from atoll.algorithms.statistics.running import Statistic
 from atoll.core.errors import AtollError, StateError
 from atoll.core.values import State
 from atoll.job.build import Job
-from atoll.job.inquiries.inquiry import Finding
+from atoll.job.inquiries.inquiry import Finding, Findings, not_shown
 from atoll.job.study import Agreed
 from atoll.report.folder import RunFolder, plain, write_atomic
 from atoll.report.markup import Safe, tag
 from atoll.report.statistics import page, plain_table
 
-__all__ = ["Answer", "answers_of", "write_findings"]
+__all__ = ["Answer", "answers_of", "findings_of", "write_findings"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +48,13 @@ class Answer:
 
     name: str
     finding: Finding | None
-    refused: str = ""
+    refused: AtollError | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """JSON-able."""
         if self.finding is None:
-            return {"name": self.name, "refused": self.refused}
+            code = self.refused.code if self.refused else ""
+            return {"name": self.name, "refused": str(self.refused), "code": code}
         from atoll.job.inquiries.results import result_to_plain
 
         found = self.finding
@@ -90,8 +91,21 @@ def answers_of(job: Job, state: State) -> tuple[Answer, ...]:
             result = parts[name]()
             answers.append(Answer(name, inquiry.finding(study.agreed.book, result)))
         except AtollError as error:
-            answers.append(Answer(name, None, str(error)))
+            answers.append(Answer(name, None, error))
     return tuple(answers)
+
+
+def findings_of(job: Job, state: State) -> Findings[Finding]:
+    """The analyses of a finished run that may be shown, and why the others may not.
+
+    Raises:
+        StateError: as :func:`answers_of`.
+    """
+    answers = answers_of(job, state)
+    return Findings(
+        {one.name: one.finding for one in answers if one.finding is not None},
+        {one.name: not_shown(one.name, one.refused) for one in answers if one.refused is not None},
+    )
 
 
 def write_findings(folder: RunFolder, job: Job, state: State, manifest: Mapping[str, Any]) -> None:

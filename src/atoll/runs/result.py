@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from atoll.core.contracts import Trainer
-from atoll.core.errors import Forbidden, MissingExtra, NotFound, suggest
+from atoll.core.errors import MissingExtra, NotFound, suggest
 from atoll.core.layout import Array
 from atoll.core.values import ClientId
 from atoll.data.inputs import Inputs
 from atoll.job.build import Job
+from atoll.job.inquiries.inquiry import Finding, Findings
 from atoll.report.folder import RunFolder, write_model
 from atoll.report.html import write_report
-from atoll.runs.findings import answers_of, write_findings
+from atoll.runs.findings import findings_of, write_findings
 from atoll.runs.statement import ledger_of
 from atoll.runtime.checkpoint import Progress, model_hash
 from atoll.runtime.profile import Profile
@@ -82,19 +83,16 @@ class Run:
         return self.named(best.parameters if best else self.vector)
 
     @property
-    def findings(self) -> Mapping[str, Any]:
+    def findings(self) -> Findings[Finding]:
         """What a job of statistics found, by analysis; see :class:`~atoll.job.inquiries.inquiry.Finding`.
 
+        Analyses that may not be shown are in ``findings.refused``, each with its error; asking for one of them
+        by name raises it.
+
         Raises:
-            StateError: the job is none of statistics.
-            Forbidden: disclosure control refuses to show an analysis; names it.
+            StateError: the job is none of statistics, or the run has not finished.
         """
-        found = {}
-        for answer in answers_of(self.job, self.progress.state):
-            if answer.finding is None:
-                raise Forbidden(f"analysis {answer.name!r} is not shown: {answer.refused}")
-            found[answer.name] = answer.finding
-        return found
+        return findings_of(self.job, self.progress.state)
 
     @property
     def model(self) -> Any:

@@ -22,10 +22,12 @@ from typing import Any
 
 from atoll.connection import Connection
 from atoll.connection import connect as joined
-from atoll.core.errors import Forbidden, JobError, StateError
-from atoll.job.inquiries.inquiry import Finding, Inquiry
+from atoll.core.errors import AtollError, Forbidden, JobError, StateError
+from atoll.job.inquiries.inquiry import Finding, Findings, Inquiry, not_shown
 from atoll.job.inquiries.registry import as_options
 from atoll.job.inquiries.results import result_from_plain
+from atoll.runtime.aborts import parted
+from atoll.wire.status import error_class
 
 __all__ = ["Deployed", "Told", "connect", "read_results"]
 
@@ -74,23 +76,26 @@ class Told(Finding):
         return None if self.trees is None else dict(self.trees)
 
 
-def read_results(folder: str | Path) -> dict[str, Told]:
+def read_results(folder: str | Path) -> Findings[Told]:
     """What a run of statistics found, by analysis, from its folder.
+
+    Analyses that may not be shown are in ``refused`` of what comes back, each with its error; asking for one
+    of them by name raises it.
 
     Args:
         folder: of ``atoll run``, or as :meth:`~atoll.connection.Connection.result` has fetched it.
 
     Raises:
         StateError: there are no results of statistics in it.
-        Forbidden: disclosure control refused an analysis; names it.
     """
     path = Path(folder) / "results.json"
     if not path.is_file():
         raise StateError(f"{folder} holds no results of statistics", remedy="see its manifest.json")
-    found = {}
+    found, refused = {}, {}
     for one in json.loads(path.read_text(encoding="utf-8"))["analyses"]:
         if "refused" in one:
-            raise Forbidden(f"analysis {one['name']!r} is not shown: {one['refused']}")
+            refused[one["name"]] = _refused(one)
+            continue
         model = path.parent / "models" / f"{one['name']}.json"
         notes, own = tuple(one["notes"]), one.get("result")
         found[one["name"]] = Told(
@@ -104,7 +109,14 @@ def read_results(folder: str | Path) -> dict[str, Told]:
             one.get("title", ""),
             None if own is None else result_from_plain(own, notes),
         )
-    return found
+    return Findings(found, refused)
+
+
+def _refused(one: Mapping[str, Any]) -> AtollError:
+    """The error of an analysis that is not shown; folders of earlier versions do not say which kind."""
+    reason, remedy = parted(one["refused"])
+    kind = error_class(one.get("code", Forbidden.code), 0)
+    return not_shown(one["name"], kind(reason, remedy=remedy))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +146,7 @@ class Deployed:
             JobError: with every fault that can be found without the rows, an option of a simulation, or
                 an inquiry that is no kind of a job file.
             StateError: the run did not complete; with its reason.
+            Forbidden: disclosure control refuses to show what came of it.
         """
         from atoll.job.load import parse_job
 

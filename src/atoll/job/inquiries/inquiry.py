@@ -8,17 +8,28 @@ import numbers
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Analysis
-from atoll.core.errors import DataError, JobError
+from atoll.core.errors import AtollError, DataError, JobError
 from atoll.data.disclosure import Disclosure
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.frames import frame, summary
 
-__all__ = ["Answers", "Checked", "Estimator", "Finding", "Inquiry", "facts_of"]
+__all__ = [
+    "Answers",
+    "Checked",
+    "Estimator",
+    "Finding",
+    "Findings",
+    "Inquiry",
+    "facts_of",
+    "not_shown",
+]
+
+F = TypeVar("F", bound="Finding")
 
 _SIMPLE: Mapping[Any, tuple[type, str]] = {
     bool: (bool, "true or false"),
@@ -67,6 +78,38 @@ class Finding(ABC):
     def summary(self) -> str:
         """Figures and table for the terminal, in the manner of statsmodels."""
         return summary(self.title, self.facts(), self.records(), self.notes)
+
+
+class Findings(dict[str, F], Generic[F]):
+    """What came of a run's analyses, by name: those that may be shown.
+
+    Asking for another of the run's analyses by name raises the error that :attr:`refused` holds.
+
+    Args:
+        shown: what was found, by analysis.
+        refused: why an analysis is not shown, and what helps, by its name.
+    """
+
+    def __init__(self, shown: Mapping[str, F], refused: Mapping[str, AtollError]) -> None:
+        super().__init__(shown)
+        self.refused = dict(refused)
+
+    def __missing__(self, name: str) -> F:
+        """Refuse what may not be shown.
+
+        Raises:
+            KeyError: the run has no such analysis.
+            AtollError: disclosure control, or the analysis itself, refuses to show it.
+        """
+        if name in self.refused:
+            raise self.refused[name].with_traceback(None)
+        raise KeyError(name)
+
+
+def not_shown(name: str, error: AtollError) -> AtollError:
+    """The error of asking for an analysis that is refused: the same kind, with the analysis' name."""
+    message = f"analysis {name!r} is not shown: {error.message}"
+    return type(error)(message, remedy=error.remedy, site=error.site, faults=error.faults)
 
 
 class Inquiry(Protocol):
