@@ -2,7 +2,7 @@
 
 import pytest
 
-from atoll.runtime.aborts import way_out
+from atoll.runtime.aborts import ended, way_out
 
 RULE = "refused: its rule\n  next: set privacy.aggregation = 'masked'"
 ROWS = "failed: column 'days' does not fit"
@@ -25,3 +25,14 @@ def test_what_helps_is_what_every_missing_site_needs(reasons, steps):
     assert all(step in found for step in steps)
     assert found.count(";") == len(steps) - 1
     assert ("start it again: each" in found) == (steps[0].startswith("start"))
+
+
+def test_a_single_round_is_not_called_rounds_in_a_row():
+    last = {"missing": {"bern": RULE}, "reason": "1 of 2"}
+    told = "1 of 2 (bern refused: its rule)"
+    assert ended(1, last) == f"a round could not commit: {told}"
+    assert ended(1, last, everybody=True) == (
+        f"a round could not commit, as not every site has answered: {told}"
+    )
+    assert ended(2, last) == f"2 rounds in a row could not commit; the last: {told}"
+    assert ended(1, {}, everybody=True) == "a round could not commit"

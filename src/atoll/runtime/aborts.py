@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["parted", "told_of", "way_out"]
+__all__ = ["ended", "parted", "told_of", "way_out"]
 
 _WAIT = "lower the quorum, lengthen the deadline, or see metrics.jsonl for who is missing and why"
 _AGAIN = "start it again: each site has to answer in each round, from the first to the last"
 _MEND = "lower the learning rate; look for missing or infinite values in these clients' rows"
 _CODE = "mend the job's code, or these clients' rows, where they failed, and start it again"
+
+
+def ended(count: int, last: Mapping[str, Any], *, everybody: bool = False) -> str:
+    """What has ended a run: its last rounds could not commit.
+
+    Args:
+        count: how many in a row.
+        last: the record of the last of them; empty where it is not known.
+        everybody: as in :func:`way_out`.
+    """
+    if count > 1:
+        return f"{count} rounds in a row could not commit{told_of(last)}"
+    why = ", as not every site has answered" if everybody and last.get("missing") else ""
+    return f"a round could not commit{why}{told_of(last).removeprefix('; the last')}"
 
 
 def told_of(last: Mapping[str, Any]) -> str:

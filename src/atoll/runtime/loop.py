@@ -28,7 +28,7 @@ from atoll.core.layout import Array
 from atoll.core.metrics import Confusion, Metrics, higher_is_better, merge_all, values
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Merged, renewed
 from atoll.data.population import ids_of, rows_of
-from atoll.runtime.aborts import parted, told_of, way_out
+from atoll.runtime.aborts import ended, parted, told_of, way_out
 from atoll.runtime.checkpoint import Best, Progress, model_hash
 from atoll.runtime.client import Parts, evaluate_central
 from atoll.runtime.clock import Clock
@@ -292,9 +292,10 @@ class Loop:
     def _ended(self, progress: Progress, last: Mapping[str, Any]) -> str:
         stop, best = self.stop, progress.best
         if progress.aborted >= stop.max_aborts:
+            everybody = self._finishing is not None
             raise QuorumError(
-                f"{progress.aborted} rounds in a row could not commit{told_of(last)}",
-                remedy=way_out(last, everybody=self._finishing is not None),
+                ended(progress.aborted, last, everybody=everybody),
+                remedy=way_out(last, everybody=everybody),
             )
         if self._finishing is not None and self._finishing.finished(progress.state):
             return "completed"
