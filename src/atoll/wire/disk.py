@@ -203,7 +203,10 @@ class RealDisk:
                 end = 0
                 for piece in pieces:
                     end += _write_all(number, piece, end, begin=False)
-                os.ftruncate(number, end)
+                if (
+                    os.fstat(number).st_size != end
+                ):  # a cut that changes nothing waits for the journal too
+                    os.ftruncate(number, end)
             finally:
                 os.close(number)
 

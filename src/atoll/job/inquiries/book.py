@@ -92,7 +92,7 @@ class Codebook:
             DataError: the column does not have two categories.
 
         >>> Codebook(("state",), {"state": ("deceased", "living")}).event("state")
-        ("the event is state = living: of two categories the second one in order",)
+        ('the event is state = living: of two categories the second one in order',)
         """
         if outcome not in self.levels:
             return ()
