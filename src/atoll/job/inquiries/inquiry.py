@@ -29,7 +29,7 @@ __all__ = [
     "not_shown",
 ]
 
-F = TypeVar("F", bound="Finding")
+_F = TypeVar("_F", bound="Finding")
 
 _SIMPLE: Mapping[Any, tuple[type, str]] = {
     bool: (bool, "true or false"),
@@ -80,7 +80,7 @@ class Finding(ABC):
         return summary(self.title, self.facts(), self.records(), self.notes)
 
 
-class Findings(dict[str, F], Generic[F]):
+class Findings(dict[str, _F], Generic[_F]):
     """What came of a run's analyses, by name: those that may be shown.
 
     Asking for another of the run's analyses by name raises the error that :attr:`refused` holds.
@@ -90,11 +90,11 @@ class Findings(dict[str, F], Generic[F]):
         refused: why an analysis is not shown, and what helps, by its name.
     """
 
-    def __init__(self, shown: Mapping[str, F], refused: Mapping[str, AtollError]) -> None:
+    def __init__(self, shown: Mapping[str, _F], refused: Mapping[str, AtollError]) -> None:
         super().__init__(shown)
         self.refused = dict(refused)
 
-    def __missing__(self, name: str) -> F:
+    def __missing__(self, name: str) -> _F:
         """Refuse what may not be shown.
 
         Raises:
