@@ -203,9 +203,8 @@ class RealDisk:
                 end = 0
                 for piece in pieces:
                     end += _write_all(number, piece, end, begin=False)
-                if (
-                    os.fstat(number).st_size != end
-                ):  # a cut that changes nothing waits for the journal too
+                # A cut that changes nothing would wait for the disk's journal all the same.
+                if os.fstat(number).st_size != end:
                     os.ftruncate(number, end)
             finally:
                 os.close(number)

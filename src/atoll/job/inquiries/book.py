@@ -111,10 +111,7 @@ class Codebook:
         >>> Codebook(("sex",), {"sex": ("female", "male")}).told(["column 'sex[1]' is left out"])
         ("column 'sex=male' is left out",)
         """
-        columns = sorted(
-            self.levels, key=len, reverse=True
-        )  # of names within names the longer ones
-        for name in columns:
+        for name in sorted(self.levels, key=len, reverse=True):  # of names in names the longer ones
             for i, level in enumerate(self.levels[name]):
                 notes = [note.replace(f"{name}[{i}]", f"{name}={level}") for note in notes]
         return tuple(notes)
