@@ -1,6 +1,7 @@
 """Statistics over sites, for statisticians: pandas in and out, results equal to those of pooled rows.
 
 >>> import pandas as pd
+>>> from atoll.stats import Federation, describe
 >>> frame = pd.DataFrame({"clinic": ["a"] * 30 + ["b"] * 30, "age": range(60)})
 >>> federation = Federation.of(frame, site="clinic")
 >>> describe(federation, ["age"])["mean"].tolist()
