@@ -31,15 +31,16 @@ def _fields(options: Sequence[str]) -> dict[str, Any]:
     return fields
 
 
-def _chosen(made: Any, method: str, options: Sequence[str], local: Sequence[str]) -> Any:
+def chosen(made: Any, method: str, options: Sequence[str], local: Sequence[str]) -> Any:
     """A job with another method, and with fields of its trainer and local optimiser set."""
     from atoll.algorithms import ALGORITHMS
-    from benchmarks.peers.given import METHODS
+    from benchmarks.peers.given import LOCAL, METHODS
 
-    if method != "fedavg":
+    if method not in ("fedavg", *LOCAL):
         made = replace(made, algorithm=ALGORITHMS[method](**METHODS[method]))
-    if local:
-        optimizer = replace(made.local.optimizer, **_fields(local))
+    changed = {**LOCAL.get(method, {}), **_fields(local)}
+    if changed:
+        optimizer = replace(made.local.optimizer, **changed)
         made = replace(made, local=replace(made.local, optimizer=optimizer))
     fields = _fields(options)
     return replace(made, trainer=replace(made.trainer, **fields)) if fields else made
@@ -52,7 +53,7 @@ def _atoll(name: str, rounds: int, workers: int, kind: str, **choices: Any) -> d
     from benchmarks.workloads import job
 
     made, clients = job(name, rounds, kind)
-    made = _chosen(made, **choices)
+    made = chosen(made, **choices)
     ends, cpu, held = [time.time()], [time.process_time()], list[float]()
 
     def watch(record: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from benchmarks.peers.given import LOCAL
+
 __all__ = ["BASES", "NAMES", "OURS", "PEERS", "Contestant", "Ours", "Peer", "contestants"]
 
 EVERYWHERE = ("W1", "W2", "W3", "W4")
@@ -86,22 +88,27 @@ PEERS = (
     Peer(
         "flower",
         {"W1": (2,), "W2": (2,), "W3": (2,), "W4": (2,)},
-        methods=("fedavg", "fedprox", "fedadam"),
+        methods=("fedavg", "fedprox", "fedadam", *LOCAL),
         rounds={"W4": 40},
     ),
     Peer(
         "pfl",
         {"W1": (1, 2), "W2": (1, 2), "W3": (2,), "W4": (1,)},
-        methods=("fedavg", "fedprox", "scaffold", "fedadam"),
+        methods=("fedavg", "fedprox", "scaffold", "fedadam", *LOCAL),
         launcher=("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "{workers}"),
         single=("scaffold",),
     ),
-    Peer("blazefl", {"W1": (2,), "W2": (2,), "W3": (2,), "W4": (2,)}, mode="threads"),
+    Peer(
+        "blazefl",
+        {"W1": (2,), "W2": (2,), "W3": (2,), "W4": (2,)},
+        mode="threads",
+        methods=("fedavg", *LOCAL),
+    ),
     Peer("blazefl", {"W1": (2,), "W2": (2,), "W4": (2,)}, mode="processes", rounds={"W4": 10}),
     Peer(
         "fedjax",
         {"W1": (1, 2), "W2": (1, 2), "W3": (2,), "W4": (1, 2)},
-        methods=("fedavg", "fedprox", "fedadam"),
+        methods=("fedavg", "fedprox", "fedadam", *LOCAL),
     ),
     Peer("nvflare", {"W3": (2,), "W4": (5,)}, rounds={"W4": 6}),
 )

@@ -94,7 +94,12 @@ def algorithm(given: Given) -> Any:
         scores = jax.nn.log_softmax(network(weights, batch["x"]))
         return -jnp.take_along_axis(scores, batch["y"][:, None], 1)[:, 0]
 
-    local = fedjax.optimizers.sgd(given.facts["lr"])
+    own = given.optimizer
+    local = (
+        fedjax.optimizers.adam(own["lr"])
+        if own["name"] == "adam"
+        else fedjax.optimizers.sgd(own["lr"], own["momentum"] or None)
+    )
     batches = fedjax.ShuffleRepeatBatchHParams(batch_size=given.facts["batch"], num_epochs=1)
     if given.method == "fedprox":
         server = fedjax.optimizers.sgd(1.0)

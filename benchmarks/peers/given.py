@@ -19,7 +19,17 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["FOLDER", "METHODS", "NETWORKS", "OVER", "Given", "asked", "finish", "rounds_over"]
+__all__ = [
+    "FOLDER",
+    "LOCAL",
+    "METHODS",
+    "NETWORKS",
+    "OVER",
+    "Given",
+    "asked",
+    "finish",
+    "rounds_over",
+]
 
 FOLDER = Path(__file__).parents[2] / ".bench" / "peers"
 
@@ -62,9 +72,19 @@ METHODS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "initial_v": 0.0,
             "bias_correction": "t+1",
         },
+        "momentum": {},
+        "adam": {},
     }
 )
-"""Methods and their options, by Atoll's names. FedAdam's correction and start are those Flower has built in."""
+"""Methods and their options, by Atoll's names. FedAdam's correction and start are those Flower has built in.
+
+The last two are FedAvg with another local optimiser, :data:`LOCAL`.
+"""
+
+LOCAL: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"momentum": {"momentum": 0.9}, "adam": {"name": "adam", "lr": 0.001}}
+)
+"""What a method changes of the local optimiser, which is SGD at the workload's rate; by Atoll's names."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +117,12 @@ class Given:
     def options(self) -> Mapping[str, Any]:
         """Of the method."""
         return METHODS[self.method]
+
+    @property
+    def optimizer(self) -> Mapping[str, Any]:
+        """Of the clients: ``name``, ``lr``, ``momentum``."""
+        plain = {"name": "sgd", "lr": self.facts["lr"], "momentum": 0.0}
+        return {**plain, **LOCAL.get(self.method, {})}
 
     def array(self, what: str, mapped: bool = False) -> Array:
         """``x``, ``y`` of the clients, ``cohorts`` (rounds, places), ``orders`` (rounds, places, rows)."""

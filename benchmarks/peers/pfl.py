@@ -6,6 +6,7 @@ import math
 import time
 import types
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from pfl.model.pytorch import PyTorchModel
 from torch.nn import functional
 
 from benchmarks.peers.given import Given, asked, finish
-from benchmarks.peers.torch_work import Network, as_arrays, client_tensors
+from benchmarks.peers.torch_work import Network, as_arrays, client_tensors, optimizer
 
 
 class _ServerAdam(torch.optim.Optimizer):
@@ -103,7 +104,7 @@ def _model(given: Given, network: Network) -> PyTorchModel:
     own = network.parameters()
     adam = given.method == "fedadam"
     central = _ServerAdam(own, given.options) if adam else torch.optim.SGD(own, lr=1.0)
-    return PyTorchModel(network, torch.optim.SGD, central)
+    return PyTorchModel(network, partial(optimizer, given), central)
 
 
 def _right_sign() -> None:
@@ -150,7 +151,7 @@ def main() -> None:
         backend=SimulatedBackend(training_data=data, val_data=data),
         model=_model(given, network),
         model_train_params=NNTrainHyperParams(
-            local_learning_rate=given.facts["lr"],
+            local_learning_rate=given.optimizer["lr"],
             local_num_epochs=1,
             local_batch_size=given.facts["batch"],
         ),

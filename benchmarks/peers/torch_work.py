@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from benchmarks.peers.given import NETWORKS, Given
 
-__all__ = ["Network", "Start", "as_arrays", "client_tensors", "load", "train"]
+__all__ = ["Network", "Start", "as_arrays", "client_tensors", "load", "optimizer", "train"]
 
 
 def _layer(kind: str, *sizes: int) -> nn.Module:
@@ -66,19 +66,27 @@ def client_tensors(given: Given) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
     return [torch.from_numpy(part) for part in x], [torch.from_numpy(part) for part in y]
 
 
+def optimizer(given: Given, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """A client's optimiser, as the method asks for it."""
+    o = given.optimizer
+    if o["name"] == "adam":
+        return torch.optim.Adam(parameters, lr=lr)
+    return torch.optim.SGD(parameters, lr=lr, momentum=o["momentum"])
+
+
 def train(model: nn.Module, given: Given, x: Tensor, y: Tensor, order: Any) -> None:
-    """One epoch of SGD over a client's rows in ``order``; with FedProx, towards where it starts."""
+    """One epoch over a client's rows in ``order``; with FedProx, towards where it starts."""
     mu = given.options.get("mu", 0.0)
     start = [p.detach().clone() for p in model.parameters()] if mu else []
-    sgd = torch.optim.SGD(model.parameters(), lr=given.facts["lr"])
+    local = optimizer(given, model.parameters(), given.optimizer["lr"])
     index = torch.from_numpy(order)
     x, y, size = x[index], y[index], given.facts["batch"]
     for first in range(0, len(y), size):
-        sgd.zero_grad()
+        local.zero_grad()
         out = model(x[first : first + size])
         functional.cross_entropy(out, y[first : first + size]).backward()
         with torch.no_grad():
             for parameter, value in zip(model.parameters() if mu else (), start, strict=True):
                 if parameter.grad is not None:
                     parameter.grad.add_(parameter - value, alpha=mu)
-        sgd.step()
+        local.step()

@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.peers import contestants, environments, page, table, watch
+from atoll import Job, LocalWork, Optimizer
+from atoll.models.linear import LinearTrainer
+from benchmarks import one
+from benchmarks.peers import contestants, environments, given, page, table, watch
 
 
 def result(name, peer, workers, turn, round, loss=0.5, rounds=20, **more):
@@ -137,6 +140,31 @@ def test_a_method_runs_at_the_peers_that_ship_it():
     everybody = dict.fromkeys(environments.ENVIRONMENTS, Path("python"))
     field = contestants.contestants("W1", "scaffold", 20, everybody)
     assert {(c.peer, c.workers) for c in field} == {("atoll", 2), ("pfl", 1)}
+
+
+@pytest.mark.parametrize("method", given.LOCAL)
+def test_another_local_optimiser_runs_at_all_who_keep_up_and_is_the_same_one(method):
+    everybody = dict.fromkeys(environments.ENVIRONMENTS, Path("python"))
+    field = contestants.contestants("W1", method, 20, everybody)
+    ran = [(c.peer, c.workers) for c in field]
+    assert ran[-4:] == [(peer, 2) for peer in ("flower", "pfl", "blazefl", "fedjax")]
+    assert set(ran[:-4]) == {("atoll", 2)}
+    pytest.importorskip("torch")
+    from benchmarks.peers import torch_work
+
+    theirs = given.Given("W1", method, 1, 1, "", "")
+    vars(theirs)["facts"] = {"lr": 0.05}
+    got = torch_work.optimizer(
+        theirs, torch_work.Network("W1").parameters(), theirs.optimizer["lr"]
+    )
+    plain = Job(
+        LinearTrainer("multinomial", 2, classes=2), local=LocalWork(1, optimizer=Optimizer(lr=0.05))
+    )
+    own = one.chosen(plain, method, (), ()).local.optimizer
+    assert type(got).__name__.lower() == own.name
+    assert got.defaults["lr"] == own.lr == {"momentum": 0.05, "adam": 0.001}[method]
+    assert got.defaults.get("momentum", 0.0) == own.momentum
+    assert got.defaults.get("betas", own.betas) == own.betas
 
 
 def test_a_peer_that_does_not_install_is_named_with_the_reason(tmp_path, monkeypatch):
