@@ -1,4 +1,4 @@
-"""What was checked is what is named and sent, whatever becomes of the file meanwhile."""
+"""What was checked is what is named and sent; a short result is read once for all of it."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def test_what_was_looked_at_is_what_is_named_and_taken_once(tmp_path: Path) -> N
     near, path = Near(RealDisk()), tmp_path / "1.result"
     path.write_bytes(b"checked")
     seen = looked(near, path)
-    assert seen == Seen(path, b"checked", whole=True)
-    path.write_bytes(b"another")  # job code may still hold the file
+    assert seen == Seen(path, b"checked")
+    path.write_bytes(b"another")  # which nobody looks at any more
     blob = near.name(seen)
     assert blob == Blob.of(b"checked")
     assert near.take(blob) == b"checked"
@@ -37,7 +37,7 @@ def test_a_file_that_nobody_looked_at_is_read(tmp_path: Path) -> None:
     path.write_bytes(b"one")
     near.name(looked(near, path))
     path.write_bytes(b"two")
-    assert near.name(path) == Blob.of(b"two")
+    assert near.name(Seen(path)) == Blob.of(b"two")
     assert near.take(Blob.of(b"two")) is None  # it was not kept in memory
     assert near.take(Blob.of(b"one")) == b"one"
 
@@ -61,28 +61,18 @@ def test_long_results_and_missing_ones_are_not_kept(tmp_path: Path) -> None:
     assert near.look(path, 100) is None
     path.write_bytes(bytes(101))
     seen = looked(near, path)
-    assert seen == Seen(path, bytes(101), whole=False)
+    assert seen == Seen(path)
     assert near.name(seen) == Blob.of(bytes(101))
     assert near.take(Blob.of(bytes(101))) is None
 
 
-def test_of_a_long_result_that_is_named_which_was_checked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [1 << 20, 1 << 30], ids=["long", "short"])
+def test_a_result_of_any_length_is_read_and_named_as_it_lies(tmp_path: Path, most: int) -> None:
     near, path = Near(RealDisk()), tmp_path / "1.result"
-    values = {"w": np.zeros(1 << 19)}
-
-    def write(examples: int) -> bytes:
-        write_frame(path, {"task": "t", "status": "done", "examples": examples}, values)
-        return path.read_bytes()
-
-    other, raw = write(3), write(7)
-    assert len(raw) > 1 << 22
-    seen = looked(near, path, 1 << 20)
-    assert not seen.whole
-    write(3)
-    assert read_result(str(path), "t", seen).examples == 7
-    with pytest.raises(WireError, match="was changed after it had been checked"):
-        near.name(seen)
-
-    write(7)
-    assert near.name(seen) == Blob.of(raw)
-    assert other != raw
+    write_frame(path, {"task": "t", "status": "done", "examples": 7}, {"w": np.zeros(1 << 18)})
+    seen = looked(near, path, most)
+    assert (seen.raw is None) == (most < path.stat().st_size)
+    assert read_result(seen, "t").examples == 7
+    with pytest.raises(WireError, match="it is that of 't'"):
+        read_result(seen, "u")
+    assert near.name(seen) == Blob.of(path.read_bytes())

@@ -309,7 +309,7 @@ class Errands:
                     memory=memory,
                     before="" if fit else order.task.kept,
                     trained=order.task.kind == "train" and body.status == "done",
-                    wait=seen.whole,
+                    wait=seen.raw is not None,
                 )
                 self._finished(held, body)
         except StorageError as error:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -19,7 +18,7 @@ from atoll.core.errors import WireError
 from atoll.node.datasets import Dataset
 from atoll.node.near import Seen
 from atoll.node.rules import Rule
-from atoll.wire.frames import HEADER_LIMIT, Allowed, decode, encode, open_frame, read_header
+from atoll.wire.frames import HEADER_LIMIT, Allowed, decode, encode, open_frame
 from atoll.wire.messages import BlobRef, Message, ResultBody, TaskBody, read_body
 
 __all__ = [
@@ -167,24 +166,18 @@ def done_only(body: ResultBody) -> bytes:
     return encode(said.model_dump())
 
 
-def read_result(path: str, task: str, seen: Seen | None = None) -> ResultBody:
+def read_result(seen: Seen, task: str) -> ResultBody:
     """The body of a worker's result.
 
     Args:
-        path: where it lies.
+        seen: where it lies, and its bytes where they have been read.
         task: its task.
-        seen: what has been read of it.
 
     Raises:
         WireError: it is none, or that of another task.
         StorageError: it cannot be read.
     """
-    if seen is not None and seen.whole:
-        told, _ = decode(seen.raw, _ANY)
-    else:
-        told, _ = open_frame(Path(path), _ANY)
-        # What counts is what was read of it, and goes into its digest.
-        told = told if seen is None else read_header(seen.raw, _ANY).body
+    told, _ = open_frame(seen.path, _ANY) if seen.raw is None else decode(seen.raw, _ANY)
     body = read_body(ResultBody, told)
     if body.task != task:
         raise WireError(f"it is that of {body.task!r:.100}")

@@ -192,7 +192,7 @@ class Spool:
         Args:
             run: id of the run.
             task: id of the task; what is there for it already stays as it is.
-            frame: the result, or the file on the same disk that holds it, which is moved; what was seen counts.
+            frame: the result, or the file on the same disk that holds it, which is moved.
             memory: the client's memory after the task, likewise; None where it has none.
             before: the task whose memory it started from; kept under the new name where there is no new one.
             trained: whether the task trains, so that ``memory`` says whether clients keep any.
@@ -200,7 +200,6 @@ class Spool:
                 :meth:`write_through`.
 
         Raises:
-            WireError: the file is not what was seen of it.
             StorageError: it cannot be written.
         """
         with self._lock:
@@ -330,7 +329,8 @@ class Spool:
             blob, aside = Blob.of(what), self._aside()
             self._disk.write(aside, [what])
         else:
-            blob, aside = self.near.name(what), what.path if isinstance(what, Seen) else what
+            seen = what if isinstance(what, Seen) else Seen(what)
+            blob, aside = self.near.name(seen), seen.path
         try:
             return blob, self._of(found.run).move_in(aside, task, blob, kind)
         except StorageError:

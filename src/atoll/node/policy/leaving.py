@@ -118,7 +118,7 @@ def checked(order: Order, seen: Seen | None = None) -> ResultBody:
         StorageError: it cannot be read.
     """
     task, own = order.task, order.dataset.dataset.rule
-    body = read_result(order.result, task.id, seen)
+    body = read_result(seen or Seen(Path(order.result)), task.id)
     if body.status != "done":
         return body
     if body.answer.get("inputs") and not (own.inputs and _counted_by_nobody(order)):
