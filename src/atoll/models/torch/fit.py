@@ -24,6 +24,7 @@ from atoll.core.errors import JobError, suggest
 from atoll.core.layout import Array
 from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
+from atoll.models.torch.adaptive import single_pass
 from atoll.models.torch.batch import Batch, face, rated
 from atoll.models.torch.flat import Bench
 from atoll.models.torch.record import Forward, Tape, Untraceable, record
@@ -42,9 +43,6 @@ OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "rmsprop": ("RMSprop", ("momentum", "eps", "weight_decay")),
 }
 """Local optimisers by name: the class in ``torch.optim`` and what is passed on to it."""
-
-_SINGLE_PASS = ("Adam", "AdamW", "Adagrad")
-"""Classes that can take a step in one pass over the vector: half the time of several."""
 
 _SMALL = 16
 """Rows of a batch up to which all sizes are compiled."""
@@ -423,12 +421,12 @@ def _optimizer(optimizer: Optimizer, bench: Bench, heavy: _Heavy | None) -> Call
         )
     if optimizer.name == "sgd":
         return partial(_sgd, optimizer, bench.weights, bench.gradient, heavy)
+    if (quick := single_pass(optimizer, bench)) is not None:
+        return quick
     kind, names = OPTIMIZERS[optimizer.name]
     flat = nn.Parameter(bench.weights)
     flat.grad = bench.gradient
     own = {name: getattr(optimizer, name) for name in names}
-    if kind in _SINGLE_PASS:
-        own["fused"] = True
     inner = getattr(torch.optim, kind)([flat], lr=optimizer.lr, **own)
 
     def move(lr: float) -> None:

@@ -301,6 +301,11 @@ class Bench:
             flat.as_strided(t.shape, t.stride(), t.storage_offset() - start) for t in self.slopes
         ]
 
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Two vectors like ``gradient`` for adaptive optimisers, which keep what was left there."""
+        return torch.empty_like(self.gradient), torch.empty_like(self.gradient)
+
     def formatted(self, x: Tensor) -> Tensor:
         """A batch in the order that the module's convolutions like best."""
         if not self.channels_last or x.dim() != 4:
