@@ -341,6 +341,23 @@ def test_dates_that_became_categories_are_told():
     assert any("'seen' holds dates" in note for note in check_sites(schema, sites)[1])
 
 
+def test_times_of_other_zones_at_other_sites_are_told_with_who_writes_which():
+    hours = [f"2021-01-31 {hour:02d}:00:00" for hour in range(20)]
+    sites = {
+        "bern": Table.of({"seen": [f"{hour}+01:00" for hour in hours], "y": [0, 1] * 10}),
+        "lyon": Table.of({"seen": hours, "y": [0, 1] * 10}),
+    }
+    columns = (Column("seen", "category"), Column("y", "boolean"))
+    schema = complete_schema(Schema(columns, "y", "classification", ("false", "true")), sites)
+    (note,) = (n for n in check_sites(schema, sites)[1] if "zones" in n)
+    assert "(+01:00 at bern; no zone at lyon)" in note
+    (alone,) = (n for n in check_sites(schema, {"lyon": sites["lyon"]})[1] if "zones" in n)
+    assert "(no zone at lyon; +01:00, no zone at all sites)" in alone
+    whole = {"all": Table.of({"seen": hours, "y": [0, 1] * 10})}
+    schema = complete_schema(Schema(columns, "y", "classification", ("false", "true")), whole)
+    assert not any("zones" in n for n in check_sites(schema, whole)[1])
+
+
 def test_declared_codes_that_begin_with_a_zero_are_found_in_a_column_read_as_numbers():
     """A CSV file's postal codes are read as numbers: no declared code was ever met."""
     codes = Column("code", "category", categories=("01067", "50667"))

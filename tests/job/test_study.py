@@ -62,3 +62,29 @@ def test_text_of_too_many_values_is_named_as_such_and_not_as_missing(levels: Any
     }
     with pytest.raises(DataError, match=r"column 'ward': is text with more than 50 different"):
         study.agree(surveys)
+
+
+def test_times_of_other_zones_at_other_sites_are_noted_once_all_agree() -> None:
+    own = {"bern": ["2024-01-01 00:00:00+01:00"], "lyon": ["2024-01-01"], "rome": ["2024-01-01"]}
+    surveys = {
+        site: {"columns": {"seen": text(days), "sex": text(["f", "m"])}, "rule": RULE}
+        for site, days in own.items()
+    }
+    (note,) = Study({}, Disclosure(11)).agree(surveys).notes
+    assert (
+        "column 'seen' holds times of different zones (+01:00 at bern; no zone at lyon, rome)"
+        in note
+    )
+    surveys["bern"] = surveys["lyon"]
+    assert Study({}, Disclosure(11)).agree(surveys).notes == ()
+
+
+def test_zones_of_text_that_is_no_category_are_not_told() -> None:
+    surveys = {
+        site: {
+            "columns": {"seen": text(days), "age": told(["age"])["columns"]["age"]},
+            "rule": RULE,
+        }
+        for site, days in (("bern", ["2024-01-01 00:00:00+01:00"]), ("lyon", None))
+    }
+    assert Study({}, Disclosure(11)).agree(surveys).notes == ()

@@ -377,3 +377,19 @@ def test_dates_are_text_and_not_numbers_of_nanoseconds(frame):
     assert federation.levels["seen"] == ("2024-01-01", "2024-01-02", "2024-01-03")
     with pytest.raises(DataError):
         stats.describe(federation, ["seen"])
+
+
+def test_times_of_other_zones_are_told_of_the_federation_and_of_what_reads_them(frame):
+    days = pd.to_datetime("2024-01-01") + pd.to_timedelta(np.arange(len(frame)) % 3, "D")
+    frame["seen"] = days.astype(str)
+    zoned = frame["clinic"] == "b"
+    frame.loc[zoned, "seen"] = days[zoned].tz_localize("Europe/Berlin").astype(str)
+    federation = Federation.of(frame, site="clinic", rule=Disclosure(1))
+    assert "(no zone at a, c; +01:00 at b)" in federation.notes["seen"]
+    assert federation.where(sex="f").notes == federation.notes
+    told = stats.LinearRegression("age", ["seen"]).fit(federation)
+    assert federation.notes["seen"] in told.notes
+    assert federation.notes["seen"] in told.summary()
+    assert stats.LinearRegression("age", ["sex"]).fit(federation).notes == ()
+    one = frame.assign(seen=days.astype(str))
+    assert Federation.of(one, site="clinic").notes == {}

@@ -106,6 +106,17 @@ def test_what_a_run_writes_is_what_it_found(job, tmp_path):
     assert read["coef"].tolist() == found["cox"].table["coef"].tolist()
 
 
+def test_notes_of_the_whole_run_are_told_from_the_run_as_from_its_folder(job, tmp_path):
+    days = [f"2024-01-0{1 + i // 2 % 2}" + " 10:00Z" * (i % 2) for i in range(80)]
+    asked = {"table_one": {"columns": ["age", "seen"]}}
+    run = atoll.simulate(job(asked, {**rows(), "seen": days}), out=tmp_path / "run")
+    (note,) = run.findings.notes
+    assert "(no zone at east; Z at south)" in note
+    assert stats.read_results(tmp_path / "run").notes == (note,)
+    assert run.manifest["notes"] == [note]
+    assert "no zone at east; Z at south" in (tmp_path / "run" / "report.html").read_text()
+
+
 def test_a_run_kept_in_memory_is_written_as_one_that_had_a_folder(job, tmp_path, capsys):
     options = {"outcome": "died", "features": ["age"], "trees": 2}
     asked = {"gradient_boosting": options, "describe": NUMBERS}

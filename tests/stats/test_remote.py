@@ -120,6 +120,22 @@ def test_what_institutions_told_goes_on_a_page(tmp_path, rows):
     assert f"aic {told.facts()['aic']:.5g}" in page
 
 
+@pytest.mark.parametrize("kept", [None, "kept"])
+def test_notes_of_the_whole_run_come_back_with_what_is_found(tmp_path, rows, kept):
+    rows["seen"] = np.where(rows["age"] > 55, "2024-01-01 00:00:00", "2024-01-02 00:00:00")
+    rows.loc[rows["site"] == "east", "seen"] += "+01:00"
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    folder = kept and tmp_path / kept
+    deployed = stats.connect(Here(tmp_path), source="rows.csv", complete=["age"], folder=folder)
+    federation = stats.Federation.of(rows, site="site")
+    asked = stats.LinearRegression("age", ["seen"])
+    (note,) = asked.fit(federation).notes[-1:]
+    assert "+01:00 at east; no zone at west" in note
+    assert asked.fit(deployed).notes == asked.fit(federation).notes
+    assert asked.fit(deployed).folder == (folder and folder / "run-2")
+    assert stats.read_results(tmp_path / "run-1").notes == (note,)
+
+
 def test_a_run_that_did_not_complete_says_why(tmp_path, rows):
     deployed = stats.connect(Here(tmp_path, "failed"), source="rows.csv")
     with pytest.raises(StateError, match="run-1 failed: east does not answer"):

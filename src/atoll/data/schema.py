@@ -31,6 +31,7 @@ from atoll.data.columns import (
 from atoll.data.sketches import MOST_LEVELS, Sketch, clashes, guessed, merged, sketch
 from atoll.data.table import Table, label
 from atoll.data.telling import EXACT, Telling
+from atoll.data.zones import zones_note
 
 __all__ = [
     "Column",
@@ -329,6 +330,7 @@ def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table
             )
     yield from _alike(schema)
     yield from _dates(schema)
+    yield from _zones(schema, typed)
     yield from _mixed(schema, sites)
     ignored = [c.name for c in schema.columns if c.role == "ignore"]
     if ignored:
@@ -365,6 +367,17 @@ def _dates(schema: Schema) -> Iterator[str]:
                 f"column {column.name!r} holds dates, and each of them is a category of its own: give a "
                 "number in its place, such as days since a date, or leave it out (data.drop)"
             )
+
+
+def _zones(schema: Schema, typed: Mapping[str, Table]) -> Iterator[str]:
+    """Categories that are times of other zones elsewhere; a site by itself knows the categories of all."""
+    for column in schema.features:
+        if column.type == "category":
+            held = {site: set(table[column.name]) - {None} for site, table in typed.items()}
+            if len(held) == 1:
+                held["all sites"] = set(column.categories)
+            if note := zones_note(column.name, held):
+                yield note
 
 
 def _mixed(schema: Schema, sites: Mapping[str, Table]) -> Iterator[str]:

@@ -26,6 +26,7 @@ from atoll.data.coded import MOST_LEVELS, coded, labels_of, levels_of, without_v
 from atoll.data.columns import is_missing
 from atoll.data.disclosure import Disclosure, persons_of
 from atoll.data.table import Table, label
+from atoll.data.zones import zones_note
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Inquiry
 from atoll.job.inquiries.registry import inquiry_of
@@ -260,8 +261,12 @@ class Study:
         columns = tuple(n for n in shared if n not in held or n in levels)
         raise_faults(DataError, "the sites' tables", self._uncoded(held, columns))
         binary = {n for n in columns if all(c[n]["binary"] for c, _ in told.values())}
+        zones = (
+            zones_note(n, dict(zip(told, v, strict=True))) for n, v in whole.items() if n in levels
+        )
         return Agreed(
-            Codebook(columns, levels, frozenset(binary - set(levels)), rule, tuple(told)), notes
+            Codebook(columns, levels, frozenset(binary - set(levels)), rule, tuple(told)),
+            (*notes, *filter(None, zones)),
         )
 
     def _uncoded(self, held: Iterable[str], coded: Iterable[str]) -> list[Fault]:

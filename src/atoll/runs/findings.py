@@ -105,6 +105,7 @@ def findings_of(job: Job, state: State) -> Findings[Finding]:
     return Findings(
         {one.name: one.finding for one in answers if one.finding is not None},
         {one.name: not_shown(one.name, one.refused) for one in answers if one.refused is not None},
+        job.study.agreed.notes if job.study and job.study.agreed else (),
     )
 
 

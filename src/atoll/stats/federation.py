@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +24,7 @@ from atoll.data.disclosure import Disclosure
 from atoll.data.query_log import QueryLog
 from atoll.data.readers import as_table, read_table, sites_from_column
 from atoll.data.table import Table, label
+from atoll.data.zones import zones_note
 from atoll.job.build import Job
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Inquiry
@@ -54,12 +55,14 @@ class Federation:
         levels: names of the categories, by column; their codes count from 0.
         rule: disclosure control.
         text: columns that no analysis reads: dates, and text of many values.
+        notes: what a reader has to know of a column, by its name.
     """
 
     sites: Mapping[str, _Site]
     levels: Mapping[str, tuple[str, ...]]
     rule: Disclosure = field(default_factory=Disclosure)
     text: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -89,7 +92,9 @@ class Federation:
         """
         rule = rule or Disclosure()
         tables = _tables(data, site)
-        found = _levels(tables, levels or {}, rule.person)
+        declared = {n: tuple(label(v) for v in values) for n, values in (levels or {}).items()}
+        held = _held(tables, {*declared, rule.person})
+        found = {**declared, **levels_of({n: told.values() for n, told in held.items()})}
         sites = {}
         for name, raw in sorted(tables.items()):
             path = None if logs is None else _log(logs, name)
@@ -100,7 +105,9 @@ class Federation:
         named = dict.fromkeys(name for raw in tables.values() for name in raw.names)
         text = {n for s in sites.values() for n in named if n not in s.holding.table.names}
         kept = {n for raw in tables.values() for n in named if n not in raw.names}
-        return cls(sites, found, rule, tuple(n for n in named if n in text - kept))
+        zones = {n: zones_note(n, told) for n, told in held.items() if n in found}
+        notes = {name: note for name, note in zones.items() if note}
+        return cls(sites, found, rule, tuple(n for n in named if n in text - kept), notes)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -174,7 +181,10 @@ class Federation:
             Forbidden: disclosure control refuses; names the site where one does.
             AtollError: a site cannot answer, or the analysis refuses.
         """
-        return inquiry.finding(self.book, self.solve(inquiry.analysis(self.book), **run))
+        analysis = inquiry.analysis(self.book)
+        found: Any = inquiry.finding(self.book, self.solve(analysis, **run))
+        more = [note for name, note in self.notes.items() if name in analysis.columns()]
+        return replace(found, notes=(*found.notes, *more)) if more else found
 
     def solve(
         self,
@@ -296,15 +306,14 @@ def _cells(values: Any) -> Any:
     return values
 
 
-def _levels(
-    tables: Mapping[str, Table], declared: Mapping[str, Sequence[object]], person: str
-) -> dict[str, tuple[str, ...]]:
-    found = {name: tuple(label(v) for v in values) for name, values in declared.items()}
-    names = dict.fromkeys(name for table in tables.values() for name in table.names)
-    held: dict[str, list[list[str] | None]] = {}
-    for name in names:
-        cells = [table[name] for table in tables.values() if name in table.columns]
-        if name in found or name == person or all(c.dtype.kind != "O" for c in cells):
-            continue
-        held[name] = [[label(cell) for cell in c if not is_missing(cell)] for c in cells]
-    return {**found, **levels_of(held)}
+def _held(tables: Mapping[str, Table], others: Collection[str]) -> dict[str, dict[str, list[str]]]:
+    """What each site holds of the columns of text, by column and site, without ``others``."""
+    held = {}
+    for name in dict.fromkeys(name for table in tables.values() for name in table.names):
+        cells = {site: table[name] for site, table in tables.items() if name in table.columns}
+        if name not in others and any(c.dtype.kind == "O" for c in cells.values()):
+            held[name] = {
+                site: [label(cell) for cell in c if not is_missing(cell)]
+                for site, c in cells.items()
+            }
+    return held

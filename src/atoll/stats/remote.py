@@ -92,7 +92,8 @@ def read_results(folder: str | Path) -> Findings[Told]:
     if not path.is_file():
         raise StateError(f"{folder} holds no results of statistics", remedy="see its manifest.json")
     found, refused = {}, {}
-    for one in json.loads(path.read_text(encoding="utf-8"))["analyses"]:
+    told = json.loads(path.read_text(encoding="utf-8"))
+    for one in told["analyses"]:
         if "refused" in one:
             refused[one["name"]] = _refused(one)
             continue
@@ -109,7 +110,7 @@ def read_results(folder: str | Path) -> Findings[Told]:
             one.get("title", ""),
             None if own is None else result_from_plain(own, notes),
         )
-    return Findings(found, refused)
+    return Findings(found, refused, told.get("notes", ()))
 
 
 def _refused(one: Mapping[str, Any]) -> AtollError:
@@ -161,11 +162,11 @@ class Deployed:
         info = at.wait(name)
         if info.status != "completed":
             raise StateError(f"run {name} {info.status}: {info.reason}")
-        if self.folder is not None:
-            return read_results(at.result(name, self.folder / name))[kind]
         with tempfile.TemporaryDirectory() as scratch:
-            found = read_results(at.result(name, scratch))[kind]
-        return dataclasses.replace(found, folder=None)
+            kept = None if self.folder is None else self.folder / name
+            found = read_results(at.result(name, kept or scratch))
+        one = found[kind]
+        return dataclasses.replace(one, folder=kept, notes=(*one.notes, *found.notes))
 
 
 def connect(

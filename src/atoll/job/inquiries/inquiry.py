@@ -88,11 +88,18 @@ class Findings(dict[str, _F], Generic[_F]):
     Args:
         shown: what was found, by analysis.
         refused: why an analysis is not shown, and what helps, by its name.
+        notes: what a reader has to know of the whole run.
     """
 
-    def __init__(self, shown: Mapping[str, _F], refused: Mapping[str, AtollError]) -> None:
+    def __init__(
+        self,
+        shown: Mapping[str, _F],
+        refused: Mapping[str, AtollError],
+        notes: Sequence[str] = (),
+    ) -> None:
         super().__init__(shown)
         self.refused = dict(refused)
+        self.notes = tuple(notes)
 
     def __missing__(self, name: str) -> _F:
         """Refuse what may not be shown.
