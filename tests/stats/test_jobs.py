@@ -166,6 +166,51 @@ def test_an_analysis_that_refuses_its_rows_says_so_from_the_folder_as_from_the_r
         assert error.message == run.findings.refused["linear"].message
 
 
+def test_the_terminal_names_what_is_refused_with_the_reason(job, tmp_path, capsys):
+    few = {**rows(), "died": [int(i < 8) for i in range(80)], "dose": [0.1] * 80}
+    job({kind: EVERY[kind] for kind in ("log_rank", "t_test", "linear")}, few)
+    asked = ["run", str(tmp_path / "job.toml"), "--out", str(tmp_path / "run"), "--quiet"]
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    error = stats.read_results(tmp_path / "run").refused["log_rank"]
+    line = "refused    analysis 'log_rank' is not shown: a group has fewer than 11 events"
+    assert f"{line}\n             next: {error.remedy}\n" in out
+    assert "refused    analysis 'linear' is not shown: outcome 'dose' is the same" in out
+    assert out.count("refused ") == 2
+    assert main([*asked, "--resume", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["refused"]
+    assert list(told) == ["log_rank", "linear"]
+    assert told["log_rank"] == {
+        "code": Forbidden.code,
+        "message": error.message,
+        "remedy": error.remedy,
+    }
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"), [("log_rank", Forbidden.exit_status), ("linear", DataError.exit_status)]
+)
+def test_a_run_that_may_show_nothing_ends_with_the_status_of_the_refusal(
+    job, tmp_path, capsys, asked, status
+):
+    few = {**rows(), "died": [int(i < 8) for i in range(80)], "dose": [0.1] * 80}
+    job({asked: EVERY[asked]}, few)
+    run = ["run", str(tmp_path / "job.toml"), "--out", str(tmp_path / "run"), "--quiet"]
+    assert main(run) == status
+    assert f"analysis {asked!r} is not shown" in capsys.readouterr().out
+    assert main([*run, "--resume"]) == status
+    capsys.readouterr()
+
+
+def test_a_run_that_shows_all_refuses_nothing(job, tmp_path, capsys):
+    job({"describe": NUMBERS})
+    run = ["run", str(tmp_path / "job.toml"), "--out", str(tmp_path / "run"), "--quiet"]
+    assert main([*run, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["refused"] == {}
+    assert main([*run, "--resume"]) == 0
+    assert "refused" not in capsys.readouterr().out
+
+
 def test_results_of_earlier_versions_name_no_kind_of_refusal(tmp_path):
     old = {"analyses": [{"name": "cox", "refused": "too few persons\n  next: ask for less"}]}
     (tmp_path / "results.json").write_text(json.dumps(old))

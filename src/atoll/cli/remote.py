@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atoll.cli.output import brief, data_line, table_of, talk
+from atoll.cli.refusals import refusals_in, refused_lines
 from atoll.cli.whereabouts import Address, Certificate, pin_of, show_server
 
 if TYPE_CHECKING:
@@ -220,6 +221,8 @@ def result(
     status = str(read_json(folder / "manifest.json").get("status", ""))
     if status and not status.startswith("completed"):
         talk(f"this run is not complete: {brief(status)}")
+    for line in refused_lines(refusals_in(folder).values()):
+        talk(line)
     if (folder / "report.html").is_file():
         talk(f"report: {folder / 'report.html'}")
 

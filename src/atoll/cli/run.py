@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atoll.cli.output import data_line, talk
+from atoll.cli.refusals import end_refused, refusals_in, refused_lines
 
 if TYPE_CHECKING:
     from atoll.job import Job
@@ -92,6 +93,8 @@ def run(
     if manifest["status"].startswith("interrupted"):
         talk(f"interrupted; continue with the same command and {again}")
         raise typer.Exit(130)
+    if made.study is not None:
+        end_refused(refusals_in(folder), len(made.study.inquiries))
 
 
 def report(
@@ -186,6 +189,11 @@ def _as_json(
         "folder": str(folder),
         "report": str(folder / "report.html"),
     }
+    if manifest["job"].get("statistics"):
+        result["refused"] = {
+            name: {"code": error.code, "message": error.message, "remedy": error.remedy}
+            for name, error in refusals_in(folder).items()
+        }
     if profile is not None:
         result["profile"] = profile
     return json.dumps(plain(result), indent=2, allow_nan=False)
@@ -225,5 +233,9 @@ def _what(manifest: Mapping[str, Any], folder: Path) -> list[str]:
     if manifest["job"].get("statistics"):
         if not (folder / "results.json").is_file():
             return []  # interrupted: there are none yet
-        return [f"results    {folder / 'results.json'}", f"tables     {folder / 'tables'}"]
+        return [
+            f"results    {folder / 'results.json'}",
+            f"tables     {folder / 'tables'}",
+            *refused_lines(refusals_in(folder).values()),
+        ]
     return [f"model      sha256 {manifest['model_hash']}"]
