@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from atoll.algorithms.statistics.columns import varies
 from atoll.algorithms.statistics.glm_design import Design, moments, moments_of
 from atoll.core.errors import DataError, JobError
 from atoll.core.layout import Array
@@ -159,7 +160,9 @@ class KMeans:
         }
 
     def _begin(self, state: Mapping[str, Array], spread: Array) -> dict[str, Array]:
-        d = len(self.features)
+        d, found = len(self.features), moments_of(state)
+        moving = varies(spread**2 * found.rows, found.rows, found.centre)
+        spread = np.where(moving, spread, 0.0)
         scale = np.where(spread > 0, spread, 1.0) if self.standardise else np.ones(d)
         if len(self.centres):
             points = ((np.asarray(self.centres, np.float64) - state["centre"]) / scale)[None]
@@ -171,10 +174,15 @@ class KMeans:
         return {
             **state,
             "scale": scale,
+            "still": np.where(moving, 0.0, 1.0),
             "points": points,
             "rounds": np.array(0.0),
             "phase": np.array(float(MOVE)),
         }
+
+    def still(self, state: Mapping[str, Array]) -> list[str]:
+        """Columns that have the same value in all complete rows of all sites."""
+        return [name for name, one in zip(self.features, state["still"], strict=True) if one]
 
     def result(self, state: Mapping[str, Array]) -> Clusters:
         """The best start."""
@@ -183,6 +191,9 @@ class KMeans:
         counts = state["cluster_counts"][best]
         order = np.argsort(-counts, kind="stable")
         notes = found.notes(self.columns())
+        notes += [
+            f"column {name!r} is constant: it tells no rows apart" for name in self.still(state)
+        ]
         if not counts.all():
             notes.append(f"{int((counts == 0).sum())} clusters have no rows")
         if not state["rested"]:

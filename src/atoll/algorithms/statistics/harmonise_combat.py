@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from atoll.algorithms.statistics.columns import complete, reading, tallied
+from atoll.algorithms.statistics.columns import complete, reading, tallied, varies
 from atoll.algorithms.statistics.glm_design import Design
 from atoll.algorithms.statistics.glm_newton import dependent, solve_kept
 from atoll.core.errors import DataError, JobError
@@ -95,7 +95,7 @@ def site_effects(alike: Array, tolerance: float) -> tuple[Array, Array]:
     """
     n = alike.shape[1]
     own, wide = alike.mean(axis=1), alike.var(axis=1, ddof=1)
-    plain = own, np.where(wide > 0, wide, 1.0)
+    plain = own, np.where(varies(wide * (n - 1), n, own), wide, 1.0)
     if len(own) < 2:
         return plain
     centre, between = own.mean(), own.var(ddof=1)
@@ -192,7 +192,8 @@ class ComBat:
         inner_z, inner_y = z - mean_z[:, None], y - mean_y[:, None]
         if int(question["phase"]) == REST:
             rest = inner_y - question["effects"].T @ inner_z
-            return {"squares": (rest * rest).sum(axis=1)}
+            flat = np.ptp(y, axis=1) == 0 if n > 1 else np.zeros(len(y))
+            return {"squares": (rest * rest).sum(axis=1), "flat": flat * 1.0}
         return {
             "counts": np.array([n, len(whole) - n, float(n > 0)]),
             "sums_z": mean_z * n,
@@ -224,7 +225,9 @@ class ComBat:
             if not rows:
                 remedy = "leave out columns that are empty"
                 raise DataError("no site has a complete row", remedy=remedy)
-            kept = dependent(totals["gram"])[0]
+            # What rounding leaves of a covariate that is constant at each site explains nothing.
+            moving = varies(np.diag(totals["gram"]), rows, totals["sums_z"] / rows)
+            kept = dependent(totals["gram"] * np.outer(moving, moving))[0]
             right = totals["cross"] * kept[:, None]
             effects = solve_kept(totals["gram"], right, kept)
             intercepts = (totals["sums_y"] - effects.T @ totals["sums_z"]) / rows
@@ -232,7 +235,7 @@ class ComBat:
             return {**totals, **more, "phase": np.array(float(REST))}
         if phase == REST:
             deviations = np.sqrt(totals["squares"] / state["counts"][0])
-            after = {**state, "deviations": deviations}
+            after = {**state, "deviations": deviations, "flat": totals["flat"]}
             tell = self.told and not self._constant(after).any()
             return {**after, "phase": np.array(float(TELL if tell else DONE))}
         return {**state, **totals, "phase": np.array(float(DONE))}
@@ -279,6 +282,12 @@ class ComBat:
             f"covariate {name!r} is left out: others, or the sites, determine it"
             for name, kept in zip(self.design.names, state["kept"], strict=True)
             if not kept
+        ]
+        notes += [
+            f"column {name!r} is constant at {int(count)} of {int(sites)} sites: it has a shift there, and no "
+            "scale of its own"
+            for name, count in zip(self.features, state["flat"], strict=True)
+            if count
         ]
         if excluded:
             notes.append(f"{int(excluded)} rows with missing values are left out")

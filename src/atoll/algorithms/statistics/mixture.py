@@ -207,7 +207,13 @@ class GaussianMixture:
         }
 
     def result(self, state: Mapping[str, Array]) -> Mixture:
-        """The components."""
+        """The components.
+
+        Raises:
+            DataError: a column is constant: it has no density, and the floor would stand in for one.
+        """
+        for name in self.start_clusters.still(state):
+            raise DataError(f"column {name!r} is constant", remedy="leave it out")
         found, d, k = moments_of(state), len(self.features), self.components
         order = np.argsort(-state["weights"], kind="stable")
         each = d * (d + 1) // 2 if self.covariance == "full" else d
