@@ -10,7 +10,8 @@ import pytest
 
 import atoll
 from atoll import stats
-from atoll.core.errors import DataError, Forbidden, JobError
+from atoll.core.errors import DataError, Forbidden, JobError, StateError
+from atoll.job.inquiries.trees import predicted
 
 FEATURES = ["age", "dose", "town", "smokes"]
 
@@ -80,6 +81,57 @@ def test_rows_to_predict_may_lack_values_and_know_other_categories():
         fit.predict({**odd, "age": ["old", "young"]})
 
 
+@pytest.mark.parametrize("outcome", ["ill", "score"])
+def test_exported_trees_predict_what_the_trees_do(outcome):
+    rows = frame()
+    rows.loc[::7, ["dose", "town"]] = None
+    fit = stats.GradientBoosting(outcome, FEATURES, trees=25, depth=4).fit(
+        stats.Federation.of(rows, site="site")
+    )
+    exported = json.loads(json.dumps(fit.exported()))
+    odd = {"age": [60, None], "dose": [0.5, np.nan], "town": ["lyon", "Paris"], "smokes": [1, None]}
+    for some in (rows, odd, {**odd, "age": [-1e9, 1e9], "dose": [1e9, -1e9]}):
+        np.testing.assert_allclose(predicted(exported, some), fit.predict(some), rtol=1e-13)
+    with pytest.raises(DataError, match="'dose' is missing"):
+        predicted(exported, {"age": [60]})
+
+
+def test_an_ensemble_without_a_split_predicts_the_mean():
+    rows = frame()
+    fit = stats.GradientBoosting("score", ["smokes"], trees=3, gain=1e9).fit(
+        stats.Federation.of(rows, site="site")
+    )
+    assert predicted(fit.exported(), rows).tolist() == fit.predict(rows).tolist()
+
+
+@pytest.mark.parametrize("broken", ["learner", "attributes", "trees", "children", "deep", "loop"])
+def test_what_are_no_trees_is_refused(broken):
+    rows = frame(n=300)
+    fit = stats.GradientBoosting("score", ["age"], trees=2).fit(
+        stats.Federation.of(rows, site="site", rule=stats.Disclosure(1))
+    )
+    told = fit.exported()
+    tree = told["learner"]["gradient_booster"]["model"]["trees"][0]
+    if broken == "learner":
+        del told["learner"]
+    elif broken == "attributes":
+        told["learner"]["attributes"] = {"categories": "["}
+    elif broken == "trees":
+        told["learner"]["gradient_booster"]["model"]["trees"] = [{}]
+    elif broken == "children":
+        tree["right_children"].pop()
+    else:
+        size = 40
+        tree["left_children"] = [2 * i + 1 for i in range(size)]
+        tree["right_children"] = [2 * i + 2 for i in range(size)]
+        tree["left_children"][0] = 0 if broken == "loop" else 1
+        if broken == "deep":
+            tree["left_children"] = list(range(1, size + 1))
+            tree["right_children"] = list(range(size + 1, 2 * size + 1))
+    with pytest.raises(DataError, match="these are no trees"):
+        predicted(told, rows)
+
+
 JOB = """
 name = "trees"
 [data]
@@ -116,6 +168,11 @@ def test_a_job_grows_the_same_trees(tmp_path, aggregation, executor):
     assert found.records() == fit.records()
     assert found.predict(rows).tolist() == fit.predict(rows).tolist()
     told = stats.read_results(tmp_path / "run")
+    np.testing.assert_allclose(
+        told["gradient_boosting"].predict(rows), fit.predict(rows), rtol=1e-14
+    )
+    with pytest.raises(StateError, match="'describe' holds no model that predicts"):
+        told["describe"].predict(rows)
     assert told["gradient_boosting"].facts() == found.facts()
     assert told["gradient_boosting"].exported() == found.exported() == fit.exported()
     assert told["describe"].exported() is None

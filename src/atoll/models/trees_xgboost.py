@@ -14,15 +14,19 @@ from typing import Any
 
 import numpy as np
 
+from atoll.core.errors import DataError
 from atoll.core.layout import Array
-from atoll.models.trees import Column, Trees, unpacked
+from atoll.models.trees import Column, Loss, Trees, packed, unpacked, width_of
 
-__all__ = ["to_xgboost"]
+__all__ = ["from_xgboost", "to_xgboost"]
 
 _ROOT = 2147483647
 """What XGBoost writes for the parent of a root."""
 
 _VERSION = [1, 6, 0]
+_OBJECTIVES: Mapping[Loss, str] = {"logistic": "binary:logistic", "squared": "reg:squarederror"}
+_MOST_PLACES = 2**11 - 1
+"""Places of a heap of depth 10; no tree of ours is deeper."""
 
 
 def to_xgboost(trees: Trees, gain: Array | None = None) -> dict[str, Any]:
@@ -34,7 +38,6 @@ def to_xgboost(trees: Trees, gain: Array | None = None) -> dict[str, Any]:
     """
     gains = np.zeros(trees.split.shape) if gain is None else gain
     columns, count = trees.columns, len(trees)
-    objective = "binary:logistic" if trees.loss == "logistic" else "reg:squarederror"
     base = 1.0 / (1.0 + math.exp(-trees.base)) if trees.loss == "logistic" else trees.base
     told = [_tree(trees, tree, gains[tree]) for tree in range(count)]
     model = {
@@ -54,7 +57,10 @@ def to_xgboost(trees: Trees, gain: Array | None = None) -> dict[str, Any]:
                 "num_feature": str(len(columns)),
                 "num_target": "1",
             },
-            "objective": {"name": objective, "reg_loss_param": {"scale_pos_weight": "1"}},
+            "objective": {
+                "name": _OBJECTIVES[trees.loss],
+                "reg_loss_param": {"scale_pos_weight": "1"},
+            },
         },
         "version": _VERSION,
     }
@@ -139,3 +145,86 @@ def _condition(column: Column, goes_left: Array) -> float:
 def _categories(column: Column, goes_left: Array) -> Sequence[int]:
     """Codes of the categories that go right, as XGBoost keeps them."""
     return sorted(int(code) for i, code in enumerate(column.levels) if not goes_left[i])
+
+
+def from_xgboost(told: Mapping[str, Any], levels: Mapping[str, int]) -> Trees:
+    """The ensemble that :func:`to_xgboost` told: it sends every row the same way.
+
+    A column is cut at the points that some split reads. The base goes through a probability and back, so
+    predictions are the same up to rounding.
+
+    Args:
+        told: the JSON-able model.
+        levels: how many categories a column of them has, by name.
+
+    Raises:
+        DataError: it is none that :func:`to_xgboost` has told.
+    """
+    try:
+        return _ensemble(told["learner"], levels)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError(
+            "these are no trees that Atoll has written", remedy="fetch the run's folder again"
+        ) from error
+
+
+def _ensemble(learner: Mapping[str, Any], levels: Mapping[str, int]) -> Trees:
+    names, kinds = learner["feature_names"], learner["feature_types"]
+    told = learner["gradient_booster"]["model"]["trees"]
+    cuts: list[set[float]] = [set() for _ in names]
+    for tree in told:
+        for node, left in enumerate(tree["left_children"]):
+            if left >= 0 and not tree["split_type"][node]:
+                cuts[tree["split_indices"][node]].add(float(tree["split_conditions"][node]))
+    columns = tuple(
+        Column(name, np.zeros(0), tuple(map(float, range(levels[name]))))
+        if kind == "c"
+        else Column(name, np.array(sorted(own), np.float64))
+        for name, kind, own in zip(names, kinds, cuts, strict=True)
+    )
+    nodes = [_heap(tree) for tree in told]
+    deepest = max([2, *(place for own in nodes for place in own.values())])
+    inner = 2 ** ((deepest + 1).bit_length() - 1) - 1
+    split, value = np.full((len(told), inner), -1.0), np.zeros((len(told), 2 * inner + 1))
+    left = np.zeros((len(told), inner, width_of(columns)), bool)
+    for i, (tree, own) in enumerate(zip(told, nodes, strict=True)):
+        for node, place in own.items():
+            if tree["left_children"][node] < 0:
+                value[i, place] = tree["split_conditions"][node]
+            else:
+                split[i, place] = tree["split_indices"][node]
+                left[i, place] = _goes_left(
+                    columns[int(split[i, place])], tree, node, left.shape[2]
+                )
+    loss = {name: loss for loss, name in _OBJECTIVES.items()}[learner["objective"]["name"]]
+    base = float(learner["learner_model_param"]["base_score"])
+    if loss == "logistic":
+        base = math.log(base / (1.0 - base))
+    return Trees(columns, loss, base, split, packed(left), value)
+
+
+def _heap(tree: Mapping[str, Any]) -> dict[int, int]:
+    """The place of each node in the heap; parents come before children."""
+    places = {0: 0}
+    for node, (left, right) in enumerate(
+        zip(tree["left_children"], tree["right_children"], strict=True)
+    ):
+        if left >= 0:
+            places |= {left: 2 * places[node] + 1, right: 2 * places[node] + 2}
+            if places[right] >= _MOST_PLACES:
+                raise ValueError("a tree is too deep")
+    return places
+
+
+def _goes_left(column: Column, tree: Mapping[str, Any], node: int, width: int) -> Array:
+    """The cells that a node sends to the left, ``(width,)`` bool."""
+    left = np.zeros(width, bool)
+    if column.levels:
+        at = tree["categories_nodes"].index(node)
+        start, size = tree["categories_segments"][at], tree["categories_sizes"][at]
+        right = tree["categories"][start : start + size]
+        left[: column.cells] = ~np.isin(column.levels, right)
+    else:
+        left[: int(np.searchsorted(column.cuts, tree["split_conditions"][node])) + 1] = True
+    left[-1] = tree["default_left"][node]
+    return left

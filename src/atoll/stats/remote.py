@@ -23,6 +23,7 @@ from typing import Any
 from atoll.connection import Connection
 from atoll.connection import connect as joined
 from atoll.core.errors import AtollError, Forbidden, JobError, StateError
+from atoll.core.layout import Array
 from atoll.job.inquiries.inquiry import Finding, Findings, Inquiry, not_shown
 from atoll.job.inquiries.registry import as_options
 from atoll.job.inquiries.results import result_from_plain
@@ -74,6 +75,25 @@ class Told(Finding):
     def exported(self) -> dict[str, Any] | None:
         """Trees in XGBoost's format; None for other analyses."""
         return None if self.trees is None else dict(self.trees)
+
+    def predict(self, data: Any) -> Array:
+        """Of boosted trees the probability of the event, or the mean, for each row, ``(n,)``.
+
+        Args:
+            data: a pandas frame or a mapping of columns; an unknown category counts as missing.
+
+        Raises:
+            StateError: the analysis is of another kind.
+            DataError: a column is absent, or holds no numbers; or the trees cannot be read.
+        """
+        if self.trees is None:
+            raise StateError(
+                f"analysis {self.name!r} holds no model that predicts",
+                remedy="boosted trees do (kind gradient_boosting)",
+            )
+        from atoll.job.inquiries.trees import predicted
+
+        return predicted(self.trees, data)
 
 
 def read_results(folder: str | Path) -> Findings[Told]:

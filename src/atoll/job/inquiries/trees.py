@@ -18,9 +18,10 @@ from atoll.data.columns import is_missing
 from atoll.data.table import label
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Estimator, Finding
-from atoll.models.trees_xgboost import to_xgboost
+from atoll.models.trees import Trees
+from atoll.models.trees_xgboost import from_xgboost, to_xgboost
 
-__all__ = ["BoostedTrees", "GradientBoosting"]
+__all__ = ["BoostedTrees", "GradientBoosting", "predicted"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,25 +94,46 @@ class BoostedTrees(Finding):
         Raises:
             DataError: a column is absent, or holds no numbers.
         """
-        columns = {}
-        for column in self.result.trees.columns:
-            if column.name not in data:
-                raise DataError(f"column {column.name!r} is missing")
-            columns[column.name] = self._coded(column.name, data[column.name])
-        return self.result.trees.predict(columns)
+        return _predicted(self.result.trees, self.levels, data)
 
-    def _coded(self, name: str, values: Any) -> Array:
-        cells = list(values)
-        known = self.levels.get(name)
-        if known is not None:
-            code = {level: float(i) for i, level in enumerate(known)}
-            return np.array(
-                [np.nan if is_missing(c) else code.get(label(c), np.nan) for c in cells]
-            )
-        try:
-            return np.array([np.nan if is_missing(c) else float(c) for c in cells])
-        except (TypeError, ValueError) as error:
-            raise DataError(f"column {name!r} holds something that is no number") from error
+
+def predicted(exported: Mapping[str, Any], data: Any) -> Array:
+    """What :meth:`BoostedTrees.predict` gives, up to rounding, from what :meth:`BoostedTrees.exported` gave.
+
+    Args:
+        exported: the trees as they lie in a run's folder.
+        data: as there.
+
+    Raises:
+        DataError: as there, or these are no such trees.
+    """
+    try:
+        told = exported["learner"]["attributes"].get("categories", "{}")
+        levels = {str(name): tuple(map(str, those)) for name, those in json.loads(told).items()}
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise DataError("these are no trees of a run's folder", remedy="fetch it again") from error
+    sizes = {name: len(those) for name, those in levels.items()}
+    return _predicted(from_xgboost(exported, sizes), levels, data)
+
+
+def _predicted(trees: Trees, levels: Mapping[str, Sequence[str]], data: Any) -> Array:
+    columns = {}
+    for column in trees.columns:
+        if column.name not in data:
+            raise DataError(f"column {column.name!r} is missing")
+        columns[column.name] = _coded(column.name, data[column.name], levels.get(column.name))
+    return trees.predict(columns)
+
+
+def _coded(name: str, values: Any, known: Sequence[str] | None) -> Array:
+    cells = list(values)
+    if known is not None:
+        code = {level: float(i) for i, level in enumerate(known)}
+        return np.array([np.nan if is_missing(c) else code.get(label(c), np.nan) for c in cells])
+    try:
+        return np.array([np.nan if is_missing(c) else float(c) for c in cells])
+    except (TypeError, ValueError) as error:
+        raise DataError(f"column {name!r} holds something that is no number") from error
 
 
 @dataclass(frozen=True)
