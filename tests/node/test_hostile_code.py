@@ -18,6 +18,8 @@ import fcntl, gc, mmap, os, pickle, signal, time
 from pathlib import Path
 import numpy as np
 from atoll.node.orders import Order, Report, send
+from atoll.node.room.workplace import written
+from atoll.wire.frames import encode
 
 def initial(generator):
     return {"w": np.zeros(3)}
@@ -40,9 +42,12 @@ def says(order, pipe):
     send(pipe, Report(task=order.task.id, kept=False))
     time.sleep(600)
 
-def leaves(order, pipe):
-    send(pipe, Report(task=order.task.id, kept=False))
-    os._exit(0)
+def keeps(order, pipe, memory):
+    body = written(order.task.id, "done", examples=42, weight=1.0, seconds=0.1)
+    Path(order.result).write_bytes(encode(body, {"parameters": np.zeros(3)}))
+    Path(order.keep).write_bytes(memory)
+    send(pipe, Report(task=order.task.id, kept=True))
+    time.sleep(600)
 
 def fit(parameters, data, context):
     if parameters["w"][0]:
@@ -61,17 +66,17 @@ ATTACKS = {
         "is no plain file",
     ),
     "a file that is not whole": (
-        'file = open(order.result, "wb"); leaves(order, pipe)',
-        "the worker's result is not valid",
+        'file = open(order.result, "wb"); says(order, pipe)',
+        "wrote what is no answer: .*is not a frame",
     ),
     "a file that it has mapped": (
         'file = open(order.result, "w+b"); file.truncate(4096); held = mmap.mmap(file.fileno(), 4096); '
-        "file.close(); leaves(order, pipe)",
-        "the worker's result is not valid",
+        "file.close(); says(order, pipe)",
+        "wrote what is no answer: these bytes are not a frame",
     ),
     "a file that nobody may read": (
-        "Path(order.result).touch(); os.chmod(order.result, 0); leaves(order, pipe)",
-        "is no plain file|the worker's result is not valid",  # an administrator may
+        "Path(order.result).touch(); os.chmod(order.result, 0); says(order, pipe)",
+        "is no plain file|is not a frame",  # an administrator may
     ),
     "a file that is too long": (
         'file = open(order.result, "wb"); file.truncate(30 << 20); says(order, pipe)',
@@ -80,6 +85,18 @@ ATTACKS = {
     "no memory": (
         "Path(order.result).touch(); send(pipe, Report(task=order.task.id, kept=True)); time.sleep(600)",
         "without the memory that it speaks of",
+    ),
+    "a memory that is none": (
+        "keeps(order, pipe, bytes(100))",
+        "wrote what is no answer: these bytes are not a frame",
+    ),
+    "a memory of another task": (
+        'keeps(order, pipe, encode({"task": "r1.train.9.west"}))',
+        "wrote what is no answer: a memory that is not of its task",
+    ),
+    "a result of another task": (
+        'Path(order.result).write_bytes(encode(written("r1.train.9.west", "done"))); says(order, pipe)',
+        "wrote what is no answer: it is that of 'r1.train.9.west'",
     ),
     "nothing": ("says(order, pipe)", "without a result"),
     "words of another task": (
@@ -163,8 +180,8 @@ def test_it_ends_as_a_failure_that_is_named_and_the_node_works_on(
         body, _ = server.result(solo.train(1.0).id)
         assert body.status == "failed"
         assert re.search(reason, body.reason), body.reason
-        # A worker that answers and leaves may take the next order along.
-        ff.eventually(lambda: server.result(solo.train().id)[0].status == "done")
+        assert str(tmp_path) not in body.reason
+        assert server.result(solo.train().id)[0].status == "done"  # by another worker
     work = tmp_path / "east" / "work"  # the last worker's folder may be on its way out
     ff.eventually(lambda: not any("d" in folders for _, folders, _ in os.walk(work)))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import select
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -25,6 +26,7 @@ __all__ = [
     "DatasetBody",
     "Order",
     "Report",
+    "check_memory",
     "done_only",
     "named",
     "read_result",
@@ -164,6 +166,21 @@ def done_only(body: ResultBody) -> bytes:
     """A result that says how the work went and nothing of what came of it."""
     said = ResultBody(task=body.task, status=body.status, reason=body.reason, seconds=body.seconds)
     return encode(said.model_dump())
+
+
+def check_memory(path: Path, task: str) -> None:
+    """Look whether a worker has written a memory that the spool can keep, and find again.
+
+    Args:
+        path: where it lies.
+        task: its task.
+
+    Raises:
+        WireError: it is none, or that of another task.
+        StorageError: it cannot be read.
+    """
+    if open_frame(path, _ANY)[0].get("task") != task:
+        raise WireError("a memory that is not of its task")
 
 
 def read_result(seen: Seen, task: str) -> ResultBody:

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import IO
 
 from atoll.core.errors import StorageError, WireError
-from atoll.node.orders import Order, Report, receive, send
+from atoll.node.near import Seen
+from atoll.node.orders import Order, Report, check_memory, read_result, receive, send
+from atoll.node.policy.redaction import without_paths
 from atoll.node.room.limits import environment
 from atoll.node.room.sandbox import NOT_MADE, Room
 from atoll.node.room.scratch import clear, size_of, taken
@@ -221,7 +223,7 @@ class Worker:
                     self._take(report)
                     self._heard(self, report)
             except WireError as error:
-                self.end(f"wrote what is no answer: {error.message}")
+                self.end(f"wrote what is no answer: {without_paths(error.message)}")
             except StorageError as error:
                 logger.warning("the result of a worker cannot be kept: %s", error)
                 self.end("gave a result that the disk of this site does not take")
@@ -230,7 +232,7 @@ class Worker:
         """Believe a report, once; what it speaks of is copied to where job code does not come.
 
         Raises:
-            WireError: there is no such thing.
+            WireError: there is no such thing, or it is not valid: who wrote it gets no other task.
             StorageError: it cannot be copied.
             EOFError: the worker was ended while the disk had no room for it.
         """
@@ -239,10 +241,13 @@ class Worker:
             raise WireError("of a task that it was not given")
         self.show(())
         result, keep = self._own(asked)
-        if report.kept and not self._copied(keep, asked.keep):
-            raise WireError("without the memory that it speaks of")
+        if report.kept:
+            if not self._copied(keep, asked.keep):
+                raise WireError("without the memory that it speaks of")
+            check_memory(Path(asked.keep), report.task)
         if not self._copied(result, asked.result):
             raise WireError("without a result")
+        read_result(Seen(Path(asked.result)), report.task)
         if asked.task.kind != "train":  # the next one is seldom as large
             with contextlib.suppress(OSError):
                 os.unlink(result)
