@@ -92,8 +92,9 @@ _FAMILIES = (1, 2, 10, 16)
 host of a virtual machine (vsock)."""
 _LOOKED_INTO = 4
 """``PR_SET_DUMPABLE``: who takes it back cannot be measured by the node."""
-_LEASE = 1024
-"""``F_SETLEASE``: whoever opens the file then, the node too, waits for the holder to let go, up to 45 s."""
+_LEASES = (1024, 1040)
+"""``F_SETLEASE`` and, from Linux 6.19 on, ``F_SETDELEG``, for folders too: whoever opens the file then, or
+changes the folder, the node too, waits for the holder to let go, up to 45 s."""
 
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _FILTER, _NO_NEW_RIGHTS = 22, 38
@@ -165,8 +166,8 @@ def _lines(column: int, machine: int) -> Iterator[_Line]:
             yield _refuse(answer)
     yield from _if(_CLONE[column], [_Line(_ANY_BIT, 0, 1, _ROOMS), _refuse(errno.EPERM)])
     yield from _if(_PRCTL[column], [_Line(_EQUAL, 0, 1, _LOOKED_INTO), _refuse(errno.EPERM)])
-    lease = [_Line(_EQUAL, 0, 1, _LEASE), _refuse(errno.EPERM)]
-    yield from _if(_FCNTL[column], lease, _SECOND)
+    leases = [step for one in _LEASES for step in (_Line(_EQUAL, 0, 1, one), _refuse(errno.EPERM))]
+    yield from _if(_FCNTL[column], leases, _SECOND)
     known = [_Line(_EQUAL, len(_FAMILIES) - at, 0, one) for at, one in enumerate(_FAMILIES)]
     yield from _if(_SOCKET[column], [*known, _refuse(errno.EAFNOSUPPORT)])
     yield _Line(_ANSWER, 0, 0, _ALLOW)
