@@ -199,6 +199,43 @@ def test_ctrl_c_while_workers_begin_disturbs_none_of_them(method, monkeypatch, c
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
+def test_other_children_of_the_fork_server_hear_of_ctrl_c_during_a_run_and_after_it(tmp_path):
+    script = tmp_path / "others.py"
+    script.write_text(
+        textwrap.dedent(
+            f"""
+            import multiprocessing, signal, sys
+            sys.path.insert(0, {str(Path(__file__).parent)!r})
+            import runtime_clients as rc
+            from atoll.algorithms import FedAvg
+            from atoll.runtime.loop import Loop
+            from atoll.runtime.processes import ProcessExecutor
+            from atoll.runtime.serial import SerialExecutor
+
+            def waits():
+                return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+            def other():
+                with multiprocessing.get_context("forkserver").Pool(1) as pool:
+                    print(pool.apply(waits))
+
+            if __name__ == "__main__":
+                parts = rc.parts(FedAvg())
+                like = parts.algorithm.broadcast(Loop(parts, SerialExecutor(parts)).start().state)
+                executor = ProcessExecutor(parts, like, workers=2, method="forkserver")
+                other()
+                executor.close()
+                other()
+            """
+        )
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
+    assert done.stdout.split() == ["False", "False"]
+
+
 @pytest.mark.parametrize("method", [*METHODS, "spawn"])
 def test_a_run_that_is_ended_while_workers_begin_leaves_none(method, monkeypatch, capfd):
     def ended(self):

@@ -29,7 +29,15 @@ from atoll.runtime.groups import groups
 from atoll.runtime.packed import pack
 from atoll.runtime.shared import Board, SharedArray, Tray, Turns
 from atoll.runtime.shelf import Place, Shelf
-from atoll.runtime.starting import frozen, held_back, method_for, one_thread, open_files, quiet_fork
+from atoll.runtime.starting import (
+    WORKER,
+    frozen,
+    held_back,
+    method_for,
+    one_thread,
+    open_files,
+    quiet_fork,
+)
 from atoll.runtime.worker import Desk, Given, Item, work
 
 __all__ = ["ProcessExecutor"]
@@ -94,7 +102,8 @@ class ProcessExecutor:
                     parts, clients=pack(parts.clients, lay), held_out=pack(parts.held_out, lay)
                 )
             if chosen == "forkserver":
-                context.set_forkserver_preload([type(parts.trainer).__module__, work.__module__])
+                needed = type(parts.trainer).__module__, work.__module__
+                context.set_forkserver_preload([*needed, "atoll.runtime.preloaded"])
             with one_thread(), quiet_fork():
                 for number in range(count):
                     with held_back():  # a worker hears of Ctrl-C when it can ignore it
@@ -119,7 +128,8 @@ class ProcessExecutor:
         if context.get_start_method() == "fork":
             keep = {theirs.fileno(), *self._shelf.descriptors}
             needless = [n for n in open_files() if n not in keep]
-        process = context.Process(target=work, args=(theirs, parts, desk, needless), daemon=True)
+        name, given = f"{WORKER}-{number}", (theirs, parts, desk, needless)
+        process = context.Process(target=work, name=name, args=given, daemon=True)
         process.start()
         theirs.close()
         self._workers.append((process, ours))

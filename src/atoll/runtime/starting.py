@@ -22,6 +22,7 @@ from pathlib import Path
 
 __all__ = [
     "METHODS",
+    "WORKER",
     "copyable",
     "frozen",
     "held_back",
@@ -33,6 +34,8 @@ __all__ = [
 
 METHODS = ("auto", "fork", "forkserver", "spawn")
 """How processes start; ``auto`` takes the first of the others that is safe here."""
+WORKER = "atoll-worker"
+"""What the names of worker processes begin with."""
 
 _HARMLESS = frozenset(("jemalloc_bg_thd",))
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
