@@ -120,14 +120,14 @@ def test_what_are_no_trees_is_refused(broken):
         told["learner"]["gradient_booster"]["model"]["trees"] = [{}]
     elif broken == "children":
         tree["right_children"].pop()
-    else:
-        size = 40
-        tree["left_children"] = [2 * i + 1 for i in range(size)]
-        tree["right_children"] = [2 * i + 2 for i in range(size)]
-        tree["left_children"][0] = 0 if broken == "loop" else 1
-        if broken == "deep":
-            tree["left_children"] = list(range(1, size + 1))
-            tree["right_children"] = list(range(size + 1, 2 * size + 1))
+    elif broken == "loop":
+        tree["left_children"][0] = 0
+    else:  # eleven splits, each on the right of the one before
+        tree["left_children"] = [i + 1 if i % 2 == 0 and i < 22 else -1 for i in range(23)]
+        tree["right_children"] = [i + 2 if i % 2 == 0 and i < 22 else -1 for i in range(23)]
+        for name in ("split_indices", "split_type", "default_left"):
+            tree[name] = [0] * 23
+        tree["split_conditions"] = [60.0] * 23
     with pytest.raises(DataError, match="these are no trees"):
         predicted(told, rows)
 
