@@ -93,8 +93,14 @@ def test_these_are_replayed_and_give_the_same(name, work):
 @pytest.mark.parametrize("name", EITHER)
 def test_whichever_path_these_take_the_result_is_the_same(name):
     build, shape = EITHER[name]
-    wanted, got = (walked(build, data(12, shape), p) for p in ("general", "compiled"))
-    assert far(got[0], wanted[0]) <= NEAR
+    rows = data(12, shape)
+    wanted, got = (walked(build, rows, p)[0] for p in ("general", "compiled"))
+    # Some magnify rounding: a norm by power iteration moves by 6e-7 for the last digit of the rows.
+    rounded = Examples(np.nextafter(rows.features, np.float32(9)), rows.targets)
+    assert far(got, wanted) <= max(NEAR, 4 * far(walked(build, rounded, "general")[0], wanted))
+    exact = Examples(rows.features.astype(float), rows.targets)
+    wanted, got = (walked(lambda: build().double(), exact, p)[0] for p in ("general", "compiled"))
+    assert far(got, wanted) <= 1e-12
 
 
 def test_a_made_up_batch_that_fails_is_no_failure_of_the_client():
