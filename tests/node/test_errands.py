@@ -131,6 +131,31 @@ def test_a_step_that_is_refused_while_the_worker_is_at_it_does_not_keep_the_next
         run.join(5.0)
 
 
+@pytest.mark.parametrize("asked", [True, False], ids=["asked for again", "not"])
+def test_an_answer_that_was_not_wanted_any_more_is_kept_where_it_is_asked_for_again_in_time(
+    asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One server gives a task up and the next asks for it, both while the node sends an earlier answer."""
+    site, sent, settled = site_in(tmp_path), list[str](), list[str]()
+    held = site.spool.finish("r", NEXT, b"")
+    site.hand_in = lambda held, raw: sent.append(held.task)
+    site.settle = lambda run, task: settled.append(task)
+    monkeypatch.setattr(errands, "Summed", Masked)
+    run = errands.Errands("r", site, [held], again=True)
+    run.settled(NEXT)
+    if asked:
+        run.offer(TaskBody(id=NEXT, run="r", kind="train", number=0, client="a", plan=PLAN))
+    run.start()
+    try:
+        _until(lambda: len(sent) == 1 + asked and len(settled) == 1 - asked)
+        assert run.state()["tasks"] == ({NEXT: "sent"} if asked else {})
+        run.settled(NEXT)  # later, when it is decided
+        _until(lambda: settled == [NEXT])
+    finally:
+        run.stop()
+        run.join(5.0)
+
+
 def _until(done: Any, seconds: float = 5.0) -> None:
     end = time.monotonic() + seconds
     while not done():

@@ -59,6 +59,7 @@ class Errands:
         self._lock = threading.Lock()
         self._held: set[str] = set()
         self._offers: set[str] = set()
+        self._settling: set[str] = set()
         self._over = False
         self._tasks: dict[str, f.Fulfilling] = {}
         self._bodies: dict[str, TaskBody] = {}
@@ -93,6 +94,7 @@ class Errands:
             if self._over:
                 return False
             self._held.add(body.id)
+            self._settling.discard(body.id)  # what is asked for again is kept, if it is there yet
             if body.id not in self._offers:  # the one that waits in the queue says the same
                 self._offers.add(body.id)
                 self._agenda.put(partial(self._offered, body))
@@ -106,6 +108,7 @@ class Errands:
             # At once, or the next question would be answered by this again.
             self._held.discard(task)
             if not self._over:
+                self._settling.add(task)
                 self._agenda.put(partial(self._settled, task))
                 return
         self._site.settle(self.run_id, task)
@@ -224,7 +227,10 @@ class Errands:
         self._step(body.id, f.Offered())
 
     def _settled(self, task: str) -> None:
-        if task in self._tasks:
+        with self._lock:
+            meant = task in self._settling
+            self._settling.discard(task)
+        if meant and task in self._tasks:
             self._step(task, f.Settled())
 
     def _forget(self, task: str) -> None:
