@@ -65,8 +65,10 @@ class Run:
             cache=SimpleNamespace(path=lambda blob: folder / blob.sha256),
             asked=lambda plan: (SimpleNamespace(to_plain=data.model_dump), None),
             admit=lambda body, asked: None,
+            register=1,
             trouble={},
         )
+        self.site = site
         monkeypatch.setattr(dispatcher, "_START", 0.0)
         monkeypatch.setattr(dispatcher, "new_worker", self._new)
         self.agenda = Agenda()
@@ -140,6 +142,17 @@ def test_what_is_not_wanted_any_more_ends_the_worker_that_has_it(run: Run) -> No
     run.dispatcher.drop("one")
     assert run.workers[0].ended == [""]
     assert [worker.orders for worker in run.workers] == [["one"], ["three"]]
+
+
+def test_when_the_register_was_written_anew_the_next_task_has_another_worker(run: Run) -> None:
+    run.take("one", "two")
+    run.site.register = 2
+    assert run.workers[0].ended == []  # it may end what it has begun
+    run.hear(run.workers[0], Report(task="one", kept=False))
+    assert run.workers[0].ended == [""]
+    assert [worker.orders for worker in run.workers] == [["one"], ["two"]]
+    run.hear(run.workers[0], Ended("was ended by the node"))
+    assert (run.reported, run.failed) == (["one"], [])
 
 
 def test_at_the_end_all_workers_are_waited_for_but_those_that_were_heard_to_be_gone(

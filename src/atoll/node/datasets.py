@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import time
 import tomllib
@@ -116,6 +117,15 @@ class Datasets:
             )
             for name, table in raw.items()
         }
+
+    @property
+    def state(self) -> tuple[int, ...] | None:
+        """What tells one state of the register from the next, without reading it; None where there is none."""
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def queries(self, name: str) -> Path:
         """The file of what statistics have been told of the dataset ``name``."""

@@ -91,6 +91,11 @@ class Site:
                 )
             self.begun.add(run)
 
+    @property
+    def register(self) -> object:
+        """What tells one state of the register of datasets from the next: :attr:`Datasets.state`."""
+        return Datasets(self.home.datasets).state
+
     def asked(self, plan: Path) -> tuple[Dataset, Asked]:
         """What the run with this plan asks for, and the dataset that it reads.
 

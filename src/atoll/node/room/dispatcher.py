@@ -2,7 +2,8 @@
 
 A run has one worker at a time, which has one task at a time. It is started with the first task, and anew
 with the next one after its end. A task whose worker ends, be it by itself or because it took too long, has
-failed; one that cannot begin because the disk takes nothing goes on waiting.
+failed; one that cannot begin because the disk takes nothing goes on waiting. When the site's register of
+datasets was written anew, the next task has another worker, and only what stands there now.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Dispatcher:
         self._worker: Worker | None = None
         self._ending: list[Worker] = []  # that work on nothing any more, and are not gone yet
         self._log: Log | None = None
-        self._data: tuple[str, Worker, DatasetBody, Asked] | None = None
+        self._data: tuple[str, DatasetBody, Asked] | None = None
+        self._register: object = None  # that the worker and the data are of
         self._places = itertools.count()
 
     @property
@@ -90,9 +92,7 @@ class Dispatcher:
         """A task is not wanted any more; the worker that has it is ended."""
         self.skip(task)
         if task == self._working and self._worker is not None:
-            self._worker.end()
-            self._ending.append(self._worker)
-            self._alone()
+            self._dismiss(self._worker)
             self._work()
 
     def end(self) -> None:
@@ -119,12 +119,18 @@ class Dispatcher:
         self._worker = self._order = None
         self._agenda.clear_alarm()
 
+    def _dismiss(self, worker: Worker) -> None:
+        worker.end()
+        self._ending.append(worker)
+        self._alone()
+
     def _first(self, body: TaskBody) -> None:
         self._waiting = {body.id: body, **self._waiting}
 
     def _work(self) -> None:
         """Hand the next waiting task to the worker, if that is free."""
         while self._waiting and self._order is None:
+            self._keep_up()
             task, new = next(iter(self._waiting)), self._worker is None
             body = self._waiting.pop(task)
             try:
@@ -149,6 +155,13 @@ class Dispatcher:
                 self._alone()
                 self._first(body)
 
+    def _keep_up(self) -> None:
+        """See whether the steward has changed the register: a dataset, its rule, or that it is there at all."""
+        if (now := self._site.register) != self._register:
+            self._register, self._data = now, None
+            if self._worker is not None:
+                self._dismiss(self._worker)
+
     def _new_worker(self, body: TaskBody) -> Worker:
         home, name = self._site.home, quote(self._run, safe="")[:150]
         if self._log is None:
@@ -164,7 +177,7 @@ class Dispatcher:
             )
         path = {ref.sha256: str(site.cache.path(ref.blob)) for ref in named(body)}
         plan = path[body.plan.sha256]
-        dataset, computes = self._dataset(body, plan, worker), body.kind in _COMPUTES
+        dataset, computes = self._dataset(body, plan), body.kind in _COMPUTES
         memory = site.spool.memory(self._run, body.kept) if computes else None
         place = worker.aside / str(next(self._places))
         result, keep = site.spool.prepare(self._run, place, body.kind == "train")
@@ -181,13 +194,13 @@ class Dispatcher:
             digest=site.spool.digest(self._run),
         )
 
-    def _dataset(self, body: TaskBody, plan: str, worker: Worker) -> DatasetBody:
-        """What the run's job reads, if the site's rules allow; looked up once for each plan and worker."""
-        if self._data is None or self._data[:2] != (plan, worker):
+    def _dataset(self, body: TaskBody, plan: str) -> DatasetBody:
+        """What the run's job reads, if the site's rules allow; looked up once for each plan."""
+        if self._data is None or self._data[0] != plan:
             found, asked = self._site.asked(Path(plan))
-            self._data = plan, worker, DatasetBody.model_validate(found.to_plain()), asked
-        self._site.admit(body, self._data[3])
-        return self._data[2]
+            self._data = plan, DatasetBody.model_validate(found.to_plain()), asked
+        self._site.admit(body, self._data[2])
+        return self._data[1]
 
     def _overdue(self) -> None:
         if self._order is not None and self._worker is not None:
