@@ -103,6 +103,7 @@ def test_each_round_is_listed(home, run):
         "run",
         "job",
         "by",
+        "federation",
         "events",
     ]
     assert lines[2].split()[2:] == [

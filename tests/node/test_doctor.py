@@ -126,6 +126,17 @@ def test_a_proxy_s_password_that_others_may_read(home: Home) -> None:
     assert "geheim" not in one.text
 
 
+def test_settings_that_the_running_node_does_not_know_yet(home: Home) -> None:
+    server = ff.FakeServer()
+    agent = ff.node_at(home.path.parent, home.path.name, server)
+    with home.locked(), ff.Running(agent):
+        ff.eventually(lambda: home.read(home.state).get("state") == "connected")
+        assert looked(home, "settings") == []
+        home.settings.write_text("[policy]\nunmasked = false\n")
+        (one,) = looked(home, "settings")
+        assert (one.state, one.remedy) == ("warning", "start the node again")
+
+
 def test_settings_with_an_unknown_key(home: Home) -> None:
     home.settings.write_text("[limits]\nmemry = 4.0\n")
     one = the_fault(looked(home, "settings"))

@@ -10,8 +10,11 @@ import pytest
 from atoll.core.errors import AuthError, Forbidden, StateError, StorageError, Unreachable, WireError
 from atoll.node.home import Home
 from atoll.node.join import join, leave, opened, trusted
+from atoll.node.run_keys import RunKeys
 from atoll.node.settings import Settings
+from atoll.node.spool import Spool
 from atoll.wire.codes import Invitation, encode_code
+from atoll.wire.frames import encode
 from atoll.wire.identity import Identity
 from atoll.wire.messages import JoinBody, JoinReply
 
@@ -22,8 +25,8 @@ CODE = encode_code(INVITATION)
 class Gatehouse:
     """Makes channels to a server that admits whoever knows the secret, once."""
 
-    def __init__(self, role: str = "site") -> None:
-        self.role = role
+    def __init__(self, role: str = "site", federation: str = "lagoon") -> None:
+        self.role, self.federation = role, federation
         self.keys: list[str] = []
         self.dialled: list[tuple[Any, ...]] = []
         self.lost = 0
@@ -46,7 +49,12 @@ class Gatehouse:
         self.keys.append(message.key)
         if len(self.keys) <= self.lost:
             raise Unreachable("the answer was lost")
-        return JoinReply(federation="lagoon", name="east", role=self.role, server_key="cd" * 32)  # type: ignore[arg-type]  # checked by pydantic
+        return JoinReply(
+            federation=self.federation,
+            name="east",
+            role=self.role,  # type: ignore[arg-type]  # checked by pydantic
+            server_key="cd" * 32,
+        )
 
     def call(self, method: str, path: str, **_: Any) -> None:
         assert (method, path) == ("POST", "/v1/leave")
@@ -125,6 +133,21 @@ def test_leaving_keeps_the_key_and_allows_to_join_again(
     assert not home.federation.exists()
     join(home, CODE, dial=gate)
     assert home.identity.read_bytes() == before
+
+
+def test_what_is_left_of_one_federation_s_runs_does_not_go_to_another(tmp_path: Path) -> None:
+    home, gate = Home(tmp_path), Gatehouse()
+    join(home, CODE, dial=gate)
+    result = encode({"task": "r1.train.3.east", "status": "done"})
+    Spool(home.spool).finish("r1", "r1.train.3.east", result)
+    RunKeys(home.keys).seed("r1")
+    leave(home, Settings(), dial=gate)
+    join(home, CODE, dial=gate)  # the same one again: its run may still be there
+    assert [held.task for held in Spool(home.spool).results] == ["r1.train.3.east"]
+    leave(home, Settings(), tell=False, dial=gate)
+    join(home, CODE, dial=Gatehouse(federation="reef"))
+    assert Spool(home.spool).results == ()
+    assert not home.keys.exists()
 
 
 def test_leaving_changes_nothing_when_the_server_is_not_told(tmp_path: Path) -> None:

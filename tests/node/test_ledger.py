@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -37,8 +38,8 @@ def charge(number: int, epsilon: float = 1.0, run: str = "r1", **more: Any) -> C
     return Charge(f"{run}.train.{number}.east", events=(event,), run=run, round=number, **given)
 
 
-def ledger(path: Path, disk: Any = None) -> Ledger:
-    return Ledger(path, KEY, disk, epsilon=added, now=lambda: 1e9)
+def ledger(path: Path, disk: Any = None, federation: str = "") -> Ledger:
+    return Ledger(path, KEY, disk, federation=federation, epsilon=added, now=lambda: 1e9)
 
 
 def test_what_is_reserved_counts_and_what_was_never_released_is_given_back(tmp_path: Path) -> None:
@@ -99,6 +100,43 @@ def test_what_was_given_back_does_not_leave_and_may_be_reserved_again(tmp_path: 
         book.release(charge(1).task, "a" * 64)
     book.reserve(charge(1, 2.0), [LIMIT])
     assert book.spent(LIMIT) == 2.0
+
+
+def test_another_federation_may_call_its_runs_the_same_and_all_of_it_counts(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    old = ledger(path, federation="old-1")
+    old.reserve(charge(1), [LIMIT])
+    old.release(charge(1).task, "a" * 64)
+    old.reserve(charge(2, 0.25), [LIMIT])  # of which nothing will leave
+    new = ledger(path, federation="new-2")
+    assert new.entry(charge(1).task) is None
+    assert new.open("r1") == ()
+    assert new.give_back({charge(2).task}) == 1  # what lies here under this name is the new one's
+    new.reserve(charge(1), [LIMIT])
+    new.release(charge(1).task, "b" * 64)
+    assert new.spent(LIMIT) == 2.0
+    with pytest.raises(PolicyError, match="has left this site"):
+        ledger(path, federation="old-1").reserve(charge(1), [LIMIT])
+    (found,) = read_ledger(path, KEY.public_bytes, epsilon=added)[0].balances([LIMIT])
+    assert (found.spent, found.runs, found.rounds) == (2.0, 2, 2)
+
+
+def test_noise_over_a_whole_run_is_counted_for_each_federation_s(tmp_path: Path) -> None:
+    event = to_plain(MatrixGaussian("tree", 5.0, rounds=8, participations=2, separation=3))
+    made = Charge("r1.1", "heart", "site", (event,), "ab" * 32, "r1", 1)
+    accounts = Accounts(lambda events, delta, relation: float(sum(e["count"] for e in events)))
+    for each in (made, replace(made, federation="new-2")):
+        accounts.check(each, [LIMIT])
+        accounts.take(Entry(each, "reserved"))
+    assert accounts.spent(LIMIT) == 2.0
+
+
+def test_lines_without_a_federation_are_the_first_one_s_that_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger(path).reserve(charge(1), [LIMIT])  # as before they had one
+    ledger(path, federation="old-1").release(charge(1).task, "a" * 64)
+    (found,) = ledger(path, federation="new-2").entries
+    assert (found.state, found.charge.federation) == ("released", "old-1")
 
 
 def test_datasets_do_not_count_for_each_other(tmp_path: Path) -> None:

@@ -253,9 +253,10 @@ def _entries_table(found: list[Entry]) -> str:
             e.charge.run,
             e.charge.job[:12],
             e.charge.researcher,
+            e.charge.federation,
             ", ".join(_told(event) for event in e.charge.events),
         )
         for e in found
     ]
-    header = ("when", "dataset", "unit", "state", "round", "run", "job", "by", "events")
-    return table_of(header, rows)
+    charge = ("dataset", "unit", "state", "round", "run", "job", "by", "federation", "events")
+    return table_of(("when", *charge), rows)

@@ -103,6 +103,7 @@ class Agent:
         self._ended: AtollError | None = None
         self._told: Mapping[str, Any] = {}
         self._state, self._here = "starting", here
+        self._settings = home.settings_state
         self._trouble = self._code = ""  # what the last question came to, where it was not answered
 
     def run(self) -> None:
@@ -287,6 +288,7 @@ class Agent:
             "code": self._code,  # of the error behind it; empty where none is known
             "epoch": epoch,
             "runs": runs,
+            "settings": self._settings,  # by which it goes
         }
         if told != self._told:
             self._told = told

@@ -197,6 +197,11 @@ def _node(home: Home) -> Iterator[Finding]:
             "node", "none runs in this folder", f"atoll node start --home {quote(str(home.path))}"
         )
         return
+    if state.get("settings", now := home.settings_state) != now:
+        text = (
+            f"{home.settings.name} was changed, and the node goes by what it said when it started"
+        )
+        yield warning("settings", text, "start the node again")
     text = f"runs since {state.get('since', '?')}, {state.get('state', '?')}"
     if trouble := str(state.get("trouble", "")):
         said, _, remedy = trouble.partition("\n  next: ")

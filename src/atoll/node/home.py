@@ -4,6 +4,7 @@
 
     identity.pem      the site's key; made here, never leaves
     federation.json   server, pinned certificate, name in the federation
+    left.json         the same of the federation that was left last; may be absent
     datasets.toml     datasets by name
     peers.json        fingerprints of the other sites' keys that somebody has pinned
     node.toml         limits, policy and further settings; may be absent
@@ -25,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -81,6 +83,11 @@ class Home:
         return self.path / "federation.json"
 
     @property
+    def left(self) -> Path:
+        """The record of the federation that was left last."""
+        return self.path / "left.json"
+
+    @property
     def datasets(self) -> Path:
         """Registered datasets."""
         return self.path / "datasets.toml"
@@ -94,6 +101,14 @@ class Home:
     def settings(self) -> Path:
         """The site's settings."""
         return self.path / "node.toml"
+
+    @property
+    def settings_state(self) -> int:
+        """What tells one state of the site's settings from the next; 0 where there are none."""
+        try:
+            return self.settings.stat().st_mtime_ns
+        except OSError:
+            return 0
 
     @property
     def budgets(self) -> Path:
@@ -183,15 +198,22 @@ class Home:
     def join(self, federation: Federation) -> None:
         """Write the record of joining, durably; the server's epochs count from the beginning.
 
+        What is here of runs of another federation is removed: its results are nobody else's, and this one may
+        call a run the same.
+
         Raises:
             StorageError: the folder cannot be written.
         """
         self.make()
+        another = self.read(self.left).get("federation") != federation.federation
         try:
             self.epoch.unlink(missing_ok=True)
+            for folder in (self.spool, self.keys) if another else ():
+                if folder.exists():
+                    shutil.rmtree(folder)
         except OSError as error:
             raise StorageError(
-                f"{self.epoch} cannot be removed: {error.strerror}", remedy=remedy_of(error)
+                f"{error.filename} cannot be removed: {error.strerror}", remedy=remedy_of(error)
             ) from error
         self.move(federation)
 

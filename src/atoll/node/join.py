@@ -139,6 +139,8 @@ def move(
 def leave(home: Home, settings: Settings, *, tell: bool = True, dial: Dial = Channel) -> Federation:
     """Leave the federation; key and datasets stay, so that a new code is enough to join again.
 
+    What was finished and not handed in stays too, for this federation alone: :meth:`Home.join`.
+
     Args:
         home: the node's folder.
         settings: of the site.
@@ -153,8 +155,8 @@ def leave(home: Home, settings: Settings, *, tell: bool = True, dial: Dial = Cha
         known = home.joined()
         if tell:
             _tell(home, settings, dial)
-        _remove(home.federation)
         _remove(home.state)
+        _put_by(home)
     return known
 
 
@@ -183,6 +185,16 @@ def _check_books(home: Home, identity: Identity) -> None:
             f"{folder} is damaged, or was signed with another key than {home.identity.name} here",
             remedy="put that key back. A site that must have a new one moves this folder away and keeps it: "
             "what it has counted counts no more, so lower the limits by what is spent, then join again",
+        ) from error
+
+
+def _put_by(home: Home) -> None:
+    """The federation is left; which one it was, the next join asks."""
+    try:
+        home.federation.replace(home.left)
+    except OSError as error:
+        raise StorageError(
+            f"{home.federation} cannot be renamed: {error.strerror}", remedy=remedy_of(error)
         ) from error
 
 

@@ -107,7 +107,7 @@ class Charge:
     """What one answer to one task releases.
 
     Args:
-        task: id of the task; one charge each, for ever.
+        task: id of the task; one charge each in its federation, for ever.
         dataset: name of the dataset at this site.
         unit: whose presence the events hide.
         events: what is released, in plain form.
@@ -115,6 +115,7 @@ class Charge:
         run: id of the run.
         round: number of the round.
         researcher: who submitted the job, as the server says.
+        federation: whose task it is. Another one, before or after it, calls its first run the same.
     """
 
     task: str
@@ -125,6 +126,7 @@ class Charge:
     run: str = ""
     round: int = 0
     researcher: str = ""
+    federation: str = ""
 
     def __str__(self) -> str:
         """For people."""
@@ -207,7 +209,7 @@ class Balance:
 
 
 class Accounts:
-    """All charges of a site, by task.
+    """All charges of a site, by federation and task.
 
     Args:
         epsilon: adds events up; it may take a while, answers are kept.
@@ -216,8 +218,8 @@ class Accounts:
     def __init__(self, epsilon: Epsilon = composed_epsilon) -> None:
         self._epsilon = epsilon
         self._answers: dict[tuple[tuple[str, ...], float, str], float] = {}
-        self._entries: dict[str, Entry] = {}
-        self._open: dict[str, dict[str, None]] = {}
+        self._entries: dict[tuple[str, str], Entry] = {}
+        self._open: dict[tuple[str, str], dict[str, None]] = {}
         self._single: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
         self._whole: defaultdict[tuple[str, str], dict[str, Charge]] = defaultdict(dict)
         self._rounds: defaultdict[tuple[str, ...], dict[str, int]] = defaultdict(dict)
@@ -227,30 +229,32 @@ class Accounts:
         """Every charge as it stands, in the order in which they were first made."""
         return tuple(self._entries.values())
 
-    def entry(self, task: str) -> Entry | None:
+    def entry(self, task: str, federation: str = "") -> Entry | None:
         """The charge of a task; None where it has none."""
-        return self._entries.get(task)
+        return self._entries.get((federation, task))
 
-    def open(self, run: str) -> tuple[Entry, ...]:
+    def open(self, run: str, federation: str = "") -> tuple[Entry, ...]:
         """Charges of a run that are reserved, and of which nothing has been released."""
-        return tuple(self._entries[task] for task in self._open.get(run, ()))
+        waiting = self._open.get((federation, run), ())
+        return tuple(self._entries[federation, task] for task in waiting)
 
     def take(self, entry: Entry) -> None:
         """Note how a charge stands now. What was released once is never given back."""
-        task, old = entry.charge.task, self._entries.get(entry.charge.task)
+        task, whose = entry.charge.task, entry.charge.federation
+        old = self._entries.get((whose, task))
         if old is not None and old.state in ("released", "settled") and entry.state == "returned":
             raise DataError(f"{task} was released and cannot be given back")
         if old is not None and old.state != "returned":
             self._count(old.charge, -1)
         if entry.state != "returned":
             self._count(entry.charge, 1)
-        self._entries[task] = entry
-        waiting = self._open.setdefault(entry.charge.run, {})
+        self._entries[whose, task] = entry
+        waiting = self._open.setdefault((whose, entry.charge.run), {})
         waiting.pop(task, None)
         if entry.state == "reserved":
             waiting[task] = None
         elif not waiting:
-            del self._open[entry.charge.run]
+            del self._open[whose, entry.charge.run]
 
     def _count(self, charge: Charge, sign: int) -> None:
         rounds = self._rounds[_series(charge)]
@@ -373,9 +377,9 @@ class Accounts:
             math.nan if limit is None else self.spent(limit),
             len(held),
             sum(e.state == "reserved" for e in held),
-            len({e.charge.run for e in held}),
+            len({_run(e.charge) for e in held}),
             tuple(sorted({e.charge.researcher for e in held} - {""})),
-            len({e.charge.run for e in held if not all(map(_noisy, e.charge.events))}),
+            len({_run(e.charge) for e in held if not all(map(_noisy, e.charge.events))}),
         )
 
 
@@ -409,13 +413,18 @@ def _is_whole(event: Plain) -> bool:
 def _of_run(charge: Charge, event: Plain) -> str:
     """Under which name an event that stands for a whole run is counted once."""
     one, times = _text({**event, "count": 1}), int(event.get("count", 1))
-    return json.dumps([f"{charge.run} {charge.job}", charge.unit, one, times])
+    return json.dumps([[*_run(charge), charge.job], charge.unit, one, times])
+
+
+def _run(charge: Charge) -> tuple[str, str]:
+    """What tells a run from those of all federations."""
+    return charge.federation, charge.run
 
 
 def _series(charge: Charge) -> tuple[str, ...]:
     """What rounds are counted together for: those of one run that have the same task but for its number."""
     kind, _, rest = charge.task.partition(f".{charge.round}.")
-    return (charge.dataset, charge.run, charge.job, kind if rest else "")
+    return (charge.dataset, *_run(charge), charge.job, kind if rest else "")
 
 
 def _text(event: Plain) -> str:

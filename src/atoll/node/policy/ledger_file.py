@@ -9,6 +9,9 @@ The federation's server is told the journal's head with each answer, keeps it in
 tells the newest one it has seen with every answer to a question. A node whose folder was put back to an
 older state finds its own signature under a line that it does not have, and takes on no more work that
 would have to be counted.
+
+A site that goes from one federation to another keeps its ledger: each line says whose round it was. Lines that
+were written before they did belong to the first federation that one names.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ class Ledger:
         path: the file.
         signer: the site's identity.
         disk: where the file lies.
+        federation: that the node works for.
         epsilon: adds events up.
         now: seconds since 1970.
 
@@ -57,16 +61,17 @@ class Ledger:
         signer: Signer,
         disk: Disk | None = None,
         *,
+        federation: str = "",
         epsilon: Epsilon = composed_epsilon,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._path, self._now = path, now
+        self._path, self._federation, self._now = path, federation, now
         self._lock = threading.RLock()
         self._journal = Journal(path, signer, disk)
         self._accounts = Accounts(epsilon)
         self._doubtful: set[str] = set()
         self._trouble = ""
-        _replay(path, self._journal.lines, self._accounts)
+        _replay(path, self._journal.lines, self._accounts, federation)
 
     @property
     def head(self) -> Head:
@@ -87,12 +92,12 @@ class Ledger:
     def open(self, run: str) -> tuple[Entry, ...]:
         """Charges of a run that are reserved, and of which nothing has been released."""
         with self._lock:
-            return self._accounts.open(run)
+            return self._accounts.open(run, self._federation)
 
     def entry(self, task: str) -> Entry | None:
         """The charge of a task; None where it has none."""
         with self._lock:
-            return self._accounts.entry(task)
+            return self._known(task)
 
     def spent(self, limit: Limit) -> float:
         """Epsilon of everything that counts for ``limit``."""
@@ -134,9 +139,10 @@ class Ledger:
             StorageError: it could not be written, or this is an old copy of the ledger.
             AtollError: the events cannot be added up.
         """
+        charge = replace(charge, federation=self._federation)
         with self._lock:
             self._sound()
-            known = self._accounts.entry(charge.task)
+            known = self._known(charge.task)
             if known is not None and known.state != "returned" and known.charge != charge:
                 raise StateError(
                     f"task {charge.task!r} was another one before: {known.charge}",
@@ -163,7 +169,7 @@ class Ledger:
         """
         with self._lock:
             self._sound()
-            self._accounts.check(charge, limits)
+            self._accounts.check(replace(charge, federation=self._federation), limits)
 
     def release(self, task: str, answer: str) -> None:
         """Say that an answer is about to leave; it counts for good when this returns.
@@ -178,7 +184,7 @@ class Ledger:
         """
         with self._lock:
             self._sound()
-            known = self._accounts.entry(task)
+            known = self._known(task)
             if known is None or known.state == "returned":
                 raise StateError(
                     f"nothing is reserved for {task!r}", remedy="its answer does not leave"
@@ -199,7 +205,7 @@ class Ledger:
             StorageError: it could not be written; it counts until it is.
         """
         with self._lock:
-            known = self._accounts.entry(task)
+            known = self._known(task)
             if known is None or known.state in ("settled", "returned"):
                 return
             state: State = "settled" if known.state == "released" else "returned"
@@ -219,13 +225,20 @@ class Ledger:
         """
         with self._lock:
             lost = [
-                entry.charge.task
+                entry
                 for entry in self._accounts.entries
-                if entry.state == "reserved" and entry.charge.task not in keep
+                if entry.state == "reserved" and not self._kept(entry.charge, keep)
             ]
-            for task in lost:
-                self.settle(task)
+            for entry in lost:
+                self._write(replace(entry, state="returned", at=self._now()))
             return len(lost)
+
+    def _known(self, task: str) -> Entry | None:
+        return self._accounts.entry(task, self._federation)
+
+    def _kept(self, charge: Charge, keep: Collection[str]) -> bool:
+        """Whether the answer lies here: of another federation's rounds none does any more."""
+        return charge.federation == self._federation and charge.task in keep
 
     def _sound(self) -> None:
         if self._trouble:
@@ -272,10 +285,14 @@ def read_ledger(
     return accounts, found
 
 
-def _replay(path: Path, lines: Iterable[Mapping[str, Any]], accounts: Accounts) -> None:
+def _replay(
+    path: Path, lines: Collection[Mapping[str, Any]], accounts: Accounts, federation: str = ""
+) -> None:
+    named = (str(body.get("federation", "")) for body in lines)
+    first = next(filter(None, named), federation)
     for number, body in enumerate(lines, 1):
         try:
-            accounts.take(Entry.from_plain(body))
+            accounts.take(Entry.from_plain({**body, "federation": body.get("federation") or first}))
         except DataError as error:
             raise StorageError(
                 f"{path}, line {number}: {error.message}",

@@ -111,7 +111,9 @@ def opened(home: Home, settings: Settings) -> Steward:
         StorageError: the ledger is not as it was written.
         AtollError: the key cannot be read.
     """
-    return Steward(home, settings.policy, Ledger(home.ledger, Identity.load(home.identity)))
+    federation = str(home.read(home.federation).get("federation", ""))
+    ledger = Ledger(home.ledger, Identity.load(home.identity), federation=federation)
+    return Steward(home, settings.policy, ledger)
 
 
 class Steward:
