@@ -16,11 +16,15 @@ from atoll.cli import server as server_module
 from atoll.cli.main import main
 from atoll.server import admin
 from atoll.server.home import ServerHome
+from atoll.server.store.contract import STOPPED, Invite
+from atoll.server.store.opening import open_store
 from atoll.wire.codes import read_code
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "server" / "store"))
 
 from live_server import live
+from store_rows import run_row
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +38,17 @@ def atoll(capsys, monkeypatch):
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def runs(home):
+    """Of ada, one that goes on and one that has ended."""
+    store = open_store(ServerHome(home).store_url(ServerHome(home).charter()))
+    epoch = store.acquire("before", 0.0)
+    store.add_run(epoch, run_row("heart-1", by="ada"))
+    store.add_run(epoch, run_row("heart-2", by="ada", status="completed"))
+    yield store
+    store.close()
 
 
 @pytest.fixture
@@ -133,6 +148,29 @@ def test_a_missing_library_is_named_with_what_brings_it(atoll, home, monkeypatch
     monkeypatch.setattr(server_module, "_NEEDS", ("uvicorn", "not_there"))
     status, _, err = atoll("server", "status", "--home", home)
     assert (status, "not_there" in err, "atoll[server]" in err) == (6, True, True)
+
+
+def test_a_run_is_ended_by_whoever_runs_the_server(atoll, home, runs):
+    status, out, err = atoll("server", "cancel", "heart-1", "--home", home)
+    assert (status, out) == (0, "heart-1 of ada\n")
+    assert "when the server is started" in err
+    last = runs.events()[-1]
+    assert (last.kind, last.run) == (STOPPED, "heart-1")
+    assert atoll("server", "cancel", "heart-2", "--home", home)[0] == 9
+    assert atoll("server", "cancel", "heart-3", "--home", home)[0] == 9
+
+
+def test_whose_key_is_revoked_is_told_to_have_runs_that_go_on(atoll, home, runs):
+    joined(runs, "ada")
+    status, out, err = atoll("server", "revoke", "ada", "--home", home)
+    assert (status, out) == (0, "ada revoked\n")
+    assert "goes on: heart-1\n" in err
+    assert "atoll server cancel" in err
+
+
+def joined(store, name: str) -> None:
+    store.add_invite(Invite("ab" * 32, name, "researcher", 10.0))
+    store.join("ab" * 32, name, bytes(32), 1.0)
 
 
 def test_a_second_server_is_refused_by_name(atoll, home):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import stat
 import time
@@ -9,10 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from atoll.core.errors import JobError, NotFound, StateError, StorageError, WireError
+from atoll.core.errors import (
+    AuthError,
+    JobError,
+    NotFound,
+    StateError,
+    StorageError,
+    WireError,
+)
 from atoll.server import admin
 from atoll.server.admin import Founding
 from atoll.server.home import ServerHome
+from atoll.server.store.contract import Invite
 from atoll.server.store.opening import open_store
 from atoll.wire.certificates import certificate_fingerprint, server_context
 from atoll.wire.codes import read_code
@@ -159,7 +168,7 @@ def test_a_name_that_only_looks_like_a_member_s_is_refused(home, name):
 
 def test_a_revoked_member_stays_listed_and_can_be_invited_anew(home):
     joined(home, "ulm")
-    assert admin.revoke(home, "ulm", NOW).status == "revoked"
+    assert admin.revoke(home, "ulm", NOW) == 0
     with pytest.raises(StateError, match="before"):
         admin.revoke(home, "ulm", NOW)
     with pytest.raises(NotFound):
@@ -168,6 +177,23 @@ def test_a_revoked_member_stays_listed_and_can_be_invited_anew(home):
     listed = [(m.name, m.status) for m in admin.overview(home, NOW).members]
     assert listed == [("ulm", "revoked"), ("ulm", "active")]
     assert second.status == "active"
+
+
+def test_a_code_that_was_not_used_is_withdrawn_with_the_name(home):
+    """A second code that was made for a member would have let whoever holds it come in its place."""
+    joined(home, "ulm")
+    admin.invite(home, "ulm2", "site", 1.0, NOW)  # before anybody has joined under it
+    store = open_store(ServerHome(home).store_url(ServerHome(home).charter()))
+    with contextlib.closing(store):
+        store.add_invite(Invite("ef" * 32, "bern", "site", NOW + 1))
+        store.add_invite(Invite("cd" * 32, "bern", "site", NOW + 1))
+        store.join("cd" * 32, "", bytes(32), NOW)
+        assert [admin.revoke(home, name, NOW) for name in ("ulm2", "bern")] == [1, 1]
+        with pytest.raises(AuthError, match="not known"):
+            store.join("ef" * 32, "", bytes([1]) * 32, NOW)
+    assert admin.overview(home, NOW).open_invites == ()
+    admin.invite(home, "bern", "site", 1.0, NOW)
+    assert admin.revoke(home, "bern", NOW) == 1  # the member was revoked before
 
 
 def test_the_log_says_who_was_invited_and_revoked(home):

@@ -11,6 +11,7 @@ import pytest
 
 import atoll
 from atoll.report.folder import read_model
+from atoll.server.store.contract import STOPPED
 
 World = played.World
 LEFT = ("manifest.json", "metrics.jsonl", "model.safetensors", "report.html")
@@ -50,6 +51,24 @@ def test_a_cancelled_run_leaves_the_model_of_its_last_committed_round(
     assert {n: v.tobytes() for n, v in named.items()} == {
         n: v.tobytes() for n, v in twin.parameters.items()
     }
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_run_that_the_operator_ends_is_cancelled_whoever_has_submitted_it(
+    world: World, killed: bool
+) -> None:
+    run = world.submit(played.heart_spec("rounds.count=50"))
+    other = world.submit(played.heart_spec("rounds.count=10"))
+    world.reach("train", 3)
+    if killed:
+        world.kill()
+    world.store.add_event(STOPPED, "cancelled by whoever runs the server", run, "", 0.0)
+    world.time += world.settings.members_every
+    world.service.step()
+    assert world.service.job(run).status == "cancelled"
+    assert left(world, run)["status"] == "cancelled by whoever runs the server after round 3"
+    world.run()
+    assert world.service.job(other).status == "completed"
 
 
 def test_the_same_job_runs_to_its_end_after_it_was_cancelled(world: World) -> None:

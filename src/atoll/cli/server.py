@@ -1,4 +1,4 @@
-"""``atoll server``: found a federation, run its server, invite, look, revoke."""
+"""``atoll server``: found a federation, run its server, invite, look, revoke, cancel."""
 
 from __future__ import annotations
 
@@ -259,13 +259,33 @@ def revoke(
     name: Annotated[str, typer.Argument(help="Of the site or researcher.")],
     home: _Home = _DEFAULT,
 ) -> None:
-    """Never accept a member's key again."""
+    """Never accept a member's key again, nor a code that was made for its name and not used."""
     _check_installed()
     from atoll.server import admin
 
-    member = admin.revoke(home, name, time.time())
-    data_line(f"{member.name} {member.status}")
+    codes = admin.revoke(home, name, time.time())
+    data_line(f"{name} revoked")
+    if codes:
+        talk(f"nobody joins any more by {'a code' if codes == 1 else f'{codes} codes'} made for it")
     talk("a running server refuses it within a second; to let it in again: atoll server invite")
+    if open_runs := admin.open_runs(home, name):
+        talk(f"what was submitted by {name} goes on: {', '.join(open_runs)}")
+        talk("to end it: atoll server cancel RUN")
+
+
+@server.command()
+def cancel(
+    run: Annotated[str, typer.Argument(help="Id of the run.")], home: _Home = _DEFAULT
+) -> None:
+    """End a run, whoever has submitted it."""
+    _check_installed()
+    from atoll.server import admin
+    from atoll.server.home import ServerHome
+
+    row = admin.cancel(home, run, time.time())
+    data_line(f"{row.id} of {row.by}")
+    when = "now" if ServerHome(home).running() else "when the server is started"
+    talk(f"it ends {when}; atoll job result then gives the model of its last committed round")
 
 
 def _day(moment: float) -> str:

@@ -1,7 +1,7 @@
-"""What the operator does: found a federation, invite, look, revoke. Works beside a running server.
+"""What the operator does: found a federation, invite, look, revoke, cancel. Works beside a running server.
 
 These commands write to the store from a process of their own and take no part in running jobs, so they
-need no lock. A running server sees a revocation within a second.
+need no lock. A running server sees a revocation, and that a run is to end, within a second.
 """
 
 from __future__ import annotations
@@ -20,8 +20,18 @@ from atoll.core.errors import JobError, StateError, StorageError, WireError
 from atoll.server.blobs.opening import open_blobs
 from atoll.server.epochs import put_back
 from atoll.server.home import Charter, ServerHome
+from atoll.server.rounds.results import ENDED
 from atoll.server.settings import Runs
-from atoll.server.store.contract import RESTORED, Event, Invite, Member, Role, RunRow, Store
+from atoll.server.store.contract import (
+    RESTORED,
+    STOPPED,
+    Event,
+    Invite,
+    Member,
+    Role,
+    RunRow,
+    Store,
+)
 from atoll.server.store.opening import open_store
 from atoll.wire.certificates import certificate_fingerprint, create_certificate, server_context
 from atoll.wire.codes import Invitation, encode_code, split_address
@@ -35,9 +45,11 @@ __all__ = [
     "Founding",
     "Overview",
     "another_port",
+    "cancel",
     "change",
     "found",
     "invite",
+    "open_runs",
     "overview",
     "restored",
     "revoke",
@@ -360,21 +372,60 @@ def invite(path: Path, name: str, role: Role, days: float, now: float) -> str:
     return encode_code(Invitation(charter.address, pin, secret))
 
 
-def revoke(path: Path, name: str, now: float) -> Member:
-    """Never again accept a key of ``name``.
+def revoke(path: Path, name: str, now: float) -> int:
+    """Never again accept a key of ``name``, nor a code that was made for it and not used.
+
+    Returns:
+        how many codes there were.
 
     Raises:
-        NotFound: nobody has that name, or there is no server in the folder.
+        NotFound: nobody has that name or is invited under it, or there is no server in the folder.
         StateError: it was revoked before.
     """
     _, _, store = _opened(path)
     try:
+        codes = store.withdraw(name)
+        if codes:
+            text = f"{codes} code{'s' * (codes > 1)} for {name}, not used yet"
+            store.add_event("withdrawn", text, "", name, now)
         found = [member for member in store.members() if member.name == name]
-        if found and all(member.status == "revoked" for member in found):
+        if any(member.status != "revoked" for member in found) or not (found or codes):
+            store.set_member(name, "revoked")
+            store.add_event("revoked", f"the key of {name} is not accepted any more", "", name, now)
+        elif not codes:
             raise StateError(f"{name} was revoked before", remedy="atoll server sites")
-        member = store.set_member(name, "revoked")
-        store.add_event("revoked", f"the key of {name} is not accepted any more", "", name, now)
-        return member
+        return codes
+    finally:
+        store.close()
+
+
+def open_runs(path: Path, by: str) -> tuple[str, ...]:
+    """Ids of the runs that ``by`` has submitted and that have not ended.
+
+    Raises:
+        NotFound: there is no server in the folder.
+    """
+    _, _, store = _opened(path)
+    try:
+        return tuple(row.id for row in store.runs() if row.by == by and row.status not in ENDED)
+    finally:
+        store.close()
+
+
+def cancel(path: Path, run: str, now: float) -> RunRow:
+    """Say that a run is to end, whoever has submitted it; gives it as it is still.
+
+    Raises:
+        NotFound: there is none with this id, or no server in the folder.
+        StateError: it has ended.
+    """
+    _, _, store = _opened(path)
+    try:
+        row = store.run(run)
+        if row.status in ENDED:
+            raise StateError(f"run {run} has ended: {row.status}", remedy="atoll server status")
+        store.add_event(STOPPED, "cancelled by whoever runs the server", run, "", now)
+        return row
     finally:
         store.close()
 

@@ -126,6 +126,6 @@ def put_back(events: Iterable[Event], epoch: int) -> tuple[str, str]:
 
 def _way_out(seen: int) -> str:
     return (
-        "cancel the runs that were submitted since it was put back, stop the server, "
+        "atoll server cancel RUN for each that was submitted since it was put back, stop the server, "
         f"atoll server restored FOLDER --seen {seen}, start it, submit them again"
     )

@@ -44,6 +44,7 @@ from atoll.server.rounds.engine import ENDED, Engine
 from atoll.server.rounds.results import Files, Readable, reply_of, rounds_of
 from atoll.server.rounds.starts import check_start
 from atoll.server.settings import Settings
+from atoll.server.stopping import Stopping
 from atoll.server.store.contract import Member, Role, Store
 from atoll.server.submission import accepted
 from atoll.server.uploads import Uploads
@@ -102,8 +103,8 @@ class Service:
         self._unused.on_forgotten = lambda name, sha256: self.on_forgotten(name, sha256)
         self._files = Files(self._office)
         self.epochs = Epochs(self._office)
-        self._stepping = threading.Lock()
-        self._looked = float("-inf")
+        self._stopping = Stopping(self._office)
+        self._stepping, self._looked = threading.Lock(), float("-inf")
 
     def start(self, drawn: str = "") -> int:
         """Become the one server on the store and take up every run that has not ended; the epoch.
@@ -486,6 +487,7 @@ class Service:
             if office.now() >= self._looked + office.settings.members_every:
                 office.store.keep_lock()
                 self._look()
+                self._stopping.look(engines)
                 self._unused.clear(self._board, self._members)
             due = [self._looked + office.settings.members_every] if engines else []
             for engine in engines:

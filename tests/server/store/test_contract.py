@@ -155,6 +155,16 @@ class TestMembers:
             store.add_invite(invite("Bern", "s"))
         assert [i.name for i in store.invites()] == ["Ulm"]
 
+    def test_an_invitation_that_was_withdrawn_lets_nobody_in(self, store: Store) -> None:
+        for name, text in (("Ulm", "a"), ("Ulm", "b"), ("Ulm", "c"), ("Bern", "d")):
+            store.add_invite(invite(name, text))
+        store.join(secret("a"), "", key("u"), 1.0)
+        assert (store.withdraw("Ulm"), store.withdraw("Ulm")) == (2, 0)
+        with pytest.raises(AuthError, match="not known"):
+            store.join(secret("b"), "", key("v"), 2.0)
+        assert store.join(secret("a"), "", key("u"), 2.0).status == "active"  # a lost reply
+        assert [i.name for i in store.invites()] == ["Ulm", "Bern"]
+
     def test_revoked_key_never_comes_back_but_its_name_does(self, store: Store) -> None:
         store.add_invite(invite("Ulm"))
         store.join(secret("Ulm"), "", key("u"), 1.0)

@@ -27,6 +27,7 @@ from typing import Any, Literal, Protocol
 
 __all__ = [
     "RESTORED",
+    "STOPPED",
     "Contribution",
     "Event",
     "Heard",
@@ -48,6 +49,9 @@ Heard = Literal["new", "same", "different"]
 
 RESTORED = "restored"
 """Kind of the event of a store that was put back from a backup."""
+
+STOPPED = "stopped"
+"""Kind of the event by which whoever runs the server ends a run; its text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -275,6 +279,10 @@ class Store(Protocol):
 
     def invites(self) -> tuple[Invite, ...]:
         """All invitations, used and expired ones included, in the order in which they were made."""
+        ...
+
+    def withdraw(self, name: str) -> int:
+        """Forget the invitations for a name that were not used, so that nobody joins by them; how many."""
         ...
 
     def join(

@@ -187,6 +187,14 @@ class MemoryStore:
         with self._operation("invites") as db:
             return tuple(db.invites.values())
 
+    def withdraw(self, name: str) -> int:
+        """Forget the unused invitations for a name."""
+        with self._operation("withdraw") as db:
+            gone = [i.secret_hash for i in db.invites.values() if (i.name, i.used) == (name, None)]
+            for secret_hash in gone:
+                del db.invites[secret_hash]
+            return len(gone)
+
     def join(
         self, secret_hash: str, name: str, key: bytes, now: float, role: Role | None = None
     ) -> Member:

@@ -50,6 +50,7 @@ from atoll.server.store.tables import (
     MEMBERS,
     ROUNDS,
     RUNS,
+    tasks_from,
 )
 
 __all__ = ["SqlStore"]
@@ -175,6 +176,12 @@ class SqlStore:
         """All invitations."""
         with self.database.reading() as db:
             return _rows(db, Invite, _invites())
+
+    def withdraw(self, name: str) -> int:
+        """Forget the unused invitations for a name."""
+        unused = (INVITES.c.name == name) & INVITES.c.used.is_(None)
+        with self.database.writing() as db:
+            return db.execute(delete(INVITES).where(unused)).rowcount
 
     def join(
         self, secret_hash: str, name: str, key: bytes, now: float, role: Role | None = None
@@ -329,7 +336,7 @@ class SqlStore:
     def contributions(self, run: str, prefix: str = "") -> tuple[Contribution, ...]:
         """Answers to tasks whose id starts with ``prefix``."""
         query = _all(CONTRIBUTIONS, Contribution).where(CONTRIBUTIONS.c.run == run)
-        query = query.where(*_starts(prefix)).order_by(CONTRIBUTIONS.c.id)
+        query = query.where(*tasks_from(prefix)).order_by(CONTRIBUTIONS.c.id)
         with self.database.reading() as db:
             return _rows(db, Contribution, query)
 
@@ -372,7 +379,7 @@ class SqlStore:
         query = (
             select(rows.task)
             .where(rows.run == run, rows.client == client, rows.round.is_not(None))
-            .where(*_starts(rules.train_prefix(run)))
+            .where(*tasks_from(rules.train_prefix(run)))
             .order_by(rows.round.desc(), rows.id.desc())
         )
         with self.database.reading() as db:
@@ -470,14 +477,6 @@ def _runs(id: str) -> Select[Any]:
 def _check_run(db: Connection, run: str) -> None:
     if db.scalar(_KNOWN_RUN, {"run": run}) is None:
         raise rules.no_run(run)
-
-
-def _starts(prefix: str) -> Sequence[ColumnElement[bool]]:
-    """Tasks whose id starts so, as a range that the index can answer."""
-    if not prefix:
-        return ()
-    behind = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-    return (CONTRIBUTIONS.c.task >= prefix, CONTRIBUTIONS.c.task < behind)
 
 
 def _flat(row: RunRow | RoundRow) -> dict[str, Any]:

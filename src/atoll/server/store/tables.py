@@ -6,10 +6,13 @@ database. Each index says which question needs it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
     Column,
+    ColumnElement,
     Double,
     ForeignKey,
     Index,
@@ -36,6 +39,7 @@ __all__ = [
     "RUNS",
     "STARTS",
     "UPLOADS",
+    "tasks_from",
 ]
 
 METADATA = MetaData(
@@ -199,3 +203,11 @@ EVENTS = Table(
     # "What happened in this run."
     Index(None, "run", "id"),
 )
+
+
+def tasks_from(prefix: str) -> Sequence[ColumnElement[bool]]:
+    """Answers to tasks whose id starts so, as a range that the index can answer."""
+    if not prefix:
+        return ()
+    behind = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    return (CONTRIBUTIONS.c.task >= prefix, CONTRIBUTIONS.c.task < behind)
