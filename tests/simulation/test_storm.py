@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,6 +77,26 @@ def test_a_failing_seed_tells_how_to_run_it_again() -> None:
     assert last.startswith("replay: PYTHONHASHSEED=0 PYTHONPATH=tests/simulation python")
     assert "-m storm.run --seed " in last
     assert last.endswith('--trace --bug "missing fence"')
+
+
+@pytest.mark.parametrize("jobs", [(), ("--jobs", "2")], ids=["one", "two"])
+def test_a_failing_seed_is_told_when_it_fails(jobs: tuple[str, ...]) -> None:
+    environment = {**os.environ, "PYTHONHASHSEED": "0", "PYTHONPATH": str(HERE)}
+    asked = ["--seeds", "0:1000000", "--bug", "double fold", *jobs]
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "storm.run", *asked],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with parent:
+        assert parent.stderr is not None
+        told, replay = parent.stderr.readline(), parent.stderr.readline()
+        parent.terminate()
+        parent.stderr.read()  # until its processes have ended too
+    assert re.match(r"seed \d+: G6 at ", told)
+    assert re.search(r'-m storm.run --seed \d+ --trace --bug "double fold"$', replay.rstrip())
 
 
 def test_seeds_spread_over_processes_are_all_told_of() -> None:

@@ -168,16 +168,19 @@ def shown(result: Result, lines: int = 0, bug: str = "") -> str:
     trace = result.trace[-lines:] if lines else result.trace
     told = [f"{at:10.3f}  {who:10}  {text}" for at, who, text in trace]
     found = [f"{v.guarantee} at {v.at:.3f}: {v.text}\n{v.stack}" for v in result.violations]
+    return "\n".join([*told, f"seed {result.seed}: {result.facts}", *found, _replay(result, bug)])
+
+
+def _replay(result: Result, bug: str) -> str:
     planted = f' --bug "{bug}"' if bug else ""
     again = f"PYTHONHASHSEED=0 PYTHONPATH=tests/simulation {Path(sys.executable).name}"
-    return "\n".join(
-        [
-            *told,
-            f"seed {result.seed}: {result.facts}",
-            *found,
-            f"replay: {again} -m storm.run --seed {result.seed} --trace{planted}",
-        ]
-    )
+    return f"replay: {again} -m storm.run --seed {result.seed} --trace{planted}"
+
+
+def _tell_at_once(result: Result, bug: str) -> None:
+    """What is known of a failing seed even if the run is ended before it tells of all."""
+    found = "; ".join(f"{v.guarantee} at {v.at:.3f}: {v.text}" for v in result.violations)
+    print(f"seed {result.seed}: {found}\n{_replay(result, bug)}", file=sys.stderr, flush=True)
 
 
 def coverage(counts: Counter[str], points: Counter[str], crashes: Counter[str]) -> str:
@@ -216,6 +219,7 @@ def _many(first: int, last: int, bug: str, stop: bool) -> dict[str, Any]:
                 told = f"seeds {first} to {seed}: {len(failed)} violations"
                 print(told, file=sys.stderr, flush=True)
             if result.violations:
+                _tell_at_once(result, bug)
                 failed.append(shown(result, 60, bug))
                 guarantees |= {v.guarantee for v in result.violations}
                 if stop:
@@ -253,10 +257,11 @@ def _end_with_input() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _spread(first: int, last: int, jobs: int) -> list[dict[str, Any]]:
+def _spread(first: int, last: int, jobs: int, bug: str, stop: bool) -> list[dict[str, Any]]:
     """The same on several processes, none of which outlives this one."""
     bounds = [first + (last - first) * n // jobs for n in range(jobs + 1)]
-    command = [sys.executable, "-m", "storm.run", "--json", "--tied", "--seeds"]
+    command = [sys.executable, "-m", "storm.run", "--json", "--tied", f"--bug={bug}"]
+    command += [*(["--stop"] if stop else []), "--seeds"]
     theirs, mine = os.pipe()  # this end is open for as long as this process lives
     processes = [
         subprocess.Popen([*command, f"{a}:{b}"], stdin=theirs, stdout=subprocess.PIPE, text=True)
@@ -312,7 +317,7 @@ def main() -> int:
     first, _, last = asked.seeds.partition(":")
     began = time.perf_counter()
     if asked.jobs > 1:
-        parts = _spread(int(first), int(last), asked.jobs)
+        parts = _spread(int(first), int(last), asked.jobs, asked.bug, asked.stop)
     else:
         parts = [_many(int(first), int(last), asked.bug, asked.stop)]
     found = _together(parts)
