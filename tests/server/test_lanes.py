@@ -348,6 +348,23 @@ def test_a_thread_hands_over_whole_pieces_and_gives_back_the_rest():
     assert taken == [b"aaa" + b"b" * (PIECE - 3)]
 
 
+def test_a_sender_that_rests_leaves_little_in_memory():
+    taken = []
+    line = Piecemeal(b"b" * (1 << 18), None)
+    got, rest = pour(line, b"a", PIECE, lambda p: taken.append(bytes(p)), 1e18)
+    assert (got, rest) == (1 << 18, b"")
+    assert taken == [b"a" + b"b" * (1 << 18)]
+
+
+def test_what_comes_slowly_is_handed_over_now_and_then(monkeypatch):
+    monkeypatch.setattr(lanes, "_SPAN", -1.0)  # a second is over at each look
+    monkeypatch.setattr(lanes, "_LEAST", 0)
+    taken = []
+    with pytest.raises(Unreachable):
+        pour(Piecemeal(b"abc", b"de"), b"", PIECE, lambda p: taken.append(bytes(p)), 1e18)
+    assert taken == [b"abc", b"de"]
+
+
 def test_a_sender_that_leaves_is_told_from_one_that_rests():
     with pytest.raises(Unreachable, match="has gone"):
         pour(Piecemeal(b"x"), b"", 10, bytes, 1e18)

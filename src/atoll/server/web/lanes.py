@@ -26,8 +26,12 @@ __all__ = ["LONG", "PIECE", "Lane", "Lanes", "Lender", "Take", "pour", "send"]
 LONG = 1 << 20
 """A shorter rest is not worth a thread."""
 
-PIECE = 1 << 18
-"""Bytes taken at once; every thread keeps memory for so many."""
+PIECE = 1 << 22
+"""Bytes taken at once; every thread keeps memory for so many. Each piece costs calls of the system, and
+threads that wait for each other's turn with the interpreter."""
+
+_REST = 1 << 18
+"""A connection is given back with fewer bytes that were not handed over."""
 
 _SENT = 1 << 18
 """Bytes sent at once."""
@@ -219,7 +223,8 @@ def pour(sealed: Sealed, first: bytes, rest: int, take: Take, until: float) -> t
         first = b""
     space[: len(first)] = first
     filled, got, pace = len(first), 0, _Pace()
-    while got < rest and time.monotonic() < until:
+    taken = now = time.monotonic()
+    while got < rest and now < until:
         most = min(len(space), filled + rest - got)
         try:
             size = sealed.receive(space[filled:most], _PATIENCE)
@@ -227,12 +232,15 @@ def pour(sealed: Sealed, first: bytes, rest: int, take: Take, until: float) -> t
             break
         if not size:
             raise Unreachable("the sender has gone before its body was complete")
-        filled, got = filled + size, got + size
-        if filled == len(space) or got == rest:
+        filled, got, now = filled + size, got + size, time.monotonic()
+        if filled == len(space) or got == rest or now - taken > _SPAN:
             take(space[:filled])
-            filled = 0
+            filled, taken = 0, now
         if pace.slow(size):
             break
+    if filled >= _REST:
+        take(space[:filled])
+        filled = 0
     return got, bytes(space[:filled])
 
 
