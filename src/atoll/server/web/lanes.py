@@ -26,7 +26,7 @@ __all__ = ["LONG", "PIECE", "Lane", "Lanes", "Lender", "Take", "pour", "send"]
 LONG = 1 << 20
 """A shorter rest is not worth a thread."""
 
-PIECE = 1 << 22
+PIECE = 1 << 20
 """Bytes taken at once; every thread keeps memory for so many. Each piece costs calls of the system, and
 threads that wait for each other's turn with the interpreter."""
 
