@@ -215,6 +215,7 @@ class Steps:
         """
         bench, state = self.bench, torch.get_rng_state()
         kept = bench.snapshot()
+        torch.default_generator.manual_seed(1)  # nor on what dropout draws
         x = bench.formatted(plain)
         y = torch.empty((rows, *batch.target_shape), dtype=batch.targets)
         draw = torch.Generator().manual_seed(1)
