@@ -76,6 +76,7 @@ class Spool:
 def site_in(folder: Path) -> Any:
     data = DatasetBody(name="d", path="d.csv", missing=[], columns={})
     return SimpleNamespace(
+        register=(),
         home=SimpleNamespace(work=folder, logs=folder),
         settings=SimpleNamespace(limits=SimpleNamespace(seconds=60.0), log=1.0, cache=1.0),
         spool=Spool(),
