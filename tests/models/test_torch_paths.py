@@ -459,9 +459,8 @@ def test_whether_a_step_is_replayed_does_not_hang_on_who_comes_first(monkeypatch
         )
     assert len(drawn) == 2
     assert drawn[0] == drawn[1]
-    assert (
-        found[0].tobytes() != found[1].tobytes()
-    )  # where they train, each drops out by its own seed
+    # Where they train, each drops out by its own seed.
+    assert found[0].tobytes() != found[1].tobytes()
 
 
 def test_the_velocity_of_a_client_never_reaches_the_next():

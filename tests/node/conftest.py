@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,3 +55,13 @@ def _copier() -> Iterator[SimpleNamespace]:
 def _workers_are_copies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.module.__name__.rpartition(".")[2] not in OF_WORKERS:
         monkeypatch.setattr(process, "subprocess", request.getfixturevalue("_copier"))
+
+
+@pytest.fixture(autouse=True)
+def _no_run_is_left() -> Iterator[None]:
+    """The thread of a run that a test has left would be found by a later test, as if it were its own."""
+    yield
+    until = time.monotonic() + 10.0
+    while left := [t.name for t in threading.enumerate() if t.name.startswith("run ")]:
+        assert time.monotonic() < until, f"{left} are left"
+        time.sleep(0.01)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import played_sites as played
 import pytest
 
 import atoll
+from atoll.core.errors import StateError, StorageError
 from atoll.report.folder import read_model
+from atoll.server.stopping import Stopping
 from atoll.server.store.contract import STOPPED
 
 World = played.World
@@ -69,6 +72,34 @@ def test_a_run_that_the_operator_ends_is_cancelled_whoever_has_submitted_it(
     assert left(world, run)["status"] == "cancelled by whoever runs the server after round 3"
     world.run()
     assert world.service.job(other).status == "completed"
+
+
+def test_what_the_operator_says_is_told_once_to_a_run_that_comes_later_too(world: World) -> None:
+    """A line can be read while the run's engine is being made, and its row cannot always be written."""
+    asked: list[str] = []
+    outcomes = iter([StorageError("no room"), None, StateError("it has ended")])
+
+    def cancel(why: str) -> None:
+        asked.append(why)
+        if (error := next(outcomes)) is not None:
+            raise error
+
+    late, other = (
+        SimpleNamespace(id="late", cancel=cancel),
+        SimpleNamespace(id="other", cancel=cancel),
+    )
+    stopping: Any = Stopping(world.service._office)
+    world.store.add_event(STOPPED, "enough", "late", "", 0.0)
+    stopping.look([])
+    with pytest.raises(StorageError):
+        stopping.look([late, other])
+    stopping.look([late, other])
+    stopping.look([late, other])
+    assert asked == ["enough", "enough"]
+    world.store.add_event(STOPPED, "too late", "other", "", 0.0)
+    stopping.look([late, other])
+    stopping.look([late, other])
+    assert asked[2:] == ["too late"]
 
 
 def test_the_same_job_runs_to_its_end_after_it_was_cancelled(world: World) -> None:

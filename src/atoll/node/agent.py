@@ -129,7 +129,8 @@ class Agent:
                 continue
             self._tell()
         self._state = "stopped"
-        runs = list(self._runs.values())
+        with self._taking:  # an answer that comes from now on begins nothing
+            runs = list(self._runs.values())
         for errands in runs:
             errands.stop()
         until = time.monotonic() + _LAST
@@ -230,7 +231,7 @@ class Agent:
         """Take news in, unless others were since the question: they are older then, or told again.
 
         A question that is overdue stays open beside the next one. Its answer may ask for what the other has
-        told to be over.
+        told to be over. Of a node that ends no news is taken in: nobody would end what they begin.
         """
         for sha256, raw in blobs.items():
             try:
@@ -238,7 +239,7 @@ class Agent:
             except StorageError as error:  # it can still be downloaded, when there is room again
                 log.warning("%s", error)
         with self._taking:
-            if asked == self._takes:
+            if asked == self._takes and not self._stop.is_set():
                 self._takes += 1
                 self._take_in(reply)
 

@@ -22,17 +22,25 @@ class Stopping:
 
     def __init__(self, office: Office) -> None:
         self._office, self._read = office, 0
+        self._wanted: dict[str, str] = {}  # why each run is to end that was not yet told
 
     def look(self, engines: Iterable[Engine]) -> None:
-        """Cancel those of the runs of which a new line says so.
+        """Cancel those of the runs of which a line says so, and that were not told yet.
+
+        Args:
+            engines: of the runs that are at work. One that comes later, as its line was read while its engine
+                was being made, is told by a later look.
 
         Raises:
             StorageError: the log cannot be read, or the row of a run cannot be written; the next look does it
                 again.
         """
-        runs = {engine.id: engine for engine in engines}
         for line in self._office.store.events(None, self._read):
-            if line.kind == STOPPED and line.run in runs:
-                with suppress(StateError):  # it has ended meanwhile
-                    runs[line.run].cancel(line.text)
+            if line.kind == STOPPED:
+                self._wanted[line.run] = line.text
             self._read = line.number
+        for engine in engines:
+            if engine.id in self._wanted:
+                with suppress(StateError):  # it has ended meanwhile
+                    engine.cancel(self._wanted[engine.id])
+                del self._wanted[engine.id]
