@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atoll.cli import ledger
+from atoll.cli import approvals, ledger
 from atoll.cli.output import data_line, table_of, talk
 from atoll.cli.whereabouts import Address, Certificate, pin_of, show_server
 
@@ -23,6 +23,7 @@ commands = typer.Typer(help="Take part in a federation with a site's data.", no_
 data = typer.Typer(help="The datasets that jobs may name.", no_args_is_help=True)
 commands.add_typer(data, name="data")
 commands.add_typer(ledger.commands, name="ledger")
+commands.add_typer(approvals.commands, name="jobs")
 
 _Folder = Annotated[
     Path | None,
@@ -92,18 +93,19 @@ def start(home: _Folder = None) -> None:
 @commands.command()
 def status(home: _Folder = None, as_json: _Json = False) -> None:
     """What this node is, and what it is doing."""
+    from atoll.node.policy.approvals import Approvals
     from atoll.wire.identity import Identity
     from atoll.wire.trouble import cramped
 
     at = _home(home)
-    known = at.joined()
+    known, key = at.joined(), Identity.load(at.identity)
     running = at.running
     state = at.read(at.state)
     told: dict[str, Any] = {
         "site": known.site,
         "federation": known.federation,
         "server": known.server,
-        "fingerprint": Identity.load(at.identity).fingerprint,
+        "fingerprint": key.fingerprint,
         "running": running,
         "epoch": state.get("epoch", 0),
         "state": state.get("state", "") if running else "stopped",
@@ -111,6 +113,7 @@ def status(home: _Folder = None, as_json: _Json = False) -> None:
         "trouble": (state.get("trouble", "") if running else "") or cramped(at.path),
         "code": state.get("code", "") if running else "",
         "runs": state.get("runs", {}) if running else {},
+        "waiting": Approvals(at.approvals, key).waiting,
         "datasets": [d.to_plain() for d in _register(at).all().values()],
     }
     data_line(json.dumps(told, indent=2) if as_json else _status_text(told))
@@ -359,6 +362,10 @@ def _status_text(told: dict[str, Any]) -> str:
     ]
     if told["trouble"]:
         lines.append(f"trouble      {told['trouble']}")
+    if told["waiting"]:
+        lines.append(
+            f"approval     of {told['waiting']} waited for: atoll node jobs list --waiting"
+        )
     for run, doing in told["runs"].items():
         tasks = ", ".join(f"{task} {state}" for task, state in doing["tasks"].items()) or "waiting"
         lines.append(f"run {run}  {tasks}")

@@ -9,6 +9,7 @@
     peers.json        fingerprints of the other sites' keys that somebody has pinned
     node.toml         limits, policy and further settings; may be absent
     limits.toml       what each dataset may be asked for in all; may be absent
+    approvals/        jobs that wait for the steward, and what was decided of each
     queries/          what statistics have been told of each dataset; never put an old copy back
     ledger/           what it has been asked for, and steps of masked rounds; never put an old copy back
     epoch.json        the newest epoch of the server that was seen: an older one is not obeyed
@@ -124,6 +125,11 @@ class Home:
     def pledges(self) -> Path:
         """What was done in masked rounds."""
         return self.path / "ledger" / "pledges.jsonl"
+
+    @property
+    def approvals(self) -> Path:
+        """Jobs that wait for the steward, and what was decided."""
+        return self.path / "approvals"
 
     @property
     def epoch(self) -> Path:

@@ -72,6 +72,8 @@ class Policy(_Table):
         open_figures: whether column sums and metrics of such a dataset may leave without noise. They are
             not counted.
         starts: whether a job may begin at a model that comes with it, not at one of its seed.
+        approval: which jobs the steward has to approve first, each by itself (``atoll node jobs``): ``none``,
+            those that bring ``code`` of their own, or ``all``.
     """
 
     unmasked: bool = True
@@ -79,6 +81,7 @@ class Policy(_Table):
     server_noise: bool = False
     open_figures: bool = False
     starts: bool = True
+    approval: Literal["none", "code", "all"] = "none"
 
 
 class Masking(_Table):

@@ -105,7 +105,8 @@ class Site:
         """
         run = read_plan(plan)
         dataset = Datasets(self.home.datasets).get(dataset_name(run.spec.data))
-        return dataset, Asked(run.spec, dataset.name, run.by, len(run.sites) or FEWEST)
+        count = len(run.sites) or FEWEST
+        return dataset, Asked(run.spec, dataset.name, run.by, count, run.sites, dataset.columns)
 
     def admit(self, task: TaskBody, asked: Asked) -> None:
         """Let a worker have ``task``, or say which rule forbids it: :meth:`Steward.admit`."""

@@ -15,14 +15,17 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from atoll.core.errors import Fault, PolicyError, StorageError, raise_faults
 from atoll.job.deployed import settled_of
+from atoll.job.package import spec_to_plain
 from atoll.job.schema import JobSpec
 from atoll.node.home import Home, write_text
+from atoll.node.policy.approvals import Approvals, Request
 from atoll.node.policy.budgets import Budgets
 from atoll.node.policy.ledger import UNITS, Charge, Limit
 from atoll.node.policy.ledger_file import Ledger
@@ -61,18 +64,32 @@ class Asked:
         dataset: name of the dataset it reads.
         researcher: who submitted it, as the server says.
         sites: how many sites take part, as the server says.
+        members: their names.
+        columns: kind of each column of the dataset, as registered.
     """
 
     spec: JobSpec
     dataset: str
     researcher: str = ""
     sites: int = 1
+    members: tuple[str, ...] = ()
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shared_noise(self) -> bool:
         """Whether each site adds a share of the noise."""
         client = self.spec.privacy.client
         return client is not None and client.where == "sites"
+
+    @cached_property
+    def plain(self) -> Mapping[str, Any]:
+        """The job's definition, as JSON."""
+        return spec_to_plain(self.spec)
+
+    def request(self, task: TaskBody) -> Request:
+        """What the steward is asked to approve, with the code that this very task brings."""
+        code = {name: ref.sha256 for name, ref in task.code.items()}
+        return Request(self.plain, code, self.dataset, self.columns, self.researcher, self.members)
 
 
 def charged(task: TaskBody) -> str:
@@ -113,7 +130,11 @@ def opened(home: Home, settings: Settings) -> Steward:
     """
     federation = str(home.read(home.federation).get("federation", ""))
     ledger = Ledger(home.ledger, Identity.load(home.identity), federation=federation)
-    return Steward(home, settings.policy, ledger)
+    approvals, kind = None, settings.policy.approval
+    if kind != "none":
+        key, files = Identity.load(home.identity), home.cache.joinpath
+        approvals = Approvals(home.approvals, key, files=files, code_only=kind == "code")
+    return Steward(home, settings.policy, ledger, approvals=approvals)
 
 
 class Steward:
@@ -124,13 +145,22 @@ class Steward:
         policy: from its settings.
         ledger: its own.
         price: what jobs cost.
+        approvals: of its steward; None where no job needs one.
 
     Raises:
         StorageError: what is kept beside the ledger cannot be read.
     """
 
-    def __init__(self, home: Home, policy: Policy, ledger: Ledger, price: Price = price) -> None:
+    def __init__(
+        self,
+        home: Home,
+        policy: Policy,
+        ledger: Ledger,
+        price: Price = price,
+        approvals: Approvals | None = None,
+    ) -> None:
         self._policy, self._ledger, self._price = policy, ledger, price
+        self._approvals = approvals
         self._budgets = Budgets(home.budgets)
         self._facts_path = home.ledger.with_name("facts.json")
         self._facts = _facts(self._facts_path, home.read(self._facts_path))
@@ -169,9 +199,11 @@ class Steward:
             cohort: n, the most sites of one sum, as the task's model says it; 0 where it says nothing.
 
         Raises:
-            PolicyError: a rule of the site, or a limit of its ledger.
+            PolicyError: a rule of the site, a limit of its ledger, or its steward.
             AtollError: what the job costs cannot be told, or the ledger cannot be written.
         """
+        if self._approvals is not None:
+            self._approvals.check(task.run, asked.request(task), task.code)
         limits = self._budgets.of(asked.dataset)
         facts = replace(self._known(task), cohort=cohort)
         costs = [c for c in self._price(asked.spec, facts) if c.events != ()]
