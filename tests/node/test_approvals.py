@@ -152,6 +152,23 @@ def test_a_dataset_with_other_columns_is_another_request(tmp_path: Path) -> None
         assert answer(run).status == "refused"
 
 
+def test_another_federation_where_somebody_has_the_same_name_is_another_request(
+    tmp_path: Path,
+) -> None:
+    server = ff.FakeServer()
+    home = Home(tmp_path / "east")
+    home.make()
+    for federation, status in (("one", "done"), ("two", "refused")):
+        home.federation.write_text(json.dumps({"federation": federation}))
+        run = ff.Solo(server, tmp_path, federation)
+        with east(tmp_path, server):
+            answer(run)
+            steward = steward_of(tmp_path)
+            if federation == "one":
+                steward.decide(steward.all()[0].digest, approved=True, by="eva")
+            assert answer(run).status == status
+
+
 @pytest.mark.parametrize(
     ("approval", "status"), [("code", "done"), ("all", "refused"), ("none", "done")]
 )

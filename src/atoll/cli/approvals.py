@@ -75,6 +75,7 @@ def show(request: _Request, home: _Folder = None, as_json: _Json = False) -> Non
         f"request     {found.digest}",
         f"state       {_state(found)}",
         f"asked       {_moment(found.asked)}, by run {found.run} of {asked.researcher or 'nobody'}",
+        f"federation  {asked.federation}",
         f"sites       {', '.join(asked.sites) or 'not said'}",
         f"dataset     {asked.dataset}: {columns}",
         *(f"code        {found.code / name}  sha256 {sha}" for name, sha in asked.code.items()),

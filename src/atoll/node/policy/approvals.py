@@ -2,9 +2,9 @@
 
 A site with ``policy.approval`` takes part in a job only after its steward has approved just that one. What a
 job asks for is a *request*: its definition, the bytes of its code, the dataset with the columns that were
-registered, who has submitted it and who takes part. A request is known by its digest; with one byte changed
-it is another, of which nothing was said. It does not depend on the run: a job that is submitted again once it
-was approved takes part at once::
+registered, who has submitted it and who takes part, in which federation. A request is known by its digest;
+with one byte changed it is another, of which nothing was said. It does not depend on the run: a job that is
+submitted again once it was approved takes part at once::
 
     approvals/
       3f2a…/
@@ -57,6 +57,7 @@ class Request:
         columns: kind of each of its columns, as registered.
         researcher: who submitted it, as the server says.
         sites: who takes part, as the server says.
+        federation: in which all of these have their names.
     """
 
     job: Mapping[str, Any]
@@ -65,6 +66,7 @@ class Request:
     columns: Mapping[str, str] = field(default_factory=dict)
     researcher: str = ""
     sites: tuple[str, ...] = ()
+    federation: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """JSON-able."""
@@ -75,6 +77,7 @@ class Request:
             "columns": dict(self.columns),
             "researcher": self.researcher,
             "sites": sorted(self.sites),
+            "federation": self.federation,
         }
 
     @cached_property
@@ -131,6 +134,7 @@ class Approvals:
     Args:
         folder: of all of them.
         key: the site's.
+        federation: that the site has joined.
         files: where a blob lies that was downloaded; for the node only.
         code_only: whether jobs without code of their own need no approval.
         now: seconds since 1970.
@@ -141,10 +145,12 @@ class Approvals:
         folder: Path,
         key: Signer,
         *,
+        federation: str = "",
         files: Callable[[str], Path] = Path,
         code_only: bool = False,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self.federation = federation
         self._folder, self._key, self._files = folder, key, files
         self._code_only, self._now = code_only, now
         self._lock = threading.Lock()

@@ -86,10 +86,18 @@ class Asked:
         """The job's definition, as JSON."""
         return spec_to_plain(self.spec)
 
-    def request(self, task: TaskBody) -> Request:
+    def request(self, task: TaskBody, federation: str) -> Request:
         """What the steward is asked to approve, with the code that this very task brings."""
         code = {name: ref.sha256 for name, ref in task.code.items()}
-        return Request(self.plain, code, self.dataset, self.columns, self.researcher, self.members)
+        return Request(
+            self.plain,
+            code,
+            self.dataset,
+            self.columns,
+            self.researcher,
+            self.members,
+            federation,
+        )
 
 
 def charged(task: TaskBody) -> str:
@@ -133,7 +141,10 @@ def opened(home: Home, settings: Settings) -> Steward:
     approvals, kind = None, settings.policy.approval
     if kind != "none":
         key, files = Identity.load(home.identity), home.cache.joinpath
-        approvals = Approvals(home.approvals, key, files=files, code_only=kind == "code")
+        only = kind == "code"
+        approvals = Approvals(
+            home.approvals, key, federation=federation, files=files, code_only=only
+        )
     return Steward(home, settings.policy, ledger, approvals=approvals)
 
 
@@ -203,7 +214,8 @@ class Steward:
             AtollError: what the job costs cannot be told, or the ledger cannot be written.
         """
         if self._approvals is not None:
-            self._approvals.check(task.run, asked.request(task), task.code)
+            request = asked.request(task, self._approvals.federation)
+            self._approvals.check(task.run, request, task.code)
         limits = self._budgets.of(asked.dataset)
         facts = replace(self._known(task), cohort=cohort)
         costs = [c for c in self._price(asked.spec, facts) if c.events != ()]
