@@ -13,9 +13,11 @@ from atoll import Availability, Clock, Cohort, Delay, Job, LocalWork, Optimizer,
 from atoll.algorithms import FedAvg, FedProx
 from atoll.core.contracts import Examples
 from atoll.core.local import Schedule as RateSchedule
+from atoll.core.seeds import Seed
 from atoll.job import load_job
 from atoll.job.from_file import job_from_spec
 from atoll.job.load import parse_job
+from atoll.models.function import FunctionTrainer
 from atoll.models.linear import LinearTrainer
 from atoll.runtime.schedule import Asynchronous, Synchronous
 
@@ -148,6 +150,46 @@ def test_python_job_has_a_canonical_form_of_its_own():
     assert one.hash() != Job(TRAINER, FedAvg()).hash()
     assert one.hash() == Job(TRAINER, FedProx(mu=0.5), executor=("processes", 3, "spawn")).hash()
     assert one.describe()["stop"]["seconds"] == "inf"
+
+
+def fitted(parameters, data, context):
+    return parameters, None
+
+
+def fitted_otherwise(parameters, data, context):
+    return parameters, {"loss": 0.0}
+
+
+def scored(parameters, data):
+    return {"loss": 0.0}
+
+
+def own(fit, **more):
+    return FunctionTrainer({"w": np.zeros(1)}, fit, scored, **more)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Job(LinearTrainer("linear", 2)), Job(LinearTrainer("logistic", 2))),
+        (Job(LinearTrainer("linear", 2)), Job(LinearTrainer("linear", 2, l2=0.5))),
+        (Job(own(fitted)), Job(own(fitted_otherwise))),
+        (Job(own(fitted)), Job(own(fitted, corrects=True))),
+        (Job(TRAINER, stop=Stop(np.int64(3))), Job(TRAINER, stop=Stop(np.int64(4)))),
+    ],
+    ids=["kind", "penalty", "function", "flag", "numpy"],
+)
+def test_another_trainer_of_the_same_layout_is_another_job(one, other):
+    assert one.hash() != other.hash()
+
+
+def test_what_a_trainer_builds_on_the_way_is_no_part_of_the_job():
+    job = Job(own(fitted))
+    before = job.hash()
+    made = job.trainer.initial(Seed(0))
+    job.trainer.evaluate(made, rows(3))
+    assert job.hash() == before == Job(own(fitted)).hash()
+    assert Job(TRAINER, stop=Stop(np.int64(3))).hash() == Job(TRAINER, stop=Stop(3)).hash()
 
 
 @pytest.mark.parametrize(

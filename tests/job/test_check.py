@@ -47,7 +47,7 @@ def test_metric_of_a_fit_function_is_its_own(folder, spec_of):
         ({"target": "site"}, "data.target"),
         ({"drop": ["age"], "columns": {"age": {}}}, "data.drop"),
         ({"options": {"rows": 3}}, "data.options"),
-        ({"source": "synthetic", "site_column": "", "target": ""}, "data.target"),
+        ({"source": "synthetic", "site_column": ""}, "data.target"),
     ],
 )
 def test_keys_of_the_data_that_contradict_each_other(spec_of, data, place):

@@ -129,6 +129,15 @@ def test_arrays_of_an_npz_are_dealt_out(tmp_path):
     assert (islands.features, islands.classes) == (4, 3)
 
 
+def test_a_central_test_set_of_arrays_that_are_dealt_out_is_what_was_held_out(tmp_path):
+    np.savez(tmp_path / "x.npz", features=np.arange(48.0).reshape(12, 4), targets=np.arange(12) % 3)
+    data = {"source": "x.npz", "partition": {"clients": 3}, "central_test": True}
+    islands = load_islands(parse_job({"data": data}), tmp_path, 0)
+    held = np.concatenate([rows.features for rows in islands.held_out.values()])
+    assert islands.central is not None
+    assert np.array_equal(islands.central.features, held)
+
+
 @pytest.mark.parametrize("kind", ["dirichlet", "classes", "quantity", "feature_noise", "rotation"])
 def test_every_partition_gives_each_row_once(tmp_path, kind):
     np.savez(tmp_path / "x.npz", features=np.ones((60, 1, 4, 4), "f4"), targets=np.arange(60) % 3)

@@ -8,7 +8,7 @@ import signal
 import pytest
 import runtime_clients as rc
 
-from atoll.algorithms import FedBuff, Scaffold
+from atoll.algorithms import FedAvg, FedBuff, Scaffold
 from atoll.core.contracts import Weighting
 from atoll.core.errors import CheckpointError
 from atoll.core.local import LocalWork, Optimizer
@@ -105,6 +105,29 @@ def test_a_run_that_was_interrupted_may_go_on_for_longer(tmp_path):
 
     assert run(4, tmp_path, observers=[stop]).status == "interrupted"
     assert run(9, tmp_path, resume=True).model_hash == run(9).model_hash
+
+
+def test_a_killed_run_may_go_on_for_longer_and_tells_what_else_is_different(tmp_path):
+    with pytest.raises(Killed):
+        run(4, tmp_path, observers=[killed_in(3)])
+    assert manifest(tmp_path)["status"] == "interrupted"
+    with pytest.raises(CheckpointError, match=r"algorithm\.server_lr \(1\.0 then, 0\.5 now\)"):
+        run(4, tmp_path, resume=True, algorithm=Scaffold(server_lr=0.5))
+    assert run(6, tmp_path, resume=True).model_hash == run(6).model_hash
+
+
+def test_a_killed_run_states_what_its_privacy_may_have_come_to(tmp_path):
+    noise = Privacy(clip=1.0, client=ClientPrivacy(noise_multiplier=1.0))
+    plain = {
+        "algorithm": FedAvg(),
+        "weighting": Weighting("uniform"),
+        "federated": False,
+        "metric": "",
+    }
+    with pytest.raises(Killed):
+        run(4, tmp_path, observers=[killed_in(3)], privacy=noise, **plain)
+    whole = run(4, privacy=noise, **plain).manifest["privacy"]
+    assert manifest(tmp_path)["privacy"]["epsilon"] == whole["epsilon"]
 
 
 def test_an_evaluation_out_of_turn_counts_where_it_was_watched(tmp_path):

@@ -102,6 +102,19 @@ def test_over_selection_keeps_the_first_to_arrive_and_names_the_surplus():
     assert len(plain.invited) == 10
 
 
+@pytest.mark.parametrize(
+    ("size", "extra", "invited"), [(10, 0.1, 11), (50, 0.1, 55), (20, 0.3, 26), (3, 0.3, 4)]
+)
+def test_a_share_is_of_the_decimal_that_was_written(size, extra, invited):
+    rule = Synchronous(Cohort("uniform", size), over_selection=extra)
+    assert len(plans(rule, people(100), 1)[0].invited) == invited  # 10 * 1.1 is above 11 in floats
+
+
+def test_a_quorum_of_a_share_is_not_one_too_many():
+    (plan,) = plans(Synchronous(quorum=0.55), people(100), 1)
+    assert plan.quorum == 55
+
+
 def test_a_deadline_names_the_late_and_ends_the_round():
     schedule = Synchronous(deadline=0.5, quorum=1)
     for plan in plans(schedule, people(30, Clock(Delay("exponential", 1.0))), 5):
@@ -234,10 +247,23 @@ def test_impossible_schedules_are_refused_with_every_fault():
         check_schedule(Synchronous(Cohort("uniform", 20)), 5)
     with pytest.raises(JobError, match=r"quorum 9.*"):
         check_schedule(Synchronous(quorum=9), 5)
+    with pytest.raises(JobError, match=r"quorum 2\.5 is neither a whole number"):
+        check_schedule(Synchronous(quorum=2.5), 5)
     with pytest.raises(JobError, match="count twice"):
         check_schedule(Asynchronous(buffer=6), 5)
     with pytest.raises(JobError, match=r"scale.*sigma|2 faults"):
         Delay("constant", -1.0, math.nan)
+
+
+def test_where_nobody_can_be_reached_time_goes_on_until_somebody_can():
+    spans = {"c0000": ((0.0, 2.0), (50.0, 60.0)), "c0001": ((0.0, 2.0), (70.0, 80.0))}
+    clock = Clock(Delay("constant", 1.5), Availability(intervals=spans))
+    found = plans(Synchronous(), people(2, clock), 5)
+    assert [len(plan.tasks) for plan in found] == [2, 2, 0, 1, 1]
+    assert [plan.clock for plan in found] == [1.5, 3.0, 50.0, 51.5, 53.0]
+    late = Availability(intervals={"c0000": ((0.0, 0.2), (0.9, 2.0))})  # 0.2 + (0.9 - 0.2) < 0.9
+    found = plans(Synchronous(), people(1, Clock(Delay("constant", 0.2), late)), 3)
+    assert [plan.clock for plan in found] == [0.2, 0.9, 0.9 + 0.2]
 
 
 def test_when_nobody_will_ever_come_the_step_is_aborted():

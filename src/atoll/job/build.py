@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+
 from atoll.algorithms import FedAvg
 from atoll.core.contracts import Algorithm, Trainer, Weighting
 from atoll.core.errors import Fault, JobError, raise_faults
@@ -103,10 +105,10 @@ class Job:
             if f.name not in leave_out
         }
         layout = getattr(self.trainer, "layout", None)
-        kind = type(self.trainer)
         plain["model"] = {
-            "trainer": f"{kind.__module__}.{kind.__qualname__}",
+            "trainer": _named(self.trainer),
             "layout": layout.digest() if layout is not None else "",
+            **_options(self.trainer),
         }
         if self.start is not None:
             plain["model"]["start"] = self.start.hash
@@ -314,6 +316,14 @@ def _half_trainers(given: Any) -> Iterator[Fault]:
         yield Fault("trainer", told, "see atoll.core.contracts.Trainer for what each of them does")
 
 
+def _options(trainer: Any) -> dict[str, Any]:
+    """What a trainer was made with, where nothing that happens later can change it."""
+    said, record = getattr(trainer, "options", None), getattr(trainer, "__dataclass_params__", None)
+    if record is not None and record.frozen:
+        said = {f.name: getattr(trainer, f.name) for f in dataclasses.fields(trainer) if f.init}
+    return {"options": _plain(said)} if isinstance(said, Mapping) else {}
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -326,4 +336,12 @@ def _plain(value: Any) -> Any:
         return str(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    return f"{type(value).__module__}.{type(value).__qualname__}"
+    if isinstance(value, np.generic):
+        return _plain(value.item())
+    return _named(value)
+
+
+def _named(value: Any) -> str:
+    """A function or class by its name, which stays when a script becomes a module; else what it is one of."""
+    kind = type(value)
+    return getattr(value, "__qualname__", "") or f"{kind.__module__}.{kind.__qualname__}"

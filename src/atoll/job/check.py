@@ -17,6 +17,7 @@ from atoll.core.values import ClientId
 from atoll.job.conflicts import federation_faults, watch_faults
 from atoll.job.datasets import BUILT_IN, load_islands
 from atoll.job.faults import Gathering
+from atoll.job.idle import idle_faults
 from atoll.job.privacy import declared_faults
 from atoll.job.registry import algorithm_named, model_faults
 from atoll.job.schema import JobSpec
@@ -109,16 +110,7 @@ def _rounds(spec: JobSpec, folder: Path) -> None:
 def _pacing(spec: JobSpec) -> Iterator[Fault]:
     rounds = spec.rounds
     if rounds.mode == "async":
-        sync = ("cohort", "size", "rate", "cohort_weights", "separation", "over_selection")
-        for key in (*sync, "deadline"):
-            if key in rounds.model_fields_set:
-                yield Fault(f"rounds.{key}", "has no meaning in an asynchronous run", "remove it")
         return
-    for key in ("buffer", "concurrency", "max_staleness"):
-        if key in rounds.model_fields_set:
-            yield Fault(
-                f"rounds.{key}", "has no meaning in a synchronous run", "set rounds.mode = 'async'"
-            )
     if rounds.cohort in ("uniform", "weighted") and not rounds.size:
         yield Fault("rounds.size", f"a {rounds.cohort} cohort needs a size", "set rounds.size")
     if rounds.separation > 1 and rounds.cohort not in ("uniform", "weighted"):
@@ -133,6 +125,11 @@ def _pacing(spec: JobSpec) -> Iterator[Fault]:
             "a weighted cohort needs weights",
             "give them by client: { site = number }",
         )
+
+
+def _idle(spec: JobSpec, folder: Path) -> None:
+    """Of each table by itself: one with faults of its own stands at its defaults, which say nothing."""
+    raise_faults(JobConflict, "keys without effect", list(idle_faults(spec)))
 
 
 def _watched(spec: JobSpec, folder: Path) -> None:
@@ -192,7 +189,7 @@ def _data(spec: JobSpec, folder: Path) -> None:
 
 def _misplaced(spec: JobSpec) -> Iterator[Fault]:
     """Keys of ``[data]`` that this source would silently ignore."""
-    data, given = spec.data, spec.data.model_fields_set
+    data, given = spec.data, spec.data.said
     images = data.source.endswith(".npz") and not data.target
     if data.source in BUILT_IN or images:
         for key in ("target", "site_column", "features", "drop", "columns", "classes"):
@@ -200,8 +197,15 @@ def _misplaced(spec: JobSpec) -> Iterator[Fault]:
                 yield Fault(
                     f"data.{key}", f"has no meaning for the source {data.source!r}", "remove it"
                 )
+        if spec.preprocessing.said:
+            yield Fault("preprocessing", "is for tables", "remove it")
     elif "target" not in given:
         yield Fault("data.target", "this key is required for tables", "name the column to predict")
+    if data.source in ("synthetic", "fcube"):
+        for key in ("test_fraction", "central_test", "stratify"):
+            if key in given:
+                reason = f"has no meaning for {data.source!r}, which has test rows of its own"
+                yield Fault(f"data.{key}", reason, "remove it")
     if data.source in ("synthetic", "fcube") and data.partition is not None:
         yield Fault("data.partition", f"{data.source!r} has its own clients", "remove it")
     if data.source not in BUILT_IN and data.options:
@@ -227,12 +231,13 @@ _METRICS = {
 }
 
 _CHECKS = (
-    _Check(("data",), _data),
+    _Check(("data", "preprocessing"), _data),
     _Check(("model", "data", "local"), _model),
     _Check(("algorithm",), _algorithm),
     _Check(("algorithm", "local", "model"), _method),
     _Check(("rounds",), _rounds),
     _Check(("clock",), _clock),
+    _Check(("model",), _idle),
     _Check(("stop", "evaluation"), _watched),
     _Check(("stop", "model", "data"), _metric),
     _Check(("stop", "data"), _central),

@@ -86,6 +86,7 @@ def load_islands(
         made = _gathered(spec, folder, stream, rule)
     elif own_arrays(spec.data):
         made = _dealt(spec, read_examples(folder / source), None, stream, black=0.0)
+        made = _judged(spec.data, made)
     else:
         return tabular_islands(spec, folder, stream, expect, rule)
     raise_faults(JobError, "the federation", expect(made.train))
@@ -100,8 +101,12 @@ def _gathered(spec: JobSpec, folder: Path, stream: Seed, rule: Rule) -> Islands:
     sites = sites_from_files(folder / spec.data.source, read_examples)
     surveys = {site: arrays_survey(spec.data, site, rows) for site, rows in sites.items()}
     agreed = arrays_agree(spec.data, surveys)
-    made = array_islands(spec, sites, agreed, stream, rule(len(sites)))
-    if not spec.data.central_test or not made.held_out:
+    return _judged(spec.data, array_islands(spec, sites, agreed, stream, rule(len(sites))))
+
+
+def _judged(data: DataSpec, made: Islands) -> Islands:
+    """With the held-out rows as one central test set too, where the job wants one."""
+    if not data.central_test or not made.held_out:
         return made
     return replace(made, central=together(made.held_out))
 

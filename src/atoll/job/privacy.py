@@ -350,8 +350,7 @@ def chain_faults(chain: Chain, parts: Parts, schedule: Schedule) -> list[Fault]:
     sent, population = _sent(parts), len(parts.clients)
     n, quorum, rate = cohort_of(schedule, population), 1, None
     if isinstance(schedule, Synchronous):
-        share = schedule.quorum
-        quorum = math.ceil(share * n) if share < 1 else int(share)
+        quorum = schedule.least(n)
         rate = schedule.cohort.rate if schedule.cohort.kind == "poisson" else None
     setting = Setting(
         vectors=sent.shapes,

@@ -147,10 +147,10 @@ def _idle_keys(model: ModelSpec) -> Iterator[Fault]:
         only |= dict.fromkeys(
             ("loss", "augment", "path", "precision", "lanes", "devices"), ("torch networks",)
         )
-    elif "devices" in model.model_fields_set and model.lanes == 1:
+    elif "devices" in model.said and model.lanes == 1:
         yield Fault("model.devices", "is for clients in lanes", "set model.lanes above 1")
     for key, kinds in only.items():
-        if key in model.model_fields_set and model.kind not in kinds:
+        if key in model.said and model.kind not in kinds:
             reason = f"has no meaning for kind {model.kind!r}"
             yield Fault(f"model.{key}", reason, f"remove it; it is for {', '.join(kinds)}")
 

@@ -25,6 +25,16 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
+    @property
+    def said(self) -> frozenset[str]:
+        """Keys with another value than their default: one at its default says nothing."""
+        fields = type(self).model_fields
+        return frozenset(
+            key
+            for key in self.model_fields_set
+            if getattr(self, key) != fields[key].get_default(call_default_factory=True)
+        )
+
 
 class ColumnSpec(Section):
     """``[data.columns.NAME]``: what a column means and which values are allowed."""

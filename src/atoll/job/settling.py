@@ -12,7 +12,6 @@ bytes says ``masked``, and with it which range it needs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -106,8 +105,7 @@ def _of_cohorts(privacy: Privacy, schedule: Synchronous, sites: int) -> Iterator
         size = cohort.size
         if size < FEWEST:
             yield f"cohorts of {size} sites, masks hide little below {FEWEST}"
-    share = schedule.quorum
-    quorum = math.ceil(share * size) if share < 1 else int(share)
+    quorum = schedule.least(size)
     least = privacy.threshold or usual_threshold(size)
     if 1 < quorum < least:
         yield f"rounds.quorum is {quorum}, and a masked sum takes {least} of {size} sites"

@@ -124,6 +124,18 @@ class FunctionTrainer:
         """Whether the user's function applies local rules."""
         return self._corrects
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What it was made with, for a job's definition."""
+        return {
+            "initial": self._initial,
+            "fit": self._fit,
+            "evaluate": self._evaluate,
+            "gradient": self._gradient,
+            "corrects": self._corrects,
+            "personal": self._personal,
+        }
+
     @cached_property
     def layout(self) -> Layout:
         """One entry per array; float64 if one of them is, or holds what float32 cannot."""

@@ -177,6 +177,8 @@ class Session:
         """A checkpoint when it is due."""
         every = self.job.checkpoint_every
         if self.folder is not None and every and progress.rounds % every == 0:
+            if self.saved < 0:
+                self.folder.write_manifest(self._manifest_if_killed())
             self._write(progress)
 
     def _write(self, progress: Progress) -> None:
@@ -252,6 +254,12 @@ class Session:
 
     def _manifest_of_failure(self, error: AtollError) -> dict[str, Any]:
         return self.manifest(f"failed: {error.message}", None, None, self.rounds)
+
+    def _manifest_if_killed(self) -> dict[str, Any]:
+        """What was asked, beside the first checkpoint. Of privacy, what all planned rounds may come to."""
+        manifest = self.manifest("interrupted", None, None, self.rounds)
+        planned = self.job.stop.rounds
+        return {**manifest, "privacy": statement_of(self.parts.chain, planned, planned)}
 
     def _privacy(
         self, progress: Progress | None, rounds: Sequence[Mapping[str, Any]]

@@ -105,6 +105,18 @@ class Availability:
         draw = (seed / "availability" / client / number).generator().random()
         return bool(draw < self.probability)
 
+    def awake(self, now: float) -> float:
+        """When somebody can be reached: ``now`` while somebody can, and where nobody ever will.
+
+        >>> Availability(intervals={"a": ((0.0, 5.0), (9.0, 12.0))}).awake(5.0)
+        9.0
+        """
+        spans = (span for own in (self.intervals or {}).values() for span in own)
+        if any(start <= now < end for start, end in spans):
+            return now
+        wake = self.next_change(now)
+        return wake if math.isfinite(wake) else now
+
     def next_change(self, now: float) -> float:
         """Earliest start of a span after ``now``; infinity when none comes."""
         starts = (s for spans in (self.intervals or {}).values() for s, _ in spans if s > now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Literal
 
 import numpy as np
@@ -13,10 +14,19 @@ from atoll.core.errors import Fault, JobError, suggest
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 
-__all__ = ["Cohort"]
+__all__ = ["Cohort", "part_of"]
 
 
 _KINDS = ("all", "uniform", "poisson", "weighted")
+
+
+def part_of(number: int, share: float) -> int:
+    """``share`` of ``number``, rounded up: of the decimal that was written, not of the float next to it.
+
+    >>> part_of(100, 0.55), math.ceil(100 * 0.55)
+    (55, 56)
+    """
+    return math.ceil(Fraction(repr(float(share))) * number)
 
 
 @dataclass(frozen=True)
@@ -66,7 +76,7 @@ class Cohort:
 
     def invited(self, extra: float = 0.0) -> int:
         """Clients of fixed ``size`` that are asked, with over-selection."""
-        return math.ceil(self.size * (1 + extra))
+        return self.size + part_of(self.size, extra)
 
     def crowd(self, population: int, extra: float = 0.0) -> list[str]:
         """Why there are too few who have rested in some round; empty where there are always enough.
@@ -91,7 +101,7 @@ class Cohort:
         """Number of updates a round hopes for."""
         if self.kind == "all":
             return population
-        return math.ceil(self.rate * population) if self.kind == "poisson" else self.size
+        return part_of(population, self.rate) if self.kind == "poisson" else self.size
 
     def draw(
         self,

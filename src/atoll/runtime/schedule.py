@@ -20,7 +20,7 @@ from atoll.core.errors import JobError
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId, renewed
 from atoll.runtime.clock import Clock
-from atoll.runtime.cohort import Cohort
+from atoll.runtime.cohort import Cohort, part_of
 
 __all__ = [
     "Asynchronous",
@@ -180,6 +180,10 @@ class Synchronous:
     deadline: float = math.inf
     quorum: float = 1
 
+    def least(self, invited: int) -> int:
+        """The quorum where so many are invited."""
+        return part_of(invited, self.quorum) if self.quorum < 1 else int(self.quorum)
+
     def faults(self, population: int) -> list[str]:
         """Impossible cohort, quorum or deadline."""
         found = self.cohort.faults(population)
@@ -191,7 +195,9 @@ class Synchronous:
             found.append(f"over_selection needs a cohort of fixed size, not {self.cohort.kind!r}")
         if not self.deadline > 0:
             found.append(f"deadline {self.deadline!r} is not > 0")
-        if self.quorum < 0 or self.quorum > self.cohort.target(population):
+        if self.quorum > 1 and self.quorum % 1:
+            found.append(f"quorum {self.quorum:g} is neither a whole number nor a share below 1")
+        elif self.quorum < 0 or self.quorum > self.cohort.target(population):
             found.append(
                 f"quorum {self.quorum:g} of a cohort of {self.cohort.target(population)} clients"
             )
@@ -209,11 +215,11 @@ class Synchronous:
             resting = [client for cohort in pace.resting for client in cohort]
             invited = self.cohort.draw(people.clients, stream, extra=extra, resting=resting)
         tasks, missing, length = self._waited(invited, pace, version, people, staleness(0))
-        quorum = math.ceil(self.quorum * len(invited)) if self.quorum < 1 else int(self.quorum)
-        quorum, abort = max(1, quorum), ""
+        quorum, abort = max(1, self.least(len(invited))), ""
         if len(tasks) < quorum:
             abort = f"{len(tasks)} of {len(invited)} invited clients arrived; quorum {quorum}"
-        plan = Plan(() if abort else tasks, invited, missing, pace.clock + length, quorum, abort)
+        ended = pace.clock + length if length else people.clock.availability.awake(pace.clock)
+        plan = Plan(() if abort else tasks, invited, missing, ended, quorum, abort)
         return plan, renewed(
             pace,
             clock=plan.clock,
@@ -254,10 +260,8 @@ class Synchronous:
         want = self.cohort.size if self.over_selection else invited
         kept = on_time[:want]
         for at, _, task in on_time[want:]:
-            missing[task.client] = (
-                "surplus",
-                f"arrived {at:.3g} after the start, enough before it",
-            )
+            why = f"arrived {at:.3g} after the start, enough before it"
+            missing[task.client] = ("surplus", why)
         if len(kept) == want and kept:
             return kept, kept[-1][0]
         if math.isfinite(self.deadline):
