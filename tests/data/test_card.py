@@ -61,6 +61,23 @@ def test_cards_of_arrays_count_classes_by_index():
     assert "target" in examples_card(Examples(np.zeros((2, 1)), np.array([0.5, 1.5])))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "bool"])
+def test_class_indices_may_be_of_any_whole_type(dtype):
+    card = examples_card(Examples(np.zeros((3, 2)), np.array([1, 0, 1], dtype)))
+    assert card["classes"] == {"0": 1, "1": 2}
+
+
+def test_whole_numbers_that_are_no_class_indices_have_moments():
+    def told(targets, classes=0):
+        return examples_card(Examples(np.zeros((2, 1)), np.array(targets)), classes)
+
+    for prices in ([250_000, 350_000], [-1, 1]):
+        assert told(prices)["target"]["mean"] == np.mean(prices)
+        assert "classes" not in told(prices)
+    assert told([3, 5], 1)["target"]["mean"] == 4.0
+    assert told([0, 1500], 2000)["classes"]["1500"] == 1
+
+
 def test_equal_content_has_one_fingerprint():
     again = Table({name: values.copy() for name, values in TABLE.columns.items()})
     assert fingerprint(again) == fingerprint(TABLE)

@@ -155,6 +155,28 @@ def test_examples_come_from_an_npz(tmp_path):
         read_examples(tmp_path / "c.npz")
 
 
+@pytest.mark.parametrize(
+    ("arrays", "told"),
+    [
+        ({"features": np.zeros((2, 3)), "targets": ["cat", "dog"]}, "targets of dtype <U3"),
+        ({"features": np.zeros((2, 3)) + 1j, "targets": [0, 1]}, "features of dtype complex128"),
+        (
+            {"features": np.zeros((2, 3), "M8[s]"), "targets": [0, 1]},
+            "features of dtype datetime64",
+        ),
+        (
+            {"features": np.zeros(()), "targets": [0, 1]},
+            r"features of dtype float64 and shape \(\)",
+        ),
+    ],
+    ids=["names", "complex", "dates", "no rows"],
+)
+def test_examples_are_numbers(tmp_path, arrays, told):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(DataError, match=told):
+        read_examples(tmp_path / "a.npz")
+
+
 def test_each_file_of_a_folder_is_a_site(tmp_path):
     for name in ("rome.csv", "oslo.csv"):
         (tmp_path / name).write_text("x\n1\n")

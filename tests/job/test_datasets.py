@@ -129,6 +129,44 @@ def test_arrays_of_an_npz_are_dealt_out(tmp_path):
     assert (islands.features, islands.classes) == (4, 3)
 
 
+def dealt(folder, targets, kind="iid", task="classification"):
+    np.savez(folder / "x.npz", features=np.arange(48.0).reshape(12, 4), targets=targets)
+    data = {"source": "x.npz", "task": task, "partition": {"kind": kind, "clients": 2}}
+    return load_islands(parse_job({"data": data, "model": {"kind": "mlp"}}), folder, 0)
+
+
+def test_labels_of_images_may_be_bytes(tmp_path):
+    islands = dealt(tmp_path, (np.arange(12) % 3).astype(np.uint8))
+    assert islands.classes == 3
+    assert (
+        sum(sum(card["labels"].values()) for card in islands.cards) == 8
+    )  # two of each six are held out
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        (np.arange(12) % 2 - 1, "a target is -1"),
+        (np.arange(12) / 2, "no whole numbers"),
+        (np.arange(12) * 100_000, "a target is 1.1e"),
+    ],
+)
+def test_targets_of_arrays_that_are_dealt_out_are_classes(tmp_path, targets, told):
+    with pytest.raises(DataError, match=told):
+        dealt(tmp_path, targets)
+
+
+@pytest.mark.parametrize("kind", ["dirichlet", "classes"])
+@pytest.mark.parametrize(
+    ("targets", "task"),
+    [(np.arange(12) // 2, "regression"), (np.eye(2)[np.arange(12) % 2], "classification")],
+    ids=["amounts", "one column a class"],
+)
+def test_rows_without_a_class_each_are_not_dealt_out_by_class(tmp_path, kind, targets, task):
+    with pytest.raises(JobError, match=f"{kind}' deals out classes"):
+        dealt(tmp_path, targets, kind, task)
+
+
 def test_a_central_test_set_of_arrays_that_are_dealt_out_is_what_was_held_out(tmp_path):
     np.savez(tmp_path / "x.npz", features=np.arange(48.0).reshape(12, 4), targets=np.arange(12) % 3)
     data = {"source": "x.npz", "partition": {"clients": 3}, "central_test": True}

@@ -146,6 +146,32 @@ def test_clients_whose_rows_have_other_columns_are_named_before_training():
     assert not seen
 
 
+def test_bytes_that_a_network_takes_as_floats_only_are_told_before_training():
+    def run(network):
+        job = atoll.Job(trainer=TorchTrainer(network, classes=2), stop=atoll.Stop(rounds=1))
+        rows = atoll.Examples(np.zeros((4, 2), np.uint8), np.array([0, 1, 0, 1], np.uint8))
+        return atoll.simulate(job, {"a": rows, "b": rows})
+
+    with pytest.raises(JobConflict, match="features of dtype uint8") as caught:
+        run(torch.nn.Linear(2, 2))
+    assert "x.float()" in caught.value.faults[0].remedy
+    tokens = torch.nn.Sequential(
+        torch.nn.Embedding(256, 2), torch.nn.Flatten(), torch.nn.Linear(4, 2)
+    )
+    assert run(Whole(tokens)).status == "completed"
+
+
+class Whole(torch.nn.Module):
+    """Takes whole numbers only."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x.long())
+
+
 @pytest.mark.parametrize("given", [print, None, "print", [print, 3]])
 def test_observers_that_are_no_list_of_functions_are_refused(given):
     job = atoll.Job(trainer=LinearTrainer("logistic", 2), stop=atoll.Stop(rounds=1))

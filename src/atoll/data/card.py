@@ -21,6 +21,9 @@ from atoll.data.telling import EXACT, SUPPRESSED, Telling
 
 __all__ = ["data_card", "examples_card", "fingerprint"]
 
+_MOST_CLASSES = 1000
+"""Whole numbers beyond are taken for amounts, where nobody says that they are classes."""
+
 
 def data_card(table: Table, schema: Schema, telling: Telling = EXACT) -> dict[str, Any]:
     """The card of one site's typed table, ready for JSON.
@@ -53,11 +56,12 @@ def data_card(table: Table, schema: Schema, telling: Telling = EXACT) -> dict[st
 
 
 def examples_card(examples: Examples, classes: int = 0, telling: Telling = EXACT) -> dict[str, Any]:
-    """The card of rows that are no table; whole-number targets are taken for class indices.
+    """The card of rows that are no table; whole-number targets may be class indices.
 
     Args:
         examples: the rows.
-        classes: number of classes, so that those without a row are listed too; 0: not known.
+        classes: number of classes, so that those without a row are listed too; 1: targets are no classes;
+            0: not known, and whole numbers from 0 to 999 are taken for class indices.
         telling: how its counts may be told.
 
     Returns:
@@ -66,12 +70,20 @@ def examples_card(examples: Examples, classes: int = 0, telling: Telling = EXACT
     """
     rows, targets = telling.number(np.arange(len(examples))), examples.targets
     card: dict[str, Any] = {"rows": rows, "shape": list(examples.features.shape[1:])}
-    if targets.dtype.kind in "biu":
-        last = max(classes, int(targets.max(initial=-1)) + 1)
+    if (last := _classes_in(targets, classes)) is not None:
         card["classes"] = telling.counts({str(c): targets == c for c in range(last)})
     else:
         card["target"] = _summary(np.asarray(targets, np.float64), telling)
     return card | {"fingerprint": fingerprint(examples)}
+
+
+def _classes_in(targets: Array, known: int) -> int | None:
+    """How many classes are listed of these targets; None where they are no class indices."""
+    if known == 1 or targets.dtype.kind not in "biu":
+        return None
+    least, most = (int(targets.min()), int(targets.max())) if targets.size else (0, -1)
+    indices = known > 1 or (least >= 0 and most < _MOST_CLASSES)
+    return max(known, most + 1) if indices else None
 
 
 def fingerprint(data: Table | Examples) -> str:

@@ -98,7 +98,7 @@ def read_examples(path: str | Path) -> Examples:
     """Rows that are no table (images, sequences) from an ``.npz`` with ``features`` and ``targets``.
 
     Raises:
-        DataError: not such a file, or arrays of different lengths.
+        DataError: not such a file, arrays of different lengths, or of something else than numbers.
     """
     path = Path(path)
     try:
@@ -114,6 +114,12 @@ def read_examples(path: str | Path) -> Examples:
             examples = Examples(stored["features"], stored["targets"])
     except _UNREADABLE as error:
         raise DataError(f"{path}: cannot be read ({error})", remedy="check the file") from error
+    for what, found in (("features", examples.features), ("targets", examples.targets)):
+        if found.dtype.kind not in "biuf" or not found.ndim:
+            raise DataError(
+                f"{path}: {what} of dtype {found.dtype} and shape {found.shape} are no rows of numbers",
+                remedy="save numbers, with a row for each example; of classes 0, 1, …",
+            )
     if len(examples.features) != len(examples.targets):
         raise DataError(
             f"{path}: {len(examples.features)} rows of features, {len(examples.targets)} targets"

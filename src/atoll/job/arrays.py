@@ -11,6 +11,7 @@ from pydantic import Field
 
 from atoll.core.contracts import Examples
 from atoll.core.errors import DataError, Fault, JobError, raise_faults
+from atoll.core.layout import Array
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data import partition as parts
@@ -27,6 +28,7 @@ __all__ = [
     "array_islands",
     "arrays_agree",
     "arrays_survey",
+    "class_faults",
     "cut_examples",
     "examples_islands",
 ]
@@ -72,7 +74,12 @@ def _wrong(data: DataSpec, rows: Examples) -> Iterable[Fault]:
         shape = f"targets are {targets.dtype} of shape {targets.shape}"
         yield Fault("", shape, "one number a row", "targets are not one number a row")
         return
-    if data.task == "classification" and len(rows):
+    yield from class_faults(data, targets)
+
+
+def class_faults(data: DataSpec, targets: Array) -> Iterable[Fault]:
+    """What keeps these targets, one number a row, from being classes, where the job says that they are."""
+    if data.task == "classification" and len(targets):
         if targets.dtype.kind == "f" and not np.all(targets == np.floor(targets)):
             yield Fault("", "targets are no whole numbers", "set data.task = 'regression'")
         elif targets.min() < 0:
@@ -176,8 +183,7 @@ def examples_islands(
     first = next(iter(clients.values()))
     cards: list[Mapping[str, Any]] = []
     if len(clients) <= MOST_CARDS:
-        number = 0 if classes < 2 else classes
-        cards = [card(c, examples_card(e, number, rule.telling(e))) for c, e in clients.items()]
+        cards = [card(c, examples_card(e, classes, rule.telling(e))) for c, e in clients.items()]
     return Islands(
         train=clients,
         held_out=held_out,

@@ -11,14 +11,20 @@ import numpy as np
 from pydantic import Field
 
 from atoll.core.contracts import Examples
-from atoll.core.errors import Fault, JobError, raise_faults
+from atoll.core.errors import DataError, Fault, JobError, raise_faults
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data import partition as parts
 from atoll.data.idx import fashion_mnist
 from atoll.data.readers import read_examples, sites_from_files
 from atoll.data.synthetic import fcube, synthetic
-from atoll.job.arrays import array_islands, arrays_agree, arrays_survey, examples_islands
+from atoll.job.arrays import (
+    array_islands,
+    arrays_agree,
+    arrays_survey,
+    class_faults,
+    examples_islands,
+)
 from atoll.job.dealing import partitioned
 from atoll.job.discretion import Rule, no_rule
 from atoll.job.islands import Islands, islands_of, together
@@ -151,6 +157,10 @@ def _dealt(
 ) -> Islands:
     """One dataset dealt out to simulated clients."""
     data = spec.data
+    if train.targets.ndim == 1:
+        raise_faults(
+            DataError, f"the targets in {data.source}", list(class_faults(data, train.targets))
+        )
     clients = partitioned(data, train, stream / "partition")
     held_out: Mapping[ClientId, Examples] = {}
     if data.test_fraction:

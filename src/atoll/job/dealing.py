@@ -13,16 +13,24 @@ from atoll.job.schema import DataSpec
 __all__ = ["partitioned"]
 
 
+_BY_CLASS = ("dirichlet", "classes")
+
+
 def partitioned(data: DataSpec, examples: Examples, seed: Seed) -> parts.Partition:
     """``[data.partition]`` applied to one dataset.
 
     Raises:
-        JobError: there is no such table, or the rows cannot be dealt out as it says.
+        JobError: there is no such table, or the rows cannot be dealt out as it says: by class where they
+            have no class each.
     """
     given = data.partition
     if given is None:
         fault = Fault("data.partition", "is required for one dataset", "add [data.partition]")
         raise JobError(f"{data.source} is one dataset", faults=[fault])
+    if given.kind in _BY_CLASS and (data.task == "regression" or examples.targets.ndim != 1):
+        reason = f"{given.kind!r} deals out classes, and these rows have no class each"
+        fault = Fault("data.partition.kind", reason, "choose 'iid' or 'quantity'")
+        raise JobError("the partition does not fit the data", faults=[fault])
     every: dict[str, dict[str, Any]] = {
         "dirichlet": {
             "alpha": given.alpha,

@@ -48,7 +48,7 @@ def unfit_rows(trainer: Trainer, islands: Islands) -> list[Fault]:
     islands = replace(islands, train=_probes(islands.train), held_out=_probes(islands.held_out))
     if faults := first_of([*_no_rows(islands)]):
         return faults
-    for look in (_odd_rows, _odd_targets, _gaps):
+    for look in (_odd_rows, _odd_targets, _whole_numbers, _gaps):
         if faults := first_of([*look(trainer, islands)]):
             return faults
     return []
@@ -131,6 +131,26 @@ def _odd_targets(trainer: Trainer, islands: Islands) -> Iterator[Fault]:
                 check_labels(targets, 2 if kind == "logistic" else classes)
             except DataError as error:
                 yield Fault(place, error.message, error.remedy)
+
+
+def _whole_numbers(trainer: Trainer, islands: Islands) -> Iterator[Fault]:
+    """Whole numbers, such as images in bytes, that the model reads as floats only; they stay what they are."""
+    known: dict[Any, str] = {}
+    for place, rows in itertools.islice(_named(islands), _LOOKED_AT):
+        if not isinstance(rows, Examples) or not len(rows):
+            continue
+        dtype = np.asarray(rows.features).dtype
+        if dtype.kind not in "biu":
+            continue
+        if dtype not in known:
+            floats = Examples(rows.features[:1].astype(np.float32), rows.targets[:1])
+            why = _why_not(trainer, rows)
+            known[dtype] = "" if why and _why_not(trainer, floats) else why
+        if known[dtype]:
+            told = f"features of dtype {dtype}: {known[dtype]}"
+            yield Fault(
+                place, told, "give floats, such as features / 255, or take x.float() in forward"
+            )
 
 
 def _gaps(trainer: Trainer, islands: Islands) -> Iterator[Fault]:
