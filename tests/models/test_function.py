@@ -1,5 +1,7 @@
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -171,6 +173,38 @@ def test_torch_in_a_function_of_one_s_own_is_as_in_every_worker(work):
         assert torch.equal(torch.get_rng_state(), state)
     finally:
         torch.set_num_threads(before)
+
+
+def test_functions_in_two_threads_draw_from_torch_one_after_the_other(work):
+    """One drew from the stream that the other had set, and put back what was the other's."""
+    torch = pytest.importorskip("torch")
+    begun, both, drawn = threading.Event(), threading.Event(), threading.Event()
+
+    def draw(parameters, data, context):
+        if context.round == 1:  # lets the other begin, and draws before that does
+            begun.set()
+            both.wait(0.3)
+        elif context.round == 2:
+            both.set()
+            drawn.wait(0.3)
+        values = torch.rand(3).numpy()
+        drawn.set()
+        return {"drawn": values}, None
+
+    trainer = FunctionTrainer({"drawn": np.zeros(3, np.float32)}, draw, spread)
+
+    def trained(round):
+        given = {"work": work(), "rule": LocalRule(), "seed": Seed(round % 2), "round": round}
+        return trainer.fit(np.zeros(3, np.float32), DATA, **given).parameters.tolist()
+
+    def second():
+        begun.wait()
+        return trained(2)
+
+    wanted = [trained(3), trained(4)]
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(trained, 1), pool.submit(second)]
+    assert [one.result() for one in found] == wanted
 
 
 def test_a_function_that_is_the_first_to_load_torch_is_no_exception():

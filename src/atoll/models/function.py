@@ -35,6 +35,7 @@ from atoll.core.layout import Array, Entry, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metric, Metrics
 from atoll.core.seeds import Seed
+from atoll.models.alone import alone
 from atoll.models.batches import learning_rate, plan
 
 __all__ = ["FitContext", "FunctionTrainer"]
@@ -279,22 +280,16 @@ class FunctionTrainer:
 def _torch_alone(seed: Seed, call: Callable[[], _T]) -> _T:
     """Call it with torch, if it uses torch, as that is in every worker: one thread, a stream of its own.
 
-    Both are put back. Else its sums would depend on the machine's cores, and what it draws on who came before.
+    Both are put back. Else its sums would depend on the machine's cores, and what it draws on who came before
+    or works in another thread.
     Who loads torch on the way has used it as it was then: that is done again, as what a client does is pure.
     """
     if not _torch_is_here():
         made = call()
         if not _torch_is_here():
             return made
-    torch: Any = sys.modules["torch"]
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
-    torch.default_generator.manual_seed(seed.integer())
-    torch.set_num_threads(1)
-    try:
+    with alone(seed):
         return call()
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_rng_state(state)
 
 
 def _torch_is_here() -> bool:

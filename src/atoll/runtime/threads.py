@@ -2,11 +2,13 @@
 
 Sums inside a product are then formed in the same order in this process as in a worker, and small
 products do not wait for threads. torch is left alone here: its adapter sets its own number, which
-covers more than OpenMP, and puts it back.
+covers more than OpenMP, and puts it back. Runs in several threads of a process hold the libraries together:
+the last one to end puts back what was before the first.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -28,22 +30,48 @@ class Threads:
         return _One(self._own)
 
 
+_LOCK = threading.Lock()
+_HELD: dict[object, list[int]] = {}
+"""By library: how many hold it at one thread, and how many threads it had before."""
+
+
 class _One:
     """One thread each while it is open; a class, because a generator would cost three times as much."""
 
-    __slots__ = ("_changed", "_own")
+    __slots__ = ("_own",)
 
     def __init__(self, own: Sequence[Any]) -> None:
         self._own = own
-        self._changed: list[tuple[Any, int | None]] = []
 
     def __enter__(self) -> None:
         # Only what differs is set: threadpoolctl's own limiter would take a tenth of a small round.
-        self._changed = [(c, n) for c in self._own if (n := c.get_num_threads()) != 1]
-        for library, _ in self._changed:
-            library.set_num_threads(1)
+        with _LOCK:
+            for library in self._own:
+                if (held := _HELD.get(key := _whose(library))) is not None:
+                    held[0] += 1
+                elif (before := library.get_num_threads()) is not None:
+                    _HELD[key] = [1, before]
+                    if before != 1:
+                        _set(library, 1)
 
     def __exit__(self, *error: object) -> None:
-        for library, before in self._changed:
-            if before is not None:
-                library.set_num_threads(before)
+        with _LOCK:
+            for library in self._own:
+                if (held := _HELD.get(key := _whose(library))) is None:
+                    continue
+                held[0] -= 1
+                if not held[0]:
+                    del _HELD[key]
+                    if held[1] != 1:
+                        _set(library, held[1])
+
+
+def _set(library: Any, threads: int) -> None:
+    # threadpoolctl obeys the first thread that ever set a number, and nobody else while that lives.
+    getattr(library, "_real_set_num_threads", library.set_num_threads)(threads)
+
+
+def _whose(library: Any) -> object:
+    """A number of threads belongs to the process, but that of OpenMP to the thread that asks."""
+    own = threading.get_ident() if library.internal_api == "openmp" else 0
+    return library.filepath, own

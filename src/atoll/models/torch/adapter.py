@@ -236,11 +236,11 @@ class TorchTrainer:
 
     def initial(self, seed: Seed) -> Array:
         """A given module's own weights, or those of a module built under ``seed``."""
-        if seed not in self._latest:
+        if (vector := self._latest.get(seed)) is None:
             vector = pack_module(self._build(seed), self.layout)
             self._latest.clear()
             self._latest[seed] = vector
-        return self._latest[seed].copy()
+        return vector.copy()
 
     def module_with(self, parameters: Array) -> nn.Module:
         """A new module holding ``parameters``, in eval mode, independent of this trainer.

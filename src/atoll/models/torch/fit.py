@@ -9,9 +9,7 @@ flat gradient and go on as in the general way.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -24,6 +22,7 @@ from atoll.core.errors import JobError, suggest
 from atoll.core.layout import Array
 from atoll.core.local import LocalRule, LocalWork, Optimizer
 from atoll.core.seeds import Seed
+from atoll.models.alone import alone
 from atoll.models.torch.adaptive import single_pass
 from atoll.models.torch.batch import Batch, face, rated
 from atoll.models.torch.flat import Bench
@@ -46,9 +45,6 @@ OPTIMIZERS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 _SMALL = 16
 """Rows of a batch up to which all sizes are compiled."""
-
-_LOCK = threading.RLock()
-"""torch's generator and thread count belong to the process, so one piece of work at a time."""
 
 _KEPT = 64
 """Compiled steps that are kept, one for each shape of batch; all go when there are more."""
@@ -325,22 +321,6 @@ class _Step:
 def generator(seed: Seed) -> torch.Generator:
     """A torch generator at ``seed``."""
     return torch.Generator().manual_seed(seed.integer())
-
-
-@contextmanager
-def alone(seed: Seed) -> Iterator[None]:
-    """One thread and the default generator at ``seed``; both are put back afterwards."""
-    with _LOCK:
-        state, threads = torch.get_rng_state(), torch.get_num_threads()
-        torch.default_generator.manual_seed(seed.integer())
-        if threads != 1:
-            torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            if threads != 1:
-                torch.set_num_threads(threads)
-            torch.set_rng_state(state)
 
 
 def recurs(rows: int, work: LocalWork) -> bool:
