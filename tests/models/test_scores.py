@@ -28,6 +28,29 @@ def test_auc_by_histograms_when_scores_may_not_be_kept():
     assert binned.value == 0.75
 
 
+@pytest.mark.parametrize(
+    ("mean", "factor"),
+    [(0, 1), (-7, 1), (7, 1), (0, 30)],
+    ids=["even", "rare", "common", "too sure"],
+)
+def test_auc_by_histograms_is_near_wherever_the_scores_lie(mean, factor):
+    """Bins of equal width of the probability held most rows of rare events, or of sure networks, in one."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(mean, 1, 40_000)
+    truth = (rng.random(len(logits)) < 1 / (1 + np.exp(-logits))).astype(int)
+    exact, binned = (
+        classification_scores(truth, factor * logits, exact_auc=exact)["auc"]
+        for exact in (True, False)
+    )
+    assert abs(binned.value - exact.value) <= binned.error_bound < 0.01
+    assert binned.value == pytest.approx(exact.value, abs=1e-3)
+
+
+def test_endless_logits_are_at_the_ends_of_the_histogram():
+    logits = np.array([-np.inf, 0.0, np.inf])
+    assert classification_scores(np.array([0, 0, 1]), logits, exact_auc=False)["auc"].value == 1.0
+
+
 def test_huge_logits_do_not_tie_in_the_exact_auc():
     found = classification_scores(np.array([0, 1]), np.array([800.0, 801.0]))
     assert found["auc"].value == 1.0
