@@ -47,6 +47,17 @@ def test_a_missing_code_may_be_text_in_a_column_of_numbers():
     np.testing.assert_array_equal(table["chol"], [np.nan, 210.5])
 
 
+def test_figures_joined_by_underscores_are_no_number():
+    """Python reads 2_5 as 25: codes became quantities without a word."""
+    sites = {"a": Table.of({"code": ["2_5", "1_000", "30"] * 4, "y": [1, 2, 3] * 4})}
+    guessed = {
+        column.name: column.type for column in infer_schema(sites, "y", "regression").columns
+    }
+    assert guessed["code"] == "category"
+    with pytest.raises(DataError, match="'2_5' is not a number in row 1 and 7 more"):
+        check_sites(Schema((Column("code"), Column("y")), "y", "regression"), sites)
+
+
 def test_a_missing_code_is_not_out_of_range():
     schema = Schema((Column("x", "number", range=(1, 9), missing=(-9,)),), "y", "regression")
     table = schema.read("a", Table.of({"x": [-9, 5], "y": [1, 2]}))

@@ -20,6 +20,13 @@ def test_text_stays_an_object_and_blank_text_is_missing():
     assert as_column(["a", " ", None, 2, float("nan")]).tolist() == ["a", None, None, 2, None]
 
 
+@pytest.mark.parametrize("single", [63, "male", None, 2.5, np.float64(3)])
+def test_a_column_is_no_single_value(single):
+    """Text of four letters was a column of four rows."""
+    with pytest.raises(DataError, match="'sex' is .*, and no list of values"):
+        Table.of({"age": [1, 2, 3, 4], "sex": single})
+
+
 def test_text_arrays_of_numpy_become_objects():
     assert as_column(np.array(["x", ""])).tolist() == ["x", None]
 

@@ -166,7 +166,7 @@ def _parse(cell: object, *, boolean: bool, codes: set[str]) -> float | None:
     if boolean and text.lower() in _TRUE | _FALSE:
         return float(text.lower() in _TRUE)
     try:
-        return float(text)
+        return None if "_" in text else float(text)  # to Python 2_5 is 25, to its writer a name
     except ValueError:
         return None
 

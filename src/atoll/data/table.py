@@ -44,7 +44,17 @@ class Table:
 
     @classmethod
     def of(cls, columns: Mapping[str, Iterable[Any]]) -> Table:
-        """A table of lists or arrays; each goes through :func:`as_column`."""
+        """A table of lists or arrays; each goes through :func:`as_column`.
+
+        Raises:
+            DataError: a column is a single value, and text is one.
+        """
+        for name, values in columns.items():
+            if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+                raise DataError(
+                    f"column {str(name)!r} is {values!r:.80}, and no list of values",
+                    remedy="give each column as a list or an array; of a single row as lists of one value",
+                )
         return cls({str(name): as_column(values) for name, values in columns.items()})
 
     def __len__(self) -> int:
