@@ -102,14 +102,18 @@ class State:
         """
         layout.check(parameters, what="initial parameters")
         own = freeze(parameters[layout.shared].copy())
-        return cls(
-            0, own, layout.shared_trainable, population, {k: freeze(v) for k, v in slots.items()}
-        )
+        return cls(0, own, layout.shared_trainable, population, _slots(slots))
 
     def next(self, parameters: Array, **slots: Array) -> State:
         """The state one server step later; slots not named stay as they are."""
-        merged = {**self.slots, **{k: freeze(v) for k, v in slots.items()}}
+        merged = {**self.slots, **_slots(slots)}
         return renewed(self, round=self.round + 1, parameters=freeze(parameters), slots=merged)
+
+
+def _slots(given: Mapping[str, Any]) -> dict[str, Array]:
+    return {
+        name: freeze(np.asarray(value)) for name, value in given.items()
+    }  # a number is an array
 
 
 def moved(parameters: Array, step: Array) -> Array:

@@ -25,12 +25,21 @@ from atoll.core.contracts import (
     Work,
     halves_agree,
 )
-from atoll.core.errors import AtollError, ClientError, UpdateRefused
+from atoll.core.errors import AtollError, ClientError, JobError, UpdateRefused
 from atoll.core.layout import Array
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metrics
 from atoll.core.seeds import Seed
-from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, State, Update
+from atoll.core.values import (
+    Aggregate,
+    Broadcast,
+    ClientId,
+    Memory,
+    State,
+    Update,
+    freeze,
+    renewed,
+)
 from atoll.data.population import known_rows, rows_of
 
 __all__ = [
@@ -127,7 +136,32 @@ class Parts:
 
     def broadcast(self, state: State) -> Broadcast:
         """What a cohort gets: the algorithm's broadcast, with the public vectors of the chain."""
-        return self.chain.told(self.algorithm.broadcast(state), state.slots)
+        own = self.algorithm.broadcast(state)
+        if not all(isinstance(vector, np.ndarray) for vector in own.vectors.values()):
+            own = Broadcast(own.version, {n: np.asarray(v) for n, v in own.vectors.items()})
+        return self.chain.told(own, state.slots)
+
+    def stepped(self, state: State, aggregate: Aggregate) -> State:
+        """The algorithm's next state.
+
+        Raises:
+            JobError: it is none: rounds would draw the same again, or go on in another precision.
+        """
+        made: Any = self.algorithm.server(state, aggregate)
+        old, new = state.parameters, getattr(made, "parameters", None)
+        if not isinstance(made, State) or new is None or made.round != state.round + 1:
+            what = f"version {made.round}" if isinstance(made, State) else type(made).__name__
+            wrong = f"{what} after version {state.round}"
+        elif new.shape == old.shape and new.dtype == old.dtype:
+            return made
+        else:
+            wrong = (
+                f"parameters {new.shape} {new.dtype}, and the model's are {old.shape} {old.dtype}"
+            )
+        raise JobError(
+            f"server() of {type(self.algorithm).__name__} gave {wrong}",
+            remedy="end it with: return state.next(moved(state.parameters, step))",
+        )
 
     def work(self, task: Task) -> Work:
         """What the algorithm's client half gets for ``task``."""
@@ -239,11 +273,18 @@ def work_on(
     work = parts.work(task)
     if fit is not None:
         work = _Answered(**vars(work), answers=[fit])
-    update, kept = parts.algorithm.client(broadcast, memory, work)
+    update, kept = parts.algorithm.client(broadcast, _fixed(memory), work)
+    kept = _fixed(kept)
     for name, value in kept.items():
         if not np.isfinite(value).all():
             raise UpdateRefused(f"the client's own {name!r} is not finite")
-    return update, kept
+    metrics = _mergeable(update.metrics, work.data)
+    return (update if metrics is update.metrics else renewed(update, metrics=metrics)), kept
+
+
+def _fixed(memory: Memory) -> Memory:
+    """As arrays that nobody can change: an aborted round, or a run resumed, goes on from the very same ones."""
+    return {name: freeze(np.asarray(value).view()) for name, value in memory.items()}
 
 
 def fold_task(

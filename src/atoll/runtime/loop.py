@@ -349,7 +349,7 @@ class Loop:
             if not reason:
                 with timed(self.watch, "server"):
                     aggregate, state = self.parts.chain.server(aggregate, state, progress.rounds)
-                    state = algorithm.server(state, aggregate)
+                    state = self.parts.stepped(state, aggregate)
                 memories = {**memories, **changed} if changed else memories
                 pace = renewed(pace, repeat=0)
                 train, rows = aggregate.metrics, aggregate.examples

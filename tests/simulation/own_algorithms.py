@@ -1,0 +1,60 @@
+"""Algorithms as people write them, importable by worker processes."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from atoll.algorithms import FedAvg
+from atoll.core.values import Broadcast, moved
+
+
+@dataclass(frozen=True)
+class Numbers(FedAvg):
+    """Plain numbers and lists wherever a vector may stand, and a number among the metrics."""
+
+    def init(self, parameters, layout, population):
+        return replace(super().init(parameters, layout, population), slots={"rate": np.array(1.0)})
+
+    def broadcast(self, state):
+        return Broadcast(
+            state.round, {"parameters": state.parameters, "rate": state.slots["rate"][()]}
+        )
+
+    def client(self, broadcast, memory, work):
+        update, _ = super().client(broadcast, memory, work)
+        rate = float(broadcast.vectors["rate"])
+        vectors = {"delta": rate * update.vectors["delta"]}
+        kept = {"times": memory.get("times", 0) + 1, "rates": [rate, rate / 2]}
+        return replace(update, vectors=vectors, metrics={"rate": rate}), kept
+
+    def server(self, state, aggregate):
+        rate = state.slots["rate"] * 0.5
+        return state.next(moved(state.parameters, aggregate.mean("delta")), rate=float(rate))
+
+
+@dataclass(frozen=True)
+class Writes(FedAvg):
+    """Changes what it remembers instead of returning something new."""
+
+    def client(self, broadcast, memory, work):
+        update, _ = super().client(broadcast, memory, work)
+        seen = memory.get("seen", np.zeros(2))
+        seen += 1
+        return update, {"seen": seen}
+
+
+@dataclass(frozen=True)
+class Server(FedAvg):
+    """A server half that ends as it should not."""
+
+    how: str = "unchanged"
+
+    def server(self, state, aggregate):
+        step = aggregate.mean("delta")
+        if self.how == "precision":
+            return state.next(state.parameters + step)
+        if self.how == "shape":
+            return state.next(np.append(state.parameters, state.parameters[:1]))
+        if self.how == "version":
+            return replace(state, parameters=moved(state.parameters, step))
+        return moved(state.parameters, step)

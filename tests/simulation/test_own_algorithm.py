@@ -1,0 +1,61 @@
+"""Algorithms of one's own: the same on every executor, and told where they go wrong."""
+
+import numpy as np
+import own_algorithms as own
+import pytest
+
+import atoll
+from atoll.core.errors import ClientError, JobError
+from atoll.models.linear import LinearTrainer
+
+
+def clients():
+    rng = np.random.default_rng(0)
+    rows = {f"site-{i}": rng.normal(size=(8 + i, 3)).astype(np.float32) for i in range(4)}
+    return {site: atoll.Examples(x, (x.sum(1) > 0).astype(int)) for site, x in rows.items()}
+
+
+def run(algorithm, *, rounds=3, **how):
+    job = atoll.Job(
+        trainer=LinearTrainer("logistic", 3, dtype="float32"),
+        algorithm=algorithm,
+        stop=atoll.Stop(rounds=rounds),
+    )
+    return atoll.simulate(job, clients(), **how)
+
+
+def test_a_number_is_an_array_wherever_a_vector_may_stand(tmp_path):
+    """Serial runs took them; worker processes and checkpoints ended with a traceback."""
+    alone = run(own.Numbers())
+    assert [record["train"]["rate"] for record in alone.rounds] == [1.0, 0.5, 0.25]
+    assert run(own.Numbers(), executor="processes", workers=2).model_hash == alone.model_hash
+    run(own.Numbers(), rounds=1, out=tmp_path)
+    further = run(own.Numbers(), out=tmp_path, resume=True)
+    assert further.model_hash == alone.model_hash
+    for done in (alone, further):
+        memory = done.progress.memories["site-2"]
+        assert memory["times"].tolist() == 3
+        assert memory["rates"].tolist() == [0.25, 0.125]
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes"])
+def test_a_memory_cannot_be_changed_behind_the_run_s_back(executor):
+    """A serial run did it also in rounds that were aborted; a resumed one failed at once."""
+    with pytest.raises(ClientError, match="read-only"):
+        run(own.Writes(), executor=executor, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("unchanged", "gave ndarray after version 0"),
+        ("version", "gave version 0 after version 0"),
+        ("shape", r"gave parameters \(5,\) float32, and the model's are \(4,\) float32"),
+        ("precision", r"gave parameters \(4,\) float64, and the model's are \(4,\) float32"),
+    ],
+)
+def test_a_server_half_that_gives_no_next_state_is_told_so(how, says):
+    """One that kept the version trained on the same batches in all rounds, and failed after the last."""
+    with pytest.raises(JobError, match=f"^server\\(\\) of Server {says}") as caught:
+        run(own.Server(how=how))
+    assert "state.next(" in caught.value.remedy
