@@ -273,6 +273,15 @@ def test_what_cannot_be_sent_is_refused_with_the_way_out():
     assert not multiprocessing.active_children()
 
 
+def test_a_process_of_a_pool_is_told_why_it_can_start_no_workers(monkeypatch):
+    """It was an AssertionError in the middle of multiprocessing."""
+    parts = rc.parts(FedAvg())
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    with pytest.raises(JobError, match=r"multiprocessing\.Pool") as refused:
+        executor_of(parts, workers=1)
+    assert "ProcessPoolExecutor" in refused.value.remedy
+
+
 @pytest.mark.parametrize("again", ["forkserver", "fork"])
 def test_a_script_without_a_main_guard_is_told_so(tmp_path, again):
     script = tmp_path / "unguarded.py"

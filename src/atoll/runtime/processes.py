@@ -87,6 +87,11 @@ class ProcessExecutor:
                 "a worker process imports this script, which would start workers again",
                 remedy="keep the script's calls below `if __name__ == '__main__':`",
             )
+        if current_process().daemon:
+            raise JobError(
+                "this is a process of multiprocessing.Pool or another daemon, which may start no others",
+                remedy="run with executor = 'serial' in it, or take concurrent.futures.ProcessPoolExecutor",
+            )
         chosen = method_for(method)
         context: Any = get_context(chosen)
         self._board = Board(context, like, _SLOTS)
