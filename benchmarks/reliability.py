@@ -405,6 +405,11 @@ ROWS: Mapping[str, Callable[[argparse.Namespace], Any]] = {
         ("tests/server/test_gate.py",),
     ),
     "17": contracts,
+    "21": Checked(
+        "the audit log of a site is tamper-evident: flip, delete, truncate, exchange lines, files and heads",
+        "100 % found, the line named",
+        ("tests/node/test_audit_log.py",),
+    ),
     "22": storms,
     "23": kills,
     "24": fencing,

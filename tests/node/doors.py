@@ -16,6 +16,7 @@ from process_copies import Copy, Launcher
 
 from atoll.node.datasets import Datasets
 from atoll.node.home import Home
+from atoll.wire.identity import Identity
 
 READ = ("ledger_process", "node_process", "dp_accounting.pld.privacy_loss_distribution")
 launcher: Callable[[], Launcher] | None = None
@@ -47,7 +48,9 @@ def _serve(listener: Any) -> None:
 def home_at(folder: Path, name: str, table: str) -> Path:
     """A node's folder with one dataset."""
     (folder / f"{name}.csv").write_text(table)
-    Datasets(Home(folder / name).datasets).add("sites", folder / f"{name}.csv")
+    home = Home(folder / name)
+    Datasets(home.datasets).add("sites", folder / f"{name}.csv")
+    Identity.create(home.identity)
     return folder / name
 
 

@@ -18,14 +18,18 @@ import fake_federation as ff
 import worker_copies
 
 from atoll.node.agent import Agent, stop_on_signal
+from atoll.node.audit.log import AuditLog
 from atoll.node.home import Home
 from atoll.node.settings import Settings
 from atoll.wire.disk import RealDisk
+from atoll.wire.identity import Identity
 
 POINTS = (
     "offered",
     "memory written",
     "memory there",
+    "line begun",
+    "line written",
     "result written",
     "result there",
     "sending",
@@ -54,6 +58,13 @@ class Disk(RealDisk):
         self.here(f"{new.suffix[1:]} written", new)
         super().rename(old, new)
         self.here(f"{new.suffix[1:]} there", new)
+
+    def append(self, path: Path, offset: int, data: Any) -> None:
+        raw = bytes(data)
+        super().append(path, offset, raw[: len(raw) // 2])
+        self.here("line begun", path)
+        super().append(path, offset, raw)
+        self.here("line written", path)
 
     def remove(self, path: Path) -> None:
         if path.suffix == ".result":
@@ -97,13 +108,15 @@ def main(socket: str, folder: str, point: str = "") -> None:
 
     home = Home(Path(folder))
     with home.locked():
+        disk = Disk(here)
         agent = Agent(
             home,
             home.path.name,
             Channel(door.server(), here),  # type: ignore[attr-defined]  # registered above
             Settings(limits=ff.LIMITS),
-            disk=Disk(here),
+            disk=disk,
             jitter=lambda: 0.0,
+            audit=AuditLog(home.audit, Identity.load(home.identity), disk),
         )
         with stop_on_signal(agent):
             agent.run()

@@ -51,7 +51,7 @@ class Spool:
     def __init__(self) -> None:
         self.held: dict[str, Held] = {}
 
-    def finish(self, run: str, task: str, frame: bytes) -> Held:
+    def finish(self, run: str, task: str, frame: bytes, named: Any = None) -> Held:
         return self.held.setdefault(task, Held(task, run, Blob.of(frame), Path(task)))
 
     def result(self, run: str, task: str) -> Held | None:
@@ -87,6 +87,7 @@ def site_in(folder: Path) -> Any:
         asked=lambda plan: (SimpleNamespace(to_plain=data.model_dump), None),
         admit=lambda body, asked: None,
         leaving=lambda held: None,
+        naming=lambda *given: None,
         hand_in=lambda held, raw: None,
         trouble={},
         pins={},

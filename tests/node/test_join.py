@@ -177,5 +177,8 @@ def test_a_new_key_beside_the_old_ledger_is_told_before_the_code_is_used(tmp_pat
         join(home, CODE, dial=gate)
     assert len(gate.keys) == used
     home.ledger.parent.rename(tmp_path / "ledger of the first key")
+    with pytest.raises(StateError, match="audit is damaged, or was signed with another key"):
+        join(home, CODE, dial=gate)
+    home.audit.rename(tmp_path / "audit log of the first key")
     gate.keys.clear()  # another code
     trusted(home, join(home, CODE, dial=gate))

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,8 +21,10 @@ from process_copies import Copy
 from atoll import simulate
 from atoll.job.from_file import job_from_spec
 from atoll.job.load import parse_job
+from atoll.node.audit.reading import check, entries
 from atoll.node.home import Home
 from atoll.runtime.checkpoint import model_hash
+from atoll.wire.identity import Identity
 
 
 def started(door: str, home: Path, point: str = "") -> Copy:
@@ -77,6 +80,19 @@ def test_a_node_killed_at_every_point_changes_no_bit_of_the_model(tmp_path: Path
     assert reborn.deaths == list(node_process.POINTS)
     expected = simulate(job_from_spec(spec, tmp_path), executor="serial").model_hash
     assert model_hash(finished.progress.state.parameters) == expected
+    delivered = set(servers["east"].deliveries)
+    lines = Counter((e["task"], e["answer"]) for e in entries_of(home) if e["what"] == "answer")
+    assert delivered <= lines.keys()
+    assert set(lines.values()) == {1}  # however often it was sent
+    # Of each of these deaths one answer may be left over that was never sent.
+    assert len(lines) <= len(delivered) + len(node_process.POINTS)
+    assert check(Home(home).audit, Identity.load(Home(home).identity).public_bytes).lines
+
+
+def entries_of(home: Path) -> list[dict[str, Any]]:
+    """The node's audit log."""
+    at = Home(home)
+    return list(entries(at.audit, Identity.load(at.identity).public_bytes))
 
 
 @contextmanager

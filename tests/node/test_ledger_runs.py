@@ -186,7 +186,6 @@ def test_a_node_killed_at_every_point_around_a_release_never_counts_too_little(
     tmp_path: Path, server: ff.FakeServer
 ) -> None:
     private, home = Private(server, tmp_path), home_at(tmp_path, "east", ff.table_text(1))
-    Identity.create(Home(home).identity)
     most = limit(tmp_path, "east", 50)
     with door_to(server, tmp_path) as door:
         for point in ledger_process.POINTS:
@@ -215,7 +214,6 @@ def test_a_node_killed_at_every_point_around_figures_with_noise_never_counts_too
         home_at(tmp_path, "east", ff.table_text(1)),
     )
     run.alone(read_table(tmp_path / "east.csv"))
-    Identity.create(Home(home).identity)
     most = Limit("sites", 100.0, 1e-5)
     Budgets(Home(home).budgets).set(most)
     with door_to(server, tmp_path) as door:

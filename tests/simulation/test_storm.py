@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 CHUNK = 100
 BUGS = {
     "dropped fsync": {"G2"},
-    "dropped fsync at the node": {"G2", "G3", "G8"},
+    "dropped fsync at the node": {"G2", "G3", "G8", "G9"},
     "forgotten key": {"G2"},
     "missing fence": {"G5"},
     "acknowledged first": {"G1", "G2"},
@@ -33,6 +33,7 @@ BUGS = {
     "double fold": {"G6"},
     "forgotten epoch": {"G5"},
     "unread mark": {"G5"},
+    "unwritten line": {"G9"},
 }
 """Bugs that are planted, and the guarantees that each breaks; the first is found, whichever it is."""
 

@@ -7,7 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 from random import Random
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 
@@ -86,6 +86,8 @@ class TestEveryDisk:
         for ask in (disk.read, disk.view, disk.fsync, disk.fsync_named):
             with pytest.raises(StorageError, match="none"):
                 ask(folder / "none")
+        with pytest.raises(StorageError, match="none"):
+            disk.begin_fsync(folder / "none")()
         with pytest.raises(StorageError):
             disk.write(folder / "no" / "folder", [b""])
 
@@ -143,6 +145,23 @@ class TestRealDisk:
         monkeypatch.setattr(os, "fsync", sync)
         RealDisk().fsync_named(tmp_path / "x")
         assert sorted(done) == [str(tmp_path), str(tmp_path / "x")]
+
+    def test_a_sync_that_was_begun_is_waited_for_later(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        done, may = list[str](), Event()
+
+        def sync(number: int) -> None:
+            assert may.wait(10)
+            done.append(os.readlink(f"/proc/self/fd/{number}"))
+
+        (tmp_path / "x").write_bytes(b"1")
+        monkeypatch.setattr(os, "fsync", sync)
+        wait = RealDisk().begin_fsync(tmp_path / "x")
+        assert done == []
+        may.set()
+        wait()
+        assert done == [str(tmp_path / "x")]
 
     @pytest.mark.parametrize("fails", ["x", "."])
     def test_a_name_that_is_not_durable_is_said_as_a_file_is(

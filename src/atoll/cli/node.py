@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atoll.cli import approvals, ledger
+from atoll.cli.audit_log import commands as audit_log
 from atoll.cli.output import data_line, table_of, talk
 from atoll.cli.whereabouts import Address, Certificate, pin_of, show_server
 
@@ -23,6 +24,7 @@ commands = typer.Typer(help="Take part in a federation with a site's data.", no_
 data = typer.Typer(help="The datasets that jobs may name.", no_args_is_help=True)
 commands.add_typer(data, name="data")
 commands.add_typer(ledger.commands, name="ledger")
+commands.add_typer(audit_log, name="log")
 commands.add_typer(approvals.commands, name="jobs")
 
 _Folder = Annotated[
@@ -67,7 +69,7 @@ def start(home: _Folder = None) -> None:
     """Work for the federation until stopped (Ctrl-C or SIGTERM)."""
     from atoll.cli.log import begin_log
     from atoll.node.agent import Agent, stop_on_signal
-    from atoll.node.join import opened, trusted
+    from atoll.node.join import audited, opened, trusted
     from atoll.node.policy.steward import opened as stewarded
     from atoll.node.settings import read_settings
     from atoll.runtime.allocator import keep_freed_memory
@@ -80,7 +82,16 @@ def start(home: _Folder = None) -> None:
         known, channel = opened(at, settings)
         rules = stewarded(at, settings)
         trust = trusted(at, known)
-        agent = Agent(at, known.site, channel, settings, trust=trust, steward=rules, here=here)
+        agent = Agent(
+            at,
+            known.site,
+            channel,
+            settings,
+            trust=trust,
+            steward=rules,
+            here=here,
+            audit=audited(at, known),
+        )
         talk(f"{known.site} works for {known.federation} at {known.server}; stop with Ctrl-C")
         keep_freed_memory()
         gc.collect()

@@ -19,13 +19,15 @@ from typing import Any
 from atoll.core.errors import AtollError, Forbidden, StorageError
 from atoll.core.layout import Array
 from atoll.node.asking import LINGER, Turns
+from atoll.node.audit.answers import Answers
+from atoll.node.audit.log import AuditLog
 from atoll.node.cache import Cache
 from atoll.node.errands import Errands
 from atoll.node.fence import Fence
 from atoll.node.home import Home
 from atoll.node.link import INLINE, Channel, Link
 from atoll.node.peers import Trust
-from atoll.node.policy.steward import Steward
+from atoll.node.policy.steward import Steward, charged
 from atoll.node.room.scratch import clear
 from atoll.node.run_folder import Held
 from atoll.node.settings import GIB, Settings
@@ -34,7 +36,7 @@ from atoll.node.spool import Spool
 from atoll.runtime.fulfilling import backoff
 from atoll.wire.disk import Disk, RealDisk
 from atoll.wire.frames import Blob
-from atoll.wire.messages import PollReply
+from atoll.wire.messages import PollReply, TaskBody
 
 __all__ = ["Agent", "stop_on_signal"]
 
@@ -44,6 +46,8 @@ _WAIT = 25
 """Seconds the server may keep a question open."""
 _TELL = 1.0
 """Seconds between looks at what is worth telling."""
+_ANCHOR = 5.0
+"""Seconds between moves of the audit log's signed head."""
 _LAST = 5.0
 """Seconds that threads are given to end; one that waits for the network is left to end with the process."""
 _BREATH = 0.5
@@ -63,6 +67,7 @@ class Agent:
         trust: keys and peers, for masked rounds.
         steward: the site's rules and its ledger.
         here: whether the folder is still where it was.
+        audit: where is written what leaves.
 
     Raises:
         StorageError: the spool or the record of the server's epoch is damaged, or cannot be read.
@@ -80,6 +85,7 @@ class Agent:
         trust: Trust | None = None,
         steward: Steward | None = None,
         here: Callable[[], bool] = lambda: True,
+        audit: AuditLog | None = None,
     ) -> None:
         clear(home.work)
         disk = disk or RealDisk()
@@ -89,9 +95,22 @@ class Agent:
         if steward is not None:
             steward.begin({held.task for held in spool.results})
         head = None if steward is None else steward.tell
+        self._answers = None
+        if audit is not None:
+            self._answers = Answers(audit, cache.path, self._charge, spool.header)
         link = Link(channel, head, lambda: self._fence.seen)
         self._site = Site(
-            home, name, settings, link, spool, cache, jitter, trust, steward, self._hand_in
+            home,
+            name,
+            settings,
+            link,
+            spool,
+            cache,
+            jitter,
+            trust,
+            steward,
+            self._hand_in,
+            self._answers,
         )
         self._runs: dict[str, Errands] = {}
         self._ending: list[Errands] = []  # of runs that are over, or were idle
@@ -118,7 +137,11 @@ class Agent:
         asking = threading.Thread(target=self._ask_forever, name="poll", daemon=True)
         asking.start()
         self._tell()
+        anchored = time.monotonic()
         while not self._stop.wait(_TELL):
+            if self._answers is not None and time.monotonic() - anchored > _ANCHOR:
+                self._answers.anchor()
+                anchored = time.monotonic()
             if not self._here():
                 # What is made anew under the old name would be without keys, ledger and queries.
                 self._ended = self._ended or StorageError(
@@ -138,12 +161,20 @@ class Agent:
             if not errands.join(max(0.0, until - time.monotonic())):
                 log.warning("run %s: what it does ends with the process", errands.run_id)
         self._tell()
+        if self._answers is not None:
+            self._answers.anchor()
         if self._ended is not None:
             raise self._ended
 
     def stop(self) -> None:
         """End soon; from any thread or signal handler."""
         self._stop.set()
+
+    def _charge(self, task: TaskBody) -> str:
+        """Under which name the privacy ledger counts an answer to a task."""
+        name, steward = charged(task), self._site.steward
+        costs = task.kind in ("train", "evaluate") and steward is not None and steward.charges(name)
+        return name if costs else ""
 
     def _start(self, run: str, *, again: bool) -> Errands:
         held = [h for h in self._site.spool.results if h.run == run]

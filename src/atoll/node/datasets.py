@@ -127,6 +127,18 @@ class Datasets:
             return None
         return found.st_ino, found.st_size, found.st_mtime_ns
 
+    def told(self) -> dict[str, dict[str, Any]]:
+        """What the site's audit log says of each dataset.
+
+        Raises:
+            StorageError: the file cannot be read.
+            DataError: with every fault in it.
+        """
+        return {
+            name: {"path": d.path, "columns": dict(d.columns), "rule": d.rule.to_plain()}
+            for name, d in self.all().items()
+        }
+
     def queries(self, name: str) -> Path:
         """The file of what statistics have been told of the dataset ``name``."""
         return self.path.parent / "queries" / f"{name}.jsonl"

@@ -316,6 +316,7 @@ class Errands:
                     before="" if fit else order.task.kept,
                     trained=order.task.kind == "train" and body.status == "done",
                     wait=seen.raw is not None,
+                    named=self._site.naming(order.task, body),
                 )
                 self._finished(held, body)
         except StorageError as error:
@@ -333,7 +334,9 @@ class Errands:
             return
         body = ResultBody(task=task, status=status, reason=reason[:MOST])
         try:
-            held = self._site.spool.finish(self.run_id, task, encode(body.model_dump()))
+            named = self._site.naming(self._bodies[task], body)
+            raw = encode(body.model_dump())
+            held = self._site.spool.finish(self.run_id, task, raw, named=named)
         except StorageError as error:
             self._unkept(task, error, tries, partial(self._fail, task, reason, status, tries + 1))
             return

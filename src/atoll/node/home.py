@@ -18,6 +18,7 @@
     cache/            downloaded models and plans; may be deleted while the node is stopped
     work/             scratch folders of worker processes; emptied at each start
     logs/             what job code printed, a file a run
+    audit/            what has left this site; never put an old copy back
     state.json        what the running node is doing, for ``atoll node status``
     lock              held while a node runs here
 """
@@ -160,6 +161,11 @@ class Home:
     def logs(self) -> Path:
         """What job code printed."""
         return self.path / "logs"
+
+    @property
+    def audit(self) -> Path:
+        """What has left."""
+        return self.path / "audit"
 
     @property
     def state(self) -> Path:

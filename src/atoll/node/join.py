@@ -9,7 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from atoll.core.errors import Forbidden, StateError, StorageError
+from atoll.core.errors import DataError, Forbidden, StateError, StorageError
+from atoll.node.audit.log import AuditLog
+from atoll.node.audit.reading import newest_head
+from atoll.node.datasets import Datasets
 from atoll.node.home import Federation, Home
 from atoll.node.journal import read_head
 from atoll.node.link import Link
@@ -22,7 +25,7 @@ from atoll.wire.identity import Identity
 from atoll.wire.membership import enrolled
 from atoll.wire.trouble import remedy_of
 
-__all__ = ["join", "leave", "move", "opened", "trusted"]
+__all__ = ["audited", "join", "leave", "move", "opened", "trusted"]
 
 Dial = Callable[..., Any]
 """Makes a channel; :class:`~atoll.wire.https.Channel` unless a test gives another."""
@@ -68,6 +71,8 @@ def join(home: Home, code: str, *, proxy: str | None = None, dial: Dial = Channe
         joined=time.time(),
     )
     home.join(made)
+    with suppress(StorageError):  # of which the node's start tells
+        audited(home, made)
     return made
 
 
@@ -95,6 +100,27 @@ def trusted(home: Home, known: Federation) -> Trust:
     book = Pledges(home.pledges, identity)
     server = bytes.fromhex(known.server_key)
     return Trust(known.federation, server, identity, book, Peers(home.peers))
+
+
+def audited(home: Home, known: Federation) -> AuditLog:
+    """The audit log of this node, which says for which federation it works and what is registered.
+
+    Raises:
+        StorageError: it is not as it was written, or cannot be written.
+        AtollError: the key cannot be read.
+    """
+    log = AuditLog(home.audit, Identity.load(home.identity))
+    log.joined(
+        {
+            "federation": known.federation,
+            "site": known.site,
+            "server": known.server,
+            "server_key": known.server_key,
+        }
+    )
+    with suppress(DataError):  # a register that cannot be read is told of with the first task
+        log.register(Datasets(home.datasets).told())
+    return log
 
 
 def move(
@@ -153,8 +179,10 @@ def leave(home: Home, settings: Settings, *, tell: bool = True, dial: Dial = Cha
     """
     with home.locked():
         known = home.joined()
+        log = audited(home, known)  # one that cannot be written is found before anything is changed
         if tell:
             _tell(home, settings, dial)
+        log.left()
         _remove(home.state)
         _put_by(home)
     return known
@@ -177,10 +205,12 @@ def _identity(path: Path) -> Identity:
 def _check_books(home: Home, identity: Identity) -> None:
     """Say before the code is used up that a node with this key could not start on the site's ledger."""
     try:
+        folder = home.ledger.parent
         for path in (home.ledger, home.pledges):
             read_head(path, identity.public_bytes)
+        folder = home.audit
+        newest_head(folder, identity.public_bytes)
     except StorageError as error:
-        folder = home.ledger.parent
         raise StateError(
             f"{folder} is damaged, or was signed with another key than {home.identity.name} here",
             remedy="put that key back. A site that must have a new one moves this folder away and keeps it: "

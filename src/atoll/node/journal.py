@@ -29,11 +29,22 @@ from atoll.core.errors import AuthError, StorageError
 from atoll.wire.disk import Disk, RealDisk, keep
 from atoll.wire.identity import check_signature
 
-__all__ = ["Head", "Journal", "Reading", "Signer", "objection", "read_head", "read_journal"]
+__all__ = [
+    "START",
+    "Head",
+    "Journal",
+    "Reading",
+    "Signer",
+    "keep_head",
+    "line_of",
+    "objection",
+    "read_head",
+    "read_journal",
+]
 
 _END = re.compile(rb',"sha256":"([0-9a-f]{64})"}\n')
 _NUMBER = re.compile(r"[1-9][0-9]{0,15}|0")
-_START = hashlib.sha256(b"atoll journal").hexdigest()
+START = hashlib.sha256(b"atoll journal").hexdigest()
 """What the first line follows."""
 _REMEDY = "put the newest copy back; work that this file guards is refused until then"
 
@@ -120,7 +131,7 @@ class Reading:
 
     def digest(self, count: int) -> str:
         """Hash of line ``count``; what the first line follows for 0."""
-        return self.digests[count - 1] if count else _START
+        return self.digests[count - 1] if count else START
 
 
 def read_journal(path: Path, key: bytes, disk: Disk | None = None) -> Reading:
@@ -171,6 +182,32 @@ def objection(path: Path, found: Reading, seen: Head) -> str:
             f"line {seen.count} of {path} is another than was seen elsewhere: the file was replaced"
         )
     return ""
+
+
+def line_of(body: Mapping[str, Any], number: int, before: str) -> tuple[bytes, str]:
+    """A line's bytes and its hash.
+
+    Args:
+        body: JSON-able; its keys are not ``before``, ``line`` and ``sha256``.
+        number: of the line, from 1.
+        before: hash of the line before it; :data:`START` for the first.
+    """
+    whole = {"before": before, "line": number, **body}
+    text = json.dumps(whole, separators=(",", ":"), allow_nan=False, sort_keys=True).encode()
+    digest = hashlib.sha256(text).hexdigest()
+    return text[:-1] + f',"sha256":"{digest}"}}\n'.encode(), digest
+
+
+def keep_head(disk: Disk, path: Path, signer: Signer, count: int, digest: str) -> Head:
+    """Write, durably, how far the journal in ``path`` has come: ``count`` lines, the last with hash ``digest``.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    bare = Head(count, digest)
+    made = Head(count, digest, signer.sign(bare.signed(path.name)).hex())
+    keep(disk, _beside(path), [f"{made}\n".encode()])
+    return made
 
 
 class Journal:
@@ -229,7 +266,7 @@ class Journal:
             StorageError: it could not be written. It may be there all the same.
         """
         with self._lock:
-            raw, digest = _line(body, len(self._bodies) + 1, self._last)
+            raw, digest = line_of(body, len(self._bodies) + 1, self._last)
             first = not self._bodies
             self._disk.append(self._path, self._size, raw)
             self._disk.fsync(self._path)
@@ -268,15 +305,14 @@ class Journal:
 
     @property
     def _last(self) -> str:
-        return self._digests[-1] if self._digests else _START
+        return self._digests[-1] if self._digests else START
 
     def _anchor(self) -> Head:
         """Write the head."""
-        bare = Head(len(self._digests), self._last)
-        made = Head(bare.count, bare.digest, self._signer.sign(bare.signed(self.name)).hex())
-        keep(self._disk, _beside(self._path), [f"{made}\n".encode()])
-        self._anchored = made
-        return made
+        self._anchored = keep_head(
+            self._disk, self._path, self._signer, len(self._digests), self._last
+        )
+        return self._anchored
 
 
 # How ------------------------------------------------------------------------------------------------
@@ -288,14 +324,6 @@ def _beside(path: Path) -> Path:
 
 def _damage(path: Path, line: int, what: str) -> StorageError:
     return StorageError(f"{path}, line {line}: {what}", remedy=_REMEDY)
-
-
-def _line(body: Mapping[str, Any], number: int, before: str) -> tuple[bytes, str]:
-    """A line's bytes and its hash."""
-    whole = {"before": before, "line": number, **body}
-    text = json.dumps(whole, separators=(",", ":"), allow_nan=False, sort_keys=True).encode()
-    digest = hashlib.sha256(text).hexdigest()
-    return text[:-1] + f',"sha256":"{digest}"}}\n'.encode(), digest
 
 
 def _read_head(path: Path, key: bytes, disk: Disk) -> Head | None:
@@ -329,7 +357,7 @@ class _Lines:
             raise _damage(self.path, number, "was changed after it was written")
         body = dict(json.loads(text))
         said, before = body.pop("line"), body.pop("before")
-        if (said, before) != (number, self.digests[-1] if self.digests else _START):
+        if (said, before) != (number, self.digests[-1] if self.digests else START):
             raise _damage(
                 self.path,
                 number,
@@ -346,7 +374,7 @@ def _read_lines(path: Path, raw: bytes) -> Reading:
         stop = raw.find(b"\n", at) + 1
         if not stop:
             break  # a piece without an end: no line of which anybody was told
-        if stop == len(raw) and b"\0" in raw[at:stop]:
+        if b"\0" in raw[at:stop]:
             break  # what a power failure leaves where it reached the end before the beginning
         found.take(raw[at:stop])
         at = stop

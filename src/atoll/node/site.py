@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from atoll.core.chain import COHORT
-from atoll.core.errors import PolicyError, StateError, StorageError
+from atoll.core.errors import AtollError, PolicyError, StateError, StorageError
 from atoll.job.deployed import dataset_name
 from atoll.job.settling import FEWEST
+from atoll.node.audit.answers import Answers, Form, Named
 from atoll.node.cache import Cache
 from atoll.node.datasets import Dataset, Datasets, digest_of
 from atoll.node.home import Home
-from atoll.node.link import Link
+from atoll.node.link import Link, passing
 from atoll.node.orders import Report
 from atoll.node.peers import Trust
 from atoll.node.plans import read_plan
@@ -50,6 +51,7 @@ class Site:
         trust: what masked rounds need; None where the node takes part in none.
         steward: the site's rules and ledger; None where it has neither, as in simulations.
         hand_in: hands in a short result; None for :meth:`Link.deliver`.
+        audit: writes answers into the site's audit log; None where it keeps none, as in simulations.
     """
 
     home: Home
@@ -62,6 +64,7 @@ class Site:
     trust: Trust | None = None
     steward: Steward | None = None
     hand_in: Callable[[Held, bytes], object] | None = None
+    audit: Answers | None = None
     pins: dict[str, frozenset[str]] = field(default_factory=dict)
     """Digests that each run needs now."""
     trouble: dict[str, str] = field(default_factory=dict)
@@ -103,8 +106,10 @@ class Site:
             NotFound: no such dataset is registered.
             AtollError: the plan cannot be read.
         """
-        run = read_plan(plan)
-        dataset = Datasets(self.home.datasets).get(dataset_name(run.spec.data))
+        run, register = read_plan(plan), Datasets(self.home.datasets)
+        if self.audit is not None:
+            self.audit.log.register(register.told())
+        dataset = register.get(dataset_name(run.spec.data))
         count = len(run.sites) or FEWEST
         return dataset, Asked(run.spec, dataset.name, run.by, count, run.sites, dataset.columns)
 
@@ -131,10 +136,21 @@ class Site:
         if self.steward is not None and self.steward.charges(charged(task)):
             self.steward.leave(charged(task), digest_of(str(integers)))
 
+    def naming(self, task: TaskBody, result: ResultBody, form: Form = "plain") -> Named | None:
+        """What is told the bytes of an answer before they are kept: :meth:`Answers.naming`."""
+        return None if self.audit is None else self.audit.naming(task, result, form)
+
     def leaving(self, held: Held) -> None:
-        """A result is about to leave: :meth:`Steward.leaving`."""
+        """A result is about to leave: :meth:`Steward.leaving`, and what the audit log says of it is durable."""
         if self.steward is not None:
-            self.steward.leaving(held)
+            try:
+                self.steward.leaving(held)
+            except AtollError as error:
+                if self.audit is not None and not passing(error):
+                    self.audit.withheld(held, error.message)
+                raise
+        if self.audit is not None:
+            self.audit.leaving(held)
 
     def memory_digest(self, run: str, kept: str) -> str:
         """What stands for the client's memory after the task ``kept``; empty where there is none.
@@ -151,6 +167,8 @@ class Site:
     def settle(self, run: str, task: str) -> None:
         """Let go of an answer that the server needs no more."""
         self.spool.settle(run, task)
+        if self.audit is not None:
+            self.audit.log.settle(task)
         if self.steward is not None:
             self.steward.settle(task)
 
@@ -160,5 +178,7 @@ class Site:
         with self._counting:
             self.begun.discard(run)
         RunKeys(self.home.keys).drop(run)
+        if self.audit is not None:
+            self.audit.end(run)
         if self.steward is not None:
             self.steward.end(run)

@@ -19,16 +19,17 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from atoll.core.errors import StorageError
 from atoll.node.near import Near, Seen
 from atoll.node.run_folder import ANY, Held, Kind, RunFolder, RunRecord, folder_name
 from atoll.wire.disk import Disk, RealDisk
-from atoll.wire.frames import Blob, decode, encode
+from atoll.wire.frames import Blob, decode, encode, read_header
 
 __all__ = ["Spool"]
 
@@ -124,6 +125,15 @@ class Spool:
             found = self._runs.get(run)
             return "" if found is None else found.digest
 
+    def header(self, held: Held) -> Mapping[str, Any]:
+        """The body of a result.
+
+        Raises:
+            WireError: it is none.
+            StorageError: it cannot be read.
+        """
+        return read_header(self._disk.view(held.path), ANY).body
+
     # Writing ------------------------------------------------------------------------------------
 
     def begin(self, run: str, digest: str) -> None:
@@ -186,6 +196,7 @@ class Spool:
         before: str = "",
         trained: bool = False,
         wait: bool = True,
+        named: Callable[[Blob], None] | None = None,
     ) -> Held:
         """Take over a finished result; when this returns it survives any crash.
 
@@ -198,6 +209,7 @@ class Spool:
             trained: whether the task trains, so that ``memory`` says whether clients keep any.
             wait: for the disk; else a result without memory is durable after
                 :meth:`write_through`.
+            named: told what the result's bytes are before they have their place here.
 
         Raises:
             StorageError: it cannot be written.
@@ -209,7 +221,7 @@ class Spool:
             if trained:
                 found = self._remember(found, task, memory, before)
             kind: Kind = "result" if task in found.memories else "fresh"
-            blob, path = self._take(found, task, frame, kind, wait=wait)
+            blob, path = self._take(found, task, frame, kind, wait=wait, named=named)
             self._halfway = {k: v for k, v in self._halfway.items() if k[:2] != (run, task)}
             return self._hold(Held(task, run, blob, path))
 
@@ -307,7 +319,14 @@ class Spool:
         return found
 
     def _take(
-        self, found: RunRecord, task: str, what: _Frame, kind: Kind, *, wait: bool = True
+        self,
+        found: RunRecord,
+        task: str,
+        what: _Frame,
+        kind: Kind,
+        *,
+        wait: bool = True,
+        named: Callable[[Blob], None] | None = None,
     ) -> tuple[Blob, Path]:
         """Make bytes or a file durable under the name that says what they are, fresh ones if it may ``wait``.
 
@@ -316,13 +335,20 @@ class Spool:
         """
         key = found.run, task, kind
         if key not in self._halfway:
-            self._halfway[key] = self._moved(found, task, what, kind)
+            self._halfway[key] = self._moved(found, task, what, kind, named)
         blob, path = self._halfway[key]
         path = self._of(found.run).make_durable(path, wait=wait)
         self._sizes[path] = blob.size
         return blob, path
 
-    def _moved(self, found: RunRecord, task: str, what: _Frame, kind: Kind) -> tuple[Blob, Path]:
+    def _moved(
+        self,
+        found: RunRecord,
+        task: str,
+        what: _Frame,
+        kind: Kind,
+        named: Callable[[Blob], None] | None,
+    ) -> tuple[Blob, Path]:
         if found.run not in self._runs:
             self._note(found)
         if isinstance(what, bytes):
@@ -332,6 +358,8 @@ class Spool:
             seen = what if isinstance(what, Seen) else Seen(what)
             blob, aside = self.near.name(seen), seen.path
         try:
+            if named is not None:
+                named(blob)
             return blob, self._of(found.run).move_in(aside, task, blob, kind)
         except StorageError:
             if isinstance(what, bytes):

@@ -36,7 +36,7 @@ _AHEAD = 8 << 20
 """The disk begins to write after so many bytes of a file, long before it is asked to be done."""
 
 _BESIDE = 4
-"""Folders that are waited for at a time."""
+"""Files and folders that are waited for at a time."""
 
 _WRITE = 2
 """``SYNC_FILE_RANGE_WRITE`` of Linux: begin, and wait for nothing."""
@@ -94,6 +94,10 @@ class Disk(Protocol):
 
     def fsync(self, path: Path) -> None:
         """Make a file's bytes durable; not its name."""
+        ...
+
+    def begin_fsync(self, path: Path) -> Callable[[], None]:
+        """Begin what :meth:`fsync` does; what is returned waits for that, and raises what it raises."""
         ...
 
     def rename(self, old: Path, new: Path) -> None:
@@ -261,6 +265,10 @@ class RealDisk:
                     unmark(file.fileno(), held)
             _sync(path)
 
+    def begin_fsync(self, path: Path) -> Callable[[], None]:
+        """Have a thread make a file's bytes durable; what is returned waits for that."""
+        return self._beside.submit(self.fsync, path).result
+
     def rename(self, old: Path, new: Path) -> None:
         """Give a file another name, in one step."""
         with _explained(new, "written"):
@@ -315,7 +323,7 @@ class RealDisk:
 
     @cached_property
     def _beside(self) -> ThreadPoolExecutor:
-        """Threads that wait for folders; a new one for each would cost more than its wait."""
+        """Threads that wait for the disk; a new one for each wait would cost more than that."""
         return ThreadPoolExecutor(_BESIDE, "fsync")
 
     def fsync_named(self, path: Path) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -125,6 +126,10 @@ class LossyDisk:
         with self._lock:
             file = self._at("fsync", path)
             file.synced = file.data
+
+    def begin_fsync(self, path: Path) -> Callable[[], None]:
+        """Nothing yet: what is returned makes the file's bytes durable."""
+        return partial(self.fsync, path)
 
     def rename(self, old: Path, new: Path) -> None:
         """Give a file another name, in one step."""

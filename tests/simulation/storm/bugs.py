@@ -15,6 +15,7 @@ from storm.world import World
 
 from atoll.core.errors import AtollError
 from atoll.node import fence
+from atoll.node.audit.answers import Answers
 from atoll.server import office
 from atoll.server.epochs import Epochs
 from atoll.server.rounds.counter import Counter
@@ -116,6 +117,11 @@ def double_fold(world: World) -> AbstractContextManager[Any]:
     return mock.patch.object(TrainFold, "take", taken)
 
 
+def unwritten_line(world: World) -> AbstractContextManager[Any]:
+    """Nodes send what their audit log has not got yet."""
+    return mock.patch.object(Answers, "leaving")
+
+
 def forgotten_epoch(world: World) -> AbstractContextManager[Any]:
     """Nodes know the server's newest epoch in memory only."""
     return mock.patch.object(fence, "keep")
@@ -136,4 +142,5 @@ BUGS: dict[str, Bug] = {
     "double fold": double_fold,
     "forgotten epoch": forgotten_epoch,
     "unread mark": unread_mark,
+    "unwritten line": unwritten_line,
 }

@@ -1,4 +1,4 @@
-"""G1 to G8, held against everything that happens, after every step; and the history at the end.
+"""G1 to G9, held against everything that happens, after every step; and the history at the end.
 
 What a node was told it has delivered (its *acknowledgements*), what the store holds, and what is durable
 on disks are compared with one another and with the federation as it should have gone
@@ -262,6 +262,9 @@ class Checks:
         self.ensure(
             before in ("", receipt.sha256), "G8", f"another answer to {receipt.task} is accepted"
         )
+        node = self.world.nodes[request.site]
+        told = not node.honest or node.tells_of(receipt.sha256)
+        self.ensure(told, "G9", f"{receipt.task} has left, and no log tells of it")
         row = self.world.database.contributions[receipt.task.partition(".")[0]].get(receipt.task)
         if row is not None and row.status == "refused":
             return  # it is known that these bytes are none; they are not kept
@@ -452,6 +455,8 @@ class Checks:
                 text = f"{task}, acknowledged, counts {times} times"
                 self.ensure(times <= 1 and (times == 1 or not due), "G1", text)
             self._ending(run, row)
+        for node in world.nodes.values():
+            node.check_log()
 
     def _flying(self, run: str, row: Any) -> set[str]:
         """Tasks of an asynchronous run that were at work when it ended."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
@@ -13,9 +14,12 @@ from storm.played import Channel, forged
 
 from atoll.core.errors import Forbidden, StorageError
 from atoll.node import agent as agents
+from atoll.node.audit.log import AuditLog
+from atoll.node.audit.reading import check, entries
 from atoll.node.home import Home
 from atoll.node.settings import Limits, Settings
 from atoll.server.store.memory import MemoryStore
+from atoll.wire.identity import Identity
 from atoll.wire.lossy_disk import LossyDisk
 
 if TYPE_CHECKING:
@@ -51,6 +55,7 @@ class Node:
         rule = "minimum = 1\n"  # its rows are few
         data = f'[sites]\npath = "{name}.csv"\n[sites.columns]\n{columns}[sites.statistics]\n{rule}'
         self.home.datasets.write_text(data)
+        self.key = Identity.fresh()
         self.process: k.Process | None = None
         self.agent: Any = None
         self.away = False
@@ -75,6 +80,7 @@ class Node:
         with world.quiet():
             self.disk.forget(self.home.work)
         try:
+            log = AuditLog(self.home.audit, self.key, self.disk, most=20)
             self.agent = agents.Agent(
                 self.home,
                 self.name,
@@ -82,6 +88,7 @@ class Node:
                 settings,
                 disk=self.disk,
                 jitter=world.random.random,
+                audit=log,
             )
         except StorageError as error:
             if world.injected == before:
@@ -92,6 +99,25 @@ class Node:
         except Forbidden as error:
             world.note(f"ends: {error.message}")
         self._exit()
+
+    def tells_of(self, sha256: str) -> bool:
+        """Whether an answer stands in the audit log, whatever a power failure does now."""
+        files = self.disk._folders[self.home.audit].synced.values()
+        return any(sha256.encode() in file.synced for file in files)
+
+    def check_log(self) -> None:
+        """The audit log is whole, and tells of each answer once."""
+        world, key = self.world, self.key.public_bytes
+        try:
+            with world.quiet():
+                check(self.home.audit, key, disk=self.disk)
+                found = list(entries(self.home.audit, key, disk=self.disk))
+        except StorageError as error:
+            world.checks.violated("G9", f"{self.name}: {error}", error)
+            return
+        told = Counter((e["task"], e["answer"]) for e in found if e["what"] == "answer")
+        twice = [task for (task, _), times in told.items() if times > 1]
+        world.checks.ensure(not twice, "G9", f"the log of {self.name} tells twice of {twice}")
 
     def stop(self) -> None:
         """The operator stops the node, and starts it again."""

@@ -36,6 +36,7 @@ import numpy as np
 from atoll.core.errors import AuthError, StateError, WireError, raise_faults
 from atoll.core.layout import Array
 from atoll.job.summed import SUBJECTS, job_name, model_mark, sums_digest, work_mark
+from atoll.node.audit.answers import Form
 from atoll.node.link import INLINE
 from atoll.node.orders import Order, Report
 from atoll.node.peers import Trust
@@ -151,6 +152,7 @@ class Encrypted:
             before=body.kept,
             trained=body.kind == "train",
             wait=not isinstance(frame, Path) or frame.stat().st_size <= INLINE,
+            named=self._site.naming(body, _done(body), _form(body)),
         )
         if found is not None:
             self._answered = body.id
@@ -174,7 +176,7 @@ class Encrypted:
             "open": self._open,
         }
         try:
-            return encode(_done(body), steps[body.kind](body, terms, said))
+            return encode(_done(body).model_dump(), steps[body.kind](body, terms, said))
         except KeyError as error:
             raise WireError(f"a message of the step {body.kind!r} without {error}") from error
 
@@ -234,7 +236,7 @@ class Encrypted:
             self._site.leave(body, found.result)
         path = found.result.with_suffix(".encrypted")
         arrays = {**joined(sealed), "root": _bytes(root), "tag": _bytes(tag)}
-        self._site.spool.write(self._run, path, pieces(_done(body), arrays))
+        self._site.spool.write(self._run, path, pieces(_done(body).model_dump(), arrays))
         return path
 
     def _pledge(self, body: TaskBody, terms: Terms, said: Arrays) -> Mapping[str, Array]:
@@ -406,8 +408,14 @@ def _greetings(said: Arrays) -> list[Greeting]:
     return [Greeting(channel, signature) for channel, signature in both]
 
 
-def _done(body: TaskBody) -> dict[str, Any]:
-    return ResultBody(task=body.id, status="done").model_dump()
+def _form(body: TaskBody) -> Form:
+    if body.kind in SUBJECTS:
+        return "encrypted"
+    return "opened" if body.kind == "open" else "step"
+
+
+def _done(body: TaskBody) -> ResultBody:
+    return ResultBody(task=body.id, status="done")
 
 
 def _bytes(raw: bytes) -> Array:

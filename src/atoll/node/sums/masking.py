@@ -173,6 +173,9 @@ class Masked:
             trained=body.kind == "train",
             # Words without the keys that a failing machine loses with them are of no use to anybody.
             wait=isinstance(frame, Path) and frame.stat().st_size <= INLINE,
+            named=self._site.naming(
+                body, _done(body), "masked" if body.kind in SUBJECTS else "step"
+            ),
         )
         if found is not None:  # another attempt finds the memory under this task
             left = Trained(body.id, found.result, None, found.start)
@@ -210,7 +213,7 @@ class Masked:
             if message is None:
                 raise StateError("the masks were asked for in the wrong place")
             said = np.frombuffer(written(message), np.uint8)
-            return encode(ResultBody(task=body.id, status="done").model_dump(), {_SAID: said})
+            return encode(_done(body).model_dump(), {_SAID: said})
         trained = self.trained(body)
         if trained is None:
             raise StateError("the integers of this round have not been made yet")
@@ -407,7 +410,7 @@ class Masked:
             lane.name: (f"uint{lane.bits}", (lane.length,)) for lane in session.terms.lanes
         }
         shapes[_SAID] = "uint8", (len(written(bare)),)
-        done = ResultBody(task=body.id, status="done").model_dump()
+        done = _done(body).model_dump()
 
         def whole() -> Iterator[bytes | memoryview]:
             yield head(done, shapes)
@@ -444,6 +447,10 @@ def _enough_noise(privacy: Mapping[str, Any], arrays: Mapping[str, Any], terms: 
             f"{terms.threshold} sites could open the sum, and its noise is made for {least}",
             remedy="set privacy.threshold in the job, so that rounds with fewer sites may be opened",
         )
+
+
+def _done(body: TaskBody) -> ResultBody:
+    return ResultBody(task=body.id, status="done")
 
 
 def _attempt(body: TaskBody) -> Attempt:
