@@ -87,6 +87,13 @@ def test_words_and_places_are_those_of_the_schema(spec_of):
         {"local": {"momentum": 0.9, "nesterov": True}},
         {"clock": {"delay": {"kind": "exponential", "scale": 1.0}}},
         {"rounds": {"mode": "async", "max_aborts": 3, "size": 0, "over_selection": 0.0}},
+        {
+            "data": {
+                "site_column": "",
+                "drop": ["site"],
+                "partition": {"kind": "iid", "alpha": 0.1, "min_rows": 2},
+            }
+        },
         {"rounds": {"buffer": 1}, "model": {"loss": "", "lanes": 1}},
     ],
 )

@@ -61,10 +61,18 @@ _ONLY_BESIDE = (
 
 
 def idle_faults(spec: JobSpec) -> Iterator[Fault]:
-    """What is said in vain. A fit function of the job's own gets all of ``[local]``: there none of it is."""
+    """What is said in vain. A fit function of the job's own gets all of ``[local]``: there none of it is.
+
+    Kinds of partitions are what experiments go through, ``--set data.partition.kind=iid``: where one is named,
+    options of the others are not refused.
+    """
     told = set[str]()
+    dealt = spec.data.partition
+    swept = dealt is not None and "kind" in dealt.model_fields_set
     for place, other, words in _ONLY_WITH:
         if place in told or not _said(spec, place) or (word := _at(spec, other)) in words:
+            continue
+        if swept and other == "data.partition.kind":
             continue
         told.add(place)
         choice = " or ".join(map(repr, words))
