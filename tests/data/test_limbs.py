@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.core.errors import DataError
+from atoll.data import limbs
 from atoll.data.limbs import LOW, decode, encode, exact_sum, exact_sum_of_squares
 
 values = st.lists(st.floats(-1e40, 1e40).filter(lambda x: x == 0 or abs(x) > 1e-40), max_size=30)
@@ -49,3 +50,10 @@ def test_what_lies_below_the_unit_is_cut_value_by_value(xs, cut):
 def test_what_cannot_be_summed_is_named(bad):
     with pytest.raises(DataError, match="cannot be summed"):
         exact_sum(np.array([1.0, bad]))
+
+
+def test_long_columns_are_added_up_in_parts(monkeypatch):
+    values = np.random.default_rng(0).normal(size=100) * 10.0 ** np.arange(-50, 50)
+    whole = exact_sum(values)
+    monkeypatch.setattr(limbs, "_AT_ONCE", 7)
+    assert exact_sum(values) == whole

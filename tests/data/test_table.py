@@ -23,7 +23,7 @@ def test_text_stays_an_object_and_blank_text_is_missing():
 @pytest.mark.parametrize("single", [63, "male", None, 2.5, np.float64(3)])
 def test_a_column_is_no_single_value(single):
     """Text of four letters was a column of four rows."""
-    with pytest.raises(DataError, match="'sex' is .*, and no list of values"):
+    with pytest.raises(DataError, match=r"'sex' is .*, and no list of values"):
         Table.of({"age": [1, 2, 3, 4], "sex": single})
 
 

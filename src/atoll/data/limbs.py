@@ -67,6 +67,10 @@ def encode(total: int) -> Array:
     return digits
 
 
+_AT_ONCE = 1 << 25
+"""Values whose halves of 26 bits have a sum below 2^53."""
+
+
 def decode(digits: Array) -> Fraction:
     """The number that (added) digits stand for, exactly."""
     whole = sum(int(d) << (_BASE_BITS * i) for i, d in enumerate(digits.tolist()))
@@ -80,14 +84,18 @@ def _check(values: Array, largest: float) -> None:
 
 
 def _total(values: Array) -> int:
+    if len(values) > _AT_ONCE:
+        return _total(values[:_AT_ONCE]) + _total(values[_AT_ONCE:])
+    if not len(values):
+        return 0
     mantissa, exponent = np.frexp(np.asarray(values, np.float64))
     whole = np.ldexp(mantissa, 53).astype(np.int64)
     shift = exponent.astype(np.int64) - 53 - LOW
-    total = 0
-    for s in np.unique(shift[whole != 0]):
-        part = whole[shift == s]
-        if s < 0:  # cut value by value, so that the total does not depend on how rows are grouped
-            part = np.sign(part) * (np.abs(part) >> min(-int(s), 62))
-        high, low = part >> 26, part & ((1 << 26) - 1)
-        total += ((int(high.sum()) << 26) + int(low.sum())) << max(int(s), 0)
-    return total
+    # Cut value by value, so that the total does not depend on how rows are grouped.
+    kept: Array = np.sign(whole) * (np.abs(whole) >> np.clip(-shift, 0, 62))
+    least = max(int(shift.min()), 0)
+    place = np.maximum(shift, 0) - least
+    # Halves of 26 bits, added up by exponent: each of these sums is exact in float64.
+    halves = (np.bincount(place, half).tolist() for half in (kept >> 26, kept & ((1 << 26) - 1)))
+    parts = enumerate(zip(*halves, strict=True), least)
+    return sum(((int(high) << 26) + int(low)) << s for s, (high, low) in parts if high or low)

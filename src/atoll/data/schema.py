@@ -8,6 +8,7 @@ and gives typed tables back: numbers and booleans as float64 with NaN, categorie
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -86,7 +87,7 @@ class Schema:
                 yield Fault(f"column {column.name!r}", f"is a second target beside {self.target!r}")
             if column.role == "ignore" and column.name == self.target:
                 yield Fault(f"column {column.name!r}", "the target cannot be ignored")
-        for name in sorted({name for name in names if names.count(name) > 1}):
+        for name in sorted(name for name, count in Counter(names).items() if count > 1):
             yield Fault(f"column {name!r}", "is declared twice", "remove one declaration")
         if not self.features:
             yield Fault("columns", "no feature is declared", "declare a column besides the target")
@@ -287,11 +288,11 @@ def table_faults(
         empty: whether it has no rows.
         cells: by column what is wrong with its cells.
     """
-    wanted = (*schema.features, schema.goal)
+    wanted, held = (*schema.features, schema.goal), frozenset(names)
     faults = [
         Fault(f"site {site!r}, column {c.name!r}", "is missing", suggest(c.name, names))
         for c in wanted
-        if c.name not in names
+        if c.name not in held
     ]
     if empty:
         faults.append(Fault(f"site {site!r}", "has no rows", "leave the site out or fill its file"))
