@@ -177,6 +177,13 @@ def test_examples_are_numbers(tmp_path, arrays, told):
         read_examples(tmp_path / "a.npz")
 
 
+def test_hidden_files_of_a_folder_are_no_sites(tmp_path):
+    """Systems leave some beside those that were copied: ``._rome.csv`` of macOS is none of ours."""
+    for name in ("rome.csv", "._rome.csv", ".rome.csv"):
+        (tmp_path / name).write_text("x\n1\n")
+    assert list(sites_from_files(tmp_path)) == ["rome"]
+
+
 def test_each_file_of_a_folder_is_a_site(tmp_path):
     for name in ("rome.csv", "oslo.csv"):
         (tmp_path / name).write_text("x\n1\n")

@@ -192,6 +192,7 @@ def test_too_many_aborts_in_a_row_end_the_run():
     with pytest.raises(QuorumError, match="3 rounds in a row") as caught:
         scripted([1.0] * 20, Stop(20, max_aborts=3), refuse=lambda call: call % 4 != 1)
     assert "lower the learning rate" in caught.value.remedy
+    assert "scale_target" in caught.value.remedy
     last = {
         "missing": {"ulm": "refused: at ulm: its rule\n  next: ask for masks"},
         "reason": "0 of 1",

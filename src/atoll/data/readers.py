@@ -140,7 +140,7 @@ def sites_from_files(
     """One site per file, named after the file without its suffix, in alphabetical order.
 
     Args:
-        where: a folder (all its files of a known format) or a pattern such as ``data/*.csv``.
+        where: a folder (all its files of a known format, but hidden ones) or a pattern such as ``data/*.csv``.
         read: reads one file; :func:`read_examples` for rows that are no table.
 
     Raises:
@@ -148,7 +148,8 @@ def sites_from_files(
     """
     folder = Path(where)
     if folder.is_dir():
-        paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in _READERS)
+        shown = (p for p in folder.iterdir() if not p.name.startswith("."))
+        paths = sorted(p for p in shown if p.suffix.lower() in _READERS)
     else:
         paths = sorted(Path(p) for p in glob.glob(str(where)))
     if not paths:

@@ -9,7 +9,10 @@ __all__ = ["ended", "parted", "told_of", "way_out"]
 
 _WAIT = "lower the quorum, lengthen the deadline, or see metrics.jsonl for who is missing and why"
 _AGAIN = "start it again: each site has to answer in each round, from the first to the last"
-_MEND = "lower the learning rate; look for missing or infinite values in these clients' rows"
+_MEND = (
+    "lower the learning rate, scale large targets of a regression (preprocessing.scale_target); look for "
+    "missing or infinite values in these clients' rows"
+)
 _CODE = "mend the job's code, or these clients' rows, where they failed, and start it again"
 
 
