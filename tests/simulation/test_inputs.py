@@ -11,6 +11,7 @@ import atoll
 from atoll.core.errors import AtollError, DataError, JobConflict, JobError
 from atoll.data.inputs import Inputs
 from atoll.data.population import LazyClients
+from atoll.job.islands import islands_of, sized
 from atoll.models.function import FunctionTrainer
 from atoll.models.linear import LinearTrainer
 from atoll.models.torch import TorchTrainer
@@ -144,6 +145,24 @@ def test_clients_whose_rows_have_other_columns_are_named_before_training():
     assert places == ["client 'b'", "client 'd'", "central"]
     assert "3 values a row, client 'a' has 2 values" in caught.value.faults[0].message
     assert not seen
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.uint8, np.int64])
+def test_labels_that_are_handed_over_are_classes_of_whatever_type(folder, dtype):
+    changes = ["model.kind=multinomial", "rounds.count=1", "data.central_test=false"]
+    rows = atoll.Examples(np.eye(3), np.array([0, 2, 1], dtype))
+    run = atoll.simulate(atoll.load_job(folder / "job.toml", changes), {"a": rows, "b": rows})
+    assert run.parameters["weight"].shape == (3, 3)
+
+
+def test_amounts_that_are_handed_over_are_no_classes(folder):
+    """A regression counted whole numbers up to the largest as its classes, and was evaluated row by row."""
+    changes = ["model.kind=linear", "data.task=regression", "data.target=age", "rounds.count=1"]
+    job = atoll.load_job(folder / "job.toml", [*changes, "data.central_test=false"])
+    assert job.trainer(sized(islands_of({"a": PRICES}, {}, None))).classes == 1
+
+
+PRICES = atoll.Examples(np.eye(3), np.array([250_000, 410_000, 320_000]))
 
 
 def test_bytes_that_a_network_takes_as_floats_only_are_told_before_training():

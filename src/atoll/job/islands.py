@@ -12,6 +12,7 @@ import numpy as np
 
 from atoll.core.contracts import Examples
 from atoll.core.errors import DataError, Fault, raise_faults, suggest
+from atoll.core.layout import Array
 from atoll.core.values import ClientId
 from atoll.data.card import examples_card
 from atoll.data.inputs import Inputs
@@ -116,17 +117,23 @@ def sized(islands: Islands) -> Islands:
     """Rows that were handed over, with their sizes: what a job's model is built by.
 
     Values per row are those of the first client; classes are counted over all rows there are, and 1 where
-    targets are no whole numbers.
+    targets are no whole numbers (of whatever type, as labels of a frame with gaps are floats).
     """
     rows = [e for e in islands.train.values() if isinstance(e, Examples)]
     if islands.features or not rows:
         return islands
     judged = [e for e in (*islands.held_out.values(), islands.central) if isinstance(e, Examples)]
     labels = [np.asarray(e.targets) for e in (*rows, *judged) if len(e)]
-    whole = all(found.dtype.kind in "biu" for found in labels)
+    whole = all(map(_whole, labels))
     classes = 1 + max((int(found.max()) for found in labels), default=0) if whole else 1
     features = math.prod(rows[0].features.shape[1:])
     return replace(islands, features=features, classes=classes)
+
+
+def _whole(targets: Array) -> bool:
+    return targets.dtype.kind in "biu" or bool(
+        np.isfinite(targets).all() and (targets == np.floor(targets)).all()
+    )
 
 
 _SHOWN = 5

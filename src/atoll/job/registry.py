@@ -267,7 +267,7 @@ def _trainer(spec: JobSpec, islands: Islands, folder: Path) -> Trainer:
         return LinearTrainer(
             model.kind,  # type: ignore[arg-type]  # checked against LINEAR
             islands.features,
-            classes=islands.classes,
+            classes=1 if spec.data.task == "regression" else islands.classes,
             l2=model.l2,
             dtype=model.dtype,
             personal=model.personal,
