@@ -31,6 +31,7 @@ from atoll.algorithms import (
 from atoll.core.contracts import Weighting
 from atoll.core.errors import LayoutError
 from atoll.core.layout import Entry, Layout
+from atoll.core.local import LocalWork, Optimizer
 from atoll.core.values import State
 
 
@@ -325,7 +326,10 @@ def test_partial_cohorts_touch_only_their_own_memory(algorithm):
 def test_a_client_that_took_no_step_sends_no_change(algorithm):
     if isinstance(algorithm, FedSGD):
         pytest.skip("FedSGD always takes its one step")
-    s = setting(algorithm, steps=dict.fromkeys(ROWS, 0))
+    none = LocalWork(
+        epochs=0.1, batch_size=0, optimizer=Optimizer(lr=0.1)
+    )  # less than one whole pass
+    s = setting(algorithm, local=none)
     state = s.start(START)
     after, kept = s.round(state)
     assert after.parameters == pytest.approx(state.parameters, abs=1e-15)

@@ -147,7 +147,7 @@ def test_each_lane_has_its_own_optimiser(name, fields):
         {"batch_size": 0},
         {"batch_size": 5, "drop_last": True},
         {"steps": 7, "batch_size": 3},
-        {"steps": 0},
+        {"epochs": 1e-12},  # no step at all
         {"epochs": 4, "schedule": Schedule("step", 0.5, 1, unit="epoch")},
         {"schedule": Schedule("cosine", every=9)},
     ],

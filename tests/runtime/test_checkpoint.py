@@ -11,7 +11,7 @@ from atoll.core.errors import CheckpointError, StorageError
 from atoll.core.values import Broadcast, State
 from atoll.runtime import checkpoint
 from atoll.runtime.checkpoint import Best, Progress
-from atoll.runtime.schedule import Pace
+from atoll.runtime.pace import Pace
 
 JOB = "ab" * 32
 ODD_NAMES = ["plain", "with/slash", "a/b/c", "Zürich 病院", "not utf-8 \udcff", ""]

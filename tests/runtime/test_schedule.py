@@ -10,11 +10,10 @@ from atoll.core.errors import DataError, JobError
 from atoll.core.seeds import Seed
 from atoll.runtime.clock import Availability, Clock, Delay, read_intervals, read_seconds
 from atoll.runtime.cohort import Cohort
+from atoll.runtime.pace import Pace, Population
 from atoll.runtime.schedule import (
     Asynchronous,
-    Pace,
     Plan,
-    Population,
     Synchronous,
     check_schedule,
 )
@@ -247,8 +246,8 @@ def test_impossible_schedules_are_refused_with_every_fault():
         check_schedule(Synchronous(Cohort("uniform", 20)), 5)
     with pytest.raises(JobError, match=r"quorum 9.*"):
         check_schedule(Synchronous(quorum=9), 5)
-    with pytest.raises(JobError, match=r"quorum 2\.5 is neither a whole number"):
-        check_schedule(Synchronous(quorum=2.5), 5)
+    with pytest.raises(JobError, match=r"quorum: 2\.5 is neither a whole number"):
+        Synchronous(quorum=2.5)
     with pytest.raises(JobError, match="count twice"):
         check_schedule(Asynchronous(buffer=6), 5)
     with pytest.raises(JobError, match=r"scale.*sigma|2 faults"):

@@ -14,7 +14,8 @@ from atoll.runtime import checkpoint
 from atoll.runtime.clock import Availability, Clock
 from atoll.runtime.cohort import Cohort
 from atoll.runtime.loop import Loop, Stop
-from atoll.runtime.schedule import Pace, Population, Synchronous, Turns, check_schedule, turns_of
+from atoll.runtime.pace import Pace, Population
+from atoll.runtime.schedule import Synchronous, Turns, check_schedule, turns_of
 from atoll.runtime.serial import SerialExecutor
 
 JOB = "cd" * 32
@@ -88,7 +89,6 @@ def test_without_separation_cohorts_are_what_they_were():
         ),
         (Synchronous(Cohort(separation=2)), "fixed size, not 'all'"),
         (Synchronous(Cohort("poisson", rate=0.1, separation=2)), "fixed size, not 'poisson'"),
-        (Synchronous(Cohort("uniform", 1, separation=0)), "below 1"),
     ],
 )
 def test_a_federation_too_small_for_its_pauses_is_told_before_the_first_round(schedule, reason):

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 
 from atoll.algorithms.adaptive import adaptive_step, start
 from atoll.algorithms.averaging import average_client, average_cohort, tell
-from atoll.algorithms.options import check
 from atoll.core.contracts import Member, Trainer, Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
 
 __all__ = ["FedAdagrad"]
@@ -55,6 +55,7 @@ class FedAdagrad:
         """Refuse options out of range."""
         check(
             self,
+            "algorithm",
             optional=("initial_v",),
             server_lr="(0, inf)",
             beta1="[0, 1)",

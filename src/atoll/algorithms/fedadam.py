@@ -32,10 +32,10 @@ from atoll.algorithms.adaptive import (
     start,
 )
 from atoll.algorithms.averaging import average_client, average_cohort, tell
-from atoll.algorithms.options import check
 from atoll.core.contracts import Member, Trainer, Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
 
 __all__ = ["FedAdam"]
@@ -65,6 +65,7 @@ class FedAdam:
         """Refuse options out of range."""
         check(
             self,
+            "algorithm",
             optional=("initial_v",),
             also=correction_faults(self.bias_correction, self.beta2),
             server_lr="(0, inf)",

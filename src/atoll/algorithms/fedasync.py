@@ -29,10 +29,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoll.algorithms.averaging import tell, train
-from atoll.algorithms.options import check
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalRule, LocalWork
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update, moved
 
 __all__ = ["FedAsync"]
@@ -60,6 +60,7 @@ class FedAsync:
         """Refuse options out of range."""
         check(
             self,
+            "algorithm",
             alpha="(0, 1]",
             decay=("constant", "hinge", "polynomial"),
             a="[0, inf)",

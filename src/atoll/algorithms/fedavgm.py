@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoll.algorithms.averaging import average_client, average_cohort, spread, stepped, tell
-from atoll.algorithms.options import check
 from atoll.core.contracts import Member, Trainer, Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
 
 __all__ = ["FedAvgM"]
@@ -48,7 +48,7 @@ class FedAvgM:
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
-        check(self, server_lr="(0, inf)", momentum="[0, 1)", nesterov="bool")
+        check(self, "algorithm", server_lr="(0, inf)", momentum="[0, 1)", nesterov="bool")
 
     @property
     def needs_correction(self) -> bool:

@@ -26,10 +26,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atoll.algorithms.averaging import average_client, average_cohort, stepped, tell
-from atoll.algorithms.options import check
 from atoll.core.contracts import Member, Trainer, Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
 
 __all__ = ["FedBuff"]
@@ -49,7 +49,7 @@ class FedBuff:
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
-        check(self, server_lr="(0, inf)", exponent="[0, inf)")
+        check(self, "algorithm", server_lr="(0, inf)", exponent="[0, inf)")
 
     @property
     def needs_correction(self) -> bool:

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoll.algorithms.averaging import spread, stepped, tell, train
-from atoll.algorithms.options import check
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalRule, LocalWork
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
 
 __all__ = ["FedDyn"]
@@ -49,7 +49,7 @@ class FedDyn:
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
-        check(self, alpha="(0, inf)")
+        check(self, "algorithm", alpha="(0, inf)")
 
     @property
     def needs_correction(self) -> bool:
@@ -86,6 +86,12 @@ class FedDyn:
         after = g_k.copy()
         after[part] -= self.alpha * done.delta[part]
         return done.update(work, delta=done.delta), done.memory(gradient=after)
+
+    def settled(self, kept: Memory, meant: Update, sent: Update, work: Work) -> Memory:
+        """Where updates are clipped, g_k moves by what arrives: h stays the mean of the g_k."""
+        part, after = work.layout.shared_trainable, kept["gradient"].copy()
+        after[part] -= self.alpha * (sent.vectors["delta"] - meant.vectors["delta"])[part]
+        return {**kept, "gradient": after}
 
     def server(self, state: State, aggregate: Aggregate) -> State:
         """Lines 9 and 10."""

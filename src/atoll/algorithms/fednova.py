@@ -30,11 +30,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoll.algorithms.averaging import stepped, tell, train
-from atoll.algorithms.options import check
 from atoll.algorithms.reach import reach
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalRule, LocalWork
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
 
 __all__ = ["FedNova"]
@@ -56,7 +56,7 @@ class FedNova:
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
-        check(self, mu="[0, inf)", server_lr="(0, inf)", reference_steps="(0, inf)")
+        check(self, "algorithm", mu="[0, inf)", server_lr="(0, inf)", reference_steps="(0, inf)")
 
     @property
     def needs_correction(self) -> bool:

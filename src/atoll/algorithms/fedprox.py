@@ -22,10 +22,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atoll.algorithms.averaging import average_client, average_cohort, stepped, tell
-from atoll.algorithms.options import check
 from atoll.core.contracts import Member, Trainer, Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalRule, LocalWork
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
 
 __all__ = ["FedProx"]
@@ -45,7 +45,7 @@ class FedProx:
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
-        check(self, mu="[0, inf)", server_lr="(0, inf)")
+        check(self, "algorithm", mu="[0, inf)", server_lr="(0, inf)")
 
     @property
     def needs_correction(self) -> bool:

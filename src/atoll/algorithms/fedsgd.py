@@ -26,11 +26,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atoll.algorithms.averaging import stepped, tell
-from atoll.algorithms.options import check
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
 from atoll.core.metrics import Mean
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
 
 __all__ = ["FedSGD"]
@@ -48,7 +48,7 @@ class FedSGD:
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
-        check(self, server_lr="(0, inf)")
+        check(self, "algorithm", server_lr="(0, inf)")
 
     @property
     def needs_correction(self) -> bool:

@@ -29,10 +29,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoll.algorithms.averaging import stepped, tell, train
-from atoll.algorithms.options import check
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalWork
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
 
 __all__ = ["QFedAvg"]
@@ -55,7 +55,7 @@ class QFedAvg:
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
-        check(self, q="[0, inf)", server_lr="(0, inf)")
+        check(self, "algorithm", q="[0, inf)", server_lr="(0, inf)")
 
     @property
     def needs_correction(self) -> bool:

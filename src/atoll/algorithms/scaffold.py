@@ -34,12 +34,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoll.algorithms.averaging import joined, stepped, tell, train
-from atoll.algorithms.options import check
 from atoll.algorithms.reach import reach
 from atoll.core.contracts import ControlTrainer, Lane, Member, Trainer, Weighting, Work
 from atoll.core.errors import Fault, JobConflict
 from atoll.core.layout import Array, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update, moved
 
 __all__ = ["Scaffold"]
@@ -61,7 +61,7 @@ class Scaffold:
         """Refuse options out of range."""
         wrong = [Fault("algorithm.option", f"{self.option!r} is neither 1 nor 2")]
         known = self.option in (1, 2) and not isinstance(self.option, bool)
-        check(self, also=[] if known else wrong, server_lr="(0, inf)")
+        check(self, "algorithm", also=[] if known else wrong, server_lr="(0, inf)")
 
     @property
     def needs_correction(self) -> bool:
@@ -107,6 +107,11 @@ class Scaffold:
             change[part] = -c[part] - done.delta[part] / _travelled(done.fit, work.local)
         update = done.update(work, delta=done.delta, control=change)
         return update, done.memory(control=c_i + change)
+
+    def settled(self, kept: Memory, meant: Update, sent: Update, work: Work) -> Memory:
+        """Where updates are clipped, c_i moves by what arrives: c stays the mean of the c_i."""
+        missing = sent.vectors["control"] - meant.vectors["control"]
+        return {**kept, "control": kept["control"] + missing}
 
     def groups(self, trainer: Trainer, local: LocalWork) -> bool:
         """Where c_i can be kept in terms of rows: option II, and no decay in the distance travelled."""

@@ -11,10 +11,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from atoll.core.errors import JobError, suggest
+from atoll.core.errors import JobError
 from atoll.core.layout import Array, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Metrics
+from atoll.core.ranges import check
 from atoll.core.seeds import Seed
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Merged, State, Update
 
@@ -218,9 +219,6 @@ class LaneTrainer(Protocol):
         ...
 
 
-_WEIGHTINGS = ("examples", "uniform", "given")
-
-
 @dataclass(frozen=True)
 class Weighting:
     """w_i of a client: its number of examples, 1, or a given lambda_i.
@@ -234,15 +232,18 @@ class Weighting:
     given: Mapping[ClientId, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse an unknown kind: it must not pass for another.
+        """Refuse an unknown kind: it must not pass for another; and weights below 0.
 
         Raises:
-            JobError: with the nearest known kind.
+            JobError: with every one of them.
         """
-        if self.kind not in _WEIGHTINGS:
-            raise JobError(
-                f"unknown weighting {self.kind!r}", remedy=suggest(self.kind, _WEIGHTINGS)
-            )
+        check(
+            self,
+            "algorithm",
+            names={"kind": "weights", "given": "weights"},
+            kind=("examples", "uniform", "given"),
+            given="each [0, inf)",
+        )
 
     def of(self, client: ClientId, examples: int) -> float:
         """The weight of ``client`` holding ``examples`` rows.

@@ -11,10 +11,11 @@ so one record serves NumPy, torch and every fast executor alike.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from atoll.core.errors import Fault, JobError, raise_faults, suggest
+from atoll.core.errors import Fault
 from atoll.core.layout import Array
+from atoll.core.ranges import check, inside
 
 __all__ = ["Fit", "LocalRule", "LocalWork", "Optimizer", "Schedule"]
 
@@ -33,7 +34,7 @@ class Optimizer:
         eps: Adam's denominator offset.
 
     Raises:
-        JobError: a learning rate below 0, or none.
+        JobError: with every option out of range.
     """
 
     name: str = "sgd"
@@ -45,11 +46,23 @@ class Optimizer:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        """Refuse what would climb instead of descend."""
-        lr: Any = self.lr
-        if isinstance(lr, str) or not lr >= 0:
-            fault = Fault("local.lr", f"{lr!r} is no learning rate", "give a number above 0")
-            raise JobError("the optimiser", faults=[fault])
+        """Refuse options out of range."""
+        betas: Any = self.betas
+        two = isinstance(betas, tuple | list) and len(betas) == 2
+        wrong = f"{betas!r:.60} are not two numbers in [0, 1)"
+        decays = two and all(inside(beta, "[0, 1)") for beta in betas)
+        check(
+            self,
+            "local",
+            also=() if decays else [Fault("local.betas", wrong, "give two, such as (0.9, 0.999)")],
+            names={"name": "optimizer"},
+            name="text",
+            lr="[0, inf)",
+            momentum="[0, 1)",
+            nesterov="bool",
+            weight_decay="[0, inf)",
+            eps="(0, inf)",
+        )
 
 
 @dataclass(frozen=True)
@@ -67,14 +80,16 @@ class Schedule:
     unit: Literal["round", "epoch"] = "round"
 
     def __post_init__(self) -> None:
-        """Refuse words that are not known; they would be taken for another."""
-        known = (("kind", ("constant", "step", "cosine")), ("unit", ("round", "epoch")))
-        faults = [
-            Fault(f"local.schedule.{name}", f"unknown {word!r}", suggest(str(word), words))
-            for name, words in known
-            if (word := getattr(self, name)) not in words
-        ]
-        raise_faults(JobError, "the learning-rate schedule", faults)
+        """Refuse words that are not known, which would be taken for another, and options out of range."""
+        check(
+            self,
+            "local.schedule",
+            kind=("constant", "step", "cosine"),
+            gamma="(0, inf)",
+            every="whole [1, inf)",
+            floor="[0, inf)",
+            unit=("round", "epoch"),
+        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +106,7 @@ class LocalWork:
         drop_last: leave out a last batch that is not full.
 
     Raises:
-        JobError: no work at all, a number that is none, or an optimiser or schedule that is a word.
+        JobError: with every option out of range: no work at all, an optimiser or schedule that is a word.
     """
 
     epochs: float = 1.0
@@ -104,22 +119,18 @@ class LocalWork:
 
     def __post_init__(self) -> None:
         """Refuse work that is none."""
-        faults, made = list[Fault](), cast(Any, self.optimizer)
-        if not isinstance(made, Optimizer):
-            remedy = "give atoll.Optimizer('adam', lr=0.001)"
-            faults.append(Fault("local.optimizer", f"{made!r:.60} is no Optimizer", remedy))
-        if not isinstance(cast(Any, self.schedule), Schedule):
-            remedy = "give Schedule('cosine', every=100), of atoll.core.local"
-            faults.append(Fault("local.schedule", f"{self.schedule!r:.60} is no Schedule", remedy))
-        for name in ("epochs", "steps", "batch_size", "clip_norm"):
-            value = getattr(self, name)
-            if isinstance(value, str) or (value is None and name != "steps"):
-                faults.append(Fault(f"local.{name}", f"{value!r:.60} is no number"))
-            elif name == "epochs" and self.steps is None and not value > 0:
-                faults.append(Fault("local.epochs", f"{value!r} is not above 0"))
-            elif name in ("batch_size", "clip_norm") and not value >= 0:
-                faults.append(Fault(f"local.{name}", f"{value!r} is below 0"))
-        raise_faults(JobError, "the local work", faults)
+        check(
+            self,
+            "local",
+            optional=("steps",),
+            epochs="(0, inf)",
+            steps="whole [1, inf)",
+            batch_size="whole [0, inf)",
+            optimizer=Optimizer,
+            schedule=Schedule,
+            clip_norm="[0, inf)",
+            drop_last="bool",
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from atoll.core.contracts import Algorithm, Trainer, Weighting
 from atoll.core.errors import Fault, JobError, raise_faults
 from atoll.core.layout import Array
 from atoll.core.local import LocalWork
+from atoll.core.ranges import range_faults
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data.population import LazyClients, ids_of, rows_of
@@ -84,12 +84,23 @@ class Job:
     start: Start | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what is of another kind: a name, a number or a class where an object belongs.
+        """Refuse what is of another kind, such as a name where an object belongs, and options out of range.
 
         Raises:
             JobError: with every such field.
         """
-        raise_faults(JobError, "the job", list(_misfits(self)))
+        wrong = range_faults(
+            self,
+            "",
+            evaluate_every="whole [0, inf)",
+            central="bool",
+            federated="bool",
+            compare="bool",
+            checkpoint_every="whole [0, inf)",
+            name="text",
+            seed="whole [0, inf)",
+        )
+        raise_faults(JobError, "the job", [*_misfits(self), *wrong])
 
     def describe(self) -> dict[str, Any]:
         """The canonical form: what can change the result's bits."""
@@ -298,9 +309,6 @@ def _misfits(job: Job) -> Iterator[Fault]:
         yield Fault("trainer", f"{job.trainer!r:.60} is no trainer", remedy)
     else:
         yield from _half_trainers(job.trainer)
-    seed: Any = job.seed
-    if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-        yield Fault("seed", f"{seed!r:.60} is no whole number from 0 on")
 
 
 def _half_trainers(given: Any) -> Iterator[Fault]:

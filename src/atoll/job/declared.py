@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from atoll.core.contracts import Weighting
 from atoll.core.errors import Fault
+from atoll.core.ranges import check
 from atoll.privacy.dp.accounting import Method
 from atoll.privacy.dp.calibration import Goal
 from atoll.privacy.dp.events import Gaussian
@@ -28,6 +29,14 @@ CORRELATED = ("tree", "banded", "blt")
 _CENTRAL = ("auto", "gaussian", *CORRELATED)
 _SHARED = ("auto", "skellam", "discrete_gaussian")
 _OWN = ("auto", "gaussian")
+_GOAL: Mapping[str, Any] = {
+    "noise_multiplier": "[0, inf)",
+    "epsilon": "[0, inf)",
+    "delta": "(0, 1)",
+    "found": "[0, 1)",
+    "fpr": "(0, 1)",
+}
+"""What a unit of privacy may ask for."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,21 @@ class ClientPrivacy:
     colluders: int = 0
     open_metrics: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        check(
+            self,
+            "privacy.client",
+            **_GOAL,
+            where=("server", "sites", "client"),
+            mechanism=("auto", "gaussian", *CORRELATED, "skellam", "discrete_gaussian"),
+            amplified="bool",
+            bands="whole [0, inf)",
+            buffers="whole [1, 8]",
+            colluders="whole [0, inf)",
+            open_metrics="bool",
+        )
+
     @property
     def goal(self) -> Goal:
         """What the run may cost one client."""
@@ -98,6 +122,17 @@ class RowPrivacy:
     open_metrics: bool = False
     beside: tuple[Gaussian, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        check(
+            self,
+            "privacy.record",
+            **_GOAL,
+            clip="(0, inf)",
+            micro_batch="whole [0, inf)",
+            open_metrics="bool",
+        )
+
     @property
     def goal(self) -> Goal:
         """What the run may cost one row."""
@@ -126,6 +161,18 @@ class MetricsPrivacy:
     loss: float = 4.0
     every: int = 1
     evaluations: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        check(
+            self,
+            "privacy.metrics",
+            noise_multiplier="[0, inf)",
+            share="(0, 1)",
+            loss="(0, inf)",
+            every="whole [1, inf)",
+            evaluations="whole [0, inf)",
+        )
 
 
 @dataclass(frozen=True)
@@ -163,6 +210,27 @@ class Privacy:
     metrics: MetricsPrivacy | None = None
     max_norm: float = 0.0
     bits: Literal[32, 64] = 32
+
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        check(
+            self,
+            "privacy",
+            optional=("client", "record", "metrics"),
+            aggregation=("auto", "plain", "quantised", "masked", "encrypted"),
+            bound="(0, inf)",
+            cap="whole [0, inf)",
+            threshold="whole [0, inf)",
+            degree="whole [0, inf)",
+            clip="[0, inf)",
+            clip_by=("l2", "layer", "adaptive"),
+            quantile="[0, 1]",
+            client=ClientPrivacy,
+            record=RowPrivacy,
+            metrics=MetricsPrivacy,
+            max_norm="[0, inf)",
+            bits=(32, 64),
+        )
 
     @property
     def integers(self) -> bool:

@@ -17,6 +17,7 @@ __all__ = ["JobSpec"]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Seeded = Annotated[int, Field(ge=0)]
 
 
@@ -127,10 +128,10 @@ class LocalSpec(Section):
     batch_size: int = Field(32, ge=0)
     optimizer: Literal["sgd", "adam", "adamw", "nadam", "radam", "adagrad", "rmsprop"] = "sgd"
     lr: Positive = 0.01
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    momentum: Decay = 0.0
     nesterov: bool = False
     weight_decay: NotNegative = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     eps: Positive = 1e-8
     clip_norm: NotNegative = 0.0
     drop_last: bool = False

@@ -20,10 +20,11 @@ from typing import Any, Literal
 import numpy as np
 
 from atoll.core.contracts import Lane, Together
-from atoll.core.errors import DataError, JobConflict, JobError, suggest
+from atoll.core.errors import DataError, JobConflict
 from atoll.core.layout import Array, Entry, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metrics
+from atoll.core.ranges import check
 from atoll.core.seeds import Seed
 from atoll.models.batches import full_batch, learning_rate, order, passes
 from atoll.models.linear_stack import Held, Stack, alike, residual
@@ -107,15 +108,12 @@ class LinearTrainer:
     personal: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Refuse an unknown kind.
+        """Refuse an unknown kind, and a penalty below 0.
 
         Raises:
-            JobError: naming the nearest known kind.
+            JobError: with the nearest known kind.
         """
-        if self.kind not in _KINDS:
-            raise JobError(
-                f"unknown linear model {self.kind!r}", remedy=suggest(str(self.kind), _KINDS)
-            )
+        check(self, "model", kind=_KINDS, features="whole [0, inf)", l2="[0, inf)")
 
     @property
     def corrects(self) -> bool:

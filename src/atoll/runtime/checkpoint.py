@@ -30,7 +30,7 @@ from atoll.core.errors import CheckpointError, StorageError
 from atoll.core.layout import Array, dtype_name
 from atoll.core.tensors import tensor_pieces
 from atoll.core.values import Broadcast, ClientId, Memory, State, freeze
-from atoll.runtime.schedule import Pace
+from atoll.runtime.pace import Pace
 
 __all__ = [
     "Best",

@@ -8,19 +8,45 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-from atoll.core.errors import DataError, Fault, JobError, raise_faults, suggest
+import numpy as np
+
+from atoll.core.errors import DataError, Fault
+from atoll.core.ranges import check, inside
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 
 __all__ = ["Availability", "Clock", "Delay", "read_intervals", "read_seconds"]
 
 DelayKind = Literal["constant", "exponential", "half_normal", "log_normal", "trace"]
+
+
+_ROWS = (tuple, list, np.ndarray)
+
+
+def _seconds(row: Any) -> bool:
+    if not isinstance(row, _ROWS) or not len(row):
+        return False
+    return all(inside(one, "[0, inf]") for one in row)
+
+
+def _spans(row: Any) -> bool:
+    return isinstance(row, _ROWS) and all(_seconds(span) and len(span) == 2 for span in row)
+
+
+def _not_rows(
+    place: str, trace: Mapping[ClientId, Any], good: Callable[[Any], bool], such: str
+) -> list[Fault]:
+    return [
+        Fault(f"{place}.{client}", f"{row!r:.60} are no seconds >= 0", f"give such as {such}")
+        for client, row in trace.items()
+        if not good(row)
+    ]
 
 
 @dataclass(frozen=True)
@@ -45,17 +71,17 @@ class Delay:
     trace: Mapping[ClientId, tuple[float, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse words that are not known, and scales and spreads that are not finite and >= 0."""
-        faults = [
-            Fault(f"clock.delay.{name}", f"{value!r} is not a finite number >= 0")
-            for name, value in (("scale", self.scale), ("sigma", self.sigma))
-            if not (math.isfinite(value) and value >= 0)
-        ]
-        for name, words in (("kind", get_args(DelayKind)), ("per", ("task", "client"))):
-            if (word := getattr(self, name)) not in words:
-                place, reason = f"clock.delay.{name}", f"unknown {word!r}"
-                faults.append(Fault(place, reason, suggest(str(word), words)))
-        raise_faults(JobError, "the delay model is invalid", faults)
+        """Refuse words that are not known, and options and durations out of range."""
+        check(
+            self,
+            "clock.delay",
+            also=_not_rows("clock.delay.trace", self.trace, _seconds, "(1.5, 0.7)"),
+            kind=get_args(DelayKind),
+            scale="[0, inf)",
+            sigma="[0, inf)",
+            per=("task", "client"),
+            per_example="bool",
+        )
 
     def draw(self, seed: Seed, client: ClientId, number: int, examples: int) -> float:
         """Duration of the ``number``-th task of ``client``, which holds ``examples`` rows."""
@@ -90,9 +116,15 @@ class Availability:
     intervals: Mapping[ClientId, tuple[tuple[float, float], ...]] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a probability outside [0, 1]."""
-        if not 0 <= self.probability <= 1:
-            raise JobError(f"clock.availability: {self.probability!r} is not in [0, 1]")
+        """Refuse a probability outside [0, 1], and spans that are none."""
+        place, spans = "clock.availability_trace", self.intervals or {}
+        check(
+            self,
+            "clock",
+            names={"probability": "availability"},
+            also=_not_rows(place, spans, _spans, "((0.0, 8.5), (24.0, 32.5))"),
+            probability="[0, 1]",
+        )
 
     def reachable(self, seed: Seed, client: ClientId, number: int, now: float) -> bool:
         """Whether ``client`` answers its ``number``-th invitation at time ``now``."""
@@ -143,14 +175,15 @@ class Clock:
 
     def __post_init__(self) -> None:
         """Refuse shares outside [0, 1]."""
-        faults = [
-            Fault(f"clock.{name}", f"{value!r} is not in [0, 1]")
-            for name, value in (("dropout", self.dropout), ("partial", self.partial))
-            if not 0 <= value <= 1
-        ]
-        if not 0 < self.partial_low <= 1:
-            faults.append(Fault("clock.partial_low", f"{self.partial_low!r} is not in (0, 1]"))
-        raise_faults(JobError, "the clock is invalid", faults)
+        check(
+            self,
+            "clock",
+            delay=Delay,
+            availability=Availability,
+            dropout="[0, 1]",
+            partial="[0, 1]",
+            partial_low="(0, 1]",
+        )
 
     @cached_property
     def still(self) -> bool:

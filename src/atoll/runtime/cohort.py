@@ -10,14 +10,12 @@ from typing import Literal
 
 import numpy as np
 
-from atoll.core.errors import Fault, JobError, suggest
+from atoll.core.errors import JobError
+from atoll.core.ranges import check
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 
 __all__ = ["Cohort", "part_of"]
-
-
-_KINDS = ("all", "uniform", "poisson", "weighted")
 
 
 def part_of(number: int, share: float) -> int:
@@ -51,23 +49,24 @@ class Cohort:
     separation: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse a kind that is not known."""
-        if self.kind not in _KINDS:
-            fault = Fault(
-                "rounds.cohort", f"unknown {self.kind!r}", suggest(str(self.kind), _KINDS)
-            )
-            raise JobError("the cohort", faults=[fault])
+        """Refuse a kind that is not known, and options out of range."""
+        check(
+            self,
+            "rounds",
+            names={"kind": "cohort", "weights": "cohort_weights"},
+            kind=("all", "uniform", "poisson", "weighted"),
+            size="whole [0, inf)",
+            rate="(0, 1]",
+            weights="each [0, inf)",
+            separation="whole [1, inf)",
+        )
 
     def faults(self, population: int) -> list[str]:
         """What is impossible in a federation of ``population`` clients."""
-        if self.separation < 1:
-            return [f"separation {self.separation} is below 1"]
         if self.separation > 1 and self.kind not in ("uniform", "weighted"):
             return [f"separation needs a cohort of fixed size, not {self.kind!r}"]
         if self.kind in ("uniform", "weighted") and not 1 <= self.size <= population:
             return [f"a cohort of {self.size} from a federation of {population} clients"]
-        if self.kind == "poisson" and not 0 < self.rate <= 1:
-            return [f"rate {self.rate!r} is not in (0, 1]"]
         if self.kind == "weighted":
             positive = sum(1 for w in self.weights.values() if w > 0)
             if positive < self.size:

@@ -17,7 +17,7 @@ Where updates are added up under masks (``crew`` of :class:`Live`), an answer sa
 and the update comes in the round of the buffer. A step then ends when K sites are ready that can be in one
 (:mod:`atoll.runtime.crew`); who is ready and not among them stays so for the next.
 
-Everything random follows from the last committed :class:`~atoll.runtime.schedule.Pace`: a server that
+Everything random follows from the last committed :class:`~atoll.runtime.pace.Pace`: a server that
 was stopped in the middle of a step sends out the same tasks under the same ids.
 
 This wraps one :class:`~atoll.runtime.gathering.Gathering` and takes its events.
@@ -47,7 +47,8 @@ from atoll.runtime.gathering import (
 )
 from atoll.runtime.gathering import step as gather
 from atoll.runtime.loop import Next
-from atoll.runtime.schedule import Asynchronous, Pace, Plan
+from atoll.runtime.pace import Pace
+from atoll.runtime.schedule import Asynchronous, Plan
 
 __all__ = ["Flight", "Live", "step"]
 

@@ -26,17 +26,17 @@ from atoll.core.contracts import Executor, Finishing, Observer, Outcome, Task
 from atoll.core.errors import ClientError, JobError, QuorumError
 from atoll.core.layout import Array
 from atoll.core.metrics import Confusion, Metrics, higher_is_better, merge_all, values
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory, Merged, renewed
 from atoll.data.population import ids_of, rows_of
 from atoll.runtime.aborts import ended, parted, told_of, way_out
 from atoll.runtime.checkpoint import Best, Progress, model_hash
 from atoll.runtime.client import Parts, evaluate_central
 from atoll.runtime.clock import Clock
+from atoll.runtime.pace import Pace, Population
 from atoll.runtime.profile import Stopwatch, timed
 from atoll.runtime.schedule import (
-    Pace,
     Plan,
-    Population,
     Schedule,
     Synchronous,
     check_schedule,
@@ -82,6 +82,21 @@ class Stop:
     target: float | None = None
     seconds: float = math.inf
     max_aborts: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        check(
+            self,
+            "stop",
+            optional=("target",),
+            rounds="whole [1, inf)",
+            metric="text",
+            patience="whole [0, inf)",
+            min_delta="[0, inf)",
+            target="(-inf, inf)",
+            seconds="(0, inf]",
+            max_aborts="whole [1, inf)",
+        )
 
     def better(self, value: float, than: float) -> bool:
         """Whether ``value`` improves on ``than`` by more than ``min_delta``."""

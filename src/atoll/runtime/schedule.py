@@ -2,7 +2,7 @@
 
 A schedule says which tasks make up the next server step and when, in virtual time, it happens. It
 never looks at what is computed, so the loop can compute a step's tasks together, on any executor,
-in any order. Its whole memory is a :class:`Pace`, plain data that a checkpoint can hold.
+in any order. Its whole memory is a :class:`~atoll.runtime.pace.Pace`, plain data that a checkpoint can hold.
 """
 
 from __future__ import annotations
@@ -11,31 +11,25 @@ import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from operator import itemgetter
-from typing import Any, Protocol
+from typing import Protocol
 
 from atoll.core.contracts import Task
-from atoll.core.errors import JobError
+from atoll.core.errors import Fault, JobError
+from atoll.core.ranges import check, inside
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId, renewed
-from atoll.runtime.clock import Clock
 from atoll.runtime.cohort import Cohort, part_of
+from atoll.runtime.pace import Event, Pace, Population
 
 __all__ = [
     "Asynchronous",
-    "Pace",
     "Plan",
-    "Population",
     "Schedule",
     "Synchronous",
     "Turns",
     "turns_of",
 ]
-
-
-Event = tuple[float, int, ClientId, int, int, float]
-"""A task under way: (arrival, order, client, version, repeat, share done; -1: it leaves)."""
 
 
 @dataclass(frozen=True)
@@ -59,95 +53,6 @@ class Plan:
     quorum: int = 1
     abort: str = ""
     staleness: Mapping[ClientId, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Pace:
-    """Where a schedule stands: all it remembers, as plain data.
-
-    Args:
-        clock: virtual now.
-        attempts: plans made so far.
-        repeat: attempts since the model last changed.
-        events: tasks under way in an asynchronous run.
-        order: running number of dispatches.
-        starts: dispatches per client.
-        started: for each client its last version and how many tasks it began from it.
-        idle: clients that arrived and wait to be dispatched again.
-        resting: who was invited to the last rounds, the oldest first, where clients rest.
-    """
-
-    clock: float = 0.0
-    attempts: int = 0
-    repeat: int = 0
-    events: tuple[Event, ...] = ()
-    order: int = 0
-    starts: Mapping[ClientId, int] = field(default_factory=dict)
-    started: Mapping[ClientId, tuple[int, int]] = field(default_factory=dict)
-    idle: int = 0
-    resting: tuple[tuple[ClientId, ...], ...] = ()
-
-    def versions(self) -> set[int]:
-        """Model versions that tasks under way started from."""
-        return {event[3] for event in self.events}
-
-    def to_plain(self) -> dict[str, Any]:
-        """JSON-able form."""
-        return {
-            "clock": self.clock,
-            "attempts": self.attempts,
-            "repeat": self.repeat,
-            "events": [list(e) for e in self.events],
-            "order": self.order,
-            "starts": dict(self.starts),
-            "started": {c: list(v) for c, v in self.started.items()},
-            "idle": self.idle,
-            "resting": [list(cohort) for cohort in self.resting],
-        }
-
-    @classmethod
-    def from_plain(cls, raw: Mapping[str, Any]) -> Pace:
-        """Read what :meth:`to_plain` gave."""
-        return cls(
-            **{
-                **raw,
-                "events": tuple(tuple(e) for e in raw["events"]),
-                "started": {c: (v[0], v[1]) for c, v in raw["started"].items()},
-                "resting": tuple(tuple(cohort) for cohort in raw.get("resting", ())),
-            }
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class Population:
-    """The federation as a schedule sees it.
-
-    Args:
-        clients: all clients in a fixed order; asked by position, so they need not be a list.
-        examples: number of rows of a client.
-        seed: root of the run's streams.
-        clock: the model of clients in time.
-    """
-
-    clients: Sequence[ClientId]
-    examples: Callable[[ClientId], int]
-    seed: Seed
-    clock: Clock = field(default_factory=Clock)
-
-    def delay(self, client: ClientId, number: int) -> float:
-        """Duration of a client's ``number``-th task; its rows are counted only where they matter."""
-        rows = self.examples(client) if self.clock.delay.per_example else 1
-        return self.clock.delay.draw(self.times, client, number, rows)
-
-    @cached_property
-    def everybody(self) -> tuple[ClientId, ...]:
-        """All clients: ids may be computed anew whenever they are asked for."""
-        return tuple(self.clients)
-
-    @cached_property
-    def times(self) -> Seed:
-        """Root of the streams that say when clients come and go."""
-        return self.seed / "clock"
 
 
 class Schedule(Protocol):
@@ -180,24 +85,31 @@ class Synchronous:
     deadline: float = math.inf
     quorum: float = 1
 
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        part = inside(self.quorum, "(1, inf)") and self.quorum % 1
+        wrong = f"{self.quorum} is neither a whole number nor a share below 1"
+        check(
+            self,
+            "rounds",
+            also=[Fault("rounds.quorum", wrong, f"such as {int(self.quorum)}")] if part else (),
+            cohort=Cohort,
+            over_selection="[0, inf)",
+            deadline="(0, inf]",
+            quorum="[0, inf)",
+        )
+
     def least(self, invited: int) -> int:
         """The quorum where so many are invited."""
         return part_of(invited, self.quorum) if self.quorum < 1 else int(self.quorum)
 
     def faults(self, population: int) -> list[str]:
-        """Impossible cohort, quorum or deadline."""
+        """Impossible cohort or quorum."""
         found = self.cohort.faults(population)
-        if self.over_selection < 0:
-            found.append(f"over_selection {self.over_selection!r} is below 0")
-        elif not found:
-            found += self.cohort.crowd(population, self.over_selection)
+        found = found or self.cohort.crowd(population, self.over_selection)
         if self.over_selection and self.cohort.kind not in ("uniform", "weighted"):
             found.append(f"over_selection needs a cohort of fixed size, not {self.cohort.kind!r}")
-        if not self.deadline > 0:
-            found.append(f"deadline {self.deadline!r} is not > 0")
-        if self.quorum > 1 and self.quorum % 1:
-            found.append(f"quorum {self.quorum:g} is neither a whole number nor a share below 1")
-        elif self.quorum < 0 or self.quorum > self.cohort.target(population):
+        if self.quorum > self.cohort.target(population):
             found.append(
                 f"quorum {self.quorum:g} of a cohort of {self.cohort.target(population)} clients"
             )
@@ -312,12 +224,22 @@ class Asynchronous:
     max_staleness: int | None = None
     patience: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse options out of range."""
+        check(
+            self,
+            "rounds",
+            optional=("max_staleness",),
+            buffer="whole [1, inf)",
+            concurrency="whole [0, inf)",
+            max_staleness="whole [0, inf)",
+            patience="(0, inf)",
+        )
+
     def faults(self, population: int) -> list[str]:
         """Impossible buffer or concurrency."""
         found = []
-        if self.buffer < 1:
-            found.append(f"buffer {self.buffer} is below 1")
-        if not 0 <= self.concurrency <= population:
+        if self.concurrency > population:
             found.append(f"concurrency {self.concurrency} in a federation of {population} clients")
         if self.buffer > (self.concurrency or population):
             found.append(

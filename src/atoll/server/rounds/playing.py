@@ -30,8 +30,9 @@ from atoll.runtime.checkpoint import Progress
 from atoll.runtime.figures import lanes_of, metrics_of
 from atoll.runtime.live import Live
 from atoll.runtime.loop import Evaluate, Evaluation, Finished, Loop, Next, Train
+from atoll.runtime.pace import Pace
 from atoll.runtime.pattern import lanes_at
-from atoll.runtime.schedule import Asynchronous, Pace, Plan
+from atoll.runtime.schedule import Asynchronous, Plan
 from atoll.server.office import Office
 from atoll.server.rounds.ahead import foreseen
 from atoll.server.rounds.answers import Expected
