@@ -320,6 +320,16 @@ class Chain:
             update = link.client(update, passage)
         return update
 
+    def bounded(self, update: Update, broadcast: Broadcast) -> Update:
+        """What the links that cut an update short leave of it; the very same where that is all.
+
+        Links that do so have a method of this name.
+        """
+        for link in self.links:
+            if (cut := getattr(link, "bounded", None)) is not None:
+                update = cut(update, broadcast)
+        return update
+
     def server(self, aggregate: Aggregate, state: State, round: int) -> tuple[Aggregate, State]:
         """The server halves, in reverse; the aggregate for the algorithm, and the state to start from.
 

@@ -274,6 +274,9 @@ def work_on(
     if fit is not None:
         work = _Answered(**vars(work), answers=[fit])
     update, kept = parts.algorithm.client(broadcast, _fixed(memory), work)
+    settled = getattr(parts.algorithm, "settled", None)
+    if settled is not None and (sent := parts.chain.bounded(update, broadcast)) is not update:
+        kept = settled(kept, update, sent, work)
     kept = _fixed(kept)
     for name, value in kept.items():
         if not np.isfinite(value).all():

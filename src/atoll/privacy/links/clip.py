@@ -16,7 +16,7 @@ import numpy as np
 from atoll.core.chain import Passage, Passive, Setting
 from atoll.core.errors import Fault
 from atoll.core.layout import Array, Layout
-from atoll.core.values import Aggregate, Update
+from atoll.core.values import Aggregate, Broadcast, Update
 from atoll.privacy.dp.clipping import AdaptiveClip, clip, clip_layers, indicator, layer_bounds
 
 __all__ = ["BELOW", "BOUND", "Clip"]
@@ -80,29 +80,49 @@ class Clip(Passive):
         Raises:
             UpdateRefused: a value is not finite.
         """
-        bound = self._bound(passage)
-        names = [n for n in sorted(update.vectors) if update.vectors[n].size == self.model]
+        cut = self.bounded(update, passage.broadcast)
+        _, whole = self._whole(update)
+        if self.by != "adaptive" or not whole.size:
+            return cut
+        below = np.array([indicator(whole, self._bound(passage.broadcast))])
+        return replace(cut, vectors={**cut.vectors, BELOW: below})
+
+    def bounded(self, update: Update, broadcast: Broadcast) -> Update:
+        """The update, not longer than the bound; the very same where it was not.
+
+        Raises:
+            UpdateRefused: a value is not finite.
+        """
+        names, whole = self._whole(update)
         if not names:
             return update
-        parts = [update.vectors[n].reshape(-1) for n in names]
-        whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        bound = self._bound(broadcast)
         if self.by == "layer":
             slices = self._slices(len(names))
             short = clip_layers(whole, slices, layer_bounds(bound, len(slices)))
         else:
             short = clip(whole, bound)
+        if short is whole:
+            return update
         cut = {
             n: short[i * self.model : (i + 1) * self.model].reshape(update.vectors[n].shape)
             for i, n in enumerate(names)
         }
-        below = {BELOW: np.array([indicator(whole, bound)])} if self.by == "adaptive" else {}
-        return replace(update, vectors={**update.vectors, **cut, **below})
+        return replace(update, vectors={**update.vectors, **cut})
 
-    def _bound(self, passage: Passage) -> float:
+    def _whole(self, update: Update) -> tuple[list[str], Array]:
+        """All vectors of the model in one."""
+        names = [n for n in sorted(update.vectors) if update.vectors[n].size == self.model]
+        parts = [update.vectors[n].reshape(-1) for n in names]
+        if len(parts) < 2:
+            return names, parts[0] if parts else np.zeros(0)
+        return names, np.concatenate(parts)
+
+    def _bound(self, broadcast: Broadcast) -> float:
         """C: the job's own, for noise may be made for it; what the server tells counts where C adapts alone."""
         if self.by != "adaptive":
             return self.bound
-        return min(float(passage.broadcast.vectors[BOUND][0]), self.most)
+        return min(float(broadcast.vectors[BOUND][0]), self.most)
 
     def _slices(self, vectors: int) -> list[slice]:
         ends = [*self.layers] or [self.model]

@@ -8,6 +8,7 @@ the clear an update says nothing any more. Encoding: :mod:`atoll.privacy.secagg.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +20,7 @@ from atoll.core.chain import COHORT, Passage, Passive, Range, Setting
 from atoll.core.errors import Fault, UpdateRefused
 from atoll.core.layout import Array
 from atoll.core.metrics import Metric, Metrics
-from atoll.core.values import Aggregate, Update
+from atoll.core.values import Aggregate, Broadcast, Update
 from atoll.privacy.links.figures import additive, joined, split
 from atoll.privacy.links.shares import Shares
 from atoll.privacy.secagg.fixed import WEIGHT, Rounding
@@ -168,6 +169,17 @@ class Quantise(Passive):
                 grid.put(lane, passage.cohort, part, draws, into[block], ours)
             sent[lane.name] = into
         return Update(sent, 1.0, 0)
+
+    def bounded(self, update: Update, broadcast: Broadcast) -> Update:
+        """The update with each coordinate inside its bound; the very same where all are."""
+        share = self._share(update)
+        most = self.bound / share if share else math.inf
+        cut = {
+            name: np.clip(v, -most, most)
+            for name, v in update.vectors.items()
+            if v.size == self.model and v.size and np.abs(v).max() > most
+        }
+        return replace(update, vectors={**update.vectors, **cut}) if cut else update
 
     def _share(self, update: Update) -> float:
         if not self.caps and update.weight > self.cap:
