@@ -28,10 +28,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoll.algorithms.averaging import spread, stepped, tell, train
-from atoll.algorithms.options import check
 from atoll.core.contracts import Weighting, Work
 from atoll.core.layout import Array, Layout
 from atoll.core.local import LocalRule, LocalWork
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update
 
 __all__ = ["FedDyn"]
@@ -49,7 +49,7 @@ class FedDyn:
 
     def __post_init__(self) -> None:
         """Refuse options out of range."""
-        check(self, alpha="(0, inf)")
+        check(self, "algorithm", alpha="(0, inf)")
 
     @property
     def needs_correction(self) -> bool:

@@ -34,12 +34,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from atoll.algorithms.averaging import joined, stepped, tell, train
-from atoll.algorithms.options import check
 from atoll.algorithms.reach import reach
 from atoll.core.contracts import ControlTrainer, Lane, Member, Trainer, Weighting, Work
 from atoll.core.errors import Fault, JobConflict
 from atoll.core.layout import Array, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
+from atoll.core.ranges import check
 from atoll.core.values import Aggregate, Broadcast, Memory, State, Update, moved
 
 __all__ = ["Scaffold"]
@@ -61,7 +61,7 @@ class Scaffold:
         """Refuse options out of range."""
         wrong = [Fault("algorithm.option", f"{self.option!r} is neither 1 nor 2")]
         known = self.option in (1, 2) and not isinstance(self.option, bool)
-        check(self, also=[] if known else wrong, server_lr="(0, inf)")
+        check(self, "algorithm", also=[] if known else wrong, server_lr="(0, inf)")
 
     @property
     def needs_correction(self) -> bool:
