@@ -288,6 +288,10 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"schedule": Asynchronous(), "algorithm": FedAsync()},
         ["rounds.mode"],
     ),
+    "a clip of whole models": (
+        {"privacy": Privacy(clip=1.0), "schedule": Asynchronous(), "algorithm": FedAsync()},
+        ["privacy.clip"],
+    ),
     "noise on a vector that no clip bounds": (
         {**private(noise_multiplier=1.0), "algorithm": FedNova()},
         ["algorithm"],

@@ -69,6 +69,11 @@ class FedAsync:
         )
 
     @property
+    def changes(self) -> bool:
+        """Whole models are sent."""
+        return False
+
+    @property
     def needs_correction(self) -> bool:
         """The proximal term, when there is one."""
         return self.rho > 0.0

@@ -107,6 +107,7 @@ class Setting:
         rate: q of a Poisson sampler; None where clients are chosen otherwise.
         forms_cohorts: whether every server step adds up several updates.
         additive: whether the algorithm's server half wants nothing but sums.
+        changes: whether vectors of the model are changes of it, near 0, and no models.
     """
 
     vectors: Mapping[str, tuple[tuple[int, ...], str]]
@@ -119,6 +120,7 @@ class Setting:
     rate: float | None = None
     forms_cohorts: bool = True
     additive: bool = True
+    changes: bool = True
 
 
 class Link(Protocol):

@@ -363,6 +363,7 @@ def chain_faults(chain: Chain, parts: Parts, schedule: Schedule) -> list[Fault]:
         rate=rate,
         forms_cohorts=not isinstance(schedule, Asynchronous) or schedule.buffer > 1,
         additive=bool(getattr(parts.algorithm, "additive", True)),
+        changes=bool(getattr(parts.algorithm, "changes", True)),
     )
     return chain.faults(setting)
 

@@ -54,7 +54,15 @@ class Clip(Passive):
     gives: frozenset[str] = frozenset({"bounded norm"})
 
     def faults(self, setting: Setting) -> Sequence[Fault]:
-        """An adaptive bound counts clients, so weights must not."""
+        """A model is no change; an adaptive bound counts clients, so weights must not."""
+        if not setting.changes:
+            return [
+                Fault(
+                    "privacy.clip",
+                    "shortens changes, and this algorithm sends whole models, which it would draw to 0",
+                    "use fedbuff, or set privacy.clip = 0",
+                )
+            ]
         if self.by == "adaptive" and setting.weighting.kind != "uniform":
             return [
                 Fault(
