@@ -8,7 +8,7 @@ import pytest
 
 from atoll.core.contracts import Examples, Trainer
 from atoll.core.errors import ClientError, JobConflict, LayoutError
-from atoll.core.local import LocalRule
+from atoll.core.local import LocalRule, LocalWork
 from atoll.core.metrics import Count
 from atoll.core.seeds import Seed
 from atoll.models.function import FunctionTrainer
@@ -237,3 +237,29 @@ for _ in range(2):
     first, second = (done.stdout + done.stderr).splitlines()
     assert first == second
     assert first.endswith(", 1.0]")
+
+
+def test_rows_that_a_function_changes_in_place_stay_as_they_are():
+    """The next round began at the changed ones, and at which of them hung on the executor."""
+
+    def changes(parameters, data):
+        data.features[:] -= 1.0
+        data.targets[:] = 0.0
+        return {"loss": float(data.features.mean())}
+
+    def fit(parameters, data, context):
+        return {"w": np.array([changes(parameters, data)["loss"]])}, None
+
+    def gradient(parameters, data):
+        return {"w": np.array([changes(parameters, data)["loss"]])}, 0.0
+
+    trainer = FunctionTrainer({"w": np.zeros(1)}, fit, changes, gradient=gradient)
+    rows, start = Examples(np.ones((4, 2)), np.ones(4)), trainer.initial(Seed(0))
+    work = LocalWork(epochs=1, batch_size=2)
+    for turn in range(2):
+        got = trainer.fit(start, rows, work=work, rule=LocalRule(), seed=Seed(0), round=turn)
+        assert got.parameters.tolist() == [0.0]
+        assert trainer.gradient(start, rows)[0].tolist() == [0.0]
+        assert trainer.evaluate(start, rows)["loss"].value == 0.0
+    assert (rows.features == 1).all()
+    assert (rows.targets == 1).all()

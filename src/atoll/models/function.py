@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 
+from atoll.core.contracts import Examples
 from atoll.core.errors import (
     ClientError,
     Fault,
@@ -185,7 +186,7 @@ class FunctionTrainer:
 
         def call() -> Any:
             context = FitContext(seed.generator(), work, lr, rule, round, self.layout)
-            return self._fit(self._named(parameters), data, context)
+            return self._fit(self._named(parameters), _own(data), context)
 
         returned = _torch_alone(seed / "torch", call)
         if not (isinstance(returned, tuple) and len(returned) == 2):
@@ -211,7 +212,7 @@ class FunctionTrainer:
                 "the algorithm asks for gradients and this trainer was made without any",
                 remedy="pass gradient=, or choose an algorithm that trains locally, such as FedAvg",
             )
-        slopes, loss = _torch_alone(Seed(0), lambda: ask(self._named(parameters), data))
+        slopes, loss = _torch_alone(Seed(0), lambda: ask(self._named(parameters), _own(data)))
         fixed = {e.name: np.zeros(e.shape) for e in self.layout.entries if not e.trainable}
         return self._packed({**fixed, **slopes}, "gradient", exact=False), float(loss)
 
@@ -221,7 +222,7 @@ class FunctionTrainer:
         Raises:
             ClientError: it returned no ``loss``, or something that is neither number nor metric.
         """
-        found = _torch_alone(Seed(0), lambda: self._evaluate(self._named(parameters), data))
+        found = _torch_alone(Seed(0), lambda: self._evaluate(self._named(parameters), _own(data)))
         if not isinstance(found, Mapping) or "loss" not in found:
             names = sorted(found) if isinstance(found, Mapping) else type(found).__name__
             raise ClientError(
@@ -306,3 +307,15 @@ def _metric(name: str, value: Any, rows: int) -> Metric:
         raise ClientError(
             f"metric {name!r} is {type(value).__name__}, neither a number nor a metric"
         ) from why
+
+
+def _own(data: Any) -> Any:
+    """A client's rows for one call: what a function changes in place is gone with it.
+
+    Else the next round would begin at changed rows, wherever a worker process has kept them.
+    """
+    if not isinstance(data, Examples):
+        return data
+    rows = (data.features, data.targets)
+    features, targets = (r.copy("K") if isinstance(r, np.ndarray) else r for r in rows)
+    return replace(data, features=features, targets=targets)
