@@ -270,8 +270,8 @@ class AuditLog:
         if closed(found):
             raise missing(file_of(self._folder, number + 1))
         if number > 1 and not found.digests:
-            if not before.digests:
-                raise missing(earlier)
+            if closed(before) or not before.digests:
+                raise missing(path if before.digests else earlier)
             # Nothing is lost: the one before has not said that it goes on.
             self._number, path, found, before = number - 1, earlier, before, Reading()
         elif before.digests:
