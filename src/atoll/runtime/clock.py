@@ -60,7 +60,8 @@ class Delay:
         sigma: standard deviation of the logarithm, for ``log_normal``.
         per: ``task`` draws anew each time; ``client`` draws once, a machine's lasting speed.
         per_example: multiply by the client's number of examples.
-        trace: for ``trace``, the durations of each client's tasks, used in turn and again.
+        trace: for ``trace``, the durations of each client's tasks (of rounds, in a synchronous run), used in
+            turn and again.
     """
 
     kind: DelayKind = "constant"
