@@ -220,3 +220,17 @@ def test_a_node_without_a_federation_says_what_to_do(node):
     for words in (["start"], ["status"], ["peers"], ["leave", "--yes"]):
         status, _, err = node(*words)
         assert (status, "atoll node join CODE" in err) == (9, True), words
+
+
+def test_rows_under_two_names_and_a_rule_that_goes_are_told(server, node, tmp_path):
+    table = tmp_path / "toy.csv"
+    table.write_text(TABLE)
+    assert node("join", code_for(server, "twice"))[0] == 0
+    assert node("data", "add", "toy", table)[2] == ""
+    assert node("data", "add", "toy", table)[2] == ""  # the same name: nothing is lost
+    assert (
+        "the same rows are registered as 'toy': its rule" in node("data", "add", "other", table)[2]
+    )
+    assert "rule" not in node("data", "remove", "other")[2]
+    assert node("data", "rule", "toy", "--minimum", 20)[0] == 0
+    assert "its rule is forgotten too" in node("data", "remove", "toy")[2]

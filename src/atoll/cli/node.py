@@ -224,9 +224,16 @@ def add(
     home: _Folder = None,
 ) -> None:
     """Register a dataset under a name; jobs never see its path."""
-    made = _register(_home(home)).add(name, path, missing or ())
+    register = _register(_home(home))
+    made = register.add(name, path, missing or ())
     data_line(f"{made.name}  {made.path}")
     data_line(table_of(("column", "kind"), list(made.columns.items())))
+    for other in register.all().values():
+        if other.path == made.path and other.name != name:
+            talk(
+                f"the same rows are registered as {other.name!r}: its rule, its limit and what it was asked "
+                f"for do not count for {name!r} (atoll node data rule, atoll node ledger limit)"
+            )
 
 
 @data.command("list")
@@ -245,8 +252,14 @@ def remove(
     name: Annotated[str, typer.Argument(help="Of the dataset.")], home: _Folder = None
 ) -> None:
     """Forget a dataset; its file stays where it is."""
-    _register(_home(home)).remove(name)
+    from atoll.node.rules import Rule
+
+    register = _register(_home(home))
+    ruled = name in (found := register.all()) and found[name].rule != Rule()
+    register.remove(name)
     talk(f"{name} is not registered any more")
+    if ruled:
+        talk("its rule is forgotten too; atoll node data add NAME PATH over a name keeps it")
 
 
 @data.command("rule")
