@@ -74,6 +74,16 @@ def test_six_hospitals_publish_what_the_simulation_does(
         assert main(["node", "ledger", "show", "--json", *at(home)]) == 0
         told = json.loads(capsys.readouterr().out)["datasets"][0]
         assert (told["queries"], told["researchers"]) == (2, ["ada"])
+        words = ["node", "log", "show", "--dataset", "heart", "--last", "100000", "--json"]
+        assert main([*words, *at(home)]) == 0
+        lines = json.loads(capsys.readouterr().out)
+        assert [e["change"] for e in lines if e["what"] == "dataset"] == ["registered", "changed"]
+        left = [e for e in lines if e.get("kind") == "train" and e["outcome"] == "left"]
+        assert {e["form"] for e in left if e["run"] == run} == {"masked"}
+        assert {e["form"] for e in left if e["run"] != run} == {"plain"}
+        refused_for = [e["reason"] for e in lines if e.get("outcome") == "refused"]
+        assert "would leave in the clear" in refused_for[0]
+        assert "would isolate fewer than 11 persons" in refused_for[-1]
 
 
 def at(home: Any) -> list[str]:
