@@ -101,9 +101,6 @@ seed = 3
 source = "arrays/*.npz"
 test_fraction = 0.25
 
-[preprocessing]
-scale = "none"
-
 [model]
 kind = "logistic"
 dtype = "float32"
@@ -179,9 +176,6 @@ seed = 2
 [data]
 source = "own/*.npz"
 test_fraction = 0.0
-
-[preprocessing]
-scale = "none"
 
 [model]
 kind = "function"

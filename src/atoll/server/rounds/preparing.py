@@ -129,7 +129,8 @@ class Preparing:
         self._schema = deployed.agree(self._spec, self._by_site())
         if self._settled.kind == "encrypted":
             self._key = yield from self._shared_key()
-        if self._spec.preprocessing.mode == "federated":
+        columns = not own_arrays(self._spec.data)  # those of arrays are not added up
+        if columns and self._spec.preprocessing.mode == "federated":
             yield from self._under_masks() if self._settled.hidden else self._add_up()
         self._answers, self._start = {}, self._given()
         yield from self._call("ready", Expected(), self._note)
@@ -196,7 +197,7 @@ class Preparing:
         fold = Fold(len(self._row.sites))
         most = self._office.settings.overhead
         shapes: Mapping[str, tuple[int, ...] | None] = dict.fromkeys(_SUMS)
-        if self._schema is not None and not own_arrays(self._spec.data):
+        if self._schema is not None:
             shapes = column_shapes(self._spec, self._schema)
         expected = Expected({name: (shape, "float64") for name, shape in shapes.items()}, most)
 
@@ -210,7 +211,7 @@ class Preparing:
     def _under_masks(self) -> Asking:
         """The same in a masked or encrypted run: only the sum is seen here."""
         row, schema = self._row, self._schema
-        if schema is None or own_arrays(self._spec.data):  # of which no column has a sum
+        if schema is None:
             return
         self._show("sums")
         plan = self._plan
