@@ -109,4 +109,8 @@ def test_a_job_with_code_of_its_own_takes_part_when_the_steward_has_approved_it(
             process.terminate()
             assert process.wait(30) == 0
     assert "no ethics vote" in run("jobs", "list")[1]
+    lines = json.loads(run("log", "show", "--json")[1])
+    decided = [(e["request"], e["decision"]) for e in lines if e["what"] == "approval"]
+    assert decided == [(digest, "approved"), (digest, "denied")]
+    assert f"request {digest[:12]} no ethics vote" in run("log", "show")[1]
     assert run("jobs", "approve", "zz")[0] == 9

@@ -162,7 +162,7 @@ CONFLICTS = [
            {"rounds.cohort": '"uniform"'}),
     Broken("async key in sync mode", 2, ["rounds.buffer", "rounds.mode = 'async'"],
            {"rounds.buffer": "2"}),
-    Broken("sync key in async mode", 2, ["rounds.deadline", "asynchronous", "remove it"],
+    Broken("sync key in async mode", 2, ["rounds.deadline", "'async'", "remove it"],
            {"rounds.mode": '"async"', "rounds.deadline": "3.0"}),
     Broken("classes by a linear model", 2, ["model.kind", "'linear'", "use kind 'logistic'"],
            {"model.kind": '"linear"'}),

@@ -244,6 +244,29 @@ def test_a_yes_is_of_one_request_and_one_site(tmp_path: Path, book: Approvals) -
         stranger.check("r1", REQUEST, {})
 
 
+def test_a_decision_counts_when_it_has_been_told_and_is_told_again_when_it_changes(
+    tmp_path: Path, key: Identity
+) -> None:
+    told: list[tuple[str, bool]] = []
+
+    def tell(digest: str, approved: bool, *rest: object) -> None:
+        if not told:
+            told.append((digest, False))
+            raise StorageError("no room")
+        told.append((digest, approved))
+
+    book = Approvals(tmp_path / "approvals", key, told=tell)
+    assert refused(book)
+    Approvals(tmp_path / "approvals", key).decide(REQUEST.digest, approved=True, by="eva")
+    with pytest.raises(StorageError, match="no room"):
+        book.check("r1", REQUEST, {})
+    for _ in range(3):
+        assert not refused(book)
+    Approvals(tmp_path / "approvals", key).decide(REQUEST.digest, approved=False, by="eva")
+    assert refused(book)
+    assert told[1:] == [(REQUEST.digest, True), (REQUEST.digest, False)]
+
+
 def test_a_request_that_could_not_be_kept_is_asked_again(
     book: Approvals, blobs: Path, tmp_path: Path
 ) -> None:

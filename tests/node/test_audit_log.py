@@ -123,6 +123,28 @@ def test_other_lines_are_written_when_something_has_changed(tmp_path: Path) -> N
 _OTHER = ("joined", "left", "dataset")
 
 
+def test_what_was_decided_of_a_job_is_written_when_it_changes_over_files_and_starts(
+    tmp_path: Path,
+) -> None:
+    said = [
+        ("a", True, "eva", 1.5, ""),
+        ("b", False, "eva", 2.5, "no vote"),
+        ("a", False, "bo", 3.5, ""),
+    ]
+    for name in NAMES:  # over several files; each is opened anew
+        log = opened(tmp_path / "audit")
+        for one in said[:2] * 2:
+            log.decided(*one)
+        write(log, name)
+    log.decided(*said[2])
+    found = list(entries(tmp_path / "audit", KEY.public_bytes, lambda e: e["what"] == "approval"))
+    keys = ("request", "decision", "by", "decided", "reason")
+    assert [tuple(e[key] for key in keys) for e in found] == [
+        (name, "approved" if yes else "denied", by, at, why) for name, yes, by, at, why in said
+    ]
+    assert checked(tmp_path / "audit").files > 1
+
+
 def operations() -> int:
     count = 0
 

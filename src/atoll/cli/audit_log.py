@@ -179,12 +179,17 @@ def _dataset(entry: Mapping[str, Any]) -> tuple[str, ...]:
     return (f"data {entry['change']}", "", "", entry["name"], *rest, entry.get("path", ""))
 
 
+def _approval(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    note = f"request {entry['request'][:12]} {brief(entry['reason'])}".rstrip()
+    return (entry["decision"], "", entry["by"], *("",) * 6, note)
+
+
 def _other(entry: Mapping[str, Any]) -> tuple[str, ...]:
     note = " ".join(filter(None, (entry.get("federation", ""), "as", entry.get("site", ""))))
     return (str(entry["what"]), *("",) * 8, note)
 
 
-_TOLD = {"answer": _answer, "withheld": _withheld, "dataset": _dataset}
+_TOLD = {"answer": _answer, "withheld": _withheld, "dataset": _dataset, "approval": _approval}
 
 
 def _whose(entry: Mapping[str, Any]) -> tuple[str, str, str]:

@@ -80,8 +80,8 @@ def start(home: _Folder = None) -> None:
     settings = read_settings(at.settings)
     with at.locked() as here:
         known, channel = opened(at, settings)
-        rules = stewarded(at, settings)
-        trust = trusted(at, known)
+        audit, trust = audited(at, known), trusted(at, known)
+        rules = stewarded(at, settings, audit.decided)
         agent = Agent(
             at,
             known.site,
@@ -90,7 +90,7 @@ def start(home: _Folder = None) -> None:
             trust=trust,
             steward=rules,
             here=here,
-            audit=audited(at, known),
+            audit=audit,
         )
         talk(f"{known.site} works for {known.federation} at {known.server}; stop with Ctrl-C")
         keep_freed_memory()

@@ -14,6 +14,7 @@ what          and beside it
 ``begins``    the log, or ``continues`` (``file``, ``lines`` and ``digest`` of the file before, ``state``)
 ``joined``    ``federation``, ``site``, ``server``, ``server_key``; and ``left`` again
 ``dataset``   ``name`` and ``change``: registered, removed or changed; ``path``, ``columns`` and ``rule``
+``approval``  ``request`` (digest) and ``decision``: approved or denied; ``by``, ``decided`` and ``reason``
 ``run``       ``job`` (hash), ``name``, ``by``, ``dataset``, ``aggregation`` of a ``run``, once
 ``answer``    :func:`atoll.node.audit.answers.described`
 ``withheld``  the ``answer`` of a ``task`` that was written down, and did not leave for a ``reason``
@@ -81,6 +82,7 @@ class AuditLog:
         self._runs: dict[str, Mapping[str, Any]] = {}
         self._federation: Mapping[str, Any] = {}
         self._datasets: dict[str, str] = {}
+        self._decisions: dict[str, str] = {}
         self._next: Segment | None = None
         self._disk.make_folder(folder)
         self._number = max(files_in(folder, self._disk), default=1)
@@ -208,6 +210,26 @@ class AuditLog:
                     self.note(told)
                     self._datasets[name] = now[name]
 
+    def decided(self, request: str, approved: bool, by: str, decided: float, reason: str) -> None:
+        """Say, durably, what a steward has decided of a request, unless that was said.
+
+        Args:
+            request: its digest.
+            approved: yes or no.
+            by: who decided.
+            decided: when, in seconds since 1970.
+            reason: for the researcher.
+
+        Raises:
+            StorageError: it could not be written.
+        """
+        said = {"by": by, "decided": decided, "reason": reason}
+        body = {"request": request, "decision": "approved" if approved else "denied", **said}
+        with self._lock:
+            if self._decisions.get(request) != (now := _digest(body)):
+                self.note({"what": "approval", **body})
+                self._decisions[request] = now
+
     def note(self, body: Mapping[str, Any]) -> None:
         """Write a line that is rare; durable when this returns.
 
@@ -254,7 +276,11 @@ class AuditLog:
         self._segment, self._next, self._number = self._next, None, number
 
     def _continuing(self, old: Segment) -> Mapping[str, Any]:
-        state = {"federation": self._federation, "datasets": self._datasets}
+        state = {
+            "federation": self._federation,
+            "datasets": self._datasets,
+            "decisions": self._decisions,
+        }
         end = {"file": old.path.name, "lines": old.count, "digest": old.last}
         return {"at": round(self._now(), 3), "what": "continues", **end, "state": state}
 
@@ -296,6 +322,7 @@ class AuditLog:
         if what == "continues":
             self._federation = body["state"]["federation"]
             self._datasets = dict(body["state"]["datasets"])
+            self._decisions = dict(body["state"]["decisions"])
         elif what in ("joined", "left"):
             plain = {key: value for key, value in body.items() if key not in ("at", "what")}
             self._federation = plain if what == "joined" else {}
@@ -304,6 +331,9 @@ class AuditLog:
         elif what == "dataset":
             keys = body.keys() - {"at", "what", "change", "name"}
             self._datasets[body["name"]] = _digest({key: body[key] for key in keys})
+        elif what == "approval":
+            said = {key: value for key, value in body.items() if key not in ("at", "what")}
+            self._decisions[body["request"]] = _digest(said)
         elif what == "run":
             facts = {k: v for k, v in body.items() if k not in ("at", "what", "run")}
             self._runs[body["run"]] = facts

@@ -40,7 +40,10 @@ from atoll.wire.messages import BlobRef
 from atoll.wire.transfers import inside
 from atoll.wire.trouble import remedy_of, unreadable
 
-__all__ = ["Approvals", "Decision", "Request", "Waiting"]
+__all__ = ["Approvals", "Decision", "Request", "Told", "Waiting"]
+
+Told = Callable[[str, bool, str, float, str], None]
+"""Gets a request's digest and what was decided of it, as :class:`Decision` has it."""
 
 _MOST = 1000
 """Requests of which nothing was said yet; a server that makes up more gets a refusal and no file."""
@@ -137,6 +140,7 @@ class Approvals:
         federation: that the site has joined.
         files: where a blob lies that was downloaded; for the node only.
         code_only: whether jobs without code of their own need no approval.
+        told: gets each decision before it first counts in this process, and again when it was changed.
         now: seconds since 1970.
     """
 
@@ -148,11 +152,12 @@ class Approvals:
         federation: str = "",
         files: Callable[[str], Path] = Path,
         code_only: bool = False,
+        told: Told | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.federation = federation
         self._folder, self._key, self._files = folder, key, files
-        self._code_only, self._now = code_only, now
+        self._code_only, self._told, self._now = code_only, told, now
         self._lock = threading.Lock()
         self._read: dict[str, tuple[tuple[int, int], Decision]] = {}  # as its file was then
 
@@ -221,7 +226,10 @@ class Approvals:
         state = found.st_mtime_ns, found.st_ino
         known = self._read.get(digest)
         if known is None or known[0] != state:
-            known = self._read[digest] = state, self._verified(path, digest)
+            made = self._verified(path, digest)
+            if self._told is not None:
+                self._told(digest, made.approved, made.by, made.time, made.reason)
+            known = self._read[digest] = state, made
         return known[1]
 
     def _verified(self, path: Path, digest: str) -> Decision:

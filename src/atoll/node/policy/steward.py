@@ -25,7 +25,7 @@ from atoll.job.deployed import settled_of
 from atoll.job.package import spec_to_plain
 from atoll.job.schema import JobSpec
 from atoll.node.home import Home, write_text
-from atoll.node.policy.approvals import Approvals, Request
+from atoll.node.policy.approvals import Approvals, Request, Told
 from atoll.node.policy.budgets import Budgets
 from atoll.node.policy.ledger import UNITS, Charge, Limit
 from atoll.node.policy.ledger_file import Ledger
@@ -129,8 +129,13 @@ def verdict(error: Exception) -> Verdict:
     return "refused" if isinstance(error, PolicyError) else "failed"
 
 
-def opened(home: Home, settings: Settings) -> Steward:
+def opened(home: Home, settings: Settings, told: Told | None = None) -> Steward:
     """The steward of the node in ``home``.
+
+    Args:
+        home: the node's folder.
+        settings: of its site.
+        told: gets what was decided of single jobs, before it counts.
 
     Raises:
         StorageError: the ledger is not as it was written.
@@ -141,9 +146,13 @@ def opened(home: Home, settings: Settings) -> Steward:
     approvals, kind = None, settings.policy.approval
     if kind != "none":
         key, files = Identity.load(home.identity), home.cache.joinpath
-        only = kind == "code"
         approvals = Approvals(
-            home.approvals, key, federation=federation, files=files, code_only=only
+            home.approvals,
+            key,
+            federation=federation,
+            files=files,
+            code_only=kind == "code",
+            told=told,
         )
     return Steward(home, settings.policy, ledger, approvals=approvals)
 
