@@ -88,7 +88,7 @@ def test_a_job_with_code_of_its_own_takes_part_when_the_steward_has_approved_it(
                 assert told.status == "failed"
                 asked = f"has to approve this job first, and was asked (request {digest[:12]})"
                 assert f"  - east: its steward {asked}" in told.reason
-                assert "approval     of 1 waited for" in run("status")[1]
+                assert "jobs         1 to approve" in run("status")[1]
                 status, out, _ = run("jobs", "show", digest[:6])
                 assert status == 0
                 assert "dataset     toy: age, chol, sick" in out

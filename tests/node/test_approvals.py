@@ -316,6 +316,13 @@ def test_a_request_is_found_by_how_it_begins_and_is_what_was_asked(
             book.find(start)
     path = tmp_path / "approvals" / REQUEST.digest / "request.json"
     raw = json.loads(path.read_text())
-    path.write_text(json.dumps({**raw, "dataset": "lung"}))
+    wrong: list[Any] = [
+        {**raw, key: value} for key in REQUEST.to_plain() for value in (5, "lung", None, [])
+    ]
+    for one in (*wrong, 5, [], "", {}, {**raw, "asked": "soon"}, {**raw, "more": 1}):
+        path.write_text(json.dumps(one))
+        with pytest.raises(StorageError, match="is not what was asked for"):
+            book.find(REQUEST.digest)
+    path.write_text(path.read_text()[:-1])
     with pytest.raises(StorageError, match="is not what was asked for"):
         book.find(REQUEST.digest)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.cli.node_home import Folder, Json, home_at
 from atoll.cli.output import data_line, table_of, talk
 
 if TYPE_CHECKING:
@@ -22,16 +23,6 @@ commands = typer.Typer(
     help="Approve single jobs, where node.toml has policy.approval.", no_args_is_help=True
 )
 
-_Folder = Annotated[
-    Path | None,
-    typer.Option(
-        "--home",
-        envvar="ATOLL_NODE_HOME",
-        help="Folder of the node; ~/.atoll/node.",
-        readable=False,
-    ),
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 _Request = Annotated[str, typer.Argument(metavar="REQUEST", help="Its digest, or how that begins.")]
 
 
@@ -40,8 +31,8 @@ def list_all(
     waiting: Annotated[
         bool, typer.Option("--waiting", help="Only those of which nothing was said yet.")
     ] = False,
-    home: _Folder = None,
-    as_json: _Json = False,
+    home: Folder = None,
+    as_json: Json = False,
 ) -> None:
     """The jobs that have asked to take part, the newest first."""
     found = [w for w in _approvals(home).all() if not (waiting and w.decision)]
@@ -63,7 +54,7 @@ def list_all(
 
 
 @commands.command()
-def show(request: _Request, home: _Folder = None, as_json: _Json = False) -> None:
+def show(request: _Request, home: Folder = None, as_json: Json = False) -> None:
     """All that one job asks for: its definition, its code, who submitted it and who takes part."""
     found = _approvals(home).find(request)
     if as_json:
@@ -87,7 +78,7 @@ def show(request: _Request, home: _Folder = None, as_json: _Json = False) -> Non
 
 
 @commands.command()
-def approve(request: _Request, home: _Folder = None) -> None:
+def approve(request: _Request, home: Folder = None) -> None:
     """Let a job take part: just this one, with this code, from this researcher, with these sites."""
     at = _approvals(home)
     found = at.find(request)
@@ -99,7 +90,7 @@ def approve(request: _Request, home: _Folder = None) -> None:
 def deny(
     request: _Request,
     reason: Annotated[str, typer.Option(help="For its researcher.")] = "",
-    home: _Folder = None,
+    home: Folder = None,
 ) -> None:
     """Keep a job out; one that was approved, and is at work, stops at its next task."""
     at = _approvals(home)
@@ -109,11 +100,10 @@ def deny(
 
 
 def _approvals(path: Path | None) -> Approvals:
-    from atoll.node.home import Home, default_home
     from atoll.node.policy.approvals import Approvals
     from atoll.wire.identity import Identity
 
-    at = Home(path or default_home())
+    at = home_at(path)
     at.joined()
     return Approvals(at.approvals, Identity.load(at.identity))
 

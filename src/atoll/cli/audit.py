@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.cli.node_home import home_at
 from atoll.cli.output import data_line, table_of, talk
 
 if TYPE_CHECKING:
@@ -229,13 +230,12 @@ def server(
     from tempfile import TemporaryDirectory
 
     from atoll.core.errors import MissingExtra
-    from atoll.node.home import Home, default_home
     from atoll.node.lies import of_ciphers as lies_of_ciphers
     from atoll.node.lies import told as lies
     from atoll.node.settings import read_settings
     from atoll.privacy.he import contexts
 
-    settings = read_settings(Home((home or default_home()).expanduser().absolute()).settings)
+    settings = read_settings(home_at(home).settings)
     found = []
     names = dict.fromkeys(lies.LIES, "masked")
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.cli.node_home import Folder, Json, home_at
 from atoll.cli.output import brief, data_line, table_of, talk
 
 if TYPE_CHECKING:
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["commands"]
 
 commands = typer.Typer(help="The audit log: what has left this site.", no_args_is_help=True)
-
-_Folder = Annotated[
-    Path | None,
-    typer.Option("--home", envvar="ATOLL_NODE_HOME", help="Folder of the node; ~/.atoll/node."),
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 
 
 @commands.command()
@@ -43,8 +38,8 @@ def show(
     ] = None,
     last: Annotated[int, typer.Option(min=1, help="Most lines that are shown.")] = 50,
     by_run: Annotated[bool, typer.Option("--totals", help="What has left for each run.")] = False,
-    home: _Folder = None,
-    as_json: _Json = False,
+    home: Folder = None,
+    as_json: Json = False,
 ) -> None:
     """What has left this site, newest last."""
     from atoll.core.errors import NotFound
@@ -74,8 +69,8 @@ def verify(
     first: Annotated[
         int, typer.Option("--from", min=1, help="File to begin with, where you keep those before.")
     ] = 1,
-    home: _Folder = None,
-    as_json: _Json = False,
+    home: Folder = None,
+    as_json: Json = False,
 ) -> None:
     """Check every line of the log, its order and its signed heads; status 5 names a bad line."""
     from atoll.node.audit.reading import check
@@ -96,10 +91,9 @@ def verify(
 
 def _opened(given: Path | None) -> tuple[Path, bytes]:
     """Folder of the log, and the site's public key."""
-    from atoll.node.home import Home, default_home
     from atoll.wire.identity import Identity
 
-    home = Home((given or default_home()).expanduser().absolute())
+    home = home_at(given)
     return home.audit, Identity.load(home.identity).public_bytes
 
 

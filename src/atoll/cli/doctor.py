@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atoll.cli.node_home import home_at
 from atoll.cli.output import data_line, plain, talk
 from atoll.core.errors import JobError
 
@@ -63,9 +64,8 @@ def _examined(home: Path | None, server: Path | None, job: Path | None) -> Itera
 
         return examine(server.absolute(), job=job)
     from atoll.node.doctor import examine as examine_node
-    from atoll.node.home import default_home
 
-    return examine_node((home or default_home()).expanduser().absolute(), job=job)
+    return examine_node(home_at(home).path, job=job)
 
 
 def _line(finding: Finding, *, colour: bool) -> str:

@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Mapping
 from difflib import get_close_matches
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atoll.cli.node_home import Folder, Json, home_at
 from atoll.cli.output import data_line, table_of, talk
 
 if TYPE_CHECKING:
@@ -23,24 +23,18 @@ commands = typer.Typer(
     help="The privacy ledger: what the site's data have been asked for.", no_args_is_help=True
 )
 
-_Folder = Annotated[
-    Path | None,
-    typer.Option("--home", envvar="ATOLL_NODE_HOME", help="Folder of the node; ~/.atoll/node."),
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
-
 
 @commands.command()
 def show(
     dataset: Annotated[str | None, typer.Argument(help="One dataset only.")] = None,
     entries: Annotated[bool, typer.Option("--entries", help="Each round by itself.")] = False,
-    home: _Folder = None,
-    as_json: _Json = False,
+    home: Folder = None,
+    as_json: Json = False,
 ) -> None:
     """What each dataset may be asked for, what it has been asked for, and what is left."""
     from atoll.node.policy.budgets import Budgets
 
-    at = _home(home)
+    at = home_at(home)
     accounts, _ = _opened(at)
     limits = [n for n in Budgets(at.budgets).all() if dataset in (None, n.dataset)]
     found = [b for b in accounts.balances(limits) if dataset in (None, b.dataset)]
@@ -72,8 +66,8 @@ def limit(
         bool, typer.Option("--replace", help="Compare datasets in which one unit is exchanged.")
     ] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Take the limit away.")] = False,
-    home: _Folder = None,
-    as_json: _Json = False,
+    home: Folder = None,
+    as_json: Json = False,
 ) -> None:
     """Set what a dataset may be asked for in all; holds from the next round on."""
     from atoll.core.errors import JobError
@@ -81,7 +75,7 @@ def limit(
     from atoll.node.policy.budgets import Budgets
     from atoll.node.policy.ledger import Limit
 
-    at = _home(home)
+    at = home_at(home)
     budgets = Budgets(at.budgets)
     if remove:
         budgets.remove(dataset, unit)
@@ -113,15 +107,15 @@ def verify(
     ask: Annotated[
         bool, typer.Option("--ask", help="Compare with what the federation's server has seen.")
     ] = False,
-    home: _Folder = None,
-    as_json: _Json = False,
+    home: Folder = None,
+    as_json: Json = False,
 ) -> None:
     """Check every line of the ledger and of the book of masked rounds; status 5 names a bad one."""
     from atoll.core.errors import StorageError
     from atoll.node.journal import Head, objection, read_head, read_journal
     from atoll.wire.identity import Identity
 
-    at = _home(home)
+    at = home_at(home)
     key = Identity.load(at.identity).public_bytes
     _, found = _opened(at)
     book = read_journal(at.pledges, key)
@@ -157,12 +151,6 @@ def _asked(home: Home) -> str:
         channel.close()
     talk("the server has seen no head" if not reply.ledger else "asked the server")
     return reply.ledger
-
-
-def _home(given: Path | None) -> Home:
-    from atoll.node.home import Home, default_home
-
-    return Home((given or default_home()).expanduser().absolute())
 
 
 def _opened(home: Home) -> tuple[Accounts, Any]:

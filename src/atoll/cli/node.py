@@ -12,6 +12,7 @@ import typer
 
 from atoll.cli import approvals, ledger
 from atoll.cli.audit_log import commands as audit_log
+from atoll.cli.node_home import Folder, Json, home_at
 from atoll.cli.output import data_line, table_of, talk
 from atoll.cli.whereabouts import Address, Certificate, pin_of, show_server
 
@@ -27,22 +28,11 @@ commands.add_typer(ledger.commands, name="ledger")
 commands.add_typer(audit_log, name="log")
 commands.add_typer(approvals.commands, name="jobs")
 
-_Folder = Annotated[
-    Path | None,
-    typer.Option(
-        "--home",
-        envvar="ATOLL_NODE_HOME",
-        help="Folder of the node; ~/.atoll/node.",
-        readable=False,  # what cannot be read is told with a remedy
-    ),
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
-
 
 @commands.command()
 def join(
     code: Annotated[str, typer.Argument(help="From whoever runs the federation's server.")],
-    home: _Folder = None,
+    home: Folder = None,
     proxy: Annotated[
         str | None, typer.Option(help="http://[user:password@]host:port of an HTTP proxy.")
     ] = None,
@@ -52,7 +42,7 @@ def join(
     from atoll.node.settings import keep_proxy, read_settings
     from atoll.wire.identity import Identity, spoken
 
-    at = _home(home)
+    at = home_at(home)
     settings = read_settings(at.settings)
     made = join(at, code, proxy=proxy if proxy is not None else settings.proxy or None)
     if proxy:
@@ -65,7 +55,7 @@ def join(
 
 
 @commands.command()
-def start(home: _Folder = None) -> None:
+def start(home: Folder = None) -> None:
     """Work for the federation until stopped (Ctrl-C or SIGTERM)."""
     from atoll.cli.log import begin_log
     from atoll.node.agent import Agent, stop_on_signal
@@ -74,7 +64,7 @@ def start(home: _Folder = None) -> None:
     from atoll.node.settings import read_settings
     from atoll.runtime.allocator import keep_freed_memory
 
-    at = _home(home)
+    at = home_at(home)
     begin_log(logging.WARNING)
     logging.getLogger("atoll.node").setLevel(logging.INFO)
     settings = read_settings(at.settings)
@@ -102,13 +92,13 @@ def start(home: _Folder = None) -> None:
 
 
 @commands.command()
-def status(home: _Folder = None, as_json: _Json = False) -> None:
+def status(home: Folder = None, as_json: Json = False) -> None:
     """What this node is, and what it is doing."""
     from atoll.node.policy.approvals import Approvals
     from atoll.wire.identity import Identity
     from atoll.wire.trouble import cramped
 
-    at = _home(home)
+    at = home_at(home)
     known, key = at.joined(), Identity.load(at.identity)
     running = at.running
     state = at.read(at.state)
@@ -132,8 +122,8 @@ def status(home: _Folder = None, as_json: _Json = False) -> None:
 
 @commands.command()
 def peers(
-    home: _Folder = None,
-    as_json: _Json = False,
+    home: Folder = None,
+    as_json: Json = False,
     pin: Annotated[
         bool, typer.Option("--pin", help="Pin the keys of the sites shown, for masked rounds.")
     ] = False,
@@ -149,7 +139,7 @@ def peers(
     from atoll.node.settings import read_settings
     from atoll.wire.identity import spoken
 
-    at = _home(home)
+    at = home_at(home)
     known, channel = opened(at, read_settings(at.settings))
     try:
         reply = Link(channel).members()
@@ -175,7 +165,7 @@ def peers(
 
 @commands.command()
 def server(
-    home: _Folder = None,
+    home: Folder = None,
     address: Address = "",
     certificate: Certificate = "",
 ) -> None:
@@ -183,7 +173,7 @@ def server(
     from atoll.node.join import move
     from atoll.node.settings import read_settings
 
-    at = _home(home)
+    at = home_at(home)
     known = at.joined()
     if address or certificate:
         known = move(
@@ -195,7 +185,7 @@ def server(
 
 @commands.command()
 def leave(
-    home: _Folder = None,
+    home: Folder = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     offline: Annotated[
         bool, typer.Option("--offline", help="Do not tell the server, which is gone for good.")
@@ -205,7 +195,7 @@ def leave(
     from atoll.node.join import leave
     from atoll.node.settings import read_settings
 
-    at = _home(home)
+    at = home_at(home)
     known = at.joined()
     if not yes:
         typer.confirm(f"Leave {known.federation} as {known.site}?", abort=True, err=True)
@@ -221,10 +211,10 @@ def add(
         list[str] | None,
         typer.Option(help="A value that means 'not known': CODE, or COLUMN=CODE. Repeatable."),
     ] = None,
-    home: _Folder = None,
+    home: Folder = None,
 ) -> None:
     """Register a dataset under a name; jobs never see its path."""
-    register = _register(_home(home))
+    register = _register(home_at(home))
     made = register.add(name, path, missing or ())
     data_line(f"{made.name}  {made.path}")
     data_line(table_of(("column", "kind"), list(made.columns.items())))
@@ -237,9 +227,9 @@ def add(
 
 
 @data.command("list")
-def list_all(home: _Folder = None, as_json: _Json = False) -> None:
+def list_all(home: Folder = None, as_json: Json = False) -> None:
     """The registered datasets."""
-    found = _register(_home(home)).all().values()
+    found = _register(home_at(home)).all().values()
     if as_json:
         data_line(json.dumps([d.to_plain() for d in found], indent=2))
         return
@@ -249,12 +239,12 @@ def list_all(home: _Folder = None, as_json: _Json = False) -> None:
 
 @data.command("remove")
 def remove(
-    name: Annotated[str, typer.Argument(help="Of the dataset.")], home: _Folder = None
+    name: Annotated[str, typer.Argument(help="Of the dataset.")], home: Folder = None
 ) -> None:
     """Forget a dataset; its file stays where it is."""
     from atoll.node.rules import Rule
 
-    register = _register(_home(home))
+    register = _register(home_at(home))
     ruled = name in (found := register.all()) and found[name].rule != Rule()
     register.remove(name)
     talk(f"{name} is not registered any more")
@@ -294,8 +284,8 @@ def rule(
     inputs: Annotated[
         bool | None, typer.Option(help="Whether means and scales are handed out with a model.")
     ] = None,
-    home: _Folder = None,
-    as_json: _Json = False,
+    home: Folder = None,
+    as_json: Json = False,
 ) -> None:
     """Show or set what may be told of a dataset beside updates; no job can weaken it."""
     from dataclasses import replace
@@ -303,7 +293,7 @@ def rule(
     from atoll.core.errors import DataError, raise_faults
     from atoll.node.rules import Rule, rule_faults
 
-    register = _register(_home(home))
+    register = _register(home_at(home))
     known = register.get(name)
     columns = None if column is None else [] if "*" in column else list(column)
     given = {
@@ -339,10 +329,10 @@ def _rule_text(key: str, value: Any) -> str:
 
 @data.command("review")
 def review(
-    name: Annotated[str, typer.Argument(help="Of the dataset.")], home: _Folder = None
+    name: Annotated[str, typer.Argument(help="Of the dataset.")], home: Folder = None
 ) -> None:
     """Begin a new log of queries after the file has changed; the old one is kept."""
-    kept = _register(_home(home)).review(name)
+    kept = _register(home_at(home)).review(name)
     if kept is None:
         talk(f"statistics have asked nothing of {name} yet")
         return
@@ -356,13 +346,6 @@ def _pin_text(pinned: dict[str, str], member: Any) -> str:
     if member.name not in pinned:
         return "no"
     return "yes" if pinned[member.name] == member.fingerprint else "ANOTHER KEY"
-
-
-def _home(given: Path | None) -> Home:
-    from atoll.node.home import Home, default_home
-
-    # Workers have a working folder of their own: relative paths would lead elsewhere there.
-    return Home((given or default_home()).expanduser().absolute())
 
 
 def _register(home: Home) -> Any:
@@ -387,9 +370,7 @@ def _status_text(told: dict[str, Any]) -> str:
     if told["trouble"]:
         lines.append(f"trouble      {told['trouble']}")
     if told["waiting"]:
-        lines.append(
-            f"approval     of {told['waiting']} waited for: atoll node jobs list --waiting"
-        )
+        lines.append(f"jobs         {told['waiting']} to approve: atoll node jobs list --waiting")
     for run, doing in told["runs"].items():
         tasks = ", ".join(f"{task} {state}" for task, state in doing["tasks"].items()) or "waiting"
         lines.append(f"run {run}  {tasks}")

@@ -310,11 +310,12 @@ class Approvals:
             raw = json.loads(path.read_text(encoding="utf-8"))
             run, asked = str(raw.pop("run")), float(raw.pop("asked"))
             request = Request(**{**raw, "sites": tuple(raw["sites"])})
-        except (OSError, ValueError) as error:
+            sound = request.digest == digest
+        except OSError as error:
             raise unreadable(path, error) from error
-        except (KeyError, TypeError) as error:
-            raise StorageError(f"{path} is damaged", remedy="remove its folder") from error
-        if request.digest != digest:
+        except (ValueError, KeyError, TypeError, AttributeError):
+            sound = False
+        if not sound:
             raise StorageError(f"{path} is not what was asked for", remedy="remove its folder")
         return Waiting(digest, request, run, asked, path.with_name("code"), self._decision(digest))
 
