@@ -89,7 +89,7 @@ def inside(value: Any, rule: str) -> bool:
 
 def _faults(place: str, value: Any, rule: Rule) -> Iterator[Fault]:
     if isinstance(rule, tuple):
-        if value not in rule:
+        if type(value).__hash__ is None or value not in rule:
             yield Fault(place, f"unknown {value!r:.60}", suggest(str(value), map(str, rule)))
     elif isinstance(rule, type):
         if not isinstance(value, rule):

@@ -39,9 +39,9 @@ def _spans(row: Any) -> bool:
     return isinstance(row, _ROWS) and all(_seconds(span) and len(span) == 2 for span in row)
 
 
-def _not_rows(
-    place: str, trace: Mapping[ClientId, Any], good: Callable[[Any], bool], such: str
-) -> list[Fault]:
+def _not_rows(place: str, trace: Any, good: Callable[[Any], bool], such: str) -> list[Fault]:
+    if not isinstance(trace, Mapping):
+        return [Fault(place, f"{trace!r:.60} is no mapping", f"give one by client, such as {such}")]
     return [
         Fault(f"{place}.{client}", f"{row!r:.60} are no seconds >= 0", f"give such as {such}")
         for client, row in trace.items()
@@ -118,7 +118,7 @@ class Availability:
 
     def __post_init__(self) -> None:
         """Refuse a probability outside [0, 1], and spans that are none."""
-        place, spans = "clock.availability_trace", self.intervals or {}
+        place, spans = "clock.availability_trace", {} if self.intervals is None else self.intervals
         check(
             self,
             "clock",
