@@ -145,18 +145,19 @@ class Answers:
 
     def _of(self, plan: Blob) -> Mapping[str, Any]:
         """What a plan says of its run; nothing where it cannot be read."""
-        if plan.sha256 not in self._facts:
-            try:
-                read = read_plan(self._find(plan))
-                made = {
-                    "job": read.job,
-                    "name": read.spec.name,
-                    "by": read.by,
-                    "dataset": dataset_name(read.spec.data),
-                    "aggregation": read.settled.kind,
-                }
-            except (AtollError, OSError):
-                return {}
-            self._facts = dict([*self._facts.items()][1 - _PLANS :])
-            self._facts[plan.sha256] = made
-        return self._facts[plan.sha256]
+        if (known := self._facts.get(plan.sha256)) is not None:
+            return known
+        try:
+            read = read_plan(self._find(plan))
+            made = {
+                "job": read.job,
+                "name": read.spec.name,
+                "by": read.by,
+                "dataset": dataset_name(read.spec.data),
+                "aggregation": read.settled.kind,
+            }
+        except (AtollError, OSError):
+            return {}
+        # In one step: runs have threads of their own, and another may do the same now.
+        self._facts = dict([*self._facts.items(), (plan.sha256, made)][-_PLANS:])
+        return made
