@@ -213,6 +213,14 @@ def test_a_stratified_split_takes_the_share_of_each_class():
         assert np.bincount(test.targets).tolist() == [18, 2]
 
 
+@pytest.mark.parametrize(
+    "targets", [np.array([0.5, 1.5, np.nan, 2.0]), np.zeros((4, 2))], ids=["numbers", "several"]
+)
+def test_a_stratified_split_of_rows_without_a_class_each_is_refused(targets):
+    with pytest.raises(JobError, match="no class each"):
+        split(Examples(np.zeros((4, 1)), targets), 0.5, Seed(1), stratify=True)
+
+
 def test_a_fraction_outside_the_unit_interval_is_refused():
     with pytest.raises(JobError, match=r"1 is not in \[0, 1\)"):
         split(examples(4), 1.0, Seed(1))

@@ -38,6 +38,15 @@ VAIN: list[tuple[str, dict[str, Any]]] = [
     ("clock.partial_low", {"clock": {"partial_low": 0.3}}),
     ("stop.min_delta", {"stop": {"min_delta": 0.1}}),
     (
+        "data.stratify",
+        {
+            "data": {"task": "regression", "target": "dose", "stratify": True},
+            "model": {"kind": "linear"},
+        },
+    ),
+    ("data.stratify", {"data": {"test_fraction": 0.0, "stratify": True}}),
+    ("data.central_test", {"data": {"test_fraction": 0.0, "central_test": True}}),
+    (
         "data.partition.alpha",
         {"data": {"site_column": "", "drop": ["site"], "partition": {"alpha": 0.1}}},
     ),

@@ -318,7 +318,10 @@ def split(
         examples: ``n`` rows; at least one stays for training.
         fraction: share of test rows in [0, 1).
         seed: the draw.
-        stratify: take the share from each class (targets must be classes).
+        stratify: take the share from each class.
+
+    Raises:
+        JobError: another fraction, or targets that are no classes, of which no share can be taken.
     """
     train, test = _split_rows(examples.targets, fraction, seed, stratify)
     return (
@@ -346,6 +349,12 @@ def _split_rows(targets: Array, fraction: float, seed: Seed, stratify: bool) -> 
     take = min(int(n * fraction + 0.5), max(n - 1, 0))
     order = seed.generator().permutation(n)
     if stratify:
+        real = targets.dtype.kind == "f" and bool((targets != np.floor(targets)).any())
+        if targets.ndim != 1 or real:
+            raise JobError(
+                "stratify holds out a share of each class, and these rows have no class each",
+                remedy="leave stratify out",
+            )
         order = _spread(targets, order)
     return np.sort(order[take:]), np.sort(order[:take])
 

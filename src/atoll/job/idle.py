@@ -23,6 +23,7 @@ _SYNC = (
 _ASYNC = ("buffer", "concurrency", "max_staleness")
 
 _ONLY_WITH: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("data.stratify", "data.task", ("classification",)),
     ("data.partition.alpha", "data.partition.kind", ("dirichlet", "quantity")),
     ("data.partition.balance", "data.partition.kind", ("dirichlet",)),
     ("data.partition.min_rows", "data.partition.kind", ("dirichlet", "quantity")),
@@ -84,6 +85,10 @@ def idle_faults(spec: JobSpec) -> Iterator[Fault]:
     if spec.local.steps and _said(spec, "local.epochs"):
         reason = "has no meaning beside local.steps, which counts instead"
         yield Fault("local.epochs", reason, "remove one of the two")
+    for key in ("data.stratify", "data.central_test"):
+        if key not in told and not spec.data.test_fraction and _said(spec, key):
+            reason = "has no meaning with data.test_fraction = 0: no row is held out"
+            yield Fault(key, reason, "set data.test_fraction, or remove it")
     delay = spec.clock.delay
     if delay.kind not in ("constant", "trace") and not delay.scale:
         reason = f"{delay.kind!r} with clock.delay.scale = 0 is no delay"
