@@ -379,6 +379,22 @@ def test_what_the_disk_refused_is_not_told_to_be_there_and_comes_with_the_next_t
     assert checked(folder).lines == 5
 
 
+def test_a_rare_line_that_the_disk_may_not_have_is_waited_for_by_the_next_try_and_not_written_twice(
+    tmp_path: Path,
+) -> None:
+    disk, folder = Failing(), tmp_path / "audit"
+    log, told = opened(folder, disk, 100), {"sites": {"path": "/east.csv"}}
+    disk.refuses = "fsync"
+    for _ in range(2):
+        with pytest.raises(StorageError):
+            log.register(told)
+    disk.refuses = ""
+    log.register(told)
+    found = [e["what"] for e in entries(folder, KEY.public_bytes)]
+    assert found == ["begins", "dataset"]
+    assert checked(folder).lines == 2
+
+
 def test_lines_that_a_failed_sync_may_have_lost_are_written_again() -> None:
     """After a failed sync the system says that all is well, and the bytes are on no disk."""
     failing = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from atoll.core.errors import StorageError
 from atoll.node.agenda import Agenda
 from atoll.node.orders import DatasetBody, Order, Report
 from atoll.node.room import dispatcher
@@ -142,6 +144,28 @@ def test_what_is_not_wanted_any_more_ends_the_worker_that_has_it(run: Run) -> No
     run.dispatcher.drop("one")
     assert run.workers[0].ended == [""]
     assert [worker.orders for worker in run.workers] == [["one"], ["three"]]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_task_waits_for_a_disk_that_takes_nothing_or_fails_and_has_not_failed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr(dispatcher, "backoff", lambda tries, jitter: 0.0)
+    asked, faults, hindered = run.site.asked, [number, number], list[str]()
+
+    def fails(plan: Path) -> Any:
+        if faults:
+            raise StorageError("the log") from OSError(faults.pop(), "no")
+        return asked(plan)
+
+    run.site.asked, run.site.jitter = fails, lambda: 0.0
+    run.site.hindered = lambda run, what: hindered.append(what)
+    run.take("one")
+    run.next()
+    assert ([w.orders for w in run.workers], run.failed) == ([[]], [])
+    run.next()
+    assert ([w.orders for w in run.workers], run.failed) == ([["one"]], [])
+    assert hindered == ["one waits for the disk: the log"] * 2
 
 
 def test_when_the_register_was_written_anew_the_next_task_has_another_worker(run: Run) -> None:

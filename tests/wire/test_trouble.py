@@ -10,7 +10,7 @@ import pytest
 
 from atoll.core.errors import StorageError
 from atoll.wire.disk import RealDisk
-from atoll.wire.trouble import cramped, remedy_of, takes_nothing, unreadable
+from atoll.wire.trouble import cramped, fails, remedy_of, takes_nothing, unreadable
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,13 @@ def test_a_full_disk_is_seen_behind_the_error_that_it_became() -> None:
     assert takes_nothing(full)
     other.__cause__ = other
     assert not takes_nothing(other)
+    assert (fails(full), fails(other)) == (True, False)
+
+
+def test_a_disk_that_reports_errors_is_no_full_one() -> None:
+    broken = StorageError("it cannot be written")
+    broken.__cause__ = OSError(errno.EIO, "Input/output error")
+    assert (takes_nothing(broken), fails(broken)) == (False, True)
 
 
 def test_what_cannot_be_read_is_told_from_what_is_damaged(tmp_path: Path) -> None:

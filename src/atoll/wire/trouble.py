@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 from atoll.core.errors import StorageError
 
-__all__ = ["cramped", "remedy_of", "takes_nothing", "unreadable"]
+__all__ = ["cramped", "fails", "remedy_of", "takes_nothing", "unreadable"]
 
 _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -44,8 +45,17 @@ def remedy_of(error: OSError, *, reading: bool = False) -> str:
 
 def takes_nothing(error: BaseException | None) -> bool:
     """Whether a disk that is full or read-only is behind an error; once it is mended, the same works."""
+    return _behind(error, _PASSING)
+
+
+def fails(error: BaseException | None) -> bool:
+    """The same, or a disk that reports errors; for files that are the program's own, and no user's data."""
+    return _behind(error, (*_PASSING, errno.EIO))
+
+
+def _behind(error: BaseException | None, numbers: Collection[int]) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _PASSING:
+        if isinstance(error, OSError) and error.errno in numbers:
             return True
         error = error.__cause__ if error.__cause__ is not error else None
     return False

@@ -83,6 +83,7 @@ class AuditLog:
         self._federation: Mapping[str, Any] = {}
         self._datasets: dict[str, str] = {}
         self._decisions: dict[str, str] = {}
+        self._unsure = False  # whether rare lines may not be durable
         self._next: Segment | None = None
         self._disk.make_folder(folder)
         self._number = max(files_in(folder, self._disk), default=1)
@@ -176,8 +177,9 @@ class AuditLog:
         """
         with self._lock:
             if self._federation != federation:
-                self.note({"what": "joined", **federation})
+                self._rare({"what": "joined", **federation})
                 self._federation = dict(federation)
+            self._sure()
 
     def left(self) -> None:
         """Say, durably, that it works for that one no more.
@@ -186,8 +188,9 @@ class AuditLog:
             StorageError: it could not be written.
         """
         with self._lock:
-            self.note({"what": "left", **self._federation})
+            self._rare({"what": "left", **self._federation})
             self._federation = {}
+            self._sure()
 
     def register(self, datasets: Mapping[str, Mapping[str, Any]]) -> None:
         """Say, durably, what has changed in the register of datasets since that was last said.
@@ -202,13 +205,14 @@ class AuditLog:
             now = {name: _digest(plain) for name, plain in datasets.items()}
             for name in sorted(now.keys() | self._datasets.keys()):
                 if name not in now:
-                    self.note({"what": "dataset", "change": "removed", "name": name})
+                    self._rare({"what": "dataset", "change": "removed", "name": name})
                     del self._datasets[name]
                 elif now[name] != self._datasets.get(name):
                     change = "changed" if name in self._datasets else "registered"
                     told = {"what": "dataset", "change": change, "name": name, **datasets[name]}
-                    self.note(told)
+                    self._rare(told)
                     self._datasets[name] = now[name]
+            self._sure()
 
     def decided(self, request: str, approved: bool, by: str, decided: float, reason: str) -> None:
         """Say, durably, what a steward has decided of a request, unless that was said.
@@ -227,18 +231,24 @@ class AuditLog:
         body = {"request": request, "decision": "approved" if approved else "denied", **said}
         with self._lock:
             if self._decisions.get(request) != (now := _digest(body)):
-                self.note({"what": "approval", **body})
+                self._rare({"what": "approval", **body})
                 self._decisions[request] = now
+            self._sure()
 
-    def note(self, body: Mapping[str, Any]) -> None:
-        """Write a line that is rare; durable when this returns.
+    def _rare(self, body: Mapping[str, Any]) -> None:
+        """Write a line that is rare; :meth:`_sure` waits for it."""
+        self._write(body)
+        self._unsure = True
+
+    def _sure(self) -> None:
+        """Make rare lines durable, those included that an earlier try has written and the disk may not have.
 
         Raises:
-            StorageError: it may not be.
+            StorageError: they may not be. Trying again is safe.
         """
-        with self._lock:
-            self._segment.sync(self._write(body))
-            self._segment.anchor()
+        if self._unsure:
+            self.anchor()
+            self._unsure = False
 
     def anchor(self) -> None:
         """Make durable what is written, and move the signed head there; answers need not wait for this.

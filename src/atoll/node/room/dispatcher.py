@@ -2,8 +2,8 @@
 
 A run has one worker at a time, which has one task at a time. It is started with the first task, and anew
 with the next one after its end. A task whose worker ends, be it by itself or because it took too long, has
-failed; one that cannot begin because the disk takes nothing goes on waiting. When the site's register of
-datasets was written anew, the next task has another worker, and only what stands there now.
+failed; one that cannot begin because the disk takes nothing, or fails, goes on waiting. When the site's
+register of datasets was written anew, the next task has another worker, and only what stands there now.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from atoll.node.settings import GIB
 from atoll.node.site import Site
 from atoll.runtime.fulfilling import backoff
 from atoll.wire.messages import TaskBody
-from atoll.wire.trouble import takes_nothing
+from atoll.wire.trouble import fails
 
 __all__ = ["Dispatcher"]
 
@@ -138,7 +138,7 @@ class Dispatcher:
                     self._worker = self._new_worker(body)
                 order = self._order_for(body, self._worker)
             except (AtollError, OSError) as error:
-                if takes_nothing(error):  # which is not the task's fault, and passes
+                if fails(error):  # which is not the task's fault, and passes
                     self._first(body)
                     self._site.hindered(self._run, f"{task} waits for the disk: {error}")
                     self._agenda.later(backoff(_MANY, self._site.jitter()), self._work)
