@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atoll.core.errors import AuthError, Forbidden, StateError, StorageError, Unreachable, WireError
+from atoll.core.errors import (
+    AuthError,
+    Busy,
+    Forbidden,
+    StateError,
+    StorageError,
+    Unreachable,
+    WireError,
+)
 from atoll.node.home import Home
 from atoll.node.join import join, leave, opened, trusted
 from atoll.node.run_keys import RunKeys
@@ -30,6 +40,7 @@ class Gatehouse:
         self.keys: list[str] = []
         self.dialled: list[tuple[Any, ...]] = []
         self.lost = 0
+        self.busy = 0
         self.left = 0
         self.refusal: Exception | None = None
 
@@ -44,6 +55,9 @@ class Gatehouse:
         assert (method, path) == ("POST", "/v1/join")
         assert message.key == self.identity.public_bytes.hex()
         assert message.secret == INVITATION.secret.hex()
+        if self.busy:
+            self.busy -= 1
+            raise Busy("too many requests from 192.0.2.7")
         if self.keys and message.key not in self.keys:
             raise AuthError("this code was used", remedy="ask for a new one")
         self.keys.append(message.key)
@@ -92,6 +106,27 @@ def test_a_lost_answer_is_asked_for_again_with_the_same_key(tmp_path: Path) -> N
     assert not home.federation.exists()
     join(home, CODE, dial=gate)
     assert len(set(gate.keys)) == 1
+
+
+def test_who_joins_in_a_crowd_waits_for_its_turn_and_says_so_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate, slept = Gatehouse(), [0.0]
+    gate.busy = 20
+    monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(time, "monotonic", lambda: sum(slept))
+    with caplog.at_level(logging.WARNING, "atoll.wire"):
+        assert join(Home(tmp_path / "a"), CODE, dial=gate).site == "east"
+    assert all(2.0 <= pause <= 6.0 for pause in slept[1:])
+    assert [record.getMessage() for record in caplog.records] == [
+        "many join from this address at once, and the server takes them one after the other: "
+        "trying again for 3 minutes"
+    ]
+    gate.busy = 1_000_000
+    before = sum(slept)
+    with pytest.raises(Busy):
+        join(Home(tmp_path / "b"), CODE, dial=gate)
+    assert 170.0 <= sum(slept) - before <= 180.0
 
 
 def test_a_used_code_is_refused_with_the_remedy(tmp_path: Path) -> None:

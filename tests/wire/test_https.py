@@ -8,7 +8,15 @@ import time
 
 import pytest
 
-from atoll.core.errors import AuthError, Equivocation, NotFound, TooLarge, Unreachable, WireError
+from atoll.core.errors import (
+    AuthError,
+    Busy,
+    Equivocation,
+    NotFound,
+    TooLarge,
+    Unreachable,
+    WireError,
+)
 from atoll.wire.dialing import Pin
 from atoll.wire.https import Channel, Reply
 from atoll.wire.identity import Identity
@@ -136,7 +144,8 @@ def test_many_threads_share_a_channel(fake, channel):
         (409, "wire.equivocation", Equivocation),
         (413, "wire.toolarge", TooLarge),
         (401, "auth.refused", AuthError),
-        (429, "wire.busy", Unreachable),
+        (429, "wire.busy", Busy),
+        (429, "newer.code", Unreachable),
         (503, "newer.code", Unreachable),
     ],
 )

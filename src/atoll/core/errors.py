@@ -16,6 +16,7 @@
     ├── MissingExtra          an optional library is not installed         exit 6
     ├── WireError             bytes from another machine are not valid     exit 7
     │   ├── Unreachable       the other side does not answer               exit 7
+    │   │   ├── Busy          it was asked too much at once                exit 7
     │   │   └── PutBack       nor will it before its operator has acted    exit 7
     │   └── TooLarge          more than was declared or is allowed         exit 7
     ├── AuthError             who sent this is not known for certain       exit 8
@@ -38,6 +39,7 @@ from dataclasses import dataclass
 __all__ = [
     "AtollError",
     "AuthError",
+    "Busy",
     "CheckpointError",
     "ClientError",
     "DataError",
@@ -221,6 +223,12 @@ class Unreachable(WireError):
     """The other side does not answer, or the connection broke; trying again may help."""
 
     code = "wire.unreachable"
+
+
+class Busy(Unreachable):
+    """Too many requests at once; trying again later helps."""
+
+    code = "wire.busy"
 
 
 class PutBack(Unreachable):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -11,7 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from atoll.core.errors import NotFound, StateError, StorageError
+from atoll.core.errors import Busy, NotFound, StateError, StorageError
 from atoll.wire.trouble import remedy_of, unreadable
 
 if TYPE_CHECKING:
@@ -33,6 +35,14 @@ __all__ = [
 
 _NOBODY = "join"
 """For whom the first request is: the answer tells the federation's id."""
+
+_PATIENCE = 180.0
+"""Seconds for which joining is tried again where many do so from one address."""
+
+_PAUSE = 2.0, 6.0
+"""Shortest and longest pause between two tries, in seconds."""
+
+log = logging.getLogger("atoll.wire")
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,8 @@ def enrolled(
 ) -> JoinReply:
     """Have the federation pin a key, as that of a site or of a researcher.
 
-    When the answer is lost, the same key may ask again.
+    When the answer is lost, the same key may ask again. A server that takes no more newcomers from one
+    address at the moment is asked again for three minutes; a warning in the log says so.
 
     Args:
         invitation: what the code says.
@@ -87,6 +98,7 @@ def enrolled(
     Raises:
         StateError: the code is for another role; it is not used up.
         AuthError: it has expired or was used, or the server is not the one it names.
+        Busy: still too many newcomers.
         Unreachable: the server does not answer.
     """
     from importlib.metadata import version
@@ -102,13 +114,33 @@ def enrolled(
     )
     pin = Pin(invitation.certificate)
     with closing(dial(invitation.address, pin, identity, _NOBODY, proxy=proxy)) as channel:
-        reply: JoinReply = channel.json("POST", "/v1/join", body, JoinReply)
+        reply: JoinReply = _admitted(lambda: channel.json("POST", "/v1/join", body, JoinReply))
     if reply.role != role:
         raise StateError(
             f"this code is for a {reply.role}, {reply.name!r}, not for a {role}",
             remedy=f"ask for a {role}'s code",
         )
     return reply
+
+
+def _admitted(ask: Callable[[], JoinReply]) -> JoinReply:
+    """The answer of ``ask``, which is called again while too many newcomers ask at once."""
+    deadline, told = time.monotonic() + _PATIENCE, False
+    while True:
+        try:
+            return ask()
+        except Busy:
+            pause = random.uniform(*_PAUSE)
+            if time.monotonic() + pause > deadline:
+                raise
+        if not told:
+            told = True
+            log.warning(
+                "many join from this address at once, and the server takes them one after the other: "
+                "trying again for %d minutes",
+                _PATIENCE // 60,
+            )
+        time.sleep(pause)
 
 
 def join(folder: Path, code: str, proxy: str | None) -> Membership:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from atoll.core.errors import (
     AtollError,
     AuthError,
+    Busy,
     CheckpointError,
     ClientError,
     DataError,
@@ -47,6 +48,7 @@ _TABLE: dict[type[AtollError], int] = {
     MissingExtra: 501,
     WireError: 400,
     Unreachable: 503,
+    Busy: 429,
     PutBack: 503,
     TooLarge: 413,
     AuthError: 401,

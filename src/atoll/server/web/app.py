@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from atoll.core.errors import AtollError, Forbidden, TooLarge, WireError
+from atoll.core.errors import AtollError, Busy, Forbidden, TooLarge, WireError
 from atoll.server.store.contract import Member
 from atoll.server.web.access import Access
 from atoll.server.web.bodies import Coming, Room, declared_size, discard
-from atoll.server.web.gate import Busy, Gate, Pass, Roster, StaleRequest
+from atoll.server.web.gate import Gate, Pass, Roster, StaleRequest
 from atoll.server.web.lanes import LONG, Lane, Lanes
 from atoll.server.web.limits import Limits
 from atoll.server.web.metrics_page import Meters
@@ -103,12 +103,13 @@ def heading_of(scope: Mapping[str, Any]) -> tuple[Heading, list[tuple[str, str]]
 
 def problem_of(error: AtollError) -> Answer:
     """The answer that an error becomes."""
-    status = 429 if isinstance(error, Busy) else http_status(error.code)
     body = ProblemBody.of(error)
     if isinstance(error, StaleRequest):
         body = body.model_copy(update={"epoch": error.epoch, "sequence": error.highest})
     return Answer(
-        body.model_dump_json(exclude_none=True).encode(), "application/problem+json", status
+        body.model_dump_json(exclude_none=True).encode(),
+        "application/problem+json",
+        http_status(error.code),
     )
 
 

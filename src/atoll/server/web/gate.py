@@ -20,7 +20,7 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from atoll.core.errors import AtollError, AuthError, Forbidden, Unreachable
+from atoll.core.errors import AtollError, AuthError, Busy, Forbidden
 from atoll.server.store.contract import Member, Store
 from atoll.server.web.limits import Buckets, Limits, origin
 from atoll.server.web.routes import Heading, Route
@@ -28,13 +28,7 @@ from atoll.wire.identity import spoken
 from atoll.wire.signatures import Claim, Window, verify
 from atoll.wire.status import EPOCH
 
-__all__ = ["Busy", "Gate", "Pass", "Roster", "StaleRequest"]
-
-
-class Busy(Unreachable):
-    """Too many requests at once; trying again later helps."""
-
-    code = "wire.busy"
+__all__ = ["Gate", "Pass", "Roster", "StaleRequest"]
 
 
 class StaleRequest(AuthError):
