@@ -7,7 +7,13 @@ import pytest
 from atoll.core.errors import DataError, MissingExtra
 from atoll.data import readers
 from atoll.data.disclosure import persons_of
-from atoll.data.readers import read_examples, read_table, sites_from_column, sites_from_files
+from atoll.data.readers import (
+    as_table,
+    read_examples,
+    read_table,
+    sites_from_column,
+    sites_from_files,
+)
 from atoll.data.table import Table
 
 
@@ -57,6 +63,33 @@ def test_parquet_equals_csv(tmp_path):
     for name in frame.columns:
         np.testing.assert_array_equal(one[name], two[name])
     np.testing.assert_array_equal(one["b"], [1, np.nan])
+
+
+@pytest.mark.parametrize("index", ["g", ["g", "k"]], ids=["a column", "several"])
+def test_an_index_with_a_name_is_a_column(tmp_path, index):
+    frame = pd.DataFrame({"g": ["b", "a"], "k": [3, 1], "x": [1.5, None]})
+    path = tmp_path / "a.parquet"
+    frame.set_index(index).to_parquet(path)
+    for table in (read_table(path), as_table(frame.set_index(index))):
+        assert table.names == ("g", "k", "x")
+        assert table["g"].tolist() == ["b", "a"]
+        assert table["k"].tolist() == [3, 1]
+        assert list(sites_from_column(table, "g")) == ["a", "b"]
+
+
+def test_an_index_that_only_counts_rows_or_is_a_column_already_is_none(tmp_path):
+    frame = pd.DataFrame({"g": ["b", "a"], "k": [3, 1]})
+    for index in (frame.set_index("g", drop=False), frame.rename_axis("row"), frame[::-1][::-1]):
+        assert as_table(index).names == ("g", "k")
+    frame.index = ["p", "q"]
+    assert as_table(frame).names == ("g", "k")
+
+
+def test_names_that_are_one_as_text_are_two_columns_of_one_name():
+    frame = pd.DataFrame([[1, 2]], columns=[1, "1"])
+    for rows in (frame, {1: [1], "1": [2]}):
+        with pytest.raises(DataError, match="column '1' appears twice"):
+            as_table(rows)
 
 
 def test_days_are_the_same_from_a_csv_and_a_parquet_file(tmp_path):

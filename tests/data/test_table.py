@@ -87,6 +87,12 @@ def test_cells_that_hold_several_values_are_text_as_in_a_csv_file():
     assert as_column(pairs).tolist() == ["[1.5, 2.0]", "[]"]
 
 
+def test_bytes_are_the_text_that_they_encode():
+    given = ["Zürich".encode(), b"bern", None, b"", b"\xff"]
+    assert as_column(given).tolist() == ["Zürich", "bern", None, None, "\\xff"]
+    assert as_column(np.array([b"bern", b"basel"])).tolist() == ["bern", "basel"]
+
+
 def test_days_are_the_same_text_in_whatever_way_a_column_holds_them():
     """At midnight, ``str`` of some adds hours, and of others nanoseconds: categories of one site only."""
     days = pd.Series(pd.to_datetime(["2021-01-31", None]))

@@ -6,6 +6,7 @@ import csv
 import glob
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -85,7 +86,7 @@ def as_table(rows: Any) -> Table:
         return rows
     if isinstance(rows, str | Path):
         return read_table(rows)
-    if hasattr(rows, "columns") and hasattr(rows, "dtypes"):
+    if hasattr(rows, "columns") and hasattr(rows, "iloc"):
         return _from_frame(rows)
     if isinstance(rows, Mapping):
         return Table.of(rows)
@@ -340,22 +341,34 @@ def _read_parquet(path: Path) -> Table:
 
 
 def _from_frame(frame: Any) -> Table:
-    twice = [str(name) for name in frame.columns[frame.columns.duplicated()]]
-    if twice:
-        raise DataError(f"column {twice[0]!r} appears twice", remedy="rename one")
     columns = {}
-    for name in frame.columns:
-        series = frame[name]
+    for name, series in _series(frame).items():
         if series.dtype.kind in "biuf" and isinstance(series.dtype, np.dtype):
-            columns[str(name)] = series.to_numpy(np.float64)
+            columns[name] = series.to_numpy(np.float64)
             continue
         if series.dtype.kind == "m":
             cells = series.astype(str).to_numpy(object, copy=True)
         else:
             cells = series.astype(object).to_numpy(copy=True)
         cells[series.isna().to_numpy()] = None
-        columns[str(name)] = cells
+        columns[name] = cells
     return Table.of(columns)
+
+
+def _series(frame: Any) -> dict[str, Any]:
+    """The columns of a pandas frame; an index that has a name is one too, as in the files of others."""
+    index, columns = frame.index, [str(name) for name in frame.columns]
+    levels = () if isinstance(index, _pandas().RangeIndex) else index.names  # a range counts rows
+    found = [
+        (str(name), index.get_level_values(i).to_series())
+        for i, name in enumerate(levels)
+        if name is not None and str(name) not in columns
+    ]
+    found += [(name, frame.iloc[:, i]) for i, name in enumerate(columns)]
+    twice = [name for name, times in Counter(name for name, _ in found).items() if times > 1]
+    if twice:
+        raise DataError(f"column {twice[0]!r} appears twice", remedy="rename one")
+    return dict(found)
 
 
 def _read_npz(path: Path) -> Table:

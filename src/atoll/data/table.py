@@ -47,8 +47,12 @@ class Table:
         """A table of lists or arrays; each goes through :func:`as_column`.
 
         Raises:
-            DataError: a column is a single value, and text is one.
+            DataError: a column is a single value, and text is one; or two names are one as text.
         """
+        if len({str(name) for name in columns}) < len(columns):
+            names = [str(name) for name in columns]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise DataError(f"column {twice!r} appears twice", remedy="rename one")
         for name, values in columns.items():
             if isinstance(values, str | bytes) or not isinstance(values, Iterable):
                 raise DataError(
@@ -153,6 +157,8 @@ def _cell(cell: object) -> object:
     """A cell as it is, None where it is missing; what holds several values is text, as in a CSV file."""
     if isinstance(cell, Decimal):
         cell = float(cell)
+    if isinstance(cell, bytes):  # what some writers of Parquet files, and NumPy's own text, are
+        cell = cell.decode("utf-8", "backslashreplace")
     if isinstance(cell, list | tuple | dict | set | np.ndarray):
         return str(cell.tolist() if isinstance(cell, np.ndarray) else cell)
     return None if _is_missing(cell) else cell

@@ -261,9 +261,9 @@ def _tables(data: Any, site: str) -> dict[str, Table]:
                 "no column is said to name each row's site",
                 remedy="give site=, the name of that column, or a table for each site by its name",
             )
-        found = {str(name): _table(part) for name, part in data.items()}
+        found = {str(name): as_table(part) for name, part in data.items()}
     else:
-        named = read_table(data, names=site) if isinstance(data, str | Path) else _table(data)
+        named = read_table(data, names=site) if isinstance(data, str | Path) else as_table(data)
         found = sites_from_column(named, site)
     if not found or not any(len(table) for table in found.values()):
         raise DataError("there are no rows", remedy="check the table and the site column")
@@ -282,28 +282,6 @@ def _log(folder: str | Path, site: str) -> Path:
 
 def _is_table(data: Any) -> bool:
     return isinstance(data, Table | Mapping | str | Path) or hasattr(data, "columns")
-
-
-def _table(data: Any) -> Table:
-    if not isinstance(data, Mapping) and not hasattr(data, "dtypes"):
-        return as_table(data)
-    names = [str(name) for name in data]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise DataError(f"column {twice!r} appears twice", remedy="rename one")
-    return Table.of({str(name): _cells(data[name]) for name in data})
-
-
-def _cells(values: Any) -> Any:
-    if hasattr(values, "to_numpy"):  # a pandas column; its own kinds of missing become None
-        plain = values.to_numpy()
-        if plain.dtype.kind in "biuf":
-            return plain
-        missing = values.isna().to_numpy()
-        if plain.dtype.kind in "mM":  # dates are text, as in files; not nanoseconds
-            plain = values.astype(str).to_numpy(object)
-        return [None if gone else cell for cell, gone in zip(plain.tolist(), missing, strict=True)]
-    return values
 
 
 def _held(tables: Mapping[str, Table], others: Collection[str]) -> dict[str, dict[str, list[str]]]:
