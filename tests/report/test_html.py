@@ -390,6 +390,28 @@ def test_a_run_of_a_thousand_clients_is_small_and_quick(make_record: Maker) -> N
     assert "60 of 1,000 clients, from large to small." in page.text
 
 
+def test_a_page_of_thousands_of_columns_is_small_and_says_where_all_of_them_are(manifest) -> None:
+    names = [f"gene_{i}" for i in range(5000)]
+    column = {"type": "number", "unit": "", "missing": 1, "mean": 0.123456789, "sd": 1.0}
+    card = {"rows": 10, "missing": dict.fromkeys(names, 1), "columns": dict.fromkeys(names, column)}
+    manifest["cards"] = [{"site": site, **card} for site in ("a", "b")]
+    manifest["job"] = {"data": {"features": names, "target": "ill"}}
+    source = render(manifest, [])
+    page = Page(source)
+    assert len(source.encode()) < 200_000
+    assert "The first 60 of 5,000 columns; all are in manifest.json." in page.text
+    assert "The first 30 of 5,000; all are in manifest.json." in page.text
+    assert '"features": "5000 entries, see manifest.json"' in page.text
+    assert '"target": "ill"' in page.text
+
+
+def test_one_missing_value_of_very_many_is_a_missing_value(manifest) -> None:
+    manifest["cards"] = [{"site": "a", "rows": 1_000_000, "missing": {"age": 1}}]
+    text = Page(render(manifest, [])).text
+    assert "No value is missing" not in text
+    assert "<1 %" in text
+
+
 def test_a_long_run_of_sixty_clients_is_small(make_record: Maker) -> None:
     names = [f"c{i}" for i in range(60)]
     rounds = [
@@ -434,6 +456,7 @@ def test_what_a_site_suppresses_is_shown_as_that_word_and_never_as_zero(manifest
     assert "no: suppressed, yes: suppressed" in page
     assert "a 60, b suppressed" in page
     assert "0, and 1 suppressed" in page
+    assert "No value is missing" not in page
     assert "suppressed: 100" in page  # what is drawn in the place of the classes
     assert "holds back how many rows of class 'no' or 'yes' it has" in html.unescape(page)
 

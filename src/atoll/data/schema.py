@@ -52,6 +52,8 @@ _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _GRADES = 10
 """More categories than this that are numbers are hardly grades or codes."""
 _HEAD = 1000
+_MOST_NAMED = 50
+"""So many columns that are not read are named in a note."""
 _MOST_CLASSES = 20
 """A target of whole numbers with more distinct values than this is taken for a quantity."""
 
@@ -337,12 +339,18 @@ def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table
     if ignored:
         yield (
             f"columns left out, as text of more than {MOST_LEVELS} different values or without any: "
-            f"{', '.join(ignored)}"
+            f"{_some(ignored)}"
         )
     declared = {c.name for c in schema.columns} | {schema.target}
     extra = {name for raw in sites.values() for name in raw.names} - declared
     if extra:
-        yield f"columns not read, as not declared or left out: {', '.join(sorted(extra))}"
+        yield f"columns not read, as not declared or left out: {_some(sorted(extra))}"
+
+
+def _some(names: list[str]) -> str:
+    """All of the names, or of very many the first: whoever reads six columns of 20,000 knows which."""
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_MOST_NAMED])} and {more} more"
 
 
 def _alike(schema: Schema) -> Iterator[str]:

@@ -238,6 +238,8 @@ def _columns(cards: Sequence[Card]) -> Safe:
         for name in names[: 2 * _MOST_COLUMNS]
     ]
     words = "Mean and standard deviation of numbers, the most frequent values of categories."
+    if len(names) > len(rows):
+        words += f" The first {len(rows)} of {len(names):,} columns; all are in manifest.json."
     table = _table(("column", *map(_site, known)), rows, words)
     return tag("details", tag("summary", "The columns at each site"), table)
 
@@ -258,11 +260,14 @@ def _column(column: Any) -> str:
 
 
 def _missingness(cards: Sequence[Card]) -> Safe:
-    worst: Counter[str] = Counter()
+    worst: dict[str, float] = {}  # of columns with missing values; 0 where nobody tells how many
     for card in cards:
+        hidden = [c for c, n in (card.get("missing") or {}).items() if n == SUPPRESSED]
         for column, count in _missing(card).items():
-            worst[column] = max(worst[column], int(100000 * count / max(_rows(card), 1)))
-    columns = [column for column, share in worst.most_common(_MOST_COLUMNS) if share]
+            if count or column in hidden:
+                worst[column] = max(worst.get(column, 0.0), count / max(_rows(card), 1))
+    holed = sorted(worst, key=worst.__getitem__, reverse=True)
+    columns = holed[:_MOST_COLUMNS]
     if not columns:
         known = any(isinstance(card.get("missing"), Mapping) for card in cards)
         return tag("p", "No value is missing at any site.") if known else Safe("")
@@ -275,6 +280,8 @@ def _missingness(cards: Sequence[Card]) -> Safe:
         for card in cards
     ]
     words = "Share of values missing at each site, worst columns first."
+    if len(holed) > len(columns):
+        words += f" The first {len(columns)} of {len(holed):,}; all are in manifest.json."
     return _table(("site", *columns), rows, words)
 
 

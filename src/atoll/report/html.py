@@ -47,6 +47,8 @@ _NO_PRIVACY = "No masking, no differential privacy was on in this run."
 _SIMULATED = (
     "It was a simulation: all rows were on one machine, so nothing had to be hidden from it."
 )
+_MOST_ENTRIES = 500
+"""Longer lists and tables of a manifest are told by their length: thousands of columns made pages of 15 MB."""
 _IN_WORDS = ("unit", "neighbouring")
 """Words of the account that its sentence has already."""
 
@@ -394,4 +396,15 @@ def _shortened(manifest: Mapping[str, Any]) -> dict[str, Any]:
     sites = (short.get("comparison") or {}).get("sites") or {}
     if len(sites) > MANY:
         short["comparison"] = f"{len(sites)} sites, see manifest.json"
-    return short
+    return {key: _brief(value) for key, value in short.items()}
+
+
+def _brief(value: Any) -> Any:
+    """A part of the manifest for a page that a browser opens: a long list is told by its length."""
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if len(value) > _MOST_ENTRIES:
+        return f"{len(value)} entries, see manifest.json"
+    if isinstance(value, Mapping):
+        return {key: _brief(inner) for key, inner in value.items()}
+    return [_brief(inner) for inner in value]
