@@ -78,6 +78,20 @@ def test_binned_ranks_keep_their_stated_error(seed, bins):
     assert low * (1 - 1e-9) <= theirs.pvalue <= high * (1 + 1e-9)
 
 
+@pytest.mark.parametrize("offset", [1e9, -1e13])
+def test_ranks_are_those_of_numbers_that_lie_close_together_far_from_zero(offset):
+    """Their squares hardly differ: a standard deviation from those put all numbers into one bin."""
+    rng = np.random.default_rng(3)
+    x, g = offset + rng.normal(size=400), rng.integers(0, 2, 400).astype(float)
+    sites = {"a": {"x": x[:100], "g": g[:100]}, "b": {"x": x[100:], "g": g[100:]}}
+    mine = solve(MannWhitney("x", "g", rule=FREE), sites)
+    theirs = stats.mannwhitneyu(x[g == 0], x[g == 1], method="asymptotic")
+    assert mine.p == pytest.approx(theirs.pvalue, rel=0.01)
+    low, high = mine.p_range
+    assert low <= theirs.pvalue <= high < 1.1 * low
+    assert f"p lies between {low:.3g} and {high:.3g}" in mine.notes[0]
+
+
 def test_a_small_group_or_cell_is_refused(sites):
     for site in sites.values():
         site["group"] = np.where(np.arange(len(site["age"])) < 2, 1.0, 0.0)

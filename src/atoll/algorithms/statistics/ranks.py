@@ -61,12 +61,15 @@ class MannWhitney:
         return {"round": np.zeros(1)}
 
     def ask(self, state: Question) -> Question | None:
-        """Nothing first, then the cut points."""
+        """Nothing first, then the mean, then the cut points."""
         step = int(state["round"][0])
-        return None if step == 2 else {} if step == 0 else {"edges": state["edges"]}
+        if step in (0, 3):
+            return None if step else {}
+        name = "mean" if step == 1 else "edges"
+        return {name: state[name]}
 
     def sums(self, question: Question, data: Columns, *, site: int, sites: int) -> Question:
-        """Rough moments; then counts per group and bin.
+        """Counts and the sum; squares around the mean; counts per group and bin.
 
         Raises:
             DataError: a value is not whole where all should be.
@@ -81,24 +84,28 @@ class MannWhitney:
             cell = group * (len(edges) + 1) + np.searchsorted(edges, known, side="right")
             counts = np.bincount(cell, minlength=2 * (len(edges) + 1))
             return {"counts": counts.reshape(2, -1).astype(np.float64)}
+        if "mean" in question:
+            return {"squares": np.array([((known - question["mean"][0]) ** 2).sum()])}
         count, persons = tallied(np.where(there, code, -1), 2, data, self.rule)
-        squares = np.array([known.sum(), (known * known).sum()])
-        return {"count": count, "persons": persons, "powers": squares}
+        return {"count": count, "persons": persons, "sum": np.array([known.sum()])}
 
     def learn(self, state: Question, totals: Question) -> Question:
-        """The cut points; then the counts."""
+        """The mean; then the cut points; then the counts."""
         if "counts" in totals:
-            return {**state, "round": np.full(1, 2.0), "counts": totals["counts"]}
-        n = max(1.0, float(totals["count"].sum()))
-        mean, square = totals["powers"] / n
-        sd = math.sqrt(max(0.0, float(square - mean * mean)))
+            return {**state, "round": np.full(1, 3.0), "counts": totals["counts"]}
+        if "sum" in totals:
+            size = np.maximum(1.0, totals["count"].sum(keepdims=True))
+            known = {"size": size, "mean": totals["sum"] / size, "persons": totals["persons"]}
+            return {"round": np.ones(1), **known}
+        mean = float(state["mean"][0])
+        sd = math.sqrt(float(totals["squares"][0] / state["size"][0]))
         if self.whole:
             half = min(self.bins // 2, math.ceil(8 * sd) + 1)
             edges = np.rint(mean) + np.arange(-half, half + 1) - 0.5
         else:
             width = sd or max(1.0, abs(float(mean)))
             edges = mean + width * np.linspace(-8, 8, self.bins + 1)
-        return {"round": np.ones(1), "persons": totals["persons"], "edges": edges}
+        return {**state, "round": np.full(1, 2.0), "edges": edges}
 
     def result(self, state: Question) -> TestResult:
         """U of the first group, its p-value and the range it lies in.
@@ -127,7 +134,10 @@ class MannWhitney:
             raise DataError(f"all values of {self.name!r} share one bin", remedy="use more bins")
         far, near = abs(u - n1 * n2 / 2) + bound, max(0.0, abs(u - n1 * n2 / 2) - bound)
         p_range = (_p(far, narrow), _p(near, wide))
-        note = f"U is known within {bound:g} of {n1 * n2:g} pairs; p lies in the range given"
+        note = (
+            f"U is known within {bound:g} of {n1 * n2:g} pairs, "
+            f"and p lies between {p_range[0]:.3g} and {p_range[1]:.3g}"
+        )
         return TestResult(
             "Mann-Whitney U",
             u,
