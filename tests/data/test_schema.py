@@ -145,7 +145,9 @@ def test_empty_and_undeclared_columns_are_noted():
 
 def test_of_thousands_of_columns_that_are_not_read_the_first_are_named():
     _, notes = check_sites(SCHEMA, {"a": rows(**{f"gene{i:04d}": [1, 2] for i in range(5000)})})
-    assert notes[0].startswith("columns not read, as not declared or left out: gene0000, gene0001, ")
+    assert notes[0].startswith(
+        "columns not read, as not declared or left out: gene0000, gene0001, "
+    )
     assert notes[0].endswith(", gene0049 and 4950 more")
 
 

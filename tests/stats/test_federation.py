@@ -11,6 +11,7 @@ from atoll import stats
 from atoll.algorithms.statistics.moments import Moments
 from atoll.core.errors import AtollError, DataError, Forbidden
 from atoll.data.table import Table
+from atoll.job.inquiries import tables
 from atoll.stats import Disclosure, Federation
 
 
@@ -105,6 +106,27 @@ def test_models_fit_with_the_manners_of_scikit_learn(frame, model):
     fit = model.fit(Federation.of(frame, site="clinic"))
     assert np.isfinite(fit.table[["coef", "std err"]].to_numpy()).all()
     assert type(model).__name__.split("Regression")[0].lower() in fit.title.lower()
+
+
+def test_categories_of_a_multinomial_regression_are_called_by_their_names(frame):
+    fit = stats.MultinomialRegression("grade", ["age"]).fit(Federation.of(frame, site="clinic"))
+    names = ["[II] intercept", "[II] age", "[III] intercept", "[III] age"]
+    assert fit.table.index.tolist() == names
+    assert "each category is compared with grade = I" in fit.notes
+
+
+def test_quantiles_that_are_not_known_well_enough_say_so(frame):
+    frame["clock"] = 1e9 + np.random.default_rng(0).normal(size=len(frame))
+    federation = Federation.of(frame, site="clinic")
+    told = federation.ask(tables.Describe(["age", "clock"]))
+    (note,) = told.notes
+    assert note.startswith("quantiles of 'clock' are known within 0.")
+    assert "tolerance=0" in note
+    exact = federation.ask(tables.Describe(["age", "clock"], tolerance=0.0))
+    assert not exact.notes
+    assert exact.table.loc["clock", "0.5"] == np.median(frame["clock"])
+    with pytest.warns(UserWarning, match="quantiles of 'clock' are known within"):
+        stats.describe(federation, ["clock"])
 
 
 def test_a_run_folder_keeps_the_rounds_and_changes_no_bit(frame, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,9 +33,12 @@ def describe(
         federation: who is asked.
         columns: which; None for all that hold numbers.
         quantiles: levels in [0, 1]; 0 and 1 only where the rule allows extremes.
-        tolerance: relative, of a quantile; 0 is exact.
+        tolerance: relative, of a quantile; 0 is exact. A warning names columns of which that is too coarse.
     """
-    return federation.ask(tables.Describe(_named(columns), quantiles, tolerance)).table
+    found = federation.ask(tables.Describe(_named(columns), quantiles, tolerance))
+    for note in found.notes:
+        warnings.warn(note, stacklevel=2)
+    return found.table
 
 
 def table_one(federation: Answers, by: str = "", columns: Sequence[str] | None = None) -> Any:

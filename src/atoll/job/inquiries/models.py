@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from atoll.algorithms.statistics import glm_negative, mixed
@@ -60,6 +60,7 @@ class Fitted(Finding):
         book: the columns and their categories.
         ratios: what exponentials of coefficients are called; empty where they mean nothing.
         notes: what a reader has to know.
+        outcomes: names of the categories that a table each compares with the first one, of several tables.
     """
 
     title: str
@@ -67,6 +68,7 @@ class Fitted(Finding):
     book: Codebook
     ratios: str = ""
     notes: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()
 
     index = "name"
 
@@ -74,8 +76,8 @@ class Fitted(Finding):
         """One line a coefficient."""
         tables = [("", getattr(self.result, "table", None))]
         if tables[0][1] is None:
-            heads = self.result.levels[1:]
-            tables = [(f"[{h:g}] ", t) for h, t in zip(heads, self.result.tables, strict=True)]
+            found = zip(self.outcomes, self.result.tables, strict=True)
+            tables = [(f"[{name}] ", table) for name, table in found]
         return [
             {
                 "name": head + self.book.shown(name),
@@ -284,7 +286,9 @@ class MultinomialRegression(Estimator):
     def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""
         title = f"Multinomial regression of {self.outcome} over sites"
-        return fitted(book, found, title, "odds ratio")
+        first, *others = book.groups(self.outcome)
+        note = f"each category is compared with {self.outcome} = {first}"
+        return replace(fitted(book, found, title, "odds ratio", [note]), outcomes=tuple(others))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,10 @@ __all__ = [
     "TableOne",
     "numbers_of",
 ]
+
+
+_LOOSE = 1e-3
+"""Of a standard deviation: quantiles that are known less well say so."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +116,19 @@ class Describe(Checked):
         if self.quantiles:
             for line, extra in zip(lines, found["quantiles"].records(), strict=True):
                 line.update(extra)
-        return Sheet(found, lines, "column")
+        return Sheet(found, lines, "column", tuple(self._loose(found)))
+
+    def _loose(self, found: Any) -> Iterator[str]:
+        """Where a tolerance relative to the values is no longer small beside their spread."""
+        sds = found["moments"].sd[:, 0]
+        bounds = found["quantiles"].bound if self.quantiles else np.zeros((len(sds), 1))
+        for name, sd, bound in zip(found["moments"].columns, sds, bounds, strict=True):
+            worst = float(np.nanmax(bound, initial=0.0))
+            if worst > _LOOSE * sd > 0:
+                yield (
+                    f"quantiles of {name!r} are known within {worst:.2g} only, as its values lie close "
+                    "together far from 0; tolerance=0 gives them exactly"
+                )
 
 
 _HIDDEN = "suppressed"
