@@ -149,6 +149,7 @@ def more(home: Home):
     return ledger.head
 
 
+LIMIT = ("--unit", "site", "--epsilon", 3, "--delta", "1e-5")
 JOB = """
 name = "private"
 seed = 1
@@ -198,7 +199,7 @@ def test_a_job_of_epsilon_3_over_50_rounds_stops_at_3_and_the_next_one_is_refuse
 
         assert node("join", code("east", "site"))[0] == 0
         assert node("data", "add", "toy", table)[0] == 0
-        assert node("ledger", "limit", "toy", "--epsilon", 3, "--delta", "1e-5")[0] == 0
+        assert node("ledger", "limit", "toy", *LIMIT)[0] == 0
         process = started(home.path)
         try:
             with atoll.connect(tmp_path / "ana", code=code("ana", "researcher")) as ana:

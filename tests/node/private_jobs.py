@@ -34,7 +34,7 @@ def cost(rounds: int, delta: float = 1e-5) -> float:
     return composed_epsilon([to_plain(Gaussian(Z, 1.0, rounds))], delta, "add_or_remove")
 
 
-def limit(folder: Path, name: str, rounds: float, unit: str = "record") -> Limit:
+def limit(folder: Path, name: str, rounds: float, unit: str = "site") -> Limit:
     """A limit that so many rounds keep to, and no more."""
     made = Limit("sites", cost(int(rounds)) + 1e-6, 1e-5, unit)
     Budgets(Home(folder / name).budgets).set(made)

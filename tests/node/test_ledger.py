@@ -19,6 +19,7 @@ from atoll.node.journal import read_journal
 from atoll.node.policy.ledger import Accounts, Charge, Entry, Limit, composed_epsilon
 from atoll.node.policy.ledger_file import Ledger, read_ledger
 from atoll.privacy.dp.events import Gaussian, MatrixGaussian, to_plain
+from atoll.privacy.dp.losses import gaussian_epsilon
 from atoll.runtime.schedule import Turns
 from atoll.wire.disk import RealDisk
 from atoll.wire.lossy_disk import LossyDisk
@@ -151,13 +152,29 @@ def test_a_coarser_unit_counts_for_a_finer_one_and_not_the_other_way_round(tmp_p
     book = ledger(tmp_path / "ledger.jsonl")
     site = Limit("heart", 2.0, 1e-5, "site")
     book.reserve(charge(1, unit="site"), [LIMIT, site])
-    assert (book.spent(LIMIT), book.spent(site)) == (1.0, 1.0)
+    assert (book.spent(LIMIT), book.spent(site)) == (2.0, 1.0)
     with pytest.raises(PolicyError, match=r"limit for one site.*promises something for one record"):
         book.reserve(charge(2), [LIMIT, site])
     book.reserve(charge(2), [LIMIT])
-    assert (book.spent(LIMIT), book.spent(site)) == (2.0, math.inf)
+    assert (book.spent(LIMIT), book.spent(site)) == (3.0, math.inf)
     (first, second) = Accounts(added).balances([LIMIT, site])
     assert (first.spent, second.left) == (0.0, 2.0)
+
+
+def test_a_record_of_a_hidden_site_costs_twice_the_contribution_of_the_site() -> None:
+    # A record more may turn the site's update round, from +C to -C: N(2 C, z C) against N(0, z C).
+    event = to_plain(Gaussian(4.0))
+    accounts = Accounts()
+    made = Charge("r1.train.1.east", "heart", "site", (event,), "ab" * 32, "r1", 1)
+    accounts.take(Entry(made, "released"))
+    for relation, twice in (("add_or_remove", gaussian_epsilon(4.0, 1e-5)), ("replace", None)):
+        site = Limit("heart", 9.0, 1e-5, "site", relation)
+        record = replace(site, unit="record")
+        assert accounts.spent(record) == pytest.approx(gaussian_epsilon(2.0, 1e-5))
+        assert accounts.spent(site) == pytest.approx(twice or gaussian_epsilon(2.0, 1e-5))
+    person = Limit("heart", 1.5, 1e-5, "person")
+    with pytest.raises(PolicyError, match="for one person"):
+        Accounts().check(made, [person])  # 0.93 for the site, 1.99 for one of its persons
 
 
 def test_noise_over_a_whole_run_is_counted_once_and_only_for_the_rounds_it_was_made_for() -> None:

@@ -112,7 +112,9 @@ def test_a_job_without_noise_is_refused_by_the_rule_and_unlimited_data_are_count
         body = server.result(plain.train().id)[0]
         assert (body.status, "policy.private" in body.reason) == ("refused", True)
     found = accounts(tmp_path)
-    assert found.spent(Limit("sites", 1.0, 1e-5)) == cost(1)  # though there was no limit then
+    assert found.spent(Limit("sites", 1.0, 1e-5, "site")) == cost(
+        1
+    )  # though there was no limit then
 
 
 def test_work_that_fails_or_is_withdrawn_costs_nothing(
@@ -127,7 +129,7 @@ def test_work_that_fails_or_is_withdrawn_costs_nothing(
         server.withdraw(slow.id)
         ff.eventually(lambda: states(tmp_path) == ["returned"])
         assert server.result(private.train().id)[0].status == "done"
-    assert accounts(tmp_path).spent(Limit("sites", 1.0, 1e-5)) == cost(1)
+    assert accounts(tmp_path).spent(Limit("sites", 1.0, 1e-5, "site")) == cost(1)
 
 
 def test_an_old_copy_of_the_whole_folder_takes_on_no_more_rounds(

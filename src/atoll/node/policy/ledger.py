@@ -12,7 +12,9 @@ and what was released, as the plain form of :mod:`atoll.privacy.dp.events`. It p
 
 :class:`Accounts` adds up all charges of a dataset, over all jobs and researchers, by composing their
 events. Hiding a coarser unit hides the finer ones: what was released for one ``site`` counts for one
-``record`` too, not the other way round.
+``record`` too, not the other way round. It counts for more there: a record more or less leaves the site in the
+sum, with another update, which may be twice as far from the one it had as from none
+(:func:`~atoll.privacy.dp.accounting.of_part`).
 """
 
 from __future__ import annotations
@@ -63,6 +65,14 @@ def _composed(texts: tuple[str, ...], delta: float, neighbouring: str) -> float:
     events = [from_plain(json.loads(text)) for text in texts]
     relation: Any = neighbouring
     return epsilon(events, delta, relation) if events else 0.0
+
+
+@lru_cache(maxsize=4096)
+def _of_part(text: str) -> str:
+    from atoll.privacy.dp.accounting import of_part
+    from atoll.privacy.dp.events import from_plain, to_plain
+
+    return _text(to_plain(of_part(from_plain(json.loads(text)))))
 
 
 def composed_epsilon(events: Sequence[Plain], delta: float, neighbouring: str) -> float:
@@ -292,8 +302,10 @@ class Accounts:
         if any(not _covers(unit, limit.unit) for unit, _ in counts):
             return math.inf
         merged: Counter[str] = Counter()
-        for (_, one), times in counts.items():
-            merged[one] += times
+        for (unit, one), times in counts.items():
+            # Where units are exchanged, twice the contribution is what everything is accounted for with.
+            part = unit != limit.unit and limit.neighbouring == "add_or_remove"
+            merged[_of_part(one) if part else one] += times
         return self._add_up(merged, limit)
 
     def _add_up(self, counts: Mapping[str, int], limit: Limit) -> float:
@@ -385,9 +397,10 @@ class Accounts:
 
 def _overdrawn(charge: Charge, limit: Limit, before: float, after: float) -> AtollError:
     left = math.floor(max(0.0, limit.epsilon - before) * 100) / 100
+    part = "" if charge.unit == limit.unit else f" (it hides one {charge.unit}, at less than that)"
     return PolicyError(
         f"dataset {limit.dataset!r} has epsilon {left:.2f} left of {limit}: {charge} would bring "
-        f"what is spent from {_up(before)} to {_up(after)}",
+        f"what is spent from {_up(before)} to {_up(after)}{part}",
         remedy="use more noise or fewer rounds, or ask the steward of the data for more",
     )
 

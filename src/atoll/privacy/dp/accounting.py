@@ -6,18 +6,35 @@ divergence (:mod:`atoll.privacy.dp.rdp`). Both give upper bounds, so the smaller
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from atoll.core.errors import JobConflict, JobError
-from atoll.privacy.dp.events import Event, Guarantee, Neighbouring, Selection, Unit
+from atoll.privacy.dp.events import (
+    DiscreteGaussian,
+    Event,
+    Gaussian,
+    Geometric,
+    Guarantee,
+    Laplace,
+    MatrixGaussian,
+    Neighbouring,
+    Selection,
+    Skellam,
+    Stated,
+    Unit,
+)
 from atoll.privacy.dp.losses import has_losses, losses
 from atoll.privacy.dp.rdp import rdp_epsilon, rdp_permitted
 
-__all__ = ["Account", "Method", "account", "epsilon", "fits", "guarantee", "permitted"]
+__all__ = ["Account", "Method", "account", "epsilon", "fits", "guarantee", "of_part", "permitted"]
 
 Method = Literal["best", "pld", "rdp"]
+
+_ALL = 1.0 - 2.0**-53
+"""A delta that promises nothing."""
 
 _USUAL = 1e-5
 """Delta at which losses are held finely enough where no delta is asked for."""
@@ -165,6 +182,33 @@ def guarantee(
         JobConflict, JobError, MissingExtra: as :func:`epsilon`.
     """
     return Guarantee(epsilon(events, delta, neighbouring), delta, unit, neighbouring)
+
+
+def of_part(event: Event) -> Event:
+    """What ``event``, which hides one unit more or less, costs a part of it, such as one record of a site.
+
+    A part that comes or goes leaves its unit there, with another contribution in place of the one it had. Two
+    contributions are up to twice as far from each other as each is from none. Sampling of units is not
+    counted.
+
+    >>> of_part(Gaussian(4.0, count=3))
+    Gaussian(noise_multiplier=2.0, sampling=1.0, count=3)
+    """
+    match event:
+        case Gaussian(noise_multiplier=z) | Laplace(noise_multiplier=z):
+            return replace(event, noise_multiplier=z / 2, sampling=1.0)
+        case MatrixGaussian():
+            return replace(event, deviation=event.deviation / 2)
+        case DiscreteGaussian() | Skellam():
+            return replace(event, l2=2 * event.l2, sampling=1.0)
+        case Geometric():
+            return replace(event, l1=2 * event.l1)
+        case Selection():
+            return replace(event, epsilon=2 * event.epsilon)
+        case Stated():
+            # By way of the data without the unit: M(D) to M(D0) to M(D'), an epsilon and a delta for each.
+            delta = event.delta * (1.0 + math.exp(event.epsilon)) if event.delta else 0.0
+            return replace(event, epsilon=2 * event.epsilon, delta=min(delta, _ALL))
 
 
 def fits(
