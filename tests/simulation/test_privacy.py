@@ -14,7 +14,7 @@ import runtime_clients as rc
 from private_runs import CLIENTS, SIZES, by_row, job, moody, private, run
 
 from atoll import simulate
-from atoll.algorithms import FedAsync, FedAvg, FedNova
+from atoll.algorithms import FedAsync, FedAvg, FedBuff, FedNova
 from atoll.core.contracts import Weighting
 from atoll.core.errors import JobConflict
 from atoll.core.metrics import RankedScores
@@ -269,6 +269,15 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
             ),
         },
         ["privacy.client.amplified", "privacy.client.mechanism", "privacy.clip_by"],
+    ),
+    "a bound that moves while updates are under way": (
+        {
+            "weighting": Weighting("uniform"),
+            "schedule": Asynchronous(3),
+            "algorithm": FedBuff(exponent=0.0),
+            "privacy": Privacy(clip=1.0, clip_by="adaptive", client=ClientPrivacy(1.0)),
+        },
+        ["privacy.clip_by"],
     ),
     "a robust rule and scores of rows": ({"algorithm": Median()}, ["algorithm"]),
     "scores of rows": ({"algorithm": Ranked()}, ["metric 'auc'"]),

@@ -400,6 +400,13 @@ def _mechanism_faults(
         )
     if client.where == "client":
         yield from _local_faults(privacy, client, schedule)
+    elif privacy.clip_by == "adaptive" and isinstance(schedule, Asynchronous):
+        yield Fault(
+            "privacy.clip_by",
+            "'adaptive' moves the bound while updates that keep to an earlier one are under way, and noise is "
+            "for the newest",
+            "set clip_by = 'l2', or rounds.mode = 'sync'",
+        )
     correlated = client.mechanism in CORRELATED
     if correlated and privacy.clip_by == "adaptive":
         yield Fault(
