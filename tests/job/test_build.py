@@ -12,6 +12,7 @@ import pytest
 from atoll import Availability, Clock, Cohort, Delay, Job, LocalWork, Optimizer, Stop, Weighting
 from atoll.algorithms import FedAvg, FedProx
 from atoll.core.contracts import Examples
+from atoll.core.errors import JobError
 from atoll.core.local import Schedule as RateSchedule
 from atoll.core.seeds import Seed
 from atoll.job import load_job
@@ -242,3 +243,45 @@ def test_what_is_fitted_to_all_rows_is_named_outside_the_epsilon_of_one(
     told = job_from_spec(parse_job(tables), Path()).outside
     assert len(told) == bool(outside)
     assert all(text.startswith(outside) for text in told)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "place"),
+    [
+        (Optimizer("sgdd"), "local.optimizer"),
+        (Optimizer("nadam"), "local.optimizer"),
+        (Optimizer("adam", momentum=0.9), "local.momentum"),
+        (Optimizer("sgd", nesterov=True), "local.nesterov"),
+    ],
+)
+def test_an_optimiser_that_the_trainer_does_not_know_is_told_when_the_job_is_made(
+    optimizer: Optimizer, place: str
+) -> None:
+    """Its name was told by clients of the first round, and momentum of Adam by nobody."""
+    local = LocalWork(optimizer=optimizer)
+    with pytest.raises(JobError) as caught:
+        Job(TRAINER, local=local)
+    assert places(caught.value.faults) == [place]
+    late = Job(lambda islands: TRAINER, local=local)  # a trainer that is made of the data
+    assert places(late.faults(TRAINER)) == [place]
+    own = FunctionTrainer({"w": np.zeros(1)}, lambda *a: ({}, None), lambda *a: {})
+    assert not Job(own, local=local).faults(own)  # a fit function reads them as it likes
+
+
+def test_what_a_linear_model_offers_in_python_it_offers_in_a_file(
+    folder: Path, job_file: Any
+) -> None:
+    job = load_job(job_file('[local]\noptimizer = "adagrad"'))
+    assert job.local.optimizer.name == "adagrad"
+
+
+def test_a_trainer_whose_layout_cannot_be_made_says_why() -> None:
+    """It was said to lack a layout: an AttributeError inside is no missing method."""
+
+    class Broken(LinearTrainer):
+        @property
+        def layout(self) -> Any:
+            raise AttributeError("no such layer")
+
+    trainer = Broken("linear", 1)
+    assert Job(trainer).trainer is trainer

@@ -107,9 +107,32 @@ def test_all_that_is_wrong_with_a_part_is_told_together_with_value_reason_and_re
 def test_a_job_tells_its_own_options_beside_the_parts_that_do_not_belong_to_it():
     wrong: Any = {"stop": 5, "seed": -1, "name": 3, "evaluate_every": 1.5, "checkpoint_every": -1}
     wrong |= dict.fromkeys(("central", "federated", "compare"), 1)
+    wrong |= dict.fromkeys(("cluster", "definition", "islands", "study", "start", "aggregation"), 5)
+    wrong["executor"] = "serial"
     with pytest.raises(JobError) as caught:
         Job(LinearTrainer("linear", 1), **wrong)
     assert {fault.place for fault in caught.value.faults} == set(wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("serial",),
+        ("serial", "2", "auto"),
+        ("serial", -1, "auto"),
+        ("serial", 0, "frok"),
+        (1, 0, "auto"),
+    ],
+)
+def test_an_executor_that_is_no_name_workers_and_method_is_refused_and_shown_how(
+    wrong: Any,
+) -> None:
+    with pytest.raises(JobError) as caught:
+        Job(LinearTrainer("linear", 1), executor=wrong)
+    (fault,) = caught.value.faults
+    assert fault.place == "executor"
+    assert "('processes', 0, 'auto')" in fault.remedy
+    assert Job(LinearTrainer("linear", 1), executor=("processes", 0, "spawn")).executor[1] == 0
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -200,6 +200,35 @@ def test_observers_that_are_no_list_of_functions_are_refused(given):
     assert "observers=[print]" in caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"executor": 5}, "5 is no executor"),
+        ({"executor": ("serial", 0, "auto")}, "is no executor"),
+        ({"workers": "2"}, "'2' workers"),
+        ({"workers": 1.5}, "1.5 workers"),
+        ({"workers": -1}, "-1 workers"),
+        ({"initial": np.zeros(3)}, "a ndarray is no model"),
+        ({"out": 5}, "out is 5"),
+    ],
+)
+def test_choices_of_another_kind_are_refused_with_an_example(choice, said):
+    job = atoll.Job(trainer=LinearTrainer("logistic", 2), stop=atoll.Stop(rounds=1))
+    clients = {"a": atoll.Examples(np.zeros((2, 2)), np.array([0, 1]))}
+    with pytest.raises(JobError, match=said) as caught:
+        atoll.simulate(job, clients, **choice)
+    assert caught.value.remedy
+
+
+def test_a_client_that_is_nothing_and_a_trainer_that_is_none_are_named():
+    job = atoll.Job(trainer=LinearTrainer("logistic", 2))
+    with pytest.raises(DataError, match="client 'a': a NoneType holds no rows"):
+        atoll.simulate(job, {"a": None})
+    rows = atoll.Examples(np.zeros((2, 2)), np.array([0, 1]))
+    with pytest.raises(JobError, match="5, which the job's function made, is no trainer"):
+        atoll.simulate(atoll.Job(trainer=lambda islands: 5), {"a": rows})
+
+
 def test_new_rows_with_a_target_of_0_and_1_are_scored_as_they_are(folder):
     text = (folder / "rows.csv").read_text().replace(",no\n", ",0\n").replace(",yes\n", ",1\n")
     (folder / "rows.csv").write_text(text)

@@ -129,11 +129,14 @@ class Layout:
             dtype: dtype of the vector, ``float32`` or ``float64``.
 
         Raises:
-            LayoutError: duplicate names, an unknown dtype, or a pattern that matches nothing.
+            LayoutError: duplicate names, an unknown dtype, no patterns, or one that matches nothing.
         """
         given = tuple(entries)
         names = [name for e in given for name in (e.name, *e.aliases)]
         patterns = tuple(personal)
+        if isinstance(personal, str) or not all(isinstance(pattern, str) for pattern in patterns):
+            told = f"personal is {personal!r:.60}, and no list of patterns"
+            raise LayoutError(told, remedy="such as personal=['head.*']")
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise LayoutError(

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from inspect import getattr_static
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,11 @@ from atoll.core.contracts import Algorithm, Trainer, Weighting
 from atoll.core.errors import Fault, JobError, raise_faults
 from atoll.core.layout import Array
 from atoll.core.local import LocalWork
-from atoll.core.ranges import range_faults
+from atoll.core.ranges import inside, range_faults
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data.population import LazyClients, ids_of, rows_of
-from atoll.job.conflicts import federation_faults, watch_faults
+from atoll.job.conflicts import federation_faults, optimizer_faults, watch_faults
 from atoll.job.declared import Privacy, declared_faults
 from atoll.job.definition import definition_hash
 from atoll.job.islands import Islands
@@ -29,6 +30,7 @@ from atoll.job.study import Agreed, Study
 from atoll.runtime.clock import Clock
 from atoll.runtime.loop import Stop
 from atoll.runtime.schedule import Asynchronous, Schedule, Synchronous
+from atoll.runtime.starting import METHODS
 
 __all__ = ["Job"]
 
@@ -99,8 +101,9 @@ class Job:
             checkpoint_every="whole [0, inf)",
             name="text",
             seed="whole [0, inf)",
+            aggregation="text",
         )
-        raise_faults(JobError, "the job", [*_misfits(self), *wrong])
+        raise_faults(JobError, "the job", [*_misfits(self), *_unmade(self), *wrong])
 
     def describe(self) -> dict[str, Any]:
         """The canonical form: what can change the result's bits."""
@@ -265,6 +268,7 @@ class Job:
                     "let fit apply context.rule and say so, or use fedavg",
                 )
             )
+        found += optimizer_faults(trainer, self.local.optimizer)
         found += watch_faults(
             self.stop, self.evaluate_every, central=self.central, federated=self.federated
         )
@@ -309,6 +313,37 @@ def _misfits(job: Job) -> Iterator[Fault]:
         yield Fault("trainer", f"{job.trainer!r:.60} is no trainer", remedy)
     else:
         yield from _half_trainers(job.trainer)
+        if isinstance(job.local, LocalWork):
+            yield from optimizer_faults(job.trainer, job.local.optimizer)
+
+
+def _unmade(job: Job) -> Iterator[Fault]:
+    """Fields that readers of job files fill in, given by hand as something else."""
+    given: Any = job
+    for name, fits, example in (
+        ("executor", _is_executor(given.executor), "('processes', 0, 'auto')"),
+        ("cluster", _is_cluster(given.cluster), "('auto', 0.0), an address and GPUs of a worker"),
+        ("definition", isinstance(given.definition, Mapping), "{}, or leave it out"),
+        ("islands", given.islands is None or callable(given.islands), "a function of the seed"),
+        ("study", isinstance(given.study, Study | None), "None: statistics come from job files"),
+        ("start", isinstance(given.start, Start | None), "job.begun('runs/first'), afterwards"),
+    ):
+        if not fits:
+            wrong = f"{getattr(given, name)!r:.60} does not belong there"
+            yield Fault(name, wrong, f"such as {example}")
+
+
+def _is_executor(given: Any) -> bool:
+    """Name, workers and start method; whether there is one of that name is asked where it is started."""
+    if not isinstance(given, tuple | list) or len(given) != 3:
+        return False
+    name, workers, method = given
+    return isinstance(name, str) and inside(workers, "whole [0, inf)") and method in METHODS
+
+
+def _is_cluster(given: Any) -> bool:
+    two = isinstance(given, tuple | list) and len(given) == 2
+    return two and isinstance(given[0], str) and inside(given[1], "[0, inf)")
 
 
 def _half_trainers(given: Any) -> Iterator[Fault]:
@@ -318,7 +353,12 @@ def _half_trainers(given: Any) -> Iterator[Fault]:
         yield Fault("trainer", told, "give atoll.models.torch.TorchTrainer(module, classes=2)")
         return
     wanted = ("layout", "corrects", "initial", "fit", "gradient", "evaluate")
-    lacking = [name for name in wanted if getattr(given, name, None) is None]
+    # As it is written down first: a layout that cannot be made says why when it is asked for.
+    lacking = [
+        name
+        for name in wanted
+        if getattr_static(given, name, None) is None and getattr(given, name, None) is None
+    ]
     if lacking and (len(lacking) < len(wanted) or not callable(given)):
         told = f"a {type(given).__name__} is no trainer: it lacks {', '.join(lacking)}"
         yield Fault("trainer", told, "see atoll.core.contracts.Trainer for what each of them does")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atoll.core.contracts import Weighting
 from atoll.core.errors import Fault, suggest
+from atoll.core.local import Optimizer
 from atoll.core.values import ClientId
 from atoll.runtime.clock import Clock
 from atoll.runtime.loop import Stop
@@ -19,7 +20,7 @@ from atoll.runtime.schedule import Schedule, Synchronous
 if TYPE_CHECKING:
     from atoll.job.schema import StopSpec
 
-__all__ = ["federation_faults", "watch_faults"]
+__all__ = ["federation_faults", "optimizer_faults", "watch_faults"]
 
 
 def federation_faults(
@@ -50,6 +51,28 @@ def federation_faults(
             if c not in clock.delay.trace
         ]
     return found
+
+
+def optimizer_faults(trainer: Any, optimizer: Optimizer) -> Iterator[Fault]:
+    """An optimiser that the trainer does not know, or what that one would leave unread.
+
+    Args:
+        trainer: or what makes one. It says which it knows by ``optimizers``, names; a fit function of the
+            user's own does not, and gets what it is given.
+        optimizer: the local one.
+    """
+    known, name = getattr(trainer, "optimizers", None), optimizer.name
+    if known is None:
+        return
+    if name not in known:
+        yield Fault(
+            "local.optimizer", f"unknown local optimiser {name!r:.60}", suggest(name, known)
+        )
+    elif optimizer.momentum and name not in ("sgd", "rmsprop"):
+        yield Fault("local.momentum", f"has no meaning for {name!r}", "leave it out")
+    elif optimizer.nesterov and not (name == "sgd" and optimizer.momentum):
+        remedy = "give a momentum, such as 0.9, or leave it out"
+        yield Fault("local.nesterov", "is a form of SGD's momentum, and there is none", remedy)
 
 
 def _impossible(schedule: Schedule, clients: Collection[ClientId]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -92,8 +92,14 @@ def islands_of(
         for client, e in (() if lazy else clients.items())
         if isinstance(e, Examples) and e.targets.dtype.kind not in "biuf"
     ]
-    faults = [*first_of(lengths), *first_of(words), *first_of(_strangers(clients, held_out))]
-    raise_faults(DataError, "the clients' data", faults)
+    nothing = [
+        Fault(f"{what} {client!r}", f"a {type(rows).__name__} holds no rows", "give atoll.Examples")
+        for what, given in (("client", clients), ("held-out rows of", held_out))
+        for client, rows in (() if isinstance(given, LazyClients) else given.items())
+        if not isinstance(rows, Sized)
+    ]
+    faults = [*map(first_of, (nothing, lengths, words, _strangers(clients, held_out)))]
+    raise_faults(DataError, "the clients' data", list(itertools.chain(*faults)))
     cards: list[Mapping[str, Any]] = []
     if len(clients) <= MOST_CARDS and not lazy:
         cards = [card(c, examples_card(e)) for c, e in clients.items() if isinstance(e, Examples)]

@@ -36,6 +36,7 @@ from atoll.job.options import checked_options
 from atoll.job.schema import AlgorithmSpec, JobSpec, ModelSpec
 from atoll.models.function import FunctionTrainer
 from atoll.models.linear import LinearTrainer
+from atoll.models.optimizers import OPTIMIZERS
 
 __all__ = ["algorithm_named", "algorithms", "model_faults", "trainer_for"]
 
@@ -161,15 +162,12 @@ def _linear_faults(spec: JobSpec) -> Iterator[Fault]:
     if (kind == "linear") != (task == "regression"):
         remedy = "use kind 'logistic'" if kind == "linear" else "use kind 'linear'"
         yield Fault("model.kind", f"{kind!r} does not fit data.task {task!r}", remedy)
-    if spec.local.optimizer not in _LINEAR_OPTIMIZERS:
+    if spec.local.optimizer not in OPTIMIZERS:
         yield Fault(
             "local.optimizer",
-            f"linear models offer {', '.join(_LINEAR_OPTIMIZERS)}, not {spec.local.optimizer!r}",
-            suggest(spec.local.optimizer, _LINEAR_OPTIMIZERS),
+            f"linear models offer {', '.join(OPTIMIZERS)}, not {spec.local.optimizer!r}",
+            suggest(spec.local.optimizer, OPTIMIZERS),
         )
-
-
-_LINEAR_OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
 def _torch_faults(spec: JobSpec, folder: Path) -> list[Fault]:
@@ -349,8 +347,12 @@ def _built(make: Callable[[], Trainer], place: str) -> Trainer:
     try:
         made = make()
         _ = made.layout
-    except AtollError:
-        raise
+    except AtollError as error:
+        if [fault.place for fault in error.faults] != ["model.module"]:
+            raise
+        faults = [dataclasses.replace(fault, place=place) for fault in error.faults]
+        # From the code's own error: what a site tells of it is decided by that.
+        raise JobError(error.message, faults=faults) from error.__cause__
     except Exception as error:  # a user's code may raise anything
         fault = Fault(place, f"{type(error).__name__}: {error}", "mend it, or check model.options")
         raise JobError("the model cannot be built", faults=[fault]) from error

@@ -89,8 +89,18 @@ class Start:
 
     @classmethod
     def given(cls, initial: Initial) -> Start:
-        """A file's, a folder's or these arrays; see :meth:`read` and :meth:`of`."""
-        return cls.of(initial) if isinstance(initial, Mapping) else cls.read(initial)
+        """A file's, a folder's or these arrays; see :meth:`read` and :meth:`of`.
+
+        Raises:
+            JobError: it is none of them, or there is no model.
+        """
+        if isinstance(initial, Mapping):
+            return cls.of(initial)
+        given: Any = initial
+        if not isinstance(given, str | Path):
+            remedy = "give arrays by name, such as run.parameters, or the path of a run's folder"
+            raise JobError(f"a {type(given).__name__} is no model to begin at", remedy=remedy)
+        return cls.read(given)
 
     @classmethod
     def sent(cls, path: Path, digest: str) -> Start:

@@ -12,7 +12,7 @@ plus ``(l2 / 2) |W|^2``; the intercept is never penalised. All start at zero.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -28,7 +28,7 @@ from atoll.core.ranges import check
 from atoll.core.seeds import Seed
 from atoll.models.batches import full_batch, learning_rate, order, passes
 from atoll.models.linear_stack import Held, Stack, alike, residual
-from atoll.models.optimizers import Step, flat_optimizer
+from atoll.models.optimizers import OPTIMIZERS, Step, flat_optimizer
 from atoll.models.scores import check_labels, classification_scores, hits, regression_scores
 
 __all__ = ["LinearTrainer"]
@@ -108,17 +108,31 @@ class LinearTrainer:
     personal: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        """Refuse an unknown kind, and a penalty below 0.
+        """Refuse an unknown kind, a penalty below 0, and what is of another kind.
 
         Raises:
-            JobError: with the nearest known kind.
+            JobError: with every such option.
         """
-        check(self, "model", kind=_KINDS, features="whole [0, inf)", l2="[0, inf)")
+        check(
+            self,
+            "model",
+            kind=_KINDS,
+            features="whole [0, inf)",
+            classes="whole [1, inf)",
+            l2="[0, inf)",
+            intercept="bool",
+            exact_auc="bool",
+        )
 
     @property
     def corrects(self) -> bool:
         """True: local rules are applied."""
         return True
+
+    @property
+    def optimizers(self) -> Collection[str]:
+        """Names of the local optimisers that there are."""
+        return OPTIMIZERS
 
     @cached_property
     def layout(self) -> Layout:

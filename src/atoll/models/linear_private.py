@@ -8,7 +8,7 @@ The penalty is no data: its gradient is added after the noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from atoll.core.seeds import Seed
 from atoll.models.batches import plan
 from atoll.models.linear import LinearTrainer
 from atoll.models.linear_stack import residual
-from atoll.models.optimizers import flat_optimizer
+from atoll.models.optimizers import OPTIMIZERS, flat_optimizer
 from atoll.models.private import (
     TINY,
     Randomness,
@@ -77,6 +77,11 @@ class PrivateLinearTrainer:
     def corrects(self) -> bool:
         """True: local rules are applied, after the noise."""
         return True
+
+    @property
+    def optimizers(self) -> Collection[str]:
+        """Names of the local optimisers that there are."""
+        return OPTIMIZERS
 
     def initial(self, seed: Seed) -> Array:
         """Zeros, whatever the seed."""

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,14 +44,13 @@ from atoll.runtime.processes import ProcessExecutor
 from atoll.runtime.profile import Stopwatch, timed
 from atoll.runtime.schedule import turns_of
 from atoll.runtime.serial import SerialExecutor
+from atoll.simulation.asked import RoundObserver, chosen, folder_agreed, told_of_rounds
 from atoll.simulation.compare import compare, pooled
 from atoll.simulation.handed import unfit_rows
 
 __all__ = ["planned_cost", "simulate"]
 
 EXECUTORS = ("serial", "processes", "ray")
-
-RoundObserver = Callable[[Mapping[str, Any]], None]
 
 
 def simulate(
@@ -93,8 +92,8 @@ def simulate(
         AtollError: with all faults that can be found before training, before anything is written.
     """
     began = datetime.now(UTC)
-    _one_of(resume, overwrite)
-    job, told = _chosen(job, executor, workers, seed, initial), _told(observers)
+    job, told = chosen(job, executor, workers, seed, initial), told_of_rounds(observers)
+    out = folder_agreed(out, resume, overwrite)
     watch = profile if isinstance(profile, Stopwatch) else Stopwatch() if profile else None
     with timed(watch, "data"):
         islands = _islands(job, clients, held_out, central)
@@ -134,22 +133,6 @@ def simulate(
         with timed(watch, "finish"):
             run = session.finish(finished)
         return run if watch is None else _profiled(run, watch, folder)
-
-
-def _told(observers: Any) -> tuple[RoundObserver, ...]:
-    """Who is told of rounds.
-
-    Raises:
-        JobError: it is a single function, or something among them is none.
-    """
-    remedy = "give a list of functions of a round's record, such as observers=[print]"
-    if not isinstance(observers, Iterable):
-        raise JobError(f"observers is {observers!r:.80}, and no list of functions", remedy=remedy)
-    found = tuple(observers)
-    for one in found:
-        if not callable(one):
-            raise JobError(f"{one!r:.80} among the observers is no function", remedy=remedy)
-    return found
 
 
 def _watchers(job: Job) -> Iterator[RoundObserver]:
@@ -195,35 +178,6 @@ def planned_cost(job: Job, islands: Islands) -> Mapping[str, Any]:
     if isinstance(parts.chain.account, RunAccount):
         rounds = min(rounds, parts.chain.account.most)  # it ends before it would pass its goal
     return statement_of(parts.chain, rounds, rounds)
-
-
-def _one_of(resume: bool, overwrite: bool) -> None:
-    if resume and overwrite:
-        raise JobError("resume and overwrite exclude each other", remedy="leave one of the two out")
-
-
-def _chosen(
-    job: Any, executor: Any, workers: int | None, seed: int | None, initial: Initial | None
-) -> Job:
-    """The job with the choices of the call.
-
-    Raises:
-        JobError: it is no job, or a choice is impossible.
-    """
-    if not isinstance(job, Job):
-        remedy = "atoll.load_job(path) reads a job file, atoll.Job(trainer=…) makes one in Python"
-        raise JobError(f"{job!r:.80} is no job", remedy=remedy)
-    if workers is not None and workers < 0:
-        raise JobError(f"{workers} workers", remedy="0 is one per core")
-    if isinstance(executor, str):
-        job = replace(job, executor=(executor, *job.executor[1:]))
-    job = job if initial is None else job.begun(initial)
-    return job if seed is None else _seeded(job, seed)
-
-
-def _seeded(job: Job, seed: int) -> Job:
-    changed = {**job.definition, "seed": seed} if job.definition else {}
-    return replace(job, seed=seed, definition=changed)
 
 
 def _settled(job: Job, islands: Islands, apart: bool) -> Job:
@@ -299,7 +253,12 @@ def _islands(
 
 
 def _trainer(job: Job, islands: Islands) -> Trainer:
-    trainer = job.trainer if isinstance(job.trainer, Trainer) else job.trainer(sized(islands))
+    trainer: Any = job.trainer if isinstance(job.trainer, Trainer) else job.trainer(sized(islands))
+    if not isinstance(trainer, Trainer):
+        remedy = "return one, such as LinearTrainer('logistic', islands.features)"
+        raise JobError(
+            f"{trainer!r:.60}, which the job's function made, is no trainer", remedy=remedy
+        )
     if job.privacy.record is None or job.privacy_faults:
         return trainer
     rows = [rows_of(islands.train, client) for client in ids_of(islands.train)]

@@ -23,7 +23,7 @@ Things to know:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial, wraps
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
@@ -31,7 +31,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 import numpy as np
 
 from atoll.core.contracts import Controlled, Lane, Together
-from atoll.core.errors import JobConflict, JobError, MissingExtra, suggest
+from atoll.core.errors import JobConflict, MissingExtra
 from atoll.core.layout import Array, Layout
 from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Mean, Metrics
@@ -60,6 +60,7 @@ try:
         unpack_module,
     )
     from atoll.models.torch.losses import LOSSES, Loss
+    from atoll.models.torch.options import built, check_options, settled_task
     from atoll.models.torch.regression import regression_of
     from atoll.models.torch.sums import add_up, clients_to_a_sum
 except ImportError as missing:  # pragma: no cover - depends on the installation
@@ -70,8 +71,6 @@ except ImportError as missing:  # pragma: no cover - depends on the installation
 __all__ = ["LOSSES", "OPTIMIZERS", "TorchTrainer"]
 
 Path = Literal["auto", "general", "compiled", "algebra"]
-PATHS = ("auto", "general", "compiled", "algebra")
-
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """(features of a batch, random generator) -> features to train on."""
 
@@ -108,7 +107,8 @@ class TorchTrainer:
         module: a module (copied; its weights are the initial ones), or a class or function that
             builds one. For worker processes the latter must be importable by name.
         arguments: keyword arguments of the building function.
-        loss: a name of :data:`LOSSES`, or ``(output, target) -> scalar`` averaging over the batch.
+        loss: a name of :data:`LOSSES`, or ``(output, target) -> scalar`` averaging over the batch; by
+            default cross entropy, and the squared error where the task is regression.
         task: ``classification`` or ``regression``; by default regression for ``mse`` and ``l1``.
         classes: number of classes, checked against labels and outputs; else taken from the outputs.
         personal: shell patterns of entries that stay at the client, such as ``head.*``.
@@ -131,7 +131,7 @@ class TorchTrainer:
 
     module: nn.Module | Callable[..., nn.Module]
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    loss: str | Loss = "cross_entropy"
+    loss: str | Loss = ""
     task: Literal["classification", "regression"] | None = None
     classes: int | None = None
     personal: Sequence[str] = ()
@@ -146,27 +146,15 @@ class TorchTrainer:
         """Copy a given module and settle the task.
 
         Raises:
-            JobError: an unknown loss, path or precision.
+            JobError: with every option that is of another kind or out of range.
             JobConflict: a loss that does not fit the task.
         """
-        if isinstance(self.loss, str) and self.loss not in LOSSES:
-            raise JobError(f"unknown loss {self.loss!r}", remedy=suggest(self.loss, LOSSES))
-        for what, given, known in (
-            ("path", self.path, PATHS),
-            ("precision", self.precision, ("float32", "bfloat16")),
-        ):
-            if given not in known:
-                raise JobError(f"unknown {what} {given!r}", remedy=suggest(given, known))
+        check_options(self)
         if isinstance(self.module, nn.Module):
             object.__setattr__(self, "module", copy.deepcopy(self.module))
-        natural = "regression" if self.loss in ("mse", "l1") else "classification"
-        if self.task is None:
-            object.__setattr__(self, "task", natural)
-        elif isinstance(self.loss, str) and self.task != natural:
-            raise JobConflict(
-                f"loss {self.loss!r} is for {natural}, not {self.task}",
-                remedy="leave out the task, or choose another loss",
-            )
+        loss, task = settled_task(self.loss, self.task)
+        object.__setattr__(self, "loss", loss)
+        object.__setattr__(self, "task", task)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process needs: the recipe, not the built buffers."""
@@ -176,6 +164,11 @@ class TorchTrainer:
     def corrects(self) -> bool:
         """True: local rules are applied."""
         return True
+
+    @property
+    def optimizers(self) -> Collection[str]:
+        """Names of the local optimisers that there are."""
+        return OPTIMIZERS
 
     @cached_property
     def layout(self) -> Layout:
@@ -464,7 +457,7 @@ class TorchTrainer:
         if isinstance(self.module, nn.Module):
             return on_cpu(copy.deepcopy(self.module))
         with alone(seed):
-            return on_cpu(self.module(**self.arguments))
+            return on_cpu(built(self.module, self.arguments))
 
     def _outputs(self, module: nn.Module, x: Tensor) -> Tensor:
         if self.precision == "float32":

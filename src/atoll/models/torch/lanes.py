@@ -21,7 +21,7 @@ Only CPU lanes have been tested; CUDA devices use the same code with pinned tran
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -107,6 +107,11 @@ class LanesTrainer:
     def corrects(self) -> bool:
         """True: local rules are applied."""
         return self.inner.corrects
+
+    @property
+    def optimizers(self) -> Collection[str]:
+        """The inner trainer's."""
+        return self.inner.optimizers
 
     def initial(self, seed: Seed) -> Array:
         """The inner trainer's."""

@@ -8,7 +8,7 @@ shapes alone. What stands against privacy is refused with all its faults before 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -108,6 +108,11 @@ class PrivateTorchTrainer:
     def corrects(self) -> bool:
         """True: local rules are applied, after the noise."""
         return True
+
+    @property
+    def optimizers(self) -> Collection[str]:
+        """Names of the local optimisers that there are."""
+        return OPTIMIZERS
 
     def initial(self, seed: Seed) -> Array:
         """As without privacy."""
