@@ -154,3 +154,12 @@ def test_columns_without_categories_or_numbers_add_up_too():
         assert fitted.apply(table).features.tolist() == (
             [[-1], [1]] if name == "x" else [[1, 0], [0, 1]]
         )
+
+
+def test_a_number_too_large_to_be_summed_is_named_with_its_site():
+    sites = {"a": rows(3), "b": rows(3)}
+    sites["b"] = Table({**sites["b"].columns, "x": np.array([1.0, -1e300, 2.0])})
+    with pytest.raises(DataError, match="column 'x': value -1e\\+300 cannot be summed") as caught:
+        fit_preprocessor(sites, Plan(), SCHEMA)
+    assert caught.value.site == "b"
+    assert "1e" not in caught.value.faults[0].withheld

@@ -386,3 +386,14 @@ def test_declared_codes_that_begin_with_a_zero_are_found_in_a_column_read_as_num
     assert faults_of(("a", Table.of({"code": [1068, 50667], "y": [0, 1]})), schema=schema) == [
         "site 'a', column 'code': unknown category '1068' in row 1 (did you mean '01067'?)"
     ]
+
+
+def test_categories_of_whole_numbers_too_long_to_be_told_apart_are_refused():
+    """Two patients' numbers of 17 digits were one category."""
+    schema = Schema((Column("x"), Column("ward", "category")), "y", classes=("0", "1"))
+    rows = {"x": [1, 2], "ward": [12345678901234567, 12345678901234568], "y": [0, 1]}
+    with pytest.raises(DataError, match="'ward': holds whole numbers too long to be told apart"):
+        schema.read("a", Table.of(rows))
+    assert (
+        schema.read("a", Table.of({**rows, "ward": ["12345678901234567", "b"]}))["ward"][1] == "b"
+    )

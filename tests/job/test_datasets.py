@@ -250,3 +250,10 @@ def test_names_in_other_capitals_are_one_fault_for_each_site_that_writes_them(fo
     assert [fault.place for fault in caught.value.faults] == ["site 'c'", "site 'd'"]
     assert "'AGE' ('age'), 'DOSE' ('dose'), 'ILL' ('ill')" in caught.value.faults[0].message
     assert "rename" in caught.value.faults[0].remedy
+
+
+def test_classes_of_whole_numbers_too_long_to_be_told_apart_are_refused(folder, spec_of):
+    lines = (folder / "rows.csv").read_text().replace(",no", ",12345678901234567")
+    (folder / "rows.csv").write_text(lines.replace("yes", "12345678901234568"))
+    with pytest.raises(JobError, match="'sick' holds whole numbers too long to be told apart at"):
+        load_islands(spec_of(), folder, 0)

@@ -98,9 +98,16 @@ def fit_preprocessor(
             :func:`~atoll.data.schema.complete_schema`).
 
     Raises:
+        DataError: a number is too large to be summed; names the site.
         JobError: the plan does not fit the columns; all faults are listed.
     """
-    updates = {site: site_sums(table, plan, schema) for site, table in tables.items()}
+    updates = {}
+    for site, table in tables.items():
+        try:
+            updates[site] = site_sums(table, plan, schema)
+        except DataError as error:
+            error.site = site
+            raise
     if plan.mode == "site":
         return {site: finish(update.vectors, plan, schema) for site, update in updates.items()}
     fold = Fold()

@@ -16,6 +16,7 @@ from atoll.data.table import label
 from atoll.data.telling import EXACT, Telling
 
 __all__ = [
+    "BLURRED",
     "FLAGS",
     "Column",
     "blurred",
@@ -84,6 +85,10 @@ class Column:
             yield Fault(place, "a category appears twice", "remove the second")
 
 
+BLURRED = "holds whole numbers too long to be told apart"
+"""What is wrong with names for which :func:`blurred` holds."""
+
+
 def read_cells(
     site: str, column: Column, raw: Array, telling: Telling = EXACT
 ) -> tuple[Array, list[Fault]]:
@@ -97,6 +102,10 @@ def read_cells(
     """
     place = place_of(site, column)
     if column.type == "category":
+        if blurred(raw):
+            remedy = "write them as text, for instance with a letter before the digits"
+            nothing = np.full(len(raw), None, object)
+            return nothing, [Fault(place, BLURRED, remedy, BLURRED)]
         names = labels_of(column, raw)
         allowed = set(column.categories)
         unknown = np.array(

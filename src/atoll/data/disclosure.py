@@ -20,7 +20,7 @@ import numpy as np
 
 from atoll.core.errors import DataError, Forbidden
 from atoll.core.layout import Array
-from atoll.data.columns import blurred, is_missing
+from atoll.data.columns import BLURRED, blurred, is_missing
 from atoll.data.table import Table
 from atoll.data.telling import Telling
 
@@ -125,7 +125,7 @@ def persons_of(table: Table, column: str = "") -> Array:
         raise DataError(f"column {column!r} names no person in some rows", remedy="fill it")
     if blurred(names):
         raise DataError(
-            f"column {column!r} holds whole numbers too long to be told apart",
+            f"column {column!r} {BLURRED}",
             remedy="write them as text, for instance with a letter before the digits",
         )
     plain = names if names.dtype.kind == "f" else names.astype(str)

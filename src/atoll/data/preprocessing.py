@@ -275,10 +275,10 @@ def column_sums(table: Table, plan: Plan, schema: Schema) -> dict[str, Array]:
         try:
             limbs += [encode(exact_sum(known)), encode(exact_sum_of_squares(known))]
         except DataError as error:
-            raise DataError(
-                f"column {column.name!r}: {error.message}",
-                remedy=f"{error.remedy}; correct it, or declare the column's range to find it",
-            ) from error
+            remedy = f"{error.remedy}; correct it, or declare the column's range to find it"
+            place, told = f"column {column.name!r}", "holds a value too large to be summed"
+            fault = Fault(place, error.message, remedy, told)
+            raise DataError("the columns' sums", faults=[fault]) from error
     levels: list[float] = []
     for column in schema.features:
         values, counted = table[column.name], counted_levels(plan, column)

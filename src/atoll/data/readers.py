@@ -17,7 +17,7 @@ from atoll.core.contracts import Examples
 from atoll.core.errors import DataError, Fault, MissingExtra, raise_faults, suggest
 from atoll.core.layout import Array
 from atoll.core.values import ClientId
-from atoll.data.columns import blurred, is_missing
+from atoll.data.columns import BLURRED, blurred, is_missing
 from atoll.data.idx import fashion_mnist, idx_examples, read_idx
 from atoll.data.table import Table, label
 
@@ -187,7 +187,7 @@ def sites_from_column(table: Table, column: str) -> dict[ClientId, Table]:
         )
     if blurred(cells):
         raise DataError(
-            f"the site column {column!r} holds whole numbers too long to be told apart",
+            f"the site column {column!r} {BLURRED}",
             remedy="write them as text, for instance with a letter before the digits",
         )
     rows: dict[ClientId, list[int]] = {}

@@ -33,7 +33,7 @@ from atoll.core.errors import (
     suggest,
 )
 from atoll.core.values import ClientId
-from atoll.data.columns import Column, read_cells
+from atoll.data.columns import BLURRED, Column, blurred, read_cells
 from atoll.data.schema import (
     Schema,
     flagged,
@@ -251,6 +251,10 @@ def _mismatch(data: DataSpec, site: ClientId, table: Table) -> Fault | None:
                 "set data.task = 'regression', or declare data.classes",
                 f"a classification needs classes; {data.target!r} has fractions at {site!r}",
             )
+        if blurred(cells):
+            message = f"{data.target!r} {BLURRED} at {site!r}"
+            remedy = "write classes as text, or set data.task = 'regression'"
+            return Fault("data.target", message, remedy, message)
     return None
 
 
