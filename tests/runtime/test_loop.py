@@ -9,8 +9,9 @@ import runtime_clients as rc
 
 from atoll.aggregation.exact import Fold
 from atoll.algorithms import ALGORITHMS, FedAsync, FedAvg, Scaffold
-from atoll.core.contracts import Outcome
+from atoll.core.contracts import Outcome, Task
 from atoll.core.errors import ClientError, JobError, QuorumError, UpdateRefused
+from atoll.core.local import LocalWork
 from atoll.core.metrics import Mean
 from atoll.core.values import Aggregate
 from atoll.runtime.aborts import told_of, way_out
@@ -437,3 +438,13 @@ def test_a_memory_that_is_not_finite_is_refused_before_it_is_sent():
     broadcast = steps.send((plan, pace)).broadcasts[0]
     with pytest.raises(UpdateRefused, match="is not finite"):
         answer_task(parts, plan.tasks[2], broadcast, {})
+
+
+def test_a_share_of_local_work_is_not_checked_again(monkeypatch):
+    """It was, by every client that does a part of its work: longer than a step of a small model."""
+    clients = rc.federation(rc.SIZES)
+    made = dataclasses.replace(rc.parts(FedAvg(), clients), local=LocalWork(epochs=2.0, steps=5))
+    monkeypatch.setattr(LocalWork, "__post_init__", lambda self: pytest.fail("checked again"))
+    share = made.work(Task("c1", 0, fraction=0.5)).local
+    assert (share.epochs, share.steps, share.batch_size) == (1.0, 2, made.local.batch_size)
+    assert made.work(Task("c1", 0, fraction=0.01)).local.steps == 1

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from atoll.algorithms import FedAvg
+from atoll.core.metrics import Confusion
 from atoll.core.values import Broadcast, moved
 
 
@@ -58,3 +59,26 @@ class Server(FedAvg):
         if self.how == "version":
             return replace(state, parameters=moved(state.parameters, step))
         return moved(state.parameters, step)
+
+
+@dataclass(frozen=True)
+class Unlike(FedAvg):
+    """Clients with many rows send something else than the others."""
+
+    how: str = "shape"
+
+    def client(self, broadcast, memory, work):
+        update, kept = super().client(broadcast, memory, work)
+        if work.examples < 10:
+            return update, kept
+        delta = update.vectors["delta"]
+        vectors = {
+            "shape": {"delta": delta[:-1]},
+            "name": {"delta": delta, "more": np.ones(1, np.float32)},
+            "dtype": {"delta": delta.astype(np.float64)},
+            "metric": {"delta": delta},
+        }[self.how]
+        metrics = {name: Confusion(((1, 1), (1, 1))) for name in update.metrics}
+        if self.how == "metric":
+            return replace(update, metrics=metrics), kept
+        return replace(update, vectors=vectors), kept

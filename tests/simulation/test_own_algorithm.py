@@ -45,6 +45,17 @@ def test_a_memory_cannot_be_changed_behind_the_run_s_back(executor):
         run(own.Writes(), executor=executor, workers=2)
 
 
+@pytest.mark.parametrize("executor", ["serial", "processes"])
+@pytest.mark.parametrize("how", ["shape", "name", "dtype", "metric"])
+def test_updates_that_do_not_add_up_end_the_run_on_every_executor(executor, how):
+    """One process lost the clients that came later, and several ended with what two of them had met."""
+    with pytest.raises(
+        JobError, match=r"client\(\) of Unlike sent updates .* do not add up: ."
+    ) as caught:
+        run(own.Unlike(how=how), executor=executor, workers=2)
+    assert "same names, shapes and dtypes" in caught.value.remedy
+
+
 @pytest.mark.parametrize(
     ("how", "says"),
     [

@@ -347,6 +347,10 @@ class Fold:
             is refused as too large does not depend on the others, nor on their order.
         room: where sums are formed: called with a vector's name and size, gives ``(2, size)`` int64,
             whatever they hold, or None for memory of the fold's own.
+
+    Attributes:
+        odd: how updates differed in names, shapes, dtypes or kinds of metric; empty while none did.
+            Which of two is refused depends on their order: who trusts both asks for this.
     """
 
     def __init__(
@@ -358,9 +362,9 @@ class Fold:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._weight: int | Fraction = 0
         self._scaled: int | Fraction = 0
-        self._count = 0
-        self._examples = 0
+        self._count = self._examples = 0
         self._metrics: Mapping[str, Metric] = {}
+        self.odd = ""
 
     def add(self, update: Update, scale: float = 1.0) -> None:
         """Fold one update whose vectors count ``scale * update.weight`` times.
@@ -407,7 +411,10 @@ class Fold:
                     raise UpdateRefused(f"a value of {reach:.3g} is beyond its share {share:.3g}")
                 into.spare(reach)
             except UpdateRefused as error:
-                raise UpdateRefused(f"{name!r}: {error.message}", remedy=error.remedy) from error
+                told = f"{name!r}: {error.message}"
+                if v.dtype != into.dtype:
+                    raise self._unlike(told) from error
+                raise UpdateRefused(told, remedy=error.remedy) from error
             ready.append((name, into, vector, reach))
         for name, into, vector, reach in ready:
             self.sums[name] = into
@@ -421,6 +428,7 @@ class Fold:
             UpdateRefused: the two hold other names, shapes, dtypes or kinds of metric, or a sum
                 would leave its exact range; nothing has then changed.
         """
+        self.odd = self.odd or other.odd
         if not other._count:
             return
         self._agree(other._shapes)
@@ -428,7 +436,7 @@ class Fold:
         fresh = {n: self.sums.get(n) or sum_of(s.size, s.dtype) for n, s in other.sums.items()}
         for name, theirs in other.sums.items():
             if fresh[name].dtype != theirs.dtype:
-                raise UpdateRefused(f"{name!r} is {theirs.dtype}, not {fresh[name].dtype}")
+                raise self._unlike(f"{name!r} is {theirs.dtype}, not {fresh[name].dtype}")
             fresh[name].spare(theirs.reach)
         for name, theirs in other.sums.items():
             fresh[name].merge(theirs)
@@ -452,13 +460,17 @@ class Fold:
 
     def _agree(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if self._count and shapes != self._shapes:
-            raise UpdateRefused(f"vectors {_listed(shapes)}, not {_listed(self._shapes)}")
+            raise self._unlike(f"vectors {_listed(shapes)}, not {_listed(self._shapes)}")
 
     def _merged(self, metrics: Mapping[str, Metric]) -> Mapping[str, Metric]:
         try:
             return merge_metrics(self._metrics, metrics)
         except (TypeError, ValueError) as error:
-            raise UpdateRefused(f"its metrics do not fit those before it: {error}") from error
+            raise self._unlike(f"its metrics do not fit those before it: {error}") from error
+
+    def _unlike(self, told: str) -> UpdateRefused:
+        self.odd = self.odd or told
+        return UpdateRefused(told)
 
     def aggregate(self) -> Aggregate:
         """What has been folded so far; vectors and metrics in the order of their names."""

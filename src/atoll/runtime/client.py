@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from atoll.aggregation.exact import Fold
 from atoll.aggregation.gate import Gate
 from atoll.core.chain import Chain
 from atoll.core.contracts import (
@@ -48,6 +49,7 @@ __all__ = [
     "Parts",
     "RowWise",
     "Takes",
+    "added_up",
     "answer_task",
     "evaluate_central",
     "evaluate_client",
@@ -226,7 +228,8 @@ def _share(local: LocalWork, fraction: float) -> LocalWork:
     if fraction == 1.0:
         return local
     steps = None if local.steps is None else max(1, round(local.steps * fraction))
-    return replace(local, epochs=local.epochs * fraction, steps=steps)
+    # A share of what was checked needs no check: that would take longer than a step of a small model.
+    return renewed(local, epochs=local.epochs * fraction, steps=steps)
 
 
 def answer_task(
@@ -336,6 +339,35 @@ class _Answered(Work):
 
     def fit(self, parameters: Array, rule: LocalRule | None = None) -> Fit:
         return self.answers.pop() if self.answers else super().fit(parameters, rule)
+
+
+def added_up(parts: Parts, folds: Sequence[Fold]) -> Aggregate:
+    """What the folds of a round add up to, formed in the first of them.
+
+    Raises:
+        JobError: clients sent updates that do not add up. One of them could be refused, but which one would
+            depend on who came first, and so on the executor.
+    """
+    total = folds[0] if folds else Fold()
+    try:
+        for fold in folds[1:]:
+            total.merge(fold)
+    except UpdateRefused as error:
+        if not total.odd:
+            raise
+        raise _unlike(parts, total) from error
+    if total.odd:
+        raise _unlike(parts, total)
+    return total.aggregate()
+
+
+def _unlike(parts: Parts, total: Fold) -> JobError:
+    name = type(parts.algorithm).__name__
+    return JobError(
+        f"client() of {name} sent updates of one round that do not add up: {total.odd}",
+        remedy="let every client send vectors of the same names, shapes and dtypes, and metrics of the same "
+        "kinds: zeros where it has nothing to say",
+    )
 
 
 def _where(error: Exception) -> str:

@@ -24,7 +24,7 @@ from atoll.core.errors import AtollError, ClientError, JobError
 from atoll.core.metrics import Metrics
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
 from atoll.data.population import known_rows
-from atoll.runtime.client import Parts
+from atoll.runtime.client import Parts, added_up
 from atoll.runtime.groups import groups
 from atoll.runtime.packed import pack
 from atoll.runtime.shared import Board, SharedArray, Tray, Turns
@@ -189,10 +189,7 @@ class ProcessExecutor:
                 if folded is not None:
                     folds.append(self._trays[number].lift(*folded))
         spent.turn("work")
-        total = folds[0] if folds else Fold()  # formed where it lies: nobody else needs it any more
-        for fold in folds[1:]:
-            total.merge(fold)
-        aggregate = total.aggregate()
+        aggregate = added_up(self._parts, folds)  # where it lies: nobody else needs it any more
         spent.turn("fold")
         self.timings = spent.told(outcomes.values())
         return aggregate, [outcomes[t.client] for t in tasks], changed

@@ -27,7 +27,7 @@ from atoll.core.errors import AtollError, ClientError, JobError
 from atoll.core.metrics import Metrics
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
 from atoll.data.population import rows_of
-from atoll.runtime.client import Done, Parts, evaluate_client
+from atoll.runtime.client import Done, Parts, added_up, evaluate_client
 from atoll.runtime.dealing import Dealing, Merge, Run, Step, Take
 from atoll.runtime.groups import fold_group, groups
 from atoll.runtime.packed import pack
@@ -149,7 +149,7 @@ class RayExecutor:
         busy = {f"worker/{i}": m.busy for i, m in enumerate(self._crew.values())}
         self.timings = {"broadcast": put, **busy}
         return (
-            (round_.sum or Fold()).aggregate(),
+            added_up(self._parts, [round_.sum or Fold()]),
             [done[task.client][0] for task in tasks],
             {client: kept for client, (_, kept) in done.items() if kept is not None},
         )
@@ -435,7 +435,8 @@ class _Worker:
         try:
             self._fold.merge(fold)
         except AtollError as error:
-            return error
+            if not self._fold.odd:  # else it says so at the end, as in one process
+                return error
         self._covers |= covers
         return self._covers
 

@@ -9,7 +9,7 @@ from atoll.aggregation.exact import Fold
 from atoll.core.contracts import Outcome, Task
 from atoll.core.metrics import Metrics
 from atoll.core.values import Aggregate, Broadcast, ClientId, Memory
-from atoll.runtime.client import Parts, evaluate_client
+from atoll.runtime.client import Parts, added_up, evaluate_client
 from atoll.runtime.groups import fold_group, groups
 from atoll.runtime.threads import Threads
 
@@ -53,7 +53,7 @@ class SerialExecutor:
                     if kept is not None:
                         changed[outcome.client] = kept
         began = time.perf_counter()
-        aggregate = fold.aggregate()
+        aggregate = added_up(self._parts, [fold])
         seconds = time.perf_counter() - began
         self.timings = {"train": sum(o.seconds for o in outcomes.values()), "fold": seconds}
         return aggregate, [outcomes[task.client] for task in tasks], changed
