@@ -450,51 +450,6 @@ def test_a_regression_without_a_loss_is_of_squared_errors(rows, work):
         TorchTrainer(net(), loss="cross_entropy", task="regression")
 
 
-@pytest.mark.parametrize(
-    ("option", "value", "said"),
-    [
-        ("loss", None, "no loss"),
-        ("loss", nn.MSELoss, "MSELoss()"),
-        ("task", "regresion", "did you mean 'regression'"),
-        ("classes", "2", "not a number"),
-        ("classes", 0, "at least 1"),
-        ("augment", 5, "no function"),
-        ("exact_auc", "no", "True or False"),
-        ("eval_batch_size", 0, "at least 1"),
-        ("channels_last", 1, "True or False"),
-        ("path", "fast", "known"),
-        ("precision", "float16", "bfloat16"),
-        ("arguments", 5, "no mapping"),
-        ("module", 5, "no module"),
-    ],
-)
-def test_an_option_of_another_kind_is_refused_where_the_trainer_is_made(option, value, said):
-    with pytest.raises(JobError) as caught:
-        TorchTrainer(**{"module": net(), option: value})
-    (fault,) = caught.value.faults
-    assert fault.place == f"model.{option}"
-    assert said in f"{fault.message} {fault.remedy}"
-
-
-def test_patterns_that_are_a_text_are_no_patterns_of_its_letters():
-    with pytest.raises(LayoutError, match="no list of patterns") as caught:
-        _ = TorchTrainer(net(), personal="*").layout
-    assert "personal=[" in caught.value.remedy
-
-
-@pytest.mark.parametrize(
-    ("build", "said"),
-    [
-        (lambda: nn.Linearr(3, 2), "AttributeError: .*Linearr.*test_torch.py:"),
-        (nn.Linear, "TypeError: .*missing 2 required.*its arguments"),
-        (lambda: 5, "a int was built"),
-    ],
-)
-def test_a_module_that_cannot_be_built_is_told_with_its_error_and_place(build, said):
-    with pytest.raises(JobError, match=said):
-        _ = TorchTrainer(build).layout
-
-
 def test_a_module_may_put_a_new_tensor_in_a_buffers_place(rows, work):
     trainer = TorchTrainer(Recalling())
     data = rows(6, classes=3, dtype="float32")
