@@ -54,6 +54,12 @@ def test_a_column_without_values_has_no_moments():
     assert (column["missing"], column["mean"], column["sd"]) == (2, None, None)
 
 
+def test_numbers_whose_squares_are_beyond_float64_have_a_mean_and_no_deviation():
+    huge = Table.of({"age": [1e160, 3e160], "cp": ["a", "b"], "y": ["no", "yes"]})
+    column = data_card(huge, SCHEMA)["columns"]["age"]
+    assert (column["mean"], column["sd"]) == (pytest.approx(2e160), None)
+
+
 def test_cards_of_arrays_count_classes_by_index():
     card = examples_card(Examples(np.zeros((3, 1, 2, 2)), np.array([0, 2, 2])), 4)
     assert (card["rows"], card["shape"]) == (3, [1, 2, 2])

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 
@@ -74,11 +76,22 @@ def test_a_label_outside_the_classes_is_named_with_its_row():
         check_labels(np.array([0, 3]), 3)
     with pytest.raises(DataError, match="target -1 in row 0"):
         classification_scores(np.array([-1, 0]), LOGITS[:2])
+    for between in (0.7, np.nan):
+        with pytest.raises(DataError, match=f"target {between} in row 2 is not a class"):
+            check_labels(np.array([0.0, 1.0, between]), 2)
+    check_labels(np.array([0.0, 1.0]), 2)
 
 
 def test_outputs_and_declared_classes_must_agree():
     with pytest.raises(LayoutError, match="2 classes, the job declares 3"):
         classification_scores(TRUTH, LOGITS, 3)
+
+
+def test_errors_whose_squares_are_beyond_float64_are_not_defined():
+    found = regression_scores(np.array([1e200, 0.0]), np.zeros(2))
+    assert math.isnan(found["mse"].value)
+    assert math.isnan(found["r2"].value)
+    assert found["mae"].value == 5e199
 
 
 def test_regression_scores_by_hand():

@@ -122,8 +122,10 @@ def _summary(cells: Array, telling: Telling) -> dict[str, Any]:
     if not telling.moments_told(cells):
         return {"missing": missing, "mean": SUPPRESSED, "sd": SUPPRESSED}
     values = cells[~empty]
-    mean = float(values.mean()) if len(values) else None
-    sd = float(values.std()) if len(values) else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = (values.mean(), values.std()) if len(values) else (np.nan, np.nan)
+    # What lies beyond float64, as squares of large numbers do, is no figure.
+    mean, sd = (float(figure) if np.isfinite(figure) else None for figure in found)
     return {"missing": missing, "mean": mean, "sd": sd}
 
 

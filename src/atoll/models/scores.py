@@ -34,13 +34,17 @@ def sigmoid(logits: Array) -> Array:
 
 
 def check_labels(labels: Array, classes: int) -> None:
-    """Refuse class indices outside ``[0, classes)``.
+    """Refuse class indices outside ``[0, classes)``, and numbers between two classes.
 
     Raises:
         DataError: with the first offending value and its row.
     """
-    if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
-        bad = np.flatnonzero(~((labels >= 0) & (labels < classes)).reshape(len(labels), -1).all(1))
+    if not len(labels):
+        return
+    whole = labels.dtype.kind != "f" or bool((labels == np.floor(labels)).all())
+    if not (whole and labels.min() >= 0 and labels.max() < classes):
+        right = (labels >= 0) & (labels < classes) & (labels == np.floor(labels))
+        bad = np.flatnonzero(~right.reshape(len(labels), -1).all(1))
         value = np.asarray(labels[bad[0]]).ravel()[0]
         raise DataError(
             f"target {value} in row {bad[0]} is not a class in 0..{classes - 1} "
@@ -126,8 +130,10 @@ def regression_scores(truth: Array, predicted: Array) -> dict[str, Metric]:
     p = predicted.astype(np.float64).ravel()
     n = Fraction(len(truth))
     rest = p - t
+    with np.errstate(over="ignore"):  # what is beyond float64 makes a figure that is not defined
+        squares = rest * rest
     return {
-        "mse": _mean(rest * rest, n),
+        "mse": _mean(squares, n),
         "mae": _mean(np.abs(rest), n),
         "r2": Regression.of(t, p),
     }
