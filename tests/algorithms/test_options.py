@@ -114,6 +114,13 @@ def test_scaffold_option_2_wants_sgd():
     assert "'adam'" in Scaffold(option=2).faults(EXAMPLES, adam)[0]
 
 
+def test_qfedavg_wants_a_rate_to_divide_by():
+    """All clients failed with a division by zero."""
+    still = LocalWork(optimizer=Optimizer(lr=0.0))
+    assert "lr is 0" in QFedAvg().faults(EXAMPLES, still)[0]
+    assert not QFedAvg().faults(EXAMPLES, LocalWork())
+
+
 def test_fedsgd_names_every_setting_it_would_ignore():
     local = LocalWork(
         epochs=3,

@@ -215,6 +215,17 @@ class TestScaffold:
             _, memories = s.round(s.start())
             assert memories["a"]["control"] == pytest.approx([1.0], abs=1e-7)
 
+    def test_steps_of_no_length_leave_the_control_variate_as_it_was(self, h):
+        """A schedule that had come to a rate of 0 divided by it, and every update was refused."""
+        client = {"a": h.Quadratic(1.0, 1.0)}
+        s = h.Setting(Scaffold(), h.QuadraticTrainer(h.vector_layout()), client, h.sgd(0.5, 2))
+        state, memories = s.round(s.start())
+        still = h.Setting(Scaffold(), h.QuadraticTrainer(h.vector_layout()), client, h.sgd(0.0, 2))
+        after, kept = still.round(state, memories)
+        assert kept["a"]["control"] == memories["a"]["control"] == [-0.75]
+        assert after.slots["control"] == state.slots["control"]
+        assert after.parameters == state.parameters
+
     @pytest.fixture
     def alone(self, h):
         """One client, a = b = 1, with two steps of rate .5."""

@@ -68,8 +68,10 @@ class QFedAvg:
         return "the mean loss of its rows"
 
     def faults(self, weighting: Weighting, local: LocalWork) -> Sequence[str]:
-        """Nothing: any weights and any local work fit."""
-        return ()
+        """A learning rate of 0, of which L is one over."""
+        if local.optimizer.lr > 0:
+            return ()
+        return ["q-FedAvg takes 1 / lr for the curvature, and lr is 0 (give one above 0)"]
 
     def init(self, parameters: Array, layout: Layout, population: int) -> State:
         """The unit of losses is 1 until a mean loss is known."""

@@ -103,7 +103,7 @@ class Scaffold:
         if self.option == 1:  # Line 12, (i): c_i^+ <- g_i(x)
             gradient, _ = work.gradient(work.full(x, memory))
             change[part] = gradient[part] - c_i[part]
-        elif done.fit.steps:  # Line 12, (ii): c_i^+ <- c_i - c + (x - y_i) / (K eta_l)
+        elif done.fit.lr_sum > 0:  # Line 12, (ii): c_i^+ <- c_i - c + (x - y_i) / (K eta_l)
             change[part] = -c[part] - done.delta[part] / _travelled(done.fit, work.local)
         update = done.update(work, delta=done.delta, control=change)
         return update, done.memory(control=c_i + change)
