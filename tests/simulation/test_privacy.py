@@ -279,6 +279,14 @@ WRONG: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         ["privacy.clip_by"],
     ),
+    "noise of which no round can be paid": (
+        private(noise_multiplier=0.5, epsilon=1.0),
+        ["privacy.client.noise_multiplier"],
+    ),
+    "noise that lets an attack find more": (
+        by_row(noise_multiplier=0.5, found=0.02),
+        ["privacy.record.noise_multiplier"],
+    ),
     "a robust rule and scores of rows": ({"algorithm": Median()}, ["algorithm"]),
     "scores of rows": ({"algorithm": Ranked()}, ["metric 'auc'"]),
     "a quorum that cannot be opened": (

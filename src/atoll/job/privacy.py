@@ -398,9 +398,26 @@ def with_chain(
         return parts, [*error.faults] or [Fault("privacy", error.message, error.remedy)]
     if not site and privacy.client is not None and privacy.client.amplified:
         found += _empty_rounds(privacy.client, chain, schedule, rounds, len(parts.clients))
+    if not (site or found) and isinstance(chain.account, RunAccount):
+        found += _no_rounds(chain.account)
     parts = replace(parts, chain=chain, figures=figures_of(privacy))
     most = {} if found else {lane.name: round(lane.bound) for lane in lanes_of(parts)}
     return replace(parts, gate=Gate(privacy.max_norm, most)), found
+
+
+def _no_rounds(account: RunAccount) -> Iterator[Fault]:
+    """Noise that is given beside a goal, and so little that the first round would pass it."""
+    if account.most:
+        return
+    cost = f"costs epsilon {account.epsilon(1):.3g}"
+    if account.goal.found:
+        cost = f"lets an attack find {100 * account.permitted(1):.3g} %"
+    what = "the run" if isinstance(account.event, MatrixGaussian) else "one round"
+    yield Fault(
+        f"privacy.{'record' if account.unit == 'record' else 'client'}.noise_multiplier",
+        f"with this noise {what} {cost}, and the job may cost {account.goal}: no round could begin",
+        "remove it, and noise is made for the goal; or raise it, or the goal",
+    )
 
 
 _BESIDE_DELTA = 0.01
