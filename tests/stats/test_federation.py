@@ -11,8 +11,10 @@ from atoll import stats
 from atoll.algorithms.statistics.moments import Moments
 from atoll.core.errors import AtollError, DataError, Forbidden
 from atoll.data.table import Table
-from atoll.job.inquiries import tables
+from atoll.job.inquiries import tables, tests
 from atoll.stats import Disclosure, Federation
+
+ONE = Disclosure(minimum=1)
 
 
 @pytest.fixture
@@ -127,6 +129,41 @@ def test_quantiles_that_are_not_known_well_enough_say_so(frame):
     assert exact.table.loc["clock", "0.5"] == np.median(frame["clock"])
     with pytest.warns(UserWarning, match="quantiles of 'clock' are known within"):
         stats.describe(federation, ["clock"])
+
+
+@pytest.fixture
+def odd():
+    """Columns and categories that are called as tables call theirs."""
+    rng = np.random.default_rng(2)
+    heads = ["column", "component", "share", "rows", "count"]
+    data = pd.DataFrame({name: rng.integers(0, 9, 60) for name in heads})
+    data["clinic"] = ["a", "b"] * 30
+    data["kind"] = rng.choice(["aml", "all", "variable"], 60)
+    return data
+
+
+def test_no_head_of_a_table_hides_a_column_or_a_category_of_that_name(odd):
+    federation = Federation.of(odd, site="clinic", rule=ONE)
+    table = stats.table_one(federation, "kind", ["rows"])
+    assert list(table.columns) == ["all", "aml", "variable"]
+    assert list(table.index) == ["rows, mean (sd)"]
+    odd["high"] = odd["rows"] > 4
+    crossed = stats.cross_table(Federation.of(odd, site="clinic", rule=ONE), "high", "kind")
+    assert list(crossed.columns) == ["all", "aml", "variable", "all_"]
+    assert crossed.loc["all_"].tolist() == [*odd["kind"].value_counts().sort_index(), 60]
+    names = ["column", "share", "component"]
+    found = stats.correlation(federation, names)
+    pd.testing.assert_frame_equal(found, odd[names].corr(), check_names=False)
+    components = stats.principal_components(federation, names)
+    assert list(components.columns) == ["variance", "share_", *names]
+    assert components["share_"].sum() == pytest.approx(1)
+    clusters = stats.KMeans(["rows", "share"], 2).fit(federation).table
+    assert clusters["rows_"].sum() == 60
+    assert clusters["rows"].between(0, 8).all()
+    mixed = stats.GaussianMixture(["rows", "share"], 2).fit(federation).table
+    assert mixed["share_"].sum() == pytest.approx(1)
+    frequent = stats.frequent(federation, "count", 1)
+    assert dict(frequent.to_numpy().tolist()) == odd["count"].value_counts().to_dict()
 
 
 def test_a_run_folder_keeps_the_rounds_and_changes_no_bit(frame, tmp_path):
@@ -415,3 +452,31 @@ def test_times_of_other_zones_are_told_of_the_federation_and_of_what_reads_them(
     assert stats.LinearRegression("age", ["sex"]).fit(federation).notes == ()
     one = frame.assign(seen=days.astype(str))
     assert Federation.of(one, site="clinic").notes == {}
+
+
+def test_columns_that_are_named_twice_and_tolerances_that_are_no_share_are_refused(frame):
+    federation = Federation.of(frame, site="clinic")
+    with pytest.raises(DataError, match="a column is named twice: age, age"):
+        stats.correlation(federation, ["age", "age"])
+    with pytest.raises(DataError, match="no column beside that of the groups"):
+        stats.table_one(federation, "sex", ["sex"])
+    for tolerance in (-1.0, 1.0, float("nan")):
+        with pytest.raises(DataError, match="a tolerance of"):
+            stats.describe(federation, ["age"], tolerance=tolerance)
+
+
+def test_a_page_draws_no_ratio_beyond_all_numbers_and_calls_nothing_suppressed_that_is_not(
+    frame, tmp_path
+):
+    """A feature in a small unit has coefficients whose exponentials leave float64."""
+    frame["weight"] = 1e-9 * frame["age"]
+    federation = Federation.of(frame, site="clinic")
+    small = stats.LogisticRegression("sick", ["weight", "sex"]).fit(federation)
+    assert small.table.loc["weight", "coef"] > 1e6
+    ridge = stats.LogisticRegression("sick", ["age"], penalty=(0.1, 0.0)).fit(federation)
+    test = federation.ask(tests.Anova("age", "grade"))
+    path = stats.write_page(tmp_path / "page.html", "odd", {"a": small, "b": ridge, "c": test})
+    page = path.read_text()
+    assert "<title>sex=m: " in page
+    assert "<title>weight: " not in page
+    assert "suppressed" not in page

@@ -33,6 +33,28 @@ def test_moments_equal_numpy_s_on_the_pooled_rows(sites, pooled):
         assert found.variance[i, 0] == pytest.approx(np.nanvar(x, ddof=1), rel=1e-10)
 
 
+@pytest.mark.parametrize(
+    "analysis", [Moments(("x",), rule=FREE), Covariance(("x", "y"), FREE)], ids=["moments", "pairs"]
+)
+def test_numbers_whose_squares_would_be_rounded_away_are_refused(analysis):
+    """They had a standard deviation of 0, and tests called them constant."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 60))
+
+    def asked(unit):
+        return solve(
+            analysis,
+            {"a": {"x": unit * x[:20], "y": y[:20]}, "b": {"x": unit * x[20:], "y": y[20:]}},
+        )
+
+    for unit in (1e-16, 1e-20, 1e-150):
+        with pytest.raises(DataError, match="'x' holds numbers whose squares are too small"):
+            asked(unit)
+    found = asked(1e-9)
+    variance = found.variance[0, 0] if isinstance(analysis, Moments) else found.covariance[0, 0]
+    assert variance == pytest.approx(1e-18 * x.var(ddof=1), rel=1e-12)
+
+
 def test_moments_by_group_leave_out_rows_without_a_group(sites, pooled):
     sites["site-1"]["group"][:5] = np.nan
     pooled["group"] = np.concatenate([s["group"] for s in sites.values()])

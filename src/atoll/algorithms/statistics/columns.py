@@ -16,7 +16,9 @@ from atoll.data.table import Table
 __all__ = [
     "codes",
     "complete",
+    "free_head",
     "groups_of",
+    "large_enough",
     "numbers",
     "only_binary",
     "reading",
@@ -38,6 +40,18 @@ def numbers(data: Columns, name: str) -> Array:
             f"column {name!r} holds an infinite value", remedy="mend it, or leave it out"
         )
     return values
+
+
+def free_head(head: str, names: Iterable[str]) -> str:
+    """The head of a table's column beside others that are called by names in the data.
+
+    >>> free_head("all", ["aml", "all"]), free_head("all", ["aml"])
+    ('all_', 'all')
+    """
+    taken = set(names)
+    while head in taken:
+        head += "_"
+    return head
 
 
 def codes(data: Columns, name: str, levels: int) -> Array:
@@ -102,6 +116,29 @@ def varies(squares: Array, count: Array | float, mean: Array) -> Array:
     [False, True]
     """
     return np.asarray(squares > count * (1e-14 * mean) ** 2)
+
+
+_LEAST = 2.0**-86
+"""A sum of squares below it, 1e-26, loses digits that count: what is sent has the unit 2^-112."""
+
+
+def large_enough(name: str, squares: Array, count: float, mean: Array) -> None:
+    """Refuse a column that varies by so little that sums of its squares would be rounded away.
+
+    Args:
+        name: of the column.
+        squares: sum of squares of the values' distances from ``mean``, or one for each group.
+        count: of the values.
+        mean: of the values; as ``squares``.
+
+    Raises:
+        DataError: the squares are not to be told from rounding.
+    """
+    if ((squares > 0) & (squares < _LEAST) & varies(squares, count, mean)).any():
+        raise DataError(
+            f"column {name!r} holds numbers whose squares are too small to be added up",
+            remedy="give it in a smaller unit: numbers of 1e-9 and more are safe",
+        )
 
 
 def selected(table: Table, chosen: Mapping[str, Any]) -> Array:

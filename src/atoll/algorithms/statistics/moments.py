@@ -14,7 +14,9 @@ import numpy as np
 from atoll.algorithms.statistics.analysis import Columns, Question
 from atoll.algorithms.statistics.columns import (
     complete,
+    free_head,
     groups_of,
+    large_enough,
     numbers,
     reading,
     tallied,
@@ -127,7 +129,9 @@ class Moments:
             known, group = values[there], code[there]
             if "mean" in question:
                 apart = known - question["mean"][i][group]
-                parts["square"].append(np.bincount(group, apart * apart, width))
+                squares = np.bincount(group, apart * apart, width)
+                large_enough(name, squares, len(known), question["mean"][i])
+                parts["square"].append(squares)
                 continue
             absent = np.where(np.isnan(values), code, -1)
             rows = tallied(np.where(there, code, -1), width, data, self.rule)
@@ -244,9 +248,9 @@ class CovarianceResult:
 
     def records(self) -> list[dict[str, object]]:
         """The correlation matrix, one record a line."""
-        r = self.correlation
+        r, head = self.correlation, free_head("column", self.columns)
         return [
-            {"column": a, **{b: r[i, j] for j, b in enumerate(self.columns)}}
+            {head: a, **{b: r[i, j] for j, b in enumerate(self.columns)}}
             for i, a in enumerate(self.columns)
         ]
 
@@ -284,7 +288,10 @@ class Covariance:
             count, persons = tallied(np.where(rows, 0, -1), 1, data, self.rule)
             return {"count": count, "persons": persons, "sum": x.sum(axis=0)}
         apart = x - question["mean"]
-        return {"products": apart.T @ apart}
+        products = apart.T @ apart
+        for name, square, mean in zip(self.names, np.diag(products), question["mean"], strict=True):
+            large_enough(name, square, len(x), mean)
+        return {"products": products}
 
     def learn(self, state: Question, totals: Question) -> Question:
         """Means after the first round, products after the second."""
@@ -344,11 +351,10 @@ class ComponentsResult:
 
     def records(self) -> list[dict[str, object]]:
         """One record a component."""
+        heads = [free_head(head, self.columns) for head in ("component", "variance", "share")]
         return [
             {
-                "component": i + 1,
-                "variance": self.variance[i],
-                "share": self.share[i],
+                **dict(zip(heads, (i + 1, self.variance[i], self.share[i]), strict=True)),
                 **{name: self.loadings[i, j] for j, name in enumerate(self.columns)},
             }
             for i in range(len(self.columns))

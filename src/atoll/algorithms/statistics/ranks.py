@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Columns, Question
-from atoll.algorithms.statistics.columns import groups_of, numbers, reading, tallied
+from atoll.algorithms.statistics.columns import groups_of, large_enough, numbers, reading, tallied
 from atoll.algorithms.statistics.comparisons import TestResult
 from atoll.algorithms.statistics.distributions import normal_tail
 from atoll.core.errors import DataError, Forbidden
@@ -85,7 +85,9 @@ class MannWhitney:
             counts = np.bincount(cell, minlength=2 * (len(edges) + 1))
             return {"counts": counts.reshape(2, -1).astype(np.float64)}
         if "mean" in question:
-            return {"squares": np.array([((known - question["mean"][0]) ** 2).sum()])}
+            squares = np.array([((known - question["mean"]) ** 2).sum()])
+            large_enough(self.name, squares, len(known), question["mean"])
+            return {"squares": squares}
         count, persons = tallied(np.where(there, code, -1), 2, data, self.rule)
         return {"count": count, "persons": persons, "sum": np.array([known.sum()])}
 

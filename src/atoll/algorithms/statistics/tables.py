@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Columns, Question
-from atoll.algorithms.statistics.columns import codes, numbers, reading, tallied
+from atoll.algorithms.statistics.columns import codes, free_head, numbers, reading, tallied
 from atoll.core.errors import DataError, Forbidden
 from atoll.core.layout import Array
 from atoll.data.disclosure import Disclosure
@@ -128,10 +128,11 @@ class CrossTableResult:
 
     def records(self) -> list[dict[str, object]]:
         """One record a row, margins last; NaN is suppressed, 0 is zero."""
-        names = (*self.columns, "all")
+        margin = free_head("all", (*self.rows, *self.columns))
+        names = (*self.columns, margin)
         return [
-            {self.row: row, **dict(zip(names, line, strict=True))}
-            for row, line in zip((*self.rows, "all"), self.counts.values, strict=True)
+            {free_head(self.row, names): row, **dict(zip(names, line, strict=True))}
+            for row, line in zip((*self.rows, margin), self.counts.values, strict=True)
         ]
 
 
@@ -213,7 +214,7 @@ class HeavyHittersResult:
     def records(self) -> list[dict[str, object]]:
         """One record a value."""
         return [
-            {self.column: int(v), "count": float(n)}
+            {self.column: int(v), free_head("count", [self.column]): float(n)}
             for v, n in zip(self.values, self.counts, strict=True)
         ]
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from atoll.algorithms.statistics import cluster, mixture
 from atoll.algorithms.statistics.analysis import Analysis
+from atoll.algorithms.statistics.columns import free_head
 from atoll.core.errors import Forbidden
 from atoll.core.layout import Array
 from atoll.core.seeds import Seed
@@ -52,8 +53,9 @@ class Found(Finding):
     def records(self) -> list[dict[str, Any]]:
         """One line a centre."""
         names = self.result.features
+        head = free_head(self.size, names)
         return [
-            {self.size: size, **dict(zip(names, centre, strict=True))}
+            {head: size, **dict(zip(names, centre, strict=True))}
             for size, centre in zip(self.sizes, self.centres, strict=True)
         ]
 

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from atoll.algorithms.statistics.comparisons import TestResult
+from atoll.data.telling import SUPPRESSED
 from atoll.job.inquiries.inquiry import Finding
 from atoll.job.inquiries.models import Fitted
 from atoll.job.inquiries.survival import FittedCurves
@@ -13,6 +15,10 @@ from atoll.report.markup import Safe, tag
 from atoll.report.statistics import bars, forest, plain_table, survival_plot
 
 __all__ = ["BINS", "cell", "histogram", "shown", "table_of"]
+
+_NOTHING = "-"
+_FAR = 200.0
+"""Logarithms of ratios that are drawn; what is larger stands in the table."""
 
 BINS = ("from", "to", "count", "suppressed")
 """The heads of a histogram's table."""
@@ -24,17 +30,20 @@ def shown(found: Finding) -> list[Safe]:
         return _model(found)
     if isinstance(found, FittedCurves):
         return _curves(found)
-    records, facts = found.records(), _facts(found)
+    # What is fitted or tested is told whole or not at all: what is no number there is not defined.
+    whole = bool(found.title) or isinstance(found.result, TestResult)
+    nothing = _NOTHING if whole else SUPPRESSED
+    records, facts = found.records(), _facts(found, nothing)
     plots = [histogram(records)] if records and list(records[0]) == list(BINS) else []
     parts = [tag("p", f"{facts}.")] if facts else []
-    return [*parts, *plots, table_of(records), *_notes(found)]
+    return [*parts, *plots, table_of(records, nothing), *_notes(found)]
 
 
-def table_of(records: Sequence[Mapping[str, Any]]) -> Safe:
-    """Records as a table."""
+def table_of(records: Sequence[Mapping[str, Any]], nothing: str = SUPPRESSED) -> Safe:
+    """Records as a table; for ``nothing`` see :func:`cell`."""
     heads = list(dict.fromkeys(head for record in records for head in record))
     return plain_table(
-        heads, [[cell(record.get(head, "")) for head in heads] for record in records]
+        heads, [[cell(record.get(head, ""), nothing) for head in heads] for record in records]
     )
 
 
@@ -47,17 +56,22 @@ def histogram(records: Sequence[Mapping[str, Any]]) -> Safe:
     return bars("Histogram", counts, "bins, from left to right")
 
 
-def cell(value: Any) -> str:
-    """A cell for people; NaN, or None where a file was read, is suppressed."""
+def cell(value: Any, nothing: str = SUPPRESSED) -> str:
+    """A cell for people.
+
+    Args:
+        value: NaN, or None where a file was read, is no number.
+        nothing: what stands in its place; of tests and models nothing is suppressed, some is not defined.
+    """
     if value is None:
-        return "suppressed"
+        return nothing
     if isinstance(value, float):
-        return "suppressed" if math.isnan(value) else f"{value:.5g}"
+        return nothing if math.isnan(value) else f"{value:.5g}"
     return str(value)
 
 
-def _facts(found: Finding) -> str:
-    return ", ".join(f"{name} {cell(value)}" for name, value in found.facts().items())
+def _facts(found: Finding, nothing: str = SUPPRESSED) -> str:
+    return ", ".join(f"{name} {cell(value, nothing)}" for name, value in found.facts().items())
 
 
 def _notes(found: Finding) -> list[Safe]:
@@ -66,12 +80,15 @@ def _notes(found: Finding) -> list[Safe]:
 
 def _model(fit: Fitted) -> list[Safe]:
     records = fit.records()
-    parts = [tag("p", f"{fit.title}: {_facts(fit)}."), table_of(records)]
+    parts = [tag("p", f"{fit.title}: {_facts(fit, _NOTHING)}."), table_of(records, _NOTHING)]
     rows = [
         (r["name"], r["coef"], r["low"], r["high"]) for r in records if r["name"] != "intercept"
     ]
     whole = [row for row in rows if all(math.isfinite(x) for x in row[1:])]
     if fit.ratios:
+        whole = [
+            row for row in whole if max(map(abs, row[1:])) < _FAR
+        ]  # of small units it is beyond
         whole = [(name, *map(math.exp, numbers)) for name, *numbers in whole]
     if whole:
         parts.append(forest(fit.ratios or "coefficient", whole, ratio=bool(fit.ratios)))

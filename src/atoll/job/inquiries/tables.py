@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from atoll.algorithms.statistics.analysis import Analysis
+from atoll.algorithms.statistics.columns import free_head
 from atoll.algorithms.statistics.moments import Components, Covariance, Moments
 from atoll.algorithms.statistics.quantiles import Quantiles
 from atoll.algorithms.statistics.tables import CrossTable, HeavyHitters, Histogram
@@ -61,6 +62,12 @@ class Sheet(Finding):
         return {}
 
 
+def _headed(found: Any, notes: tuple[str, ...] = ()) -> Sheet:
+    """A table whose lines are named by its first column."""
+    lines = found.records()
+    return Sheet(found, lines, next(iter(lines[0])), notes)
+
+
 def numbers_of(book: Codebook, columns: Sequence[str]) -> tuple[str, ...]:
     """The columns named, if there are any and they hold numbers.
 
@@ -72,6 +79,8 @@ def numbers_of(book: Codebook, columns: Sequence[str]) -> tuple[str, ...]:
     if wrong:
         remedy = "name columns of numbers; table_one counts categories"
         raise DataError(f"column {wrong[0]!r} holds categories", remedy=remedy)
+    if len(set(columns)) < len(columns):
+        raise DataError(f"a column is named twice: {', '.join(columns)}", remedy="name each once")
     if not columns:
         raise DataError("no column of numbers", remedy="name columns")
     return tuple(columns)
@@ -96,6 +105,9 @@ class Describe(Checked):
         wrong = [q for q in self.quantiles if not 0 <= q <= 1]
         if wrong:
             raise DataError(f"the quantile {wrong[0]:g} is none", remedy="give levels in [0, 1]")
+        if not 0 <= self.tolerance < 1:
+            remedy = "give a share of a quantile, such as 1e-9; 0 is exact"
+            raise DataError(f"a tolerance of {self.tolerance:g}", remedy=remedy)
 
     def named(self) -> tuple[str, ...]:
         """The columns."""
@@ -155,6 +167,8 @@ class TableOne(Checked):
 
     def _names(self, book: Codebook) -> tuple[str, ...]:
         names = tuple(n for n in (self.columns or book.columns) if n != self.by)
+        if not names:
+            raise DataError("no column beside that of the groups", remedy="name columns")
         book.check(*names)
         return names
 
@@ -191,11 +205,15 @@ class TableOne(Checked):
             else:
                 counts = found[f"category {name}"].counts
                 lines += _category_lines(name, book.groups(name), counts, groups)
-        return Sheet(found, lines, "variable")
+        return Sheet(found, lines, _variable(groups))
+
+
+def _variable(groups: Sequence[str]) -> str:
+    return free_head("variable", groups)
 
 
 def _number_line(name: str, found: Any, i: int, groups: Sequence[str]) -> dict[str, object]:
-    line: dict[str, object] = {"variable": f"{name}, mean (sd)"}
+    line: dict[str, object] = {_variable(groups): f"{name}, mean (sd)"}
     for g, group in enumerate(groups):
         shown = f"{found.mean[i, g]:.4g} ({found.sd[i, g]:.3g})"
         line[group] = _HIDDEN if found.hidden[i, g] else shown
@@ -208,9 +226,10 @@ def _category_lines(
     values, hidden = counts.values, counts.hidden
     if values.ndim == 1:
         values, hidden = values[:, None], hidden[:, None]
-    lines: list[dict[str, object]] = [{"variable": f"{name}, n (%)", **dict.fromkeys(groups, "")}]
+    head = _variable(groups)
+    lines: list[dict[str, object]] = [{head: f"{name}, n (%)", **dict.fromkeys(groups, "")}]
     for i, level in enumerate(levels):
-        line: dict[str, object] = {"variable": f"  {level}"}
+        line: dict[str, object] = {head: f"  {level}"}
         for g, group in enumerate(groups):
             total = values[-1, g]
             share = f" ({100 * values[i, g] / total:.1f})" if total > 0 else ""
@@ -271,7 +290,7 @@ class Crossed(Checked):
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a category of ``row``."""
-        return Sheet(found, found.records(), self.row)
+        return _headed(found)
 
 
 @dataclass(frozen=True)
@@ -296,7 +315,7 @@ class Correlation(Checked):
         """One line a column."""
         still = [n for n, v in zip(found.columns, np.diag(found.covariance), strict=True) if not v]
         notes = tuple(f"column {name!r} is constant: it has no correlation" for name in still)
-        return Sheet(found, found.records(), "column", notes)
+        return _headed(found, notes)
 
 
 @dataclass(frozen=True)
@@ -323,7 +342,7 @@ class PrincipalComponents(Checked):
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a component."""
-        return Sheet(found, found.records(), "component")
+        return _headed(found)
 
 
 @dataclass(frozen=True)
