@@ -11,6 +11,7 @@ import pytest
 import atoll
 from atoll import stats
 from atoll.core.errors import DataError, Forbidden, JobError, StateError
+from atoll.data.readers import as_table
 from atoll.job.inquiries.trees import predicted
 
 FEATURES = ["age", "dose", "town", "smokes"]

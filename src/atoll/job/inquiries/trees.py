@@ -12,9 +12,10 @@ import numpy as np
 
 from atoll.algorithms.statistics import boosting
 from atoll.algorithms.statistics.analysis import Analysis
-from atoll.core.errors import DataError
+from atoll.core.errors import DataError, suggest
 from atoll.core.layout import Array
-from atoll.data.columns import is_missing
+from atoll.data.columns import is_missing, respelt
+from atoll.data.readers import as_table
 from atoll.data.table import label
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Estimator, Finding
@@ -89,7 +90,8 @@ class BoostedTrees(Finding):
         """The probability of the event, or the mean, for each row, ``(n,)``.
 
         Args:
-            data: a pandas frame or a mapping of columns; an unknown category counts as missing.
+            data: a pandas frame, a mapping of columns, a file or a :class:`~atoll.data.table.Table`; an unknown
+                category counts as missing.
 
         Raises:
             DataError: a column is absent, or holds no numbers.
@@ -117,18 +119,19 @@ def predicted(exported: Mapping[str, Any], data: Any) -> Array:
 
 
 def _predicted(trees: Trees, levels: Mapping[str, Sequence[str]], data: Any) -> Array:
-    columns = {}
-    for column in trees.columns:
-        if column.name not in data:
-            raise DataError(f"column {column.name!r} is missing")
-        columns[column.name] = _coded(column.name, data[column.name], levels.get(column.name))
+    table, columns = as_table(data), {}
+    for name in (column.name for column in trees.columns):
+        if name not in table.columns:
+            raise DataError(f"column {name!r} is missing", remedy=suggest(name, table.names))
+        columns[name] = _coded(name, table[name], levels.get(name))
     return trees.predict(columns)
 
 
-def _coded(name: str, values: Any, known: Sequence[str] | None) -> Array:
-    cells = list(values)
+def _coded(name: str, cells: Array, known: Sequence[str] | None) -> Array:
     if known is not None:
         code = {level: float(i) for i, level in enumerate(known)}
+        if cells.dtype.kind == "f":
+            code |= {read: code[level] for read, level in respelt(known).items()}
         return np.array([np.nan if is_missing(c) else code.get(label(c), np.nan) for c in cells])
     try:
         return np.array([np.nan if is_missing(c) else float(c) for c in cells])
