@@ -192,3 +192,11 @@ def test_partitions_and_dicts_answer_the_same_questions():
     assert [known_rows(plain, c) for c in plain] == [4, 6]
     with pytest.raises(KeyError):
         dealt.size_of("client-2")
+
+
+@pytest.mark.parametrize(
+    "odd", [{"count": 2.5}, {"count": "3"}, {"make": 5}, {"rows": "many"}, {"rows": 2.5}]
+)
+def test_a_population_of_another_kind_is_refused_where_it_is_described(odd):
+    with pytest.raises(JobError):
+        LazyClients(**{"count": 3, "make": never, **odd})

@@ -58,9 +58,11 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (Optimizer, {"betas": 0.9}, "local.betas"),
     (RateSchedule, {"kind": "step", "gamma": 0}, "local.schedule.gamma"),
     (Clock, {"delay": 1.0}, "clock.delay"),
+    (Clock, {"dropout": 1}, "clock.dropout"),  # an asynchronous run waited for somebody for ever
     (Availability, {"probability": "0.5"}, "clock.availability"),
     (Clock, {"availability": 0.5}, "clock.availability"),
     (Availability, {"intervals": {"a": (0, 5)}}, "clock.availability_trace.a"),
+    (Availability, {"intervals": {"a": ((5, 0),)}}, "clock.availability_trace.a"),
     (Availability, {"intervals": {"a": ((0, 5), (8,))}}, "clock.availability_trace.a"),
     (Delay, {"kind": "trace", "trace": {"a": (1.0,), "b": ()}}, "clock.delay.trace.b"),
     (Delay, {"kind": "trace", "trace": {"a": ("1",)}}, "clock.delay.trace.a"),

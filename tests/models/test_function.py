@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from atoll.core.contracts import Examples, Trainer
-from atoll.core.errors import ClientError, JobConflict, LayoutError
+from atoll.core.errors import ClientError, JobConflict, JobError, LayoutError
 from atoll.core.local import LocalRule, LocalWork
 from atoll.core.metrics import Count
 from atoll.core.seeds import Seed
@@ -263,3 +263,33 @@ def test_rows_that_a_function_changes_in_place_stay_as_they_are():
         assert trainer.evaluate(start, rows)["loss"].value == 0.0
     assert (rows.features == 1).all()
     assert (rows.targets == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("initial", None), ("fit", None), ("evaluate", "loss"), ("gradient", 5), ("corrects", 1)],
+)
+def test_what_is_no_function_is_refused_where_the_trainer_is_made(option, value):
+    given = {"initial": START, "fit": halfway, "evaluate": spread, option: value}
+    with pytest.raises(JobError) as caught:
+        FunctionTrainer(**given)
+    assert [fault.place for fault in caught.value.faults] == [f"model.{option}"]
+
+
+@pytest.mark.parametrize("steps", [-1, 2.5, "many", float("nan")])
+def test_steps_that_cannot_have_been_taken_are_refused(steps, work):
+    """They went into what SCAFFOLD and FedNova divide by."""
+    trainer = FunctionTrainer(START, lambda p, d, c: (p, {"steps": steps}), spread)
+    with pytest.raises(ClientError, match="steps"):
+        fit(trainer, work())
+    told = FunctionTrainer(START, lambda p, d, c: (p, {"steps": np.int64(3)}), spread)
+    assert fit(told, work()).steps == 3
+
+
+def test_fractions_in_an_entry_of_whole_numbers_are_told_as_that(work):
+    """A model that began as zeros of whole numbers was said to hold what float32 cannot."""
+    trainer = FunctionTrainer({"w": [0, 0]}, lambda p, d, c: ({"w": p["w"] + 0.1}, None), spread)
+    with pytest.raises(LayoutError, match=r"began as int64.*floats"):
+        fit(trainer, work())
+    counts = FunctionTrainer({"w": [0, 0]}, lambda p, d, c: ({"w": p["w"] + 1.0}, None), spread)
+    assert fit(counts, work()).parameters.tolist() == [1, 1]

@@ -220,6 +220,36 @@ def test_choices_of_another_kind_are_refused_with_an_example(choice, said):
     assert caught.value.remedy
 
 
+class Masked(torch.nn.Module):
+    """Keeps a mask among what is saved, as many transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = torch.nn.Linear(2, 2)
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    def forward(self, x):
+        return self.dense(x)
+
+
+def test_initial_values_that_are_not_finite_are_named_before_training():
+    """Every update was refused in every round, with the advice to lower the learning rate."""
+    clients = {"a": atoll.Examples(np.zeros((2, 2), np.float32), np.array([0, 1]))}
+    with pytest.raises(JobError, match=r"entry 'mask': its initial values .*persistent=False"):
+        atoll.simulate(atoll.Job(trainer=TorchTrainer(Masked)), clients)
+
+
+def test_a_trainer_whose_layout_fails_is_not_taken_for_a_function_that_makes_one():
+    class Broken(LinearTrainer):
+        @property
+        def layout(self):
+            raise AttributeError("no such layer")
+
+    clients = {"a": atoll.Examples(np.zeros((2, 2)), np.array([0, 1]))}
+    with pytest.raises(AttributeError, match="no such layer"):
+        atoll.simulate(atoll.Job(trainer=Broken("logistic", 2)), clients)
+
+
 def test_a_client_that_is_nothing_and_a_trainer_that_is_none_are_named():
     job = atoll.Job(trainer=LinearTrainer("logistic", 2))
     with pytest.raises(DataError, match="client 'a': a NoneType holds no rows"):

@@ -28,6 +28,7 @@ import numpy as np
 from atoll.core.contracts import Examples
 from atoll.core.errors import DataError, JobError
 from atoll.core.layout import Array
+from atoll.core.ranges import inside
 from atoll.core.seeds import Seed
 from atoll.core.values import ClientId
 from atoll.data.card import fingerprint
@@ -140,10 +141,19 @@ class LazyClients(Mapping[ClientId, Any]):
 
     def __post_init__(self) -> None:
         """Refuse what no federation can be."""
-        if self.count < 1:
-            raise JobError(f"a population of {self.count} clients", remedy="at least one is needed")
-        if isinstance(self.rows, int) and self.rows < 1:
-            raise JobError(f"{self.rows} rows for every client", remedy="at least one is needed")
+        if not inside(self.count, "whole [1, inf)"):
+            raise JobError(
+                f"a population of {self.count!r:.60} clients", remedy="at least one is needed"
+            )
+        made = cast(Any, self.make), cast(Any, self.rows)
+        if not callable(made[0]):
+            raise JobError(
+                f"{made[0]!r:.60} makes no clients", remedy="give a function of number and seed"
+            )
+        if not (made[1] is None or callable(made[1]) or inside(made[1], "whole [1, inf)")):
+            raise JobError(
+                f"{made[1]!r:.60} rows for every client", remedy="at least one is needed"
+            )
         if not isinstance(cast(Any, self.seed), Seed):
             raise JobError(
                 f"the population's seed is {self.seed!r:.60}",

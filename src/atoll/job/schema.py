@@ -183,7 +183,7 @@ class ClockSpec(Section):
     delay: DelaySpec = Field(default_factory=DelaySpec)
     availability: Share = 1.0
     availability_trace: str = ""
-    dropout: Share = 0.0
+    dropout: Decay = 0.0
     partial: Share = 0.0
     partial_low: Annotated[float, Field(gt=0, le=1)] = 0.1
 

@@ -15,8 +15,9 @@ results depend neither on the executor nor on the machine's cores. The first to 
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -28,6 +29,7 @@ from atoll.core.errors import (
     ClientError,
     Fault,
     JobConflict,
+    JobError,
     LayoutError,
     raise_faults,
     suggest,
@@ -93,6 +95,9 @@ class FunctionTrainer:
         corrects: whether ``fit`` applies ``context.rule`` itself.
         personal: patterns of entries that stay at the client.
 
+    Raises:
+        JobError: with every one of them that is of another kind.
+
     >>> from atoll.core.contracts import Examples
     >>> def fit(parameters, data, context):
     ...     return {"mean": data.targets.mean(keepdims=True)}, None
@@ -119,7 +124,23 @@ class FunctionTrainer:
         self._evaluate = evaluate
         self._gradient = gradient
         self._corrects = corrects
-        self._personal = tuple(personal)
+        self._personal = personal if isinstance(personal, str) else tuple(personal)
+        if wrong := [*self._odd()]:
+            raise_faults(JobError, "options of FunctionTrainer", wrong)
+
+    def _odd(self) -> Iterator[Fault]:
+        own = self.options
+        for name, fits, remedy in (
+            ("initial", isinstance(own["initial"], Mapping), "give arrays by name"),
+            ("fit", False, "give a function"),
+            ("evaluate", False, "give a function"),
+            ("gradient", own["gradient"] is None, "give a function"),
+        ):
+            if not (fits or callable(own[name])):
+                yield Fault(f"model.{name}", f"{own[name]!r:.60} does not belong there", remedy)
+        if not isinstance(own["corrects"], bool | np.bool_):
+            told = f"{own['corrects']!r:.60} is not true or false"
+            yield Fault("model.corrects", told, "give True or False")
 
     @property
     def corrects(self) -> bool:
@@ -195,7 +216,7 @@ class FunctionTrainer:
                 remedy="end it with: return parameters, {'loss': loss}",
             )
         found = dict(returned[1] or {})
-        steps = int(found["steps"]) if "steps" in found else plan(len(data), work).steps
+        steps = _steps(found["steps"]) if "steps" in found else plan(len(data), work).steps
         loss = float(found.get("loss", float("nan")))
         return Fit(self._packed(returned[0], "fit"), steps, steps * lr, len(data), loss)
 
@@ -269,6 +290,9 @@ class FunctionTrainer:
                 faults.append(Fault(name, "missing", "return every entry, changed or not"))
             elif np.shape(named[name]) != e.shape:
                 faults.append(Fault(name, f"shape {np.shape(named[name])}, not {e.shape}"))
+            elif exact and not e.trainable and not _whole(named[name]):
+                told = f"holds fractions, and began as {e.dtype}: it is averaged, and not trained"
+                faults.append(Fault(name, told, "let its initial values be floats"))
         raise_faults(LayoutError, f"arrays returned by {source}", faults)
         # Results of float64 arithmetic on a float32 model are rounded once, not refused.
         own = {
@@ -293,8 +317,24 @@ def _torch_alone(seed: Seed, call: Callable[[], _T]) -> _T:
         return call()
 
 
+def _whole(values: Any) -> bool:
+    array = np.asarray(values)
+    return array.dtype.kind != "f" or bool((array == np.rint(array)).all())
+
+
 def _torch_is_here() -> bool:
     return hasattr(sys.modules.get("torch"), "default_generator")  # without it half imported
+
+
+def _steps(told: Any) -> int:
+    try:
+        number = float(told)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (number >= 0 and number.is_integer()):
+        remedy = "return how many steps the optimiser took, or leave it out"
+        raise ClientError(f"fit took {told!r:.60} steps", remedy=remedy)
+    return int(number)
 
 
 def _metric(name: str, value: Any, rows: int) -> Metric:

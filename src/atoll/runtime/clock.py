@@ -36,7 +36,9 @@ def _seconds(row: Any) -> bool:
 
 
 def _spans(row: Any) -> bool:
-    return isinstance(row, _ROWS) and all(_seconds(span) and len(span) == 2 for span in row)
+    return isinstance(row, _ROWS) and all(
+        _seconds(span) and len(span) == 2 and span[0] <= span[1] for span in row
+    )
 
 
 def _not_rows(place: str, trace: Any, good: Callable[[Any], bool], such: str) -> list[Fault]:
@@ -163,7 +165,7 @@ class Clock:
     Args:
         delay: how long a task takes.
         availability: who can be reached.
-        dropout: chance that a client leaves in the middle of a task, in [0, 1].
+        dropout: chance that a client leaves in the middle of a task, in [0, 1): somebody has to arrive.
         partial: share of tasks that do only a part of the local work, in [0, 1].
         partial_low: least part done by those; the part is uniform in [partial_low, 1].
     """
@@ -175,13 +177,13 @@ class Clock:
     partial_low: float = 0.1
 
     def __post_init__(self) -> None:
-        """Refuse shares outside [0, 1]."""
+        """Refuse shares out of range."""
         check(
             self,
             "clock",
             delay=Delay,
             availability=Availability,
-            dropout="[0, 1]",
+            dropout="[0, 1)",
             partial="[0, 1]",
             partial_low="(0, 1]",
         )

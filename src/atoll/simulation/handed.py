@@ -20,9 +20,10 @@ from atoll.data.population import LazyClients
 from atoll.job.islands import Islands, first_of
 from atoll.models.function import FunctionTrainer
 from atoll.models.scores import check_labels
+from atoll.runtime.client import Parts
 from atoll.runtime.threads import Threads
 
-__all__ = ["unfit_rows"]
+__all__ = ["unfit_rows", "unfit_start"]
 
 _LOOKED_AT = 2000
 """Targets of so many clients are looked at; a mistake in numbering is soon seen."""
@@ -52,6 +53,19 @@ def unfit_rows(trainer: Trainer, islands: Islands) -> list[Fault]:
         if faults := first_of([*look(trainer, islands)]):
             return faults
     return []
+
+
+def unfit_start(parts: Parts) -> list[Fault]:
+    """Entries whose initial values are not finite: no update of theirs would ever be."""
+    start = parts.beginning()
+    if np.isfinite(start).all():
+        return []
+    remedy = "mend it; a buffer of torch may be left out of what is saved, by persistent=False"
+    return [
+        Fault(f"entry {name!r}", "its initial values are not all finite", remedy)
+        for name, values in parts.trainer.layout.views(start).items()
+        if not np.isfinite(values).all()
+    ]
 
 
 def _probes(clients: Mapping[ClientId, Any]) -> Mapping[ClientId, Any]:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from inspect import getattr_static
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from atoll.runtime.schedule import turns_of
 from atoll.runtime.serial import SerialExecutor
 from atoll.simulation.asked import RoundObserver, chosen, folder_agreed, told_of_rounds
 from atoll.simulation.compare import compare, pooled
-from atoll.simulation.handed import unfit_rows
+from atoll.simulation.handed import unfit_rows, unfit_start
 
 __all__ = ["planned_cost", "simulate"]
 
@@ -253,8 +254,11 @@ def _islands(
 
 
 def _trainer(job: Job, islands: Islands) -> Trainer:
-    trainer: Any = job.trainer if isinstance(job.trainer, Trainer) else job.trainer(sized(islands))
-    if not isinstance(trainer, Trainer):
+    made: Any = job.trainer
+    # As it is written down: a layout that cannot be made is to say why, and is no missing method.
+    whole = getattr_static(made, "fit", None) is not None
+    trainer: Trainer = made if whole else made(sized(islands))
+    if getattr_static(trainer, "fit", None) is None:
         remedy = "return one, such as LinearTrainer('logistic', islands.features)"
         raise JobError(
             f"{trainer!r:.60}, which the job's function made, is no trainer", remedy=remedy
@@ -318,6 +322,7 @@ def _parts(job: Job, islands: Islands, *, apart: bool) -> Parts:
         faults += record_faults(parts.trainer, parts.clients[next(iter(parts.clients))])
     faults += evaluation_faults(parts.clients, parts.held_out, job.federated, job.compare)
     raise_faults(JobConflict, "this job cannot run on this federation", faults)
+    raise_faults(JobError, "the model cannot begin", unfit_start(parts))
     return parts
 
 
