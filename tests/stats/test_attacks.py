@@ -360,6 +360,43 @@ def trees_of_everybody_and_of_everybody_but_the_oldest(f):
     model.fit(f.where(age=(None, 97)))
 
 
+# Regressions: the coefficient of a category that one person has is what that person's outcome is.
+
+
+@attack
+def the_dose_of_the_only_one_of_a_clan(f):
+    stats.LinearRegression("dose", ["clan"], intercept="none").fit(f)
+
+
+@attack
+def the_same_under_masks(f):
+    stats.PoissonRegression("days", ["age", "clan"]).fit(federation(masked=True))
+
+
+@attack
+def the_same_by_a_column_of_0_and_1(f):
+    data = frame()
+    data["mark"] = (data["clan"] == "rare") * 1.0
+    stats.LinearRegression("dose", ["mark"]).fit(federation(data))
+
+
+@attack
+def the_outcome_of_few(f):
+    data = frame()
+    data["rare"] = (np.arange(len(data)) < 6) * 1.0
+    stats.LogisticRegression("rare", ["age"]).fit(federation(data))
+
+
+@attack
+def the_hazard_of_one(f):
+    stats.CoxRegression("days", "dead", ["age", "clan"], AXIS).fit(f)
+
+
+@attack
+def the_shift_of_one(f):
+    stats.MixedModel("dose", ["clan"]).fit(f)
+
+
 class Suppressed(AtollError):
     """Stands for a refusal where a number is left out of an answer."""
 

@@ -1,13 +1,14 @@
-"""Which counts of few persons a site's answer would show to whoever sees it by itself.
+"""Which counts of few persons a site's answer shows to whoever sees it by itself, and a model to everybody.
 
 A sum over all rows of a study stands on as many persons as take part. A count of a part of them (a cell, a bin,
 the deaths of one day) may stand on one. Where single sites' answers are seen, such counts are looked at before
-they leave; where they are masked, nobody sees them.
+they leave; where they are masked, nobody sees them. What a regression finds is seen by everybody: the
+coefficient of a category that one person has is what that person's outcome is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from atoll.algorithms.statistics.tables import CrossTable, HeavyHitters, Histogr
 from atoll.algorithms.statistics.together import Derived, Together, part_of
 from atoll.core.layout import Array
 
-__all__ = ["small_counts"]
+__all__ = ["small_counts", "small_parts"]
 
 _COUNTED: Mapping[type, tuple[str, ...]] = {
     CrossTable: ("persons",),
@@ -81,34 +82,56 @@ def small_counts(analysis: Analysis, sums: Question, minimum: int) -> Sequence[s
         return ["sums of single groups"]
     named = _COUNTED.get(type(analysis), ())
     counts = [np.asarray(sums[name]) for name in named if name in sums]
-    counts += _of_design(analysis, sums)
-    small = sum(int(((c > 0) & (c < minimum)).sum()) for c in counts)
+    counts += [count for _, count in _of_design(analysis, sums)]
+    small = sum(_few(count, minimum) for count in counts)
     if not small:
         return []
     return [f"{small} count{'s' if small > 1 else ''} of fewer than {minimum} persons"]
 
 
-def _of_design(analysis: Analysis, sums: Question) -> list[Array]:
-    """Parts of a site's rows that the first answer of a regression counts.
+def small_parts(
+    analysis: Analysis, state: Question, minimum: int, binary: Collection[str] = ()
+) -> Sequence[str]:
+    """Columns of a regression by which its coefficients tell of 1 to ``minimum - 1`` rows of all sites.
+
+    Args:
+        analysis: the regression; of any other there are none.
+        state: its last one.
+        minimum: least number of rows.
+        binary: columns of numbers that hold nothing but 0 and 1.
+    """
+    parts = _of_design(analysis, state, binary)
+    return [name for name, count in parts if name and _few(count, minimum)]
+
+
+def _few(counts: Array, minimum: int) -> int:
+    """How many of these are above 0 and below the minimum."""
+    return int(((counts > 0) & (counts < minimum)).sum())
+
+
+def _of_design(
+    analysis: Analysis, sums: Question, binary: Collection[str] = ()
+) -> list[tuple[str, Array]]:
+    """Parts of the rows that the first answer of a regression counts, each with the column that makes them.
 
     Sums of 0/1 columns are counts: of the rows of each category, and of those with an event. So is the
-    number of rows that lack a value.
+    number of rows that lack a value, which no column makes.
     """
     design, totals = _design(analysis), sums.get("sums", sums.get("sums_z"))
     if design is None or totals is None or "counts" not in sums:
         return []
     whole, excluded = np.asarray(sums["counts"])[:2]
-    found, at = [np.array([excluded])], 0
+    found, at = [("", np.array([excluded]))], 0
     for feature in design.features:
         width = len(design.categories.get(feature, (0.0, 0.0))) - 1
-        if feature in design.categories:
+        if feature in design.categories or feature in binary:
             held = np.asarray(totals)[at : at + width]
-            found.append(np.append(held, whole - held.sum()))
+            found.append((feature, np.append(held, whole - held.sum())))
         at += width
     if isinstance(analysis, GLM) and analysis.law.name == "binomial":
-        found.append(np.asarray(sums["outcomes"])[3:5])
+        found.append((analysis.outcome, np.asarray(sums["outcomes"])[3:5]))
     if isinstance(analysis, Multinomial):
-        found.append(np.asarray(sums["classes"]))
+        found.append((analysis.outcome, np.asarray(sums["classes"])))
     return found
 
 
@@ -117,4 +140,4 @@ def _design(analysis: Analysis) -> Design | None:
         analysis = analysis.poisson
     if isinstance(analysis, GLM | Multinomial):
         return analysis.rows.design
-    return analysis.design if isinstance(analysis, MixedModel | ComBat) else None
+    return analysis.design if isinstance(analysis, MixedModel | ComBat | Cox) else None

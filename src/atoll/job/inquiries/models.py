@@ -1,4 +1,8 @@
-"""Regressions."""
+"""Regressions.
+
+None is shown in which a category of a feature, or an outcome of few kinds, is that of fewer rows than the
+minimum: the coefficient of a category that one person has is what that person's outcome is.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from atoll.algorithms.statistics import glm_negative, mixed
-from atoll.algorithms.statistics.analysis import Analysis
+from atoll.algorithms.statistics.analysis import Analysis, Question
+from atoll.algorithms.statistics.cells import small_parts
 from atoll.algorithms.statistics.glm import GLM
 from atoll.algorithms.statistics.glm_multinomial import Multinomial
 from atoll.algorithms.statistics.penalty import Penalty
+from atoll.algorithms.statistics.together import Derived
 from atoll.core.errors import Forbidden
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Estimator, Finding, facts_of
@@ -27,6 +33,7 @@ __all__ = [
     "PoissonRegression",
     "Regression",
     "fitted",
+    "guarded",
 ]
 
 _FACTS = (
@@ -98,6 +105,39 @@ class Fitted(Finding):
         return facts_of(self.result, _FACTS)
 
 
+@dataclass(frozen=True)
+class _Guarded(Derived):
+    """A regression that is read only where no coefficient tells of few rows."""
+
+    model: Analysis
+    minimum: int
+    binary: frozenset[str]
+
+    @property
+    def inner(self) -> Analysis:
+        """The regression."""
+        return self.model
+
+    def read(self, state: Question) -> Any:
+        """Its result.
+
+        Raises:
+            Forbidden: names the columns by which few rows could be told.
+        """
+        if small := small_parts(self.model, state, self.minimum, self.binary):
+            raise Forbidden(
+                f"a category of {' and of '.join(map(repr, small))} has fewer than {self.minimum} rows: "
+                "coefficients would tell of those",
+                remedy="join categories, or leave the column out",
+            )
+        return self.model.result(state)
+
+
+def guarded(model: Analysis, book: Codebook) -> Analysis:
+    """The regression ``model`` under the rule of ``book``."""
+    return _Guarded(model, book.rule.minimum, book.binary) if book.rule.minimum > 1 else model
+
+
 def fitted(
     book: Codebook, result: Any, title: str, ratios: str = "", notes: Sequence[str] = ()
 ) -> Fitted:
@@ -163,7 +203,7 @@ class Regression(Estimator):
         """A generalised linear model."""
         book.check(*self.named())
         book.event(self.outcome)
-        return GLM(
+        model = GLM(
             self.outcome,
             self.features,
             self.family,
@@ -175,6 +215,7 @@ class Regression(Estimator):
             offset=self.offset,
             level=self.level,
         )
+        return guarded(model, book)
 
     def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""
@@ -243,7 +284,7 @@ class NegativeBinomialRegression(Estimator):
         """The regression."""
         book.check(*self.named())
         numbers_of(book, [self.outcome])
-        return glm_negative.NegativeBinomialRegression(
+        model = glm_negative.NegativeBinomialRegression(
             self.outcome,
             self.features,
             book.categories(self.features),
@@ -251,6 +292,7 @@ class NegativeBinomialRegression(Estimator):
             offset=self.offset,
             level=self.level,
         )
+        return guarded(model, book)
 
     def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""
@@ -281,7 +323,8 @@ class MultinomialRegression(Estimator):
         book.check(*self.named())
         codes = book.codes(self.outcome)
         known = book.categories(self.features)
-        return Multinomial(self.outcome, codes, self.features, known, level=self.level)
+        model = Multinomial(self.outcome, codes, self.features, known, level=self.level)
+        return guarded(model, book)
 
     def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""
@@ -318,9 +361,10 @@ class MixedModel(Estimator):
         book.check(*self.named())
         numbers_of(book, [self.outcome])
         known = book.categories(self.features)
-        return mixed.MixedModel(
+        model = mixed.MixedModel(
             self.outcome, self.features, self.group, known, self.reml, self.level
         )
+        return guarded(model, book)
 
     def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""

@@ -21,7 +21,7 @@ from atoll.core.errors import Forbidden
 from atoll.core.layout import Array
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Checked, Estimator, Finding
-from atoll.job.inquiries.models import Fitted, fitted
+from atoll.job.inquiries.models import Fitted, fitted, guarded
 from atoll.job.inquiries.tables import Sheet, numbers_of
 
 __all__ = ["CoxRegression", "FittedCurves", "KaplanMeier", "LogRank"]
@@ -247,7 +247,7 @@ class CoxRegression(Estimator):
         book.check(*self.named())
         numbers_of(book, [self.time])
         book.event(self.event)
-        return Cox(
+        model = Cox(
             self.time,
             self.event,
             self.features,
@@ -258,8 +258,13 @@ class CoxRegression(Estimator):
             book.codes(self.strata) if _column(self.strata) else (),
             level=self.level,
         )
+        return guarded(model, book)
 
     def finding(self, book: Codebook, found: Any) -> Fitted:
         """The coefficients."""
+        if 0 < found.events < book.rule.minimum:
+            raise Forbidden(
+                f"there are fewer than {book.rule.minimum} events", remedy="widen the selection"
+            )
         title = f"Cox regression of {self.time} over sites"
         return fitted(book, found, title, "hazard ratio", book.event(self.event))
