@@ -79,6 +79,13 @@ def test_times_of_other_zones_at_other_sites_are_noted_once_all_agree() -> None:
     assert Study({}, Disclosure(11)).agree(surveys).notes == ()
 
 
+def test_columns_that_not_every_site_has_are_noted() -> None:
+    agreed = Study({}, Disclosure(11)).agree({"a": told(["age", "x"]), "b": told(["x", "Age"])})
+    assert agreed.book.columns == ("x",)
+    lost = "columns that not every site has are not read: 'age' (at a), 'Age' (at b)"
+    assert agreed.notes == (lost,)
+
+
 def test_zones_of_text_that_is_no_category_are_not_told() -> None:
     surveys = {
         site: {

@@ -480,3 +480,23 @@ def test_a_page_draws_no_ratio_beyond_all_numbers_and_calls_nothing_suppressed_t
     assert "<title>sex=m: " in page
     assert "<title>weight: " not in page
     assert "suppressed" not in page
+
+
+def test_columns_that_some_sites_spell_otherwise_or_write_as_text_are_told(frame):
+    parts = {name: part.drop(columns="clinic") for name, part in frame.groupby("clinic")}
+    parts["a"]["dose"] = [1.0, 2.0] * (len(parts["a"]) // 2) + [1.0] * (len(parts["a"]) % 2)
+    parts["b"]["dose"] = "2"
+    parts["b"].loc[parts["b"].index[0], "dose"] = "?"
+    parts["c"] = parts["c"].rename(columns={"age": "Age"})
+    parts["c"]["dose"] = 1.0
+    federation = Federation.of(parts, rule=ONE)
+    told = federation.ask(tables.Describe())
+    assert "age" not in told.table.index
+    assert told.notes == (
+        "columns that not every site has are not read: 'age' (at a, b), 'Age' (at c)",
+    )
+    found = federation.ask(tables.TableOne("", ["dose"]))
+    assert found.notes == (
+        "column 'dose' is text at b, and numbers at a, c: each value is a category of its own",
+    )
+    assert federation.ask(tables.TableOne("", ["sex"])).notes == ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
@@ -12,10 +12,59 @@ from atoll.core.layout import Array
 from atoll.data.columns import is_missing, natural, respelt
 from atoll.data.table import Table, as_column, label
 
-__all__ = ["MOST_LEVELS", "coded", "labels_of", "levels_of", "without_values"]
+__all__ = [
+    "MOST_LEVELS",
+    "coded",
+    "labels_of",
+    "levels_of",
+    "mixed_note",
+    "partly_note",
+    "without_values",
+]
 
 MOST_LEVELS = 50
 """Text with more different values is no category: its values may be names."""
+
+
+_MOST_NAMED = 5
+"""Columns or sites that a note names."""
+
+
+def partly_note(sites: Mapping[str, Collection[str]]) -> str:
+    """Which columns some sites have and others have not, as a note; empty where all have the same.
+
+    >>> partly_note({"bern": ["age", "Sex"], "lyon": ["age", "sex"]})
+    "columns that not every site has are not read: 'Sex' (at bern), 'sex' (at lyon)"
+    """
+    held: dict[str, list[str]] = {}
+    for site, names in sites.items():
+        for name in names:
+            held.setdefault(name, []).append(site)
+    lost = [f"{n!r} (at {_some(at)})" for n, at in held.items() if len(at) < len(sites)]
+    return f"columns that not every site has are not read: {_some(lost)}" if lost else ""
+
+
+def mixed_note(column: str, sites: Mapping[str, Array]) -> str:
+    """Where a column holds numbers although it is text elsewhere, as a note; empty where it is one kind.
+
+    Args:
+        column: its name.
+        sites: its cells by site.
+
+    >>> mixed_note("arm", {"bern": as_column([1, 2]), "lyon": as_column(["x", "y"])})
+    "column 'arm' is text at lyon, and numbers at bern: each value is a category of its own"
+    """
+    text = [site for site, cells in sites.items() if cells.dtype.kind == "O"]
+    numbers = [s for s, c in sites.items() if c.dtype.kind != "O" and not np.isnan(c).all()]
+    if not text or not numbers:
+        return ""
+    where = f"is text at {_some(text)}, and numbers at {_some(numbers)}"
+    return f"column {column!r} {where}: each value is a category of its own"
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def labels_of(cells: Array) -> dict[str, Array]:

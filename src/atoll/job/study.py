@@ -22,7 +22,7 @@ from atoll.algorithms.statistics.running import Statistic
 from atoll.algorithms.statistics.together import Together
 from atoll.core.errors import DataError, Fault, Forbidden, JobError, raise_faults, suggest
 from atoll.core.values import ClientId
-from atoll.data.coded import MOST_LEVELS, coded, labels_of, levels_of, without_values
+from atoll.data.coded import MOST_LEVELS, coded, labels_of, levels_of, partly_note, without_values
 from atoll.data.columns import is_missing
 from atoll.data.disclosure import Disclosure, persons_of
 from atoll.data.table import Table, label
@@ -266,7 +266,7 @@ class Study:
         )
         return Agreed(
             Codebook(columns, levels, frozenset(binary - set(levels)), rule, tuple(told)),
-            (*notes, *filter(None, zones)),
+            (*notes, *filter(None, [*zones, partly_note(dict(zip(told, tables, strict=True)))])),
         )
 
     def _uncoded(self, held: Iterable[str], coded: Iterable[str]) -> list[Fault]:

@@ -18,7 +18,7 @@ from atoll.algorithms.statistics.running import NoModel, Statistic
 from atoll.core.errors import DataError
 from atoll.core.layout import Array
 from atoll.core.seeds import Seed
-from atoll.data.coded import coded, levels_of
+from atoll.data.coded import coded, levels_of, mixed_note, partly_note
 from atoll.data.columns import is_missing
 from atoll.data.disclosure import Disclosure
 from atoll.data.query_log import QueryLog
@@ -106,7 +106,10 @@ class Federation:
         text = {n for s in sites.values() for n in named if n not in s.holding.table.names}
         kept = {n for raw in tables.values() for n in named if n not in raw.names}
         zones = {n: zones_note(n, told) for n, told in held.items() if n in found}
-        notes = {name: note for name, note in zones.items() if note}
+        mixed = {
+            n: mixed_note(n, {s: t[n] for s, t in tables.items() if n in t.names}) for n in zones
+        }
+        notes = {n: note for n in zones if (note := zones[n] or mixed[n])}
         return cls(sites, found, rule, tuple(n for n in named if n in text - kept), notes)
 
     @property
@@ -184,7 +187,13 @@ class Federation:
         analysis = inquiry.analysis(self.book)
         found: Any = inquiry.finding(self.book, self.solve(analysis, **run))
         more = [note for name, note in self.notes.items() if name in analysis.columns()]
+        more += [] if inquiry.named() else filter(None, [self._partly()])
         return replace(found, notes=(*found.notes, *more)) if more else found
+
+    def _partly(self) -> str:
+        hidden = {*self.text, self.rule.person}
+        tables = {name: site.holding.table.names for name, site in self.sites.items()}
+        return partly_note({s: [n for n in own if n not in hidden] for s, own in tables.items()})
 
     def solve(
         self,
