@@ -500,3 +500,8 @@ def test_columns_that_some_sites_spell_otherwise_or_write_as_text_are_told(frame
         "column 'dose' is text at b, and numbers at a, c: each value is a category of its own",
     )
     assert federation.ask(tables.TableOne("", ["sex"])).notes == ()
+
+
+def test_a_federation_shows_its_sites_and_columns_and_no_rows(frame):
+    shown = repr(Federation.of(frame, site="clinic"))
+    assert shown == "<Federation of a, b, c: age, sex, grade, sick>"

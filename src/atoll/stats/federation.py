@@ -112,6 +112,10 @@ class Federation:
         notes = {n: note for n in zones if (note := zones[n] or mixed[n])}
         return cls(sites, found, rule, tuple(n for n in named if n in text - kept), notes)
 
+    def __repr__(self) -> str:
+        """Sites and columns; no rows, which a notebook would show."""
+        return f"<Federation of {', '.join(self.sites)}: {', '.join(self.columns)}>"
+
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns that every site has."""
