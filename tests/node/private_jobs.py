@@ -50,6 +50,7 @@ class Private(ff.Solo):
         noise = {"noise_multiplier": Z, **client}
         plain["privacy"] = {"clip": 1.0, "client": noise}
         plain["evaluation"]["federated"] = False
+        plain["rounds"]["count"] = 100
         plain["name"] = f"toy-{run}"
         self.run.spec = parse_job(plain)
 

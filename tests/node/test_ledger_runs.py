@@ -101,6 +101,20 @@ def test_a_server_that_lets_a_site_rest_for_less_than_the_job_says_is_refused(
     assert {entry.charge.round for entry in accounts(tmp_path).entries} == {0, 3}
 
 
+def test_a_server_that_asks_for_more_rounds_than_the_job_plans_is_refused_without_any_limit(
+    tmp_path: Path, server: ff.FakeServer
+) -> None:
+    asked = Private(server, tmp_path)
+    plain = spec_to_plain(asked.run.spec)
+    plain["rounds"]["count"] = 3  # for which its noise is made
+    asked.run.spec = parse_job(plain)
+    with east(tmp_path, server):
+        told = [server.result(asked.train().id)[0] for _ in range(4)]
+    assert [body.status for body in told] == ["done", "done", "done", "refused"]
+    assert "3 of 3 rounds" in told[3].reason
+    assert len(accounts(tmp_path).entries) == 3
+
+
 def test_a_job_without_noise_is_refused_by_the_rule_and_unlimited_data_are_counted_too(
     tmp_path: Path, server: ff.FakeServer
 ) -> None:

@@ -297,7 +297,7 @@ def test_a_job_whose_sites_rest_says_so_in_its_price() -> None:
     (rested,) = price(parse_job({**record, "rounds": RESTING}), Facts(rows=40))
     (each,) = price(parse_job({**record, "rounds": {"count": 3}}), Facts(rows=40))
     assert rested.events == each.events  # as much noise as for the three rounds it may be in
-    assert (rested.turns, each.turns) == (Turns(9, 3, 4), None)
+    assert (rested.turns, each.turns) == (Turns(9, 3, 4), Turns(3, 3, 1))
 
 
 def test_a_server_that_asks_a_site_sooner_than_the_job_says_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from atoll.job.schema import JobSpec, StatisticsSpec
 from atoll.job.tables import local_work, privacy_of, schedule_of
 from atoll.node.policy.ledger import QUERY
 from atoll.privacy.dp.events import to_plain
-from atoll.runtime.schedule import Turns, turns_of
+from atoll.runtime.schedule import Synchronous, Turns, turns_of
 
 __all__ = ["Cost", "Events", "Facts", "price"]
 
@@ -51,7 +51,8 @@ class Cost:
         unit: whose presence is hidden: ``record``, ``person`` or ``site``.
         events: what is released; None while that cannot be told.
         at_server: whether the noise is added by the server, which then has seen the sum without it.
-        turns: how often the job may ask one site; None where it leaves that to its events.
+        turns: how often the job may ask one site; None where that does not follow from its rounds, as in an
+            asynchronous run.
         figures: what one evaluation of held-out rows releases, with noise; empty where that costs nothing.
     """
 
@@ -81,8 +82,9 @@ def price(spec: JobSpec, facts: Facts) -> Sequence[Cost]:
     if spec.statistics is not None:
         return [Cost("site", (_query(spec.statistics),))]
     privacy, found = privacy_of(spec), list[Cost]()
-    turns = turns_of(schedule_of(spec), spec.rounds.count)
-    told = turns if turns.separation > 1 else None
+    schedule = schedule_of(spec)
+    turns = turns_of(schedule, spec.rounds.count)
+    told = turns if isinstance(schedule, Synchronous) else None
     if privacy.record is not None:
         events = _of_rows(spec, privacy.record, facts, turns.visits)
         figures = tuple(to_plain(replace(e, count=1)) for e in privacy.record.beside)
