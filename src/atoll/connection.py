@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -172,7 +173,7 @@ class Connection:
         folder: str | Path | None = None,
         initial: Initial | Start | None = None,
     ) -> str:
-        """Hand in a job; returns the id of its run, which begins at once.
+        """Hand in a job, signed with one's key; returns the id of its run, which begins at once.
 
         Args:
             job: a job file, or its contents.
@@ -187,10 +188,12 @@ class Connection:
             Forbidden: the key is no researcher's.
         """
         from atoll.job.load import read_spec
-        from atoll.job.package import pack, spec_to_plain
+        from atoll.job.package import pack, spec_digest, spec_to_plain
         from atoll.job.start import agreed, begun, misfits
         from atoll.wire.frames import Blob
-        from atoll.wire.messages import BlobRef, JobReply, SubmitBody
+        from atoll.wire.identity import Identity
+        from atoll.wire.messages import INITIAL, BlobRef, JobReply, SubmitBody
+        from atoll.wire.submissions import Submission
 
         if isinstance(job, str | Path):
             path = Path(job)
@@ -214,12 +217,17 @@ class Connection:
             if start is not None:
                 first = BlobRef.of(start.write(file := Path(scratch) / "start"))
                 self._channel.upload(first.blob, file, "")
+        brought = {name: blob.sha256 for name, blob in blobs.items()}
+        if first is not None:
+            brought[INITIAL] = first.sha256
+        mine, names = self.membership, tuple(sorted(set(sites)))
+        told = mine.federation, mine.name, spec_digest(spec), brought, names, secrets.token_hex(16)
         body = SubmitBody(
             spec=spec_to_plain(spec),
             job_hash=spec.hash(),
             files={name: BlobRef.of(blob) for name, blob in blobs.items()},
-            sites=sorted(set(sites)),
             initial=first,
+            signed=Submission(*told).signed(Identity.load(self.home / "identity.pem")),
         )
         run = self._channel.json("POST", "/v1/jobs", body, JobReply).id
         self._note(run, spec.rounds.count if spec.statistics is None else 0)

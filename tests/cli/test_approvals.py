@@ -66,7 +66,9 @@ def run(tmp_path, capsys, monkeypatch):
     return run
 
 
-def test_a_job_with_code_of_its_own_takes_part_when_the_steward_has_approved_it(run, tmp_path):
+def test_a_job_with_code_takes_part_when_the_steward_knows_its_researcher_and_has_approved_it(
+    run, tmp_path
+):
     home, table, job = tmp_path / "node", tmp_path / "toy.csv", tmp_path / "job.toml"
     table.write_text(TABLE)
     job.write_text(JOB)
@@ -78,10 +80,15 @@ def test_a_job_with_code_of_its_own_takes_part_when_the_steward_has_approved_it(
     with live(tmp_path / "server", Limits(wait=1.0)) as server:
         assert run("join", code_for("east", "site"))[0] == 0
         assert run("data", "add", "toy", table)[0] == 0
-        (home / "node.toml").write_text('[policy]\napproval = "code"\n')
+        (home / "node.toml").write_text('[policy]\napproval = "code"\nresearchers = "pinned"\n')
         process = started(home)
         try:
             with atoll.connect(tmp_path / "me", code=code_for("ada", "researcher")) as me:
+                told = me.wait(me.submit(job, sites=["east"]))
+                assert "the key of ada is not pinned here" in told.reason
+                assert "atoll node peers --pin" in told.reason
+                assert run("jobs", "list", "--json")[1].strip() == "[]"
+                assert run("peers", "--only", "ada")[0] == 0  # which a node that runs sees at once
                 told = me.wait(me.submit(job, sites=["east"]))
                 (waiting,) = json.loads(run("jobs", "list", "--waiting", "--json")[1])
                 digest = waiting["digest"]

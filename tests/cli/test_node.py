@@ -57,8 +57,8 @@ def node(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("ATOLL_NODE_HOME", str(tmp_path / "node"))
 
-    def run(*words):
-        status = main(["node", *map(str, words)])
+    def run(*words, face="node"):
+        status = main([face, *map(str, words)])
         return status, *capsys.readouterr()
 
     return run
@@ -166,6 +166,31 @@ def test_keys_are_pinned_once_and_shown_as_such(server, node):
     (line,) = [x for x in out.splitlines() if x.startswith("centre")]
     assert line.endswith("yes")
     assert "nothing new" in node("peers", "--pin")[2]
+
+
+def test_keys_of_researchers_are_pinned_one_by_one_and_forgotten_again(server, node, tmp_path):
+    node("join", code_for(server, "reef"))
+    for name in ("ada", "ben"):
+        atoll.connect(tmp_path / name, code=code_for(server, name, "researcher")).close()
+    home = Home(tmp_path / "node")
+    mine = json.loads(node("whoami", "--home", tmp_path / "ada", "--json", face="job")[1])
+    assert mine["name"] == "ada"
+
+    def pinned():
+        lines = [line.split() for line in node("peers")[1].splitlines()]
+        return {words[0] for words in lines if words[-1] == "yes"}
+
+    assert node("peers", "--only", "ada")[0] == 0
+    assert pinned() == {"ada"}
+    assert json.loads(home.researchers.read_text()) == {"ada": mine["fingerprint"]}
+    assert not home.peers.exists()
+    status, _, err = node("peers", "--pin", "--only", "adda")
+    assert (status, "did you mean 'ada'?" in err) == (9, True)
+    node("peers", "--pin")
+    assert pinned() >= {"ada", "ben", "reef"}
+    assert "no more pinned: ben" in node("peers", "--unpin", "ben")[2]
+    assert "nobody, as none" in node("peers", "--unpin", "ben")[2]
+    assert (pinned() & {"ada", "ben"}) == {"ada"}
 
 
 def test_a_code_works_once(server, node, tmp_path):

@@ -27,7 +27,7 @@ from atoll.data.readers import read_table
 from atoll.data.table import Table
 from atoll.job import deployed
 from atoll.job.load import parse_job
-from atoll.job.package import pack, spec_to_plain
+from atoll.job.package import pack, spec_digest, spec_to_plain
 from atoll.node.agent import Agent
 from atoll.node.datasets import Datasets
 from atoll.node.home import Home
@@ -36,11 +36,21 @@ from atoll.node.settings import Limits, Settings
 from atoll.runtime.loop import Evaluation, Loop
 from atoll.wire.frames import Allowed, Blob, decode, encode
 from atoll.wire.identity import Identity
-from atoll.wire.messages import BlobRef, PollReply, ReceiptBody, ResultBody, TaskBody
+from atoll.wire.messages import (
+    BlobRef,
+    PollReply,
+    ReceiptBody,
+    ResultBody,
+    SignedBody,
+    TaskBody,
+)
 from atoll.wire.metrics import metrics_from_plain
 from atoll.wire.news import NEWS, First, joined
+from atoll.wire.submissions import Submission
 
 ANY = Allowed(most_arrays=1000, most_bytes=1 << 40)
+KEYS: dict[str, Identity] = {}
+"""Of researchers, by name."""
 
 
 @dataclass
@@ -317,7 +327,7 @@ class Deployed:
         self.files = pack(spec, folder).files
         self.kept = dict.fromkeys(servers, "")
         self.number = 0
-        self.by = "ana"
+        self.by, self.federation = "ana", ""
         self.schema: Any = None
         self.sums: dict[str, Any] = {}
 
@@ -327,11 +337,19 @@ class Deployed:
         self.schema = deployed.agree(self.spec, {site: deployed.survey(self.spec, site, rows)})
         self.sums = dict(deployed.column_sums_at(self.spec, self.schema, site, rows).vectors)
 
-    def plan(self) -> bytes:
+    def signed(self, code: Mapping[str, BlobRef]) -> SignedBody:
+        """As the researcher ``by`` signs this job with this code."""
+        files = {name: ref.sha256 for name, ref in code.items()}
+        nonce = hashlib.sha256(self.run_id.encode()).hexdigest()[:32]
+        told = Submission(self.federation, self.by, spec_digest(self.spec), files, (), nonce)
+        return told.signed(KEYS.setdefault(self.by, Identity.fresh()))
+
+    def plan(self, code: Mapping[str, BlobRef]) -> bytes:
         schema = None if self.schema is None else deployed.schema_to_plain(self.schema)
         body = {
             "run": self.run_id,
             "by": self.by,
+            "signed": self.signed(code).model_dump(),
             "spec": spec_to_plain(self.spec),
             "sites": sorted(self.servers),
             "schema": schema,
@@ -342,16 +360,17 @@ class Deployed:
         self, kind: str, site: str, *, broadcast: bytes | None = None, **more: Any
     ) -> TaskBody:
         server = self.servers[site]
+        code = {name: server.keep(raw) for name, raw in self.files.items()}
+        more = {"kept": self.kept[site], "code": code, **more}
         return TaskBody(
             id=f"{self.run_id}.{kind}.{self.number}.{site}",
             run=self.run_id,
             kind=kind,
             number=self.number,
             client=site,
-            plan=server.keep(self.plan()),
-            code={name: server.keep(raw) for name, raw in self.files.items()},
+            plan=server.keep(self.plan(more["code"])),
             broadcast=None if broadcast is None else server.keep(broadcast),
-            **{"kept": self.kept[site], **more},
+            **more,
         )
 
     def ask(self, kind: str, **more: Any) -> dict[str, tuple[ResultBody, dict[str, Any]]]:
@@ -491,7 +510,8 @@ class Solo:
         """A training task, not yet offered."""
         vector = np.zeros(self.size)
         vector[0] = seconds
-        made = self.run.task("train", "east", broadcast=encode({}, {"parameters": vector}))
+        code = {"code": more.pop("code")} if "code" in more else {}
+        made = self.run.task("train", "east", broadcast=encode({}, {"parameters": vector}), **code)
         self.run.number += 1
         return made.model_copy(update=more)
 

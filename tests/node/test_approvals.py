@@ -161,6 +161,7 @@ def test_another_federation_where_somebody_has_the_same_name_is_another_request(
     for federation, status in (("one", "done"), ("two", "refused")):
         home.federation.write_text(json.dumps({"federation": federation}))
         run = ff.Solo(server, tmp_path, federation)
+        run.run.federation = federation
         with east(tmp_path, server):
             answer(run)
             steward = steward_of(tmp_path)

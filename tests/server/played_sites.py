@@ -8,7 +8,7 @@ follows ``kept``. Everything it says passes through frames.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from atoll.core.values import Broadcast, Memory
 from atoll.data.readers import read_table, sites_from_column
 from atoll.job import deployed, study_deployed
 from atoll.job.load import read_spec
-from atoll.job.package import spec_from_plain, spec_to_plain
+from atoll.job.package import spec_digest, spec_from_plain, spec_to_plain
 from atoll.job.schema import JobSpec
 from atoll.job.start import Start, begun
 from atoll.job.study import Agreed
@@ -29,14 +29,18 @@ from atoll.server.service import Service, Settings
 from atoll.server.store.contract import Invite
 from atoll.server.store.memory import MemoryDatabase, MemoryStore
 from atoll.wire.frames import Allowed, decode, encode, pieces
+from atoll.wire.identity import Identity
 from atoll.wire.lossy_disk import LossyDisk
 from atoll.wire.messages import INITIAL, BlobRef, SubmitBody, TaskBody
 from atoll.wire.metrics import metrics_to_plain
+from atoll.wire.submissions import Submission
 
 EVERYTHING = Allowed(most_arrays=100, most_bytes=1 << 30)
 ROOT = Path(__file__).resolve().parents[2]
 HEART = ROOT / "examples" / "heart" / "job.toml"
 RESEARCHER = "ruth"
+KEY = Identity.fresh()
+"""The researcher's."""
 
 
 class Site:
@@ -170,6 +174,7 @@ class World:
     """Server and sites, with a clock that stands still unless it is moved."""
 
     seal: Any = None
+    submitted = 0
 
     def __init__(self, home: Path, sites: Mapping[str, Any], **settings: Any) -> None:
         self.home = home
@@ -193,8 +198,8 @@ class World:
         return Site(name, table)
 
     def key(self, name: str, number: int) -> bytes:
-        """A member's public key; nobody signs here."""
-        return bytes([number]) * 32
+        """A member's public key; the researcher alone signs here."""
+        return KEY.public_bytes if name == RESEARCHER else bytes([number]) * 32
 
     def start(self) -> None:
         self.store = MemoryStore(self.database)
@@ -216,8 +221,19 @@ class World:
         self.start()
 
     def submit(self, spec: JobSpec, **more: Any) -> str:
-        body = SubmitBody(spec=spec_to_plain(spec), job_hash=spec.hash(), **more)
-        return self.service.submit(RESEARCHER, body)
+        return self.service.submit(RESEARCHER, self.submission(spec, **more))
+
+    def submission(self, spec: JobSpec, sites: Sequence[str] = (), **more: Any) -> SubmitBody:
+        """A job as the researcher signs it."""
+        self.submitted += 1
+        brought = dict(more.get("files", {}))
+        if "initial" in more:
+            brought[INITIAL] = more["initial"]
+        files = {name: ref.sha256 for name, ref in brought.items()}
+        federation = self.seal[0] if self.seal else ""
+        told = federation, RESEARCHER, spec_digest(spec), files, tuple(sorted(sites))
+        signed = Submission(*told, f"{self.submitted:032x}").signed(KEY)
+        return SubmitBody(spec=spec_to_plain(spec), job_hash=spec.hash(), signed=signed, **more)
 
     def submit_from(self, spec: JobSpec, start: Start) -> str:
         """A job that begins at a model, as a researcher's own machine submits it."""

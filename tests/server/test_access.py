@@ -381,7 +381,8 @@ def test_who_sends_all_of_it_has_it_whoever_sent_it_before(bench):
 
 def submitted(bench, name, ref):
     spec = {"name": "copy", "model": {"start": "0" * 64}}
-    body = {"spec": spec, "job_hash": "0" * 64, "sites": ["ulm"], "initial": ref}
+    signed = {"nonce": "0" * 32, "key": "0" * 64, "signature": "0" * 128, "sites": ["ulm"]}
+    body = {"spec": spec, "job_hash": "0" * 64, "signed": signed, "initial": ref}
     return asked(bench, name, "POST", "/v1/jobs", body=json.dumps(body).encode())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import secrets
 import sys
 import threading
 import time
@@ -14,15 +15,16 @@ from urllib.parse import quote
 import pytest
 
 from atoll.job.load import read_spec
-from atoll.job.package import spec_to_plain
+from atoll.job.package import spec_digest, spec_to_plain
 from atoll.server.service import Poll, Readable
 from atoll.server.web.api import INLINE
 from atoll.server.web.limits import Limits, origin
 from atoll.wire.frames import Allowed, Blob, decode, encode
 from atoll.wire.identity import Identity
-from atoll.wire.messages import BlobRef, RoundsReply, TaskBody
+from atoll.wire.messages import BlobRef, RoundsReply, SubmitBody, TaskBody
 from atoll.wire.news import NEWS, opened
 from atoll.wire.signatures import sign_request
+from atoll.wire.submissions import Submission
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -317,13 +319,22 @@ def test_a_slow_step_of_the_service_does_not_delay_a_poll(bench, ulm):
 # Jobs and what sites do for them -------------------------------------------------------------------
 
 
+def submission(by, spec, *sites):
+    """A job as a researcher hands it in."""
+    told = FEDERATION, by.name, spec_digest(spec), {}, sites, secrets.token_hex(16)
+    signed = Submission(*told).signed(by.key)
+    return (
+        SubmitBody(spec=spec_to_plain(spec), job_hash=spec.hash(), signed=signed)
+        .model_dump_json()
+        .encode()
+    )
+
+
 @pytest.fixture
 def run(bench, ulm, ada):
     """A run in its first call: both sites are asked for a survey."""
     bench.admit("bern")
-    spec = read_spec(HEART)
-    body = {"spec": spec_to_plain(spec), "job_hash": spec.hash()}
-    heard = bench.ask(ada, "POST", "/v1/jobs", body=json.dumps(body).encode())
+    heard = bench.ask(ada, "POST", "/v1/jobs", body=submission(ada, read_spec(HEART)))
     assert heard.status == 200, heard.json
     bench.service.step()
     return heard.json["id"]
@@ -339,9 +350,8 @@ def test_a_submitted_job_is_listed_and_shown(bench, ada, run):
 
 
 def test_faults_of_a_job_come_together(bench, ada, run):
-    spec = read_spec(HEART, ["clock.dropout=0.1"])
-    body = {"spec": spec_to_plain(spec), "job_hash": spec.hash(), "sites": ["nowhere"]}
-    heard = bench.ask(ada, "POST", "/v1/jobs", body=json.dumps(body).encode())
+    body = submission(ada, read_spec(HEART, ["clock.dropout=0.1"]), "nowhere")
+    heard = bench.ask(ada, "POST", "/v1/jobs", body=body)
     assert (heard.status, heard.code) == (422, "job.invalid")
     assert {f["place"] for f in heard.json["faults"]} >= {"clock.dropout", "sites"}
 

@@ -369,11 +369,8 @@ def test_an_error_of_the_server_itself_ends_that_run_only(
 
 
 def test_only_a_researcher_submits_and_only_its_own_runs_are_cancelled(world: World) -> None:
-    from atoll.job.package import spec_to_plain
-    from atoll.wire.messages import SubmitBody
-
     spec = played.heart_spec("rounds.count=2")
-    body = SubmitBody(spec=spec_to_plain(spec), job_hash=spec.hash())
+    body = world.submission(spec)
     for name in ("hungary", "nobody"):
         with pytest.raises(Forbidden):
             world.service.submit(name, body)

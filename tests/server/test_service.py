@@ -13,13 +13,15 @@ import pytest
 
 import atoll
 from atoll.core.errors import FenceError, JobError, NotFound, StateError, Unreachable
-from atoll.job.package import spec_to_plain
+from atoll.job.package import spec_digest
 from atoll.report.folder import read_model
 from atoll.server.rounds import playing
 from atoll.server.service import Service
 from atoll.server.store.memory import MemoryStore
 from atoll.wire.frames import Blob
-from atoll.wire.messages import BlobRef, SubmitBody
+from atoll.wire.identity import Identity
+from atoll.wire.messages import BlobRef
+from atoll.wire.submissions import Submission
 
 World = played.World
 REGRESSION = (
@@ -274,9 +276,38 @@ def test_submissions_are_refused_with_every_fault(world: World) -> None:
     assert "clock.dropout" in text
     assert "did you mean 'cleveland'?" in text
     assert "own.py" in text
-    body = SubmitBody(spec=spec_to_plain(played.heart_spec()), job_hash="0" * 64)
+    body = world.submission(played.heart_spec())
     with pytest.raises(JobError, match="hash"):
-        world.service.submit(played.RESEARCHER, body)
+        world.service.submit(played.RESEARCHER, body.model_copy(update={"job_hash": "0" * 64}))
+
+
+def test_a_submission_that_somebody_else_signed_or_that_was_changed_is_refused(
+    world: World,
+) -> None:
+    body, other = (world.submission(played.heart_spec(f"seed={seed}")) for seed in (1, 2))
+    key = Identity.fresh()
+    told = "", played.RESEARCHER, spec_digest(played.heart_spec("seed=1")), {}, ()
+    changes = [
+        {"signed": other.signed},
+        {"signed": body.signed.model_copy(update={"sites": ["hungary"]})},
+        {"signed": body.signed.model_copy(update={"nonce": "f" * 32})},
+        {"signed": Submission(*told, body.signed.nonce).signed(key)},
+        {"files": {"own.py": BlobRef(sha256="0" * 64, size=3)}},
+    ]
+    for change in changes:
+        with pytest.raises(JobError, match="is not what ruth has signed"):
+            world.service.submit(played.RESEARCHER, body.model_copy(update=change))
+    assert world.service.jobs() == []
+
+
+def test_the_same_submission_again_is_the_run_that_it_has_become(world: World) -> None:
+    body = world.submission(played.heart_spec("rounds.count=1"))
+    run = world.service.submit(played.RESEARCHER, body)
+    assert world.service.submit(played.RESEARCHER, body) == run
+    world.kill()
+    assert world.service.submit(played.RESEARCHER, body) == run
+    assert world.submit(played.heart_spec("rounds.count=1")) != run
+    assert len(world.service.jobs()) == 2
 
 
 def test_a_file_whose_last_byte_came_before_the_server_was_killed_is_here(world: World) -> None:

@@ -79,6 +79,7 @@ class Bench:
             folder,
             now=lambda: self.time,
             settings=Settings(runs=runs, **settings),
+            seal=(FEDERATION, lambda message: b""),
         )
         self.service.start()
         self.loop = asyncio.new_event_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +19,8 @@ from atoll.cli.whereabouts import Address, Certificate, pin_of, show_server
 
 if TYPE_CHECKING:
     from atoll.node.home import Home
+    from atoll.node.peers import Peers
+    from atoll.wire.messages import MemberBody
 
 __all__ = ["commands"]
 
@@ -125,14 +128,26 @@ def peers(
     home: Folder = None,
     as_json: Json = False,
     pin: Annotated[
-        bool, typer.Option("--pin", help="Pin the keys of the sites shown, for masked rounds.")
+        bool,
+        typer.Option("--pin", help="Pin the keys shown, of sites (masked rounds) and researchers."),
     ] = False,
     repin: Annotated[
         list[str] | None,
-        typer.Option(help="A site that has a new key, as it told you itself. Repeatable."),
+        typer.Option(help="A member that has a new key, as it told you itself. Repeatable."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Pin this member and no other. Repeatable.")
+    ] = None,
+    unpin: Annotated[
+        list[str] | None, typer.Option(help="A member whose key is to count no more. Repeatable.")
     ] = None,
 ) -> None:
-    """Everybody in the federation with the fingerprints of their keys, for checking by telephone."""
+    """Everybody in the federation with the fingerprints of their keys, for checking by telephone.
+
+    A job counts where a researcher has signed it whose key is pinned here. Of one whose name is not pinned
+    the first key counts that this site has seen, unless policy.researchers is "pinned".
+    """
+    from atoll.core.errors import NotFound, suggest
     from atoll.node.join import opened
     from atoll.node.link import Link
     from atoll.node.peers import Peers
@@ -140,23 +155,31 @@ def peers(
     from atoll.wire.identity import spoken
 
     at = home_at(home)
+    books = {"site": Peers(at.peers), "researcher": Peers(at.researchers)}
+    if unpin:  # also while the server does not answer
+        gone = [name for book in books.values() for name in book.unpin(unpin)]
+        talk(f"no more pinned: {', '.join(gone) or 'nobody, as none of them was'}")
     known, channel = opened(at, read_settings(at.settings))
     try:
         reply = Link(channel).members()
     finally:
         channel.close()
-    sites = {m.name: m.fingerprint for m in reply.members if (m.role, m.status) == _SITE}
-    book = Peers(at.peers)
-    if pin or repin:
-        new = book.pin(sites, repin or ())
+    if pin or repin or only:
+        meant = [m for m in reply.members if not only or m.name in {*only, *(repin or ())}]
+        if absent := sorted({*(only or ()), *(repin or ())} - {m.name for m in meant}):
+            raise NotFound(
+                f"{', '.join(absent)}: no member of this federation",
+                remedy=suggest(absent[0], [m.name for m in reply.members]),
+            )
+        new = _pinned(books, meant, repin or ())
         talk(f"pinned: {', '.join(new) or 'nothing new'}")
     if as_json:
         data_line(reply.model_dump_json(indent=2))
         return
-    pinned = book.all()
+    pinned = {role: book.all() for role, book in books.items()}
     rows = [("the server", "server", "", spoken(reply.server), "")]
     rows += [
-        (m.name, m.role, m.status, spoken(m.fingerprint), _pin_text(pinned, m))
+        (m.name, m.role, m.status, spoken(m.fingerprint), _pin_text(pinned[m.role], m))
         for m in reply.members
     ]
     data_line(table_of(("name", "role", "status", "fingerprint", "pinned"), rows))
@@ -339,7 +362,16 @@ def review(
     talk(f"what was told until now is in {kept}; answers before and after are not compared")
 
 
-_SITE = ("site", "active")
+def _pinned(
+    books: Mapping[str, Peers], members: Iterable[MemberBody], again: Iterable[str]
+) -> list[str]:
+    """Pin the active members' keys, each in the book of its role; the names that are new."""
+    shown = {role: dict[str, str]() for role in books}
+    for member in members:
+        if member.status == "active":
+            shown[member.role][member.name] = member.fingerprint
+    again = set(again)
+    return [name for role, book in books.items() for name in book.pin(shown[role], again)]
 
 
 def _pin_text(pinned: dict[str, str], member: Any) -> str:

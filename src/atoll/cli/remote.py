@@ -70,6 +70,20 @@ def join(
 
 
 @job.command()
+def whoami(home: _Home = None, as_json: _Json = False, proxy: _Proxy = None) -> None:
+    """Show one's name in the federation, and the fingerprint of the key that signs one's jobs."""
+    from atoll.wire.identity import Identity, spoken
+
+    with _connect(home, proxy) as federation:
+        mine = federation.membership
+        key = Identity.load(federation.home / "identity.pem").fingerprint
+    told = {"name": mine.name, "federation": mine.federation, "fingerprint": key}
+    spoken_of = {**told, "fingerprint": spoken(key)}
+    lines = [f"{name:<12} {value}" for name, value in spoken_of.items()]
+    data_line(json.dumps(told, indent=2) if as_json else "\n".join(lines))
+
+
+@job.command()
 def server(
     home: _Home = None,
     address: Address = "",

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from atoll.core.errors import Fault, JobError, StorageError, raise_faults
+from atoll.job.definition import definition_hash
 from atoll.job.load import parse_job
 from atoll.job.schema import JobSpec
 
@@ -24,6 +25,7 @@ __all__ = [
     "Package",
     "file_faults",
     "pack",
+    "spec_digest",
     "spec_from_plain",
     "spec_to_plain",
     "unpack",
@@ -62,6 +64,14 @@ def spec_from_plain(plain: Mapping[str, Any]) -> JobSpec:
         JobError: with every fault.
     """
     return parse_job(plain, source="the submitted job")
+
+
+def spec_digest(spec: JobSpec) -> str:
+    """SHA-256 of the whole job, defaults included, in hex.
+
+    :meth:`JobSpec.hash` is of what changes a result.
+    """
+    return definition_hash(spec_to_plain(spec))
 
 
 def pack(spec: JobSpec, folder: Path) -> Package:

@@ -7,6 +7,8 @@
     left.json         the same of the federation that was left last; may be absent
     datasets.toml     datasets by name
     peers.json        fingerprints of the other sites' keys that somebody has pinned
+    researchers.json  the same of researchers; and of those who were only seen, in researchers_seen.json
+    submissions.json  the run of each job that a researcher has handed in; never put an old copy back
     node.toml         limits, policy and further settings; may be absent
     limits.toml       what each dataset may be asked for in all; may be absent
     approvals/        jobs that wait for the steward, and what was decided of each
@@ -98,6 +100,21 @@ class Home:
     def peers(self) -> Path:
         """Pinned fingerprints."""
         return self.path / "peers.json"
+
+    @property
+    def researchers(self) -> Path:
+        """The same of researchers."""
+        return self.path / "researchers.json"
+
+    @property
+    def researchers_seen(self) -> Path:
+        """Fingerprints of researchers that were the first to be seen under a name."""
+        return self.path / "researchers_seen.json"
+
+    @property
+    def submissions(self) -> Path:
+        """The run of each submission that this site has worked for."""
+        return self.path / "submissions.json"
 
     @property
     def settings(self) -> Path:

@@ -81,7 +81,7 @@ class Peers:
             again: names whose key may have changed, because somebody has asked them.
 
         Raises:
-            AuthError: a site shows another key than the pinned one; nothing is changed.
+            AuthError: one of them shows another key than the pinned one; nothing is changed.
             StorageError: the file cannot be written.
         """
         known, allowed = self.all(), set(again)
@@ -89,12 +89,25 @@ class Peers:
         if other:
             raise AuthError(
                 f"{', '.join(sorted(other))}: another key than the pinned one is shown",
-                remedy="ask that site by telephone; if it has a new key: atoll node peers --repin NAME",
+                remedy="ask them by telephone; if they have a new key: atoll node peers --repin NAME",
             )
         new = [name for name, f in shown.items() if known.get(name) != f]
         if new:
             write_text(self._path, json.dumps({**known, **shown}, indent=2, sort_keys=True) + "\n")
         return sorted(new)
+
+    def unpin(self, names: Iterable[str]) -> list[str]:
+        """Forget the keys of ``names``; returns those that were there.
+
+        Raises:
+            StorageError: the file is damaged, or cannot be written.
+        """
+        known = self.all()
+        gone = sorted(set(names) & set(known))
+        if gone:
+            rest = {name: f for name, f in known.items() if name not in gone}
+            write_text(self._path, json.dumps(rest, indent=2, sort_keys=True) + "\n")
+        return gone
 
     def meet(self, members: Iterable[Member]) -> dict[str, bytes]:
         """The keys among those of ``members`` that are pinned, or the first seen of a site that is not.

@@ -18,6 +18,7 @@ from atoll.job.package import spec_from_plain
 from atoll.job.schema import JobSpec
 from atoll.job.settling import FEWEST, Settled
 from atoll.wire.frames import Allowed, open_frame
+from atoll.wire.messages import SignedBody, read_body
 
 __all__ = ["Plan", "read_plan", "sites_in"]
 
@@ -34,12 +35,14 @@ class Plan:
         privacy: its section on privacy, as it came.
         by: who submitted it, as the server says.
         sites: who takes part, as the server says.
+        signed: the researcher's signature, unchecked; None where there is none.
     """
 
     spec: JobSpec
     privacy: Mapping[str, Any]
     by: str
     sites: tuple[str, ...]
+    signed: SignedBody | None = None
 
     @cached_property
     def job(self) -> str:
@@ -67,7 +70,14 @@ def read_plan(path: Path) -> Plan:
     body, _ = open_frame(path, _ANY)
     raw = body.get("spec") or {}
     spec = spec_from_plain(raw)
-    return Plan(spec, raw.get("privacy") or {}, str(body.get("by", ""))[:200], sites_in(body))
+    by, signed = str(body.get("by", ""))[:200], body.get("signed")
+    return Plan(
+        spec,
+        raw.get("privacy") or {},
+        by,
+        sites_in(body),
+        read_body(SignedBody, signed) if signed else None,
+    )
 
 
 def sites_in(body: Mapping[str, Any]) -> tuple[str, ...]:

@@ -74,6 +74,8 @@ class Policy(_Table):
         starts: whether a job may begin at a model that comes with it, not at one of its seed.
         approval: which jobs the steward has to approve first, each by itself (``atoll node jobs``): ``none``,
             those that bring ``code`` of their own, or ``all``.
+        researchers: whose jobs: those of researchers whose keys are ``pinned`` (``atoll node peers --pin``), or
+            also of those whose key was the first that was ``seen`` under their name.
     """
 
     unmasked: bool = True
@@ -82,6 +84,7 @@ class Policy(_Table):
     open_figures: bool = False
     starts: bool = True
     approval: Literal["none", "code", "all"] = "none"
+    researchers: Literal["seen", "pinned"] = "seen"
 
 
 class Masking(_Table):

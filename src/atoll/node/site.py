@@ -111,7 +111,8 @@ class Site:
             self.audit.log.register(register.told())
         dataset = register.get(dataset_name(run.spec.data))
         count = len(run.sites) or FEWEST
-        return dataset, Asked(run.spec, dataset.name, run.by, count, run.sites, dataset.columns)
+        told = run.by, count, run.sites, dataset.columns, run.signed
+        return dataset, Asked(run.spec, dataset.name, *told)
 
     def admit(self, task: TaskBody, asked: Asked) -> None:
         """Let a worker have ``task``, or say which rule forbids it: :meth:`Steward.admit`."""

@@ -46,7 +46,7 @@ from atoll.server.rounds.starts import check_start
 from atoll.server.settings import Settings
 from atoll.server.stopping import Stopping
 from atoll.server.store.contract import Member, Role, Store
-from atoll.server.submission import accepted
+from atoll.server.submission import accepted, submitted
 from atoll.server.uploads import Uploads
 from atoll.wire.disk import Piece
 from atoll.wire.frames import Blob
@@ -397,22 +397,22 @@ class Service:
     # Researchers --------------------------------------------------------------------------------
 
     def submit(self, by: str, body: SubmitBody) -> str:
-        """Keep a job and begin its run; returns the run's id.
+        """Keep a job and begin its run; returns the run's id. The same submission again changes nothing.
 
         Raises:
             JobError: with every fault that can be found without data.
         """
         member, office = self._member(by), self._office
-        if member.role != "researcher":
-            raise Forbidden(f"{by} is no researcher", remedy="ask for a researcher's code")
         sites = [m.name for m in self._members.values() if m.role == "site"]
-        for ref in (*body.files.values(), *([body.initial] if body.initial else [])):
+        for ref in body.brought.values():
             if office.blobs.size(ref.sha256) != ref.size:
                 with contextlib.suppress(Unreachable):  # what is not here, is a fault of the job
                     self._complete(by, ref.blob)
         check_start(office, body)
         with self._lock:
-            row = accepted(office, by, body, sites)
+            if known := submitted(office, by, body):
+                return known
+            row = accepted(office, member, body, sites)
             engine = Engine(office, row)  # first: a run in the store has somebody to work on it
             office.store.add_run(office.epoch, row)
             self._engines[row.id] = engine

@@ -35,6 +35,7 @@ __all__ = [
     "ResultBody",
     "RoundsReply",
     "ShareBody",
+    "SignedBody",
     "SubmitBody",
     "TaskBody",
     "UploadReply",
@@ -271,8 +272,17 @@ class MembersReply(Message):
     members: Annotated[list[MemberBody], Field(max_length=10_000)]
 
 
+class SignedBody(Message):
+    """A researcher's signature of a job, with what is signed beside it: :mod:`atoll.wire.submissions`."""
+
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    key: Hash
+    signature: Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
+    sites: Annotated[list[Name], Field(max_length=1000)] = Field(default_factory=list)
+
+
 class SubmitBody(Message):
-    """A job: its spec in canonical form with its hash, its own code files, its sites.
+    """A job: its spec in canonical form with its hash, its own code files, its sites, signed for them.
 
     ``initial`` is the model that it begins at: a frame of named arrays, whose hash the spec names.
     """
@@ -280,8 +290,13 @@ class SubmitBody(Message):
     spec: dict[str, Any]
     job_hash: Hash
     files: Annotated[dict[FilePath, BlobRef], Field(max_length=1000)] = Field(default_factory=dict)
-    sites: Annotated[list[Name], Field(max_length=1000)] = Field(default_factory=list)
     initial: BlobRef | None = None
+    signed: SignedBody
+
+    @property
+    def brought(self) -> dict[str, BlobRef]:
+        """Everything that comes with it: its code, and the model as :data:`INITIAL`."""
+        return self.files if self.initial is None else {**self.files, INITIAL: self.initial}
 
 
 class JobReply(Message):

@@ -26,6 +26,7 @@ def run_row(id: str = "r1", **changes: object) -> RunRow:
         "job_hash": "0" * 64,
         "spec": '{"seed": 1}',
         "files": {"own.py": {"sha256": "a" * 64, "size": 12}},
+        "signed": {"nonce": "b" * 32, "sites": []},
         "sites": ("Bern", "Ulm"),
         "by": "ada",
         "created": 1.5,

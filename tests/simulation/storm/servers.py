@@ -6,12 +6,13 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from storm import kernel as k
 from storm.front import Front
 from storm.network import Request
 
 from atoll.core.errors import AtollError, FenceError, StorageError
-from atoll.job.package import spec_to_plain
+from atoll.job.package import spec_digest, spec_to_plain
 from atoll.server.blobs.contract import Blobs
 from atoll.server.blobs.folder import FolderBlobs
 from atoll.server.blobs.near import NearBlobs
@@ -19,15 +20,18 @@ from atoll.server.service import Service
 from atoll.server.steps import Steps, steady
 from atoll.server.store.memory import MemoryStore
 from atoll.server.web.gate import Roster
+from atoll.wire.identity import Identity
 from atoll.wire.messages import SubmitBody
+from atoll.wire.submissions import Submission
 
 if TYPE_CHECKING:
     from storm.world import World
 
-__all__ = ["BLOBS", "RESEARCHER", "Server"]
+__all__ = ["BLOBS", "KEY", "RESEARCHER", "Server"]
 
 BLOBS = Path("/blobs")
 RESEARCHER = "ruth"
+KEY = Identity(Ed25519PrivateKey.from_private_bytes(b"ruth" * 8))
 
 
 class Server:
@@ -120,9 +124,10 @@ class Server:
     def submit(self, name: str) -> None:
         """The researcher's request."""
         spec = self.world.specs[name]
-        body = SubmitBody(
-            spec=spec_to_plain(spec), job_hash=spec.hash(), sites=list(self.world.names)
-        )
+        nonce = hashlib.sha256(name.encode()).hexdigest()[:32]
+        told = "", RESEARCHER, spec_digest(spec), {}, tuple(self.world.names)
+        signed = Submission(*told, nonce).signed(KEY)
+        body = SubmitBody(spec=spec_to_plain(spec), job_hash=spec.hash(), signed=signed)
         try:
             self.service.submit(RESEARCHER, body)
         except AtollError as error:  # tried again

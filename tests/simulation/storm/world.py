@@ -30,7 +30,7 @@ from storm import work
 from storm.checks import Checks
 from storm.network import Network
 from storm.nodes import Node
-from storm.servers import BLOBS, RESEARCHER, Server
+from storm.servers import BLOBS, KEY, RESEARCHER, Server
 from storm.weather import Plan, Weather
 
 from atoll.server.service import Settings
@@ -212,10 +212,9 @@ class World:
     def begin(self) -> None:
         """Members, processes, and what is going to happen."""
         store = MemoryStore(self.database)
-        for number, (name, role) in enumerate(
-            [*((site, "site") for site in self.names), (RESEARCHER, "researcher")]
-        ):
-            self.admit(store, name, role, bytes([number + 1]) * 32)
+        for number, name in enumerate(self.names):
+            self.admit(store, name, "site", bytes([number + 1]) * 32)
+        self.admit(store, RESEARCHER, "researcher", KEY.public_bytes)
         store.close()
         self.disk.make_folder(BLOBS)
         self.boot_server()

@@ -58,7 +58,7 @@ class Request:
         code: SHA-256 of each file that it brings.
         dataset: name of the dataset that it reads.
         columns: kind of each of its columns, as registered.
-        researcher: who submitted it, as the server says.
+        researcher: who has signed it.
         sites: who takes part, as the server says.
         federation: in which all of these have their names.
     """

@@ -30,11 +30,12 @@ from atoll.node.policy.budgets import Budgets
 from atoll.node.policy.ledger import UNITS, Charge, Limit
 from atoll.node.policy.ledger_file import Ledger
 from atoll.node.policy.pricing import Cost, Facts, price
+from atoll.node.policy.researchers import Researchers
 from atoll.node.run_folder import Held
 from atoll.node.settings import Policy, Settings
 from atoll.wire.frames import Allowed, open_frame
 from atoll.wire.identity import Identity
-from atoll.wire.messages import ResultBody, TaskBody
+from atoll.wire.messages import ResultBody, SignedBody, TaskBody
 
 __all__ = ["Asked", "Price", "Steward", "Verdict", "charged", "opened", "verdict"]
 
@@ -66,6 +67,7 @@ class Asked:
         sites: how many sites take part, as the server says.
         members: their names.
         columns: kind of each column of the dataset, as registered.
+        signed: the researcher's signature, unchecked.
     """
 
     spec: JobSpec
@@ -74,6 +76,7 @@ class Asked:
     sites: int = 1
     members: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
+    signed: SignedBody | None = None
 
     @property
     def shared_noise(self) -> bool:
@@ -141,7 +144,8 @@ def opened(home: Home, settings: Settings, told: Told | None = None) -> Steward:
         StorageError: the ledger is not as it was written.
         AtollError: the key cannot be read.
     """
-    federation = str(home.read(home.federation).get("federation", ""))
+    joined = home.read(home.federation)
+    federation, site = str(joined.get("federation", "")), str(joined.get("site", ""))
     ledger = Ledger(home.ledger, Identity.load(home.identity), federation=federation)
     approvals, kind = None, settings.policy.approval
     if kind != "none":
@@ -154,7 +158,8 @@ def opened(home: Home, settings: Settings, told: Told | None = None) -> Steward:
             code_only=kind == "code",
             told=told,
         )
-    return Steward(home, settings.policy, ledger, approvals=approvals)
+    researchers = Researchers(home, federation, site, settings.policy.researchers)
+    return Steward(home, settings.policy, ledger, approvals=approvals, researchers=researchers)
 
 
 class Steward:
@@ -166,6 +171,7 @@ class Steward:
         ledger: its own.
         price: what jobs cost.
         approvals: of its steward; None where no job needs one.
+        researchers: whose jobs it works on; None where nobody signs, as in rehearsals.
 
     Raises:
         StorageError: what is kept beside the ledger cannot be read.
@@ -178,9 +184,10 @@ class Steward:
         ledger: Ledger,
         price: Price = price,
         approvals: Approvals | None = None,
+        researchers: Researchers | None = None,
     ) -> None:
         self._policy, self._ledger, self._price = policy, ledger, price
-        self._approvals = approvals
+        self._approvals, self._researchers = approvals, researchers
         self._budgets = Budgets(home.budgets)
         self._facts_path = home.ledger.with_name("facts.json")
         self._facts = _facts(self._facts_path, home.read(self._facts_path))
@@ -222,6 +229,8 @@ class Steward:
             PolicyError: a rule of the site, a limit of its ledger, or its steward.
             AtollError: what the job costs cannot be told, or the ledger cannot be written.
         """
+        if self._researchers is not None:
+            self._researchers.check(task, asked.spec, asked.researcher, asked.members, asked.signed)
         if self._approvals is not None:
             request = asked.request(task, self._approvals.federation)
             self._approvals.check(task.run, request, task.code)
@@ -265,7 +274,7 @@ class Steward:
             asked.researcher,
         )
         if figures:
-            self._ledger.reserve(charge, limits)
+            self._ledger.reserve(charge, limits, cost.evaluations)
         elif task.kind == "train":
             self._give_up_earlier(task)
             self._ledger.reserve(charge, limits, cost.turns)

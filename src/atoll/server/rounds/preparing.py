@@ -177,6 +177,7 @@ class Preparing:
         body = {
             "run": row.id,
             "by": row.by,
+            "signed": dict(row.signed),
             "spec": json.loads(row.spec),
             "sites": list(row.sites),
             "schema": self._schema_plain(),

@@ -122,6 +122,7 @@ class RunRow:
         reason: why it ended as it did.
         plan: SHA-256 of the newest plan; empty before there is one.
         phase: how far it is; the engine's words.
+        signed: the researcher's signature, as :class:`~atoll.wire.messages.SignedBody` in plain.
     """
 
     id: str
@@ -136,6 +137,7 @@ class RunRow:
     reason: str = ""
     plan: str = ""
     phase: str = ""
+    signed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

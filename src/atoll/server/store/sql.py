@@ -58,7 +58,7 @@ __all__ = ["SqlStore"]
 R = TypeVar("R")
 
 # What is kept as JSON text.
-_NESTED = frozenset({"files", "sites", "record", "tasks"})
+_NESTED = frozenset({"files", "sites", "signed", "record", "tasks"})
 _TUPLES = frozenset({"sites", "tasks"})
 
 _KNOWN_RUN = select(RUNS.c.number).where(RUNS.c.id == bindparam("run"))

@@ -119,6 +119,7 @@ RUNS = Table(
     Column("reason", Text, nullable=False),
     Column("plan", String(64), nullable=False),
     Column("phase", Text, nullable=False),
+    Column("signed", Text, nullable=False, server_default="{}"),
 )
 
 READERS = Table(

@@ -26,7 +26,7 @@ from atoll.server.web.limits import Buckets
 from atoll.server.web.routes import Whose
 from atoll.wire.disk import Piece
 from atoll.wire.frames import Blob
-from atoll.wire.messages import INITIAL, BlobRef, SubmitBody
+from atoll.wire.messages import SubmitBody
 
 __all__ = ["Access", "Proofs"]
 
@@ -136,12 +136,9 @@ class Access:
         """
         if self.open:
             return
-        named: dict[str, BlobRef] = dict(body.files)
-        if body.initial is not None:
-            named[INITIAL] = body.initial
         faults = [
             Fault(f"files.{name}", "is not here", "upload it before the job")
-            for name, ref in named.items()
+            for name, ref in body.brought.items()
             if not self.proofs.holds(by, ref.sha256)
         ]
         if faults:

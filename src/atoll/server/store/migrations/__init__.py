@@ -11,7 +11,7 @@ from atoll.core.errors import StorageError
 
 __all__ = ["HEAD", "upgrade"]
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest step this version knows."""
 
 # Alembic keeps what it is working on in a global.
