@@ -82,3 +82,40 @@ class Unlike(FedAvg):
         if self.how == "metric":
             return replace(update, metrics=metrics), kept
         return replace(update, vectors=vectors), kept
+
+
+@dataclass(frozen=True)
+class Odd(FedAvg):
+    """One of its methods gives what it should not."""
+
+    where: str = ""
+    what: object = None
+
+    def init(self, parameters, layout, population):
+        made = super().init(parameters, layout, population)
+        if self.where == "init slots":
+            return replace(made, slots={"kept": self.what})
+        return self.what if self.where == "init" else made
+
+    def broadcast(self, state):
+        made = super().broadcast(state)
+        if self.where == "broadcast vectors":
+            return Broadcast(made.version, {**made.vectors, "kept": self.what})
+        if self.where == "broadcast model":
+            return Broadcast(made.version, {"model": made.parameters})
+        return self.what if self.where == "broadcast" else made
+
+    def client(self, broadcast, memory, work):
+        update, kept = super().client(broadcast, memory, work)
+        if self.where == "client vectors":
+            return replace(update, vectors={**update.vectors, "kept": self.what}), kept
+        if self.where == "client memory":
+            return update, self.what
+        return update if self.where == "client" else (update, kept)
+
+    def server(self, state, aggregate):
+        made = super().server(state, aggregate)
+        return replace(made, slots={"kept": self.what}) if self.where == "server slots" else made
+
+    def faults(self, weighting, local):
+        return self.what if self.where == "faults" else []

@@ -5,7 +5,7 @@ import own_algorithms as own
 import pytest
 
 import atoll
-from atoll.core.errors import ClientError, JobError
+from atoll.core.errors import AtollError, ClientError, JobError
 from atoll.models.linear import LinearTrainer
 
 
@@ -70,3 +70,35 @@ def test_a_server_half_that_gives_no_next_state_is_told_so(how, says):
     with pytest.raises(JobError, match=f"^server\\(\\) of Server {says}") as caught:
         run(own.Server(how=how))
     assert "state.next(" in caught.value.remedy
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes"])
+@pytest.mark.parametrize(
+    ("where", "what", "says"),
+    [
+        ("init", None, r"init\(\) of Odd gave a NoneType"),
+        ("init slots", None, "gave a NoneType as 'kept'"),
+        ("broadcast", None, r"broadcast\(\) of Odd gave a NoneType"),
+        ("broadcast model", None, r"gave no 'parameters' but \['model'\]"),
+        ("broadcast vectors", {"a": 1}, "gave a dict as 'kept'"),
+        ("client", None, r"client\(\) of Odd gave Update, not an update and a memory"),
+        ("client memory", None, "gave Update, NoneType, not"),
+        ("server slots", "text", "gave a str as 'kept'"),
+        ("faults", "it cannot", "algorithm: it cannot"),
+    ],
+)
+def test_what_a_method_should_not_give_is_told_by_its_name(executor, where, what, says):
+    """Some ended in tracebacks, some on one executor only, some with the first checkpoint."""
+    with pytest.raises(AtollError, match=says):
+        run(own.Odd(where=where, what=what), executor=executor, workers=2)
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes"])
+@pytest.mark.parametrize("what", [1.0, [1.0, 2.0]])
+def test_numbers_and_lists_are_vectors_of_an_update_too(executor, what):
+    alone = run(own.Odd()).model_hash
+    assert (
+        run(own.Odd(where="client vectors", what=what), executor=executor, workers=2).model_hash
+        == alone
+    )
+    assert run(own.Odd(where="faults", what=None)).model_hash == alone

@@ -255,10 +255,9 @@ class Job:
             clients: training rows by client; None leaves the federation out.
             held_out: test rows by client.
         """
-        found = [
-            Fault("algorithm", reason)
-            for reason in self.algorithm.faults(self.weighting, self.local)
-        ]
+        told: Any = self.algorithm.faults(self.weighting, self.local)
+        reasons = [told] if isinstance(told, str) and told else told or ()
+        found = [Fault("algorithm", str(reason)) for reason in reasons]
         if self.algorithm.needs_correction and not trainer.corrects:
             found.append(
                 Fault(

@@ -132,16 +132,45 @@ class Parts:
         return self.trainer.initial(self.seed / "initial") if self.first is None else self.first
 
     def start(self) -> State:
-        """The state before the first round: the algorithm's, with the slots of the chain."""
+        """The state before the first round: the algorithm's, with the slots of the chain.
+
+        Raises:
+            JobError: the algorithm gives none, or a slot that holds no numbers.
+        """
         layout, clients = self.trainer.layout, len(self.clients)
-        return self.chain.begun(self.algorithm.init(self.beginning(), layout, clients), layout)
+        made: Any = self.algorithm.init(self.beginning(), layout, clients)
+        if not isinstance(made, State):
+            raise self._odd("init", made, "return State.start(parameters, layout, population)")
+        slots = self._arrays("init", made.slots)
+        return self.chain.begun(renewed(made, slots=slots), layout)
 
     def broadcast(self, state: State) -> Broadcast:
-        """What a cohort gets: the algorithm's broadcast, with the public vectors of the chain."""
-        own = self.algorithm.broadcast(state)
-        if not all(isinstance(vector, np.ndarray) for vector in own.vectors.values()):
-            own = Broadcast(own.version, {n: np.asarray(v) for n, v in own.vectors.items()})
-        return self.chain.told(own, state.slots)
+        """What a cohort gets: the algorithm's broadcast, with the public vectors of the chain.
+
+        Raises:
+            JobError: the algorithm gives none, one without the model, or what is no numbers.
+        """
+        own: Any = self.algorithm.broadcast(state)
+        if not isinstance(own, Broadcast) or "parameters" not in own.vectors:
+            remedy = 'return Broadcast(state.round, {"parameters": state.parameters})'
+            raise self._odd("broadcast", own, remedy)
+        vectors = self._arrays("broadcast", own.vectors)
+        return self.chain.told(renewed(own, vectors=vectors), state.slots)
+
+    def _arrays(self, method: str, given: Mapping[str, Any]) -> Mapping[str, Array]:
+        """Vectors by name, plain numbers and lists as arrays."""
+        made = {name: np.asarray(value) for name, value in given.items()}
+        for name, array in made.items():
+            if array.dtype.kind not in "fiub":
+                remedy = "keep numbers and arrays of them there"
+                raise self._odd(method, given[name], remedy, f" as {name!r}")
+        return made
+
+    def _odd(self, method: str, given: Any, remedy: str, more: str = "") -> JobError:
+        what = f"a {type(given).__name__}{more}"
+        if isinstance(given, Broadcast):
+            what = f"no 'parameters' but {sorted(given.vectors)}"
+        return JobError(f"{method}() of {type(self.algorithm).__name__} gave {what}", remedy=remedy)
 
     def stepped(self, state: State, aggregate: Aggregate) -> State:
         """The algorithm's next state.
@@ -155,6 +184,7 @@ class Parts:
             what = f"version {made.round}" if isinstance(made, State) else type(made).__name__
             wrong = f"{what} after version {state.round}"
         elif new.shape == old.shape and new.dtype == old.dtype:
+            self._arrays("server", made.slots)
             return made
         else:
             wrong = (
@@ -271,12 +301,24 @@ def work_on(
 
     Raises:
         UpdateRefused: what it would keep is not finite.
+        JobError: the algorithm gives no update and memory.
         Exception: whatever the client's code raises.
     """
     work = parts.work(task)
     if fit is not None:
         work = _Answered(**vars(work), answers=[fit])
-    update, kept = parts.algorithm.client(broadcast, _fixed(memory), work)
+    answer: Any = parts.algorithm.client(broadcast, _fixed(memory), work)
+    pair = isinstance(answer, tuple) and len(answer) == 2
+    if not (pair and isinstance(answer[0], Update) and isinstance(answer[1], Mapping)):
+        given = ", ".join(type(one).__name__ for one in (answer if pair else (answer,)))
+        raise JobError(
+            f"client() of {type(parts.algorithm).__name__} gave {given}, not an update and a memory",
+            remedy="end it with: return Update(vectors, work.weight, work.examples), {}",
+        )
+    update, kept = answer
+    if not all(isinstance(vector, np.ndarray) for vector in update.vectors.values()):
+        plain = {name: np.asarray(vector) for name, vector in update.vectors.items()}
+        update = renewed(update, vectors=plain)
     settled = getattr(parts.algorithm, "settled", None)
     if settled is not None and (sent := parts.chain.bounded(update, broadcast)) is not update:
         kept = settled(kept, update, sent, work)
