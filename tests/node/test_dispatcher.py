@@ -16,6 +16,7 @@ from atoll.node.orders import DatasetBody, Order, Report
 from atoll.node.room import dispatcher
 from atoll.node.room.dispatcher import Dispatcher
 from atoll.node.room.process import Ended
+from atoll.node.room.sandbox import Untried
 from atoll.wire.messages import BlobRef, TaskBody
 
 PLAN = BlobRef(sha256="a" * 64, size=1)
@@ -166,6 +167,26 @@ def test_a_task_waits_for_a_disk_that_takes_nothing_or_fails_and_has_not_failed(
     run.next()
     assert ([w.orders for w in run.workers], run.failed) == ([["one"]], [])
     assert hindered == ["one waits for the disk: the log"] * 2
+
+
+def test_a_task_waits_until_it_is_known_whether_its_worker_can_be_shut_in(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "backoff", lambda tries, jitter: 0.0)
+    begin, hindered, trouble = run._new, list[str](), [Untried("it took long")]
+
+    def fails(*arguments: Any) -> Any:
+        if trouble:
+            raise trouble.pop()
+        return begin(*arguments)
+
+    monkeypatch.setattr(dispatcher, "new_worker", fails)
+    run.site.jitter, run.site.hindered = lambda: 0.0, lambda run, what: hindered.append(what)
+    run.take("one")
+    assert (run.workers, run.failed) == ([], [])
+    run.next()
+    assert ([w.orders for w in run.workers], run.failed) == ([["one"]], [])
+    assert hindered == ["one waits: it took long"]
 
 
 def test_when_the_register_was_written_anew_the_next_task_has_another_worker(run: Run) -> None:

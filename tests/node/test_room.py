@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atoll.core.errors import StorageError
-from atoll.node.room import process, workplace
+from atoll.node.room import process, rooms, sandbox, workplace
 from atoll.node.room.workplace import _with_room
 from atoll.node.settings import Limits
 
@@ -92,3 +92,21 @@ def test_a_worker_s_result_is_copied_once_there_is_room(
     worker._why = "took longer than it may"
     with pytest.raises(EOFError):
         worker._copied("from", "to")
+
+
+@pytest.mark.skipif(bool(sandbox.trouble()), reason=sandbox.trouble() or "none")
+@pytest.mark.parametrize("trial", ["kill -9 $$", "kill -1 $$", "exec sleep 60"])
+def test_a_trial_of_rooms_that_came_to_no_end_does_not_open_them(
+    trial: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "trial").write_text(f"#!/bin/sh\n{trial}\n")
+    (tmp_path / "trial").chmod(0o700)
+    sandbox.trouble.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox.sys, "executable", str(tmp_path / "trial"))
+        patch.setattr(sandbox, "_TRIAL", 0.3)
+        with pytest.raises(sandbox.Untried, match="the trial of a sandbox"):
+            sandbox.trouble()
+        found = rooms.finding(Limits())
+        assert (found.state, found.remedy) == ("warning", "look again")
+    assert sandbox.trouble() == ""

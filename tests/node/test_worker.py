@@ -220,6 +220,21 @@ def test_an_update_has_the_bits_of_the_same_call_in_this_process(bench: Bench) -
     }
 
 
+def test_a_stop_of_all_processes_of_a_service_does_not_end_a_worker_that_begins(
+    bench: Bench,
+) -> None:
+    bench.close()
+    bench.number += 1
+    bench.start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(bench.worker.pid, number)
+    body, _ = bench.do(0.0)
+    assert body.status == "done"
+    status = Path(f"/proc/{bench.worker.pid}/status").read_text(encoding="utf-8")
+    (blocked,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")]
+    assert int(blocked, 16) == 0  # or what job code starts could not be stopped
+
+
 def test_every_kind_of_task_is_answered(bench: Bench) -> None:
     survey, _ = bench.do(0.0, "survey")
     assert survey.answer == deployed.survey(bench.spec, "east", bench.rows)

@@ -23,6 +23,7 @@ from atoll.node.policy.redaction import without_paths
 from atoll.node.policy.steward import Asked, Verdict, verdict
 from atoll.node.room.process import Ended, Log, Worker, fresh_folder
 from atoll.node.room.rooms import new_worker
+from atoll.node.room.sandbox import Untried
 from atoll.node.settings import GIB
 from atoll.node.site import Site
 from atoll.runtime.fulfilling import backoff
@@ -138,9 +139,11 @@ class Dispatcher:
                     self._worker = self._new_worker(body)
                 order = self._order_for(body, self._worker)
             except (AtollError, OSError) as error:
-                if fails(error):  # which is not the task's fault, and passes
+                disk = fails(error)
+                if disk or isinstance(error, Untried):  # which is not the task's fault, and passes
                     self._first(body)
-                    self._site.hindered(self._run, f"{task} waits for the disk: {error}")
+                    waits = "waits for the disk" if disk else "waits"
+                    self._site.hindered(self._run, f"{task} {waits}: {error}")
                     self._agenda.later(backoff(_MANY, self._site.jitter()), self._work)
                     return
                 log.warning("run %s: %s cannot begin: %s", self._run, task, error)

@@ -22,7 +22,7 @@ from atoll.node.near import Seen
 from atoll.node.orders import Order, Report, check_memory, read_result, receive, send
 from atoll.node.policy.redaction import without_paths
 from atoll.node.room.limits import environment
-from atoll.node.room.sandbox import NOT_MADE, Room
+from atoll.node.room.sandbox import NOT_MADE, Room, deaf
 from atoll.node.room.scratch import clear, size_of, taken
 from atoll.node.room.usage import usage_of
 from atoll.node.room.view import View, view_of
@@ -127,15 +127,16 @@ class Worker:
         self._next_look = time.monotonic() + _GLANCE
         command = [sys.executable, "-P", "-m", "atoll.node.room.worker"]
         inside = [] if room is None else [room.model_dump_json()]
-        self._process = subprocess.Popen(  # noqa: S603  # our own module, arguments of our own
-            [*command, settings.limits.model_dump_json(), str(self.code), *inside],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=folder,
-            env=environment(folder, settings.limits, settings.pass_on),
-            start_new_session=True,
-        )
+        with deaf():
+            self._process = subprocess.Popen(  # noqa: S603  # our own module, arguments of our own
+                [*command, settings.limits.model_dump_json(), str(self.code), *inside],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=folder,
+                env=environment(folder, settings.limits, settings.pass_on),
+                start_new_session=True,
+            )
         os.set_blocking(_number(self._process.stdin), False)
         self._lock, self._reaped = threading.Lock(), False
         self._threads = [

@@ -36,6 +36,7 @@ from atoll.node.home import Home
 from atoll.node.orders import DatasetBody, Order, Report
 from atoll.node.room.process import Ended, Log, Worker
 from atoll.node.room.rooms import room_for
+from atoll.node.room.sandbox import Untried
 from atoll.node.room.usage import peak_of
 from atoll.node.settings import GIB, Settings
 from atoll.wire.findings import Finding, fault, faults_of, ok, size_text, unknown, warning
@@ -220,6 +221,10 @@ def rehearse(
         room = room_for(settings.limits, home, dataset, folder, [str(given)]) if home else None
     except AtollError as error:
         yield from _told(error)
+        log.close()
+        return 0
+    except Untried as error:
+        yield fault("rehearsal", str(error), "look again")
         log.close()
         return 0
     worker = Worker(folder, settings, log, lambda _, report: heard.put(report), room)

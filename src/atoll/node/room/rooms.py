@@ -67,7 +67,7 @@ def room_for(
     Raises:
         PolicyError: the site wants a room, and the machine makes none.
         AtollError: the datasets cannot be looked up.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written; or whether the machine makes rooms could not be found out.
     """
     if limits.sandbox == "off":
         return None
@@ -115,7 +115,12 @@ def finding(limits: Limits) -> Finding:
     if limits.sandbox == "off":
         return warning("sandbox", "job code sees what the node's user sees", 'sandbox = "auto"')
     worse = fault if limits.sandbox == "on" else warning
-    room, filtered, counted = sandbox.trouble(), syscalls.trouble(), usage.trouble()
+    try:
+        room, filtered, counted = sandbox.trouble(), syscalls.trouble(), usage.trouble()
+    except OSError as error:
+        return worse(
+            "sandbox", f"it was not found out whether one can be made: {error}", "look again"
+        )
     rest = f"; {filtered}" if filtered else "; calls of the kernel are filtered"
     rest += f"; its limits hold for one process alone: {counted}" if counted else ""
     if room:

@@ -36,8 +36,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -45,7 +45,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from atoll.node.room import syscalls
 
-__all__ = ["NOT_MADE", "Room", "enter", "trouble"]
+__all__ = ["NOT_MADE", "STOPS", "Room", "Untried", "deaf", "enter", "trouble"]
 
 NOT_MADE = 70
 """Status of a worker for which no room could be made."""
@@ -69,6 +69,14 @@ _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/etc
 _STORES = ("/nix/store", "/gnu/store")
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _CARDS = ("/dev/nvidia*", "/dev/dri", "/dev/kfd")
+
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that all processes of a service get when it is stopped. The node decides when its workers end."""
+
+_KILLED = (*STOPS, signal.SIGHUP, signal.SIGKILL)
+
+_TRIAL = 30.0
+"""Seconds that finding out whether rooms can be made may take."""
 
 
 class Room(BaseModel):
@@ -96,9 +104,28 @@ class Room(BaseModel):
     processes: Annotated[int, Field(ge=1)] = 1024
 
 
+class Untried(OSError):
+    """Whether this machine makes rooms could not be found out just now."""
+
+
+@contextmanager
+def deaf() -> Iterator[None]:
+    """What is started meanwhile does not hear :data:`STOPS`, until it says otherwise."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @functools.lru_cache(maxsize=1)
 def trouble() -> str:
-    """Why no room can be made on this machine; empty where one can. Tried once."""
+    """Why no room can be made on this machine; empty where one can. Tried until there is an answer.
+
+    Raises:
+        Untried: there is none: the trial took too long, or was ended from outside.
+        OSError: it could not begin.
+    """
     if sys.platform != "linux" or platform.machine() not in _PIVOT:
         return f"{platform.system()} on {platform.machine()} has no such rooms here"
     with tempfile.TemporaryDirectory() as folder:
@@ -106,14 +133,31 @@ def trouble() -> str:
         base.mkdir()
         room = Room(folder=folder, base=str(base))
         command = [sys.executable, "-P", "-m", "atoll.node.room.sandbox", room.model_dump_json()]
+        code, told = _trial(command)
+    if -code in _KILLED:
+        raise Untried(
+            f"the trial of a sandbox was ended from outside ({signal.Signals(-code).name})"
+        )
+    said = told.decode("utf-8", "replace").strip().splitlines()
+    return "" if code == 0 else (said[-1] if said else f"status {code}")
+
+
+def _trial(command: list[str]) -> tuple[int, bytes]:
+    """How a command ended, and what it said."""
+    with deaf():
+        process = subprocess.Popen(  # noqa: S603  # our own module
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+    with process:
         try:
-            done = subprocess.run(  # noqa: S603  # our own module
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return str(error)
-    said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-    return "" if done.returncode == 0 else (said[-1] if said else f"status {done.returncode}")
+            _, told = process.communicate(timeout=_TRIAL)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            raise Untried(f"the trial of a sandbox took longer than {_TRIAL:g} s") from error
+    return process.returncode, told
 
 
 def enter(room: Room, inbox: int, outbox: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from atoll.node.room import syscalls
 from atoll.node.room.limits import allow, confine, crowd
-from atoll.node.room.sandbox import Room, enter
+from atoll.node.room.sandbox import STOPS, Room, enter
 from atoll.node.settings import Limits
 
 __all__ = ["main"]
@@ -33,8 +33,9 @@ def main(limits: str, folder: str, room: str = "") -> None:
     """
     allowed = Limits.model_validate_json(limits)
     inbox, outbox = _take_pipes()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # sent to everybody at a stop; the node decides
+    for number in STOPS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # as it was begun without hearing them
     confine(allowed)
     if room:  # before there is another thread
         enter(Room.model_validate_json(room), inbox, outbox)
