@@ -182,12 +182,21 @@ def test_a_second_evaluation_of_a_round_with_another_model_is_refused(tmp_path: 
 
 
 def test_a_site_s_limit_ends_evaluations_whatever_the_job_planned(tmp_path: Path) -> None:
-    three = composed_epsilon([to_plain(Gaussian(Z, 1.0, 3))], 1e-5, "add_or_remove")
-    place = Place(tmp_path, limit=three + 1e-6)
+    two = composed_epsilon([to_plain(Gaussian(Z, 1.0, 2))], 1e-5, "add_or_remove")
+    place = Place(tmp_path, limit=two + 1e-6)
+    place.prepared()
+    for number in (1, 2):
+        place.steward.admit(task(number), place.asked)
+    with pytest.raises(PolicyError, match="left"):
+        place.steward.admit(task(3), place.asked)
+
+
+def test_more_evaluations_than_the_job_plans_are_refused_without_any_limit(tmp_path: Path) -> None:
+    place = Place(tmp_path)
     place.prepared()
     for number in (1, 2, 3):
         place.steward.admit(task(number), place.asked)
-    with pytest.raises(PolicyError, match="left"):
+    with pytest.raises(PolicyError, match="3 of 3 rounds"):
         place.steward.admit(task(4), place.asked)
 
 

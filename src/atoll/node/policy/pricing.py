@@ -54,6 +54,7 @@ class Cost:
         turns: how often the job may ask one site; None where that does not follow from its rounds, as in an
             asynchronous run.
         figures: what one evaluation of held-out rows releases, with noise; empty where that costs nothing.
+        evaluations: how often the job may ask for them.
     """
 
     unit: str
@@ -61,6 +62,7 @@ class Cost:
     at_server: bool = False
     turns: Turns | None = None
     figures: Events = ()
+    evaluations: Turns | None = None
 
     @property
     def hides(self) -> bool:
@@ -88,7 +90,9 @@ def price(spec: JobSpec, facts: Facts) -> Sequence[Cost]:
     if privacy.record is not None:
         events = _of_rows(spec, privacy.record, facts, turns.visits)
         figures = tuple(to_plain(replace(e, count=1)) for e in privacy.record.beside)
-        found.append(Cost("record", events, turns=told, figures=figures))
+        looks = [Turns(turns.rounds, e.count, 1) for e in privacy.record.beside]
+        asked = looks[0] if looks else None
+        found.append(Cost("record", events, turns=told, figures=figures, evaluations=asked))
     if privacy.client is not None:
         events = _of_site(spec, privacy, facts)
         found.append(Cost("site", events, privacy.client.where == "server", told))
