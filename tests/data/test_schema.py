@@ -193,6 +193,48 @@ def test_names_that_differ_in_capitals_or_spaces_are_noted():
     ]
 
 
+def test_names_that_look_alike_are_noted_with_the_codes_of_their_letters():
+    """A letter with dots is one code from some systems, and two from others."""
+    whole, apart = "Zürich", "Zu\u0308rich"
+    schema = Schema((Column("x"),), "y", classes=("no", "yes"))
+    both = {name: Table.of({"x": [1, 2], "y": ["no", "yes"]}) for name in (whole, apart, "Bern")}
+    (note,) = check_sites(schema, both)[1]
+    assert note.startswith(
+        "sites have names that differ in capitals, spaces or the code of a letter"
+    )
+    assert note.endswith("count as different: 'Z\\xfcrich', 'Zu\\u0308rich'")
+    town = Schema(
+        (Column("town", "category", categories=(whole, apart)),), "y", classes=("no", "yes")
+    )
+    table = Table.of({"town": [whole, apart], "y": ["no", "yes"]})
+    assert "'Z\\xfcrich', 'Zu\\u0308rich'" in check_sites(town, {"a": table})[1][0]
+
+
+def test_many_sites_that_lack_something_are_one_note():
+    sites = {f"s{i}": rows(chol=[None, None], disease=["no", "no"]) for i in range(9)}
+    assert check_sites(SCHEMA, sites)[1] == (
+        "column 'chol' has no value at 9 sites: s0, s1, s2, s3, s4 and 4 more",
+        "9 of 9 sites have a single class: s0, s1, s2, s3, s4 and 4 more",
+    )
+
+
+def test_where_no_feature_is_left_the_columns_that_were_are_named():
+    days = [f"2020-01-01 {i:02d}:00" for i in range(24)] * 3
+    with pytest.raises(JobError, match=r"there is no feature; columns left out, .* any: when, why"):
+        infer_schema(
+            {
+                "a": Table.of(
+                    {
+                        "when": [f"{d}:{i}" for i, d in enumerate(days)],
+                        "why": [None] * 72,
+                        "y": [0, 1] * 36,
+                    }
+                )
+            },
+            "y",
+        )
+
+
 def test_contradictory_declarations_are_reported_together():
     with pytest.raises(JobError) as caught:
         Schema(

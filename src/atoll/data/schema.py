@@ -8,8 +8,9 @@ and gives typed tables back: numbers and booleans as float64 with NaN, categorie
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -51,9 +52,10 @@ TASKS = ("classification", "regression")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _GRADES = 10
 """More categories than this that are numbers are hardly grades or codes."""
+_LEFT_OUT = f"left out, as text of more than {MOST_LEVELS} different values or without any"
 _HEAD = 1000
-_MOST_NAMED = 50
-"""So many columns that are not read are named in a note."""
+_MOST_SITES = 5
+"""Notes on more sites than this are one."""
 _MOST_CLASSES = 20
 """A target of whole numbers with more distinct values than this is taken for a quantity."""
 
@@ -92,7 +94,7 @@ class Schema:
         for name in sorted(name for name, count in Counter(names).items() if count > 1):
             yield Fault(f"column {name!r}", "is declared twice", "remove one declaration")
         if not self.features:
-            yield Fault("columns", "no feature is declared", "declare a column besides the target")
+            yield self._nothing()
         if self.task not in TASKS:
             yield Fault("task", f"unknown task {self.task!r}", suggest(self.task, TASKS))
         if self.task == "regression" and self.classes:
@@ -101,6 +103,15 @@ class Schema:
             yield Fault(f"column {self.target!r}", "a regression needs a number as its target")
         if self.classes and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
             yield Fault("classes", f"{list(self.classes)} are not two or more different names")
+
+    def _nothing(self) -> Fault:
+        left = [column.name for column in self.columns if column.role == "ignore"]
+        if not left:
+            return Fault("columns", "no feature is declared", "declare a column besides the target")
+        remedy = (
+            "give numbers, such as days since a date, or declare the column with its categories"
+        )
+        return Fault("columns", f"there is no feature; columns {_LEFT_OUT}: {_some(left)}", remedy)
 
     @property
     def features(self) -> tuple[Column, ...]:
@@ -313,14 +324,8 @@ def unlabelled(site: str, goal: Column, typed: Array, telling: Telling = EXACT) 
 
 
 def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table]) -> Iterator[str]:
-    for site, table in typed.items():
-        for column in schema.features:
-            if all(is_missing(cell) for cell in table[column.name]):
-                yield f"site {site!r}: column {column.name!r} has no value in any of {len(table)} rows"
-        if schema.task == "classification":
-            held = {label(cell) for cell in table[schema.target]}
-            if len(held) == 1:
-                yield f"site {site!r}: a single class, {held.pop()!r}, in {len(table)} rows"
+    yield from _lacking(schema, typed)
+    yield from _spelt(tuple(sites))
     for column in schema.features:
         if len(typed) > 1 and steady([table[column.name] for table in typed.values()]):
             yield f"column {column.name!r} holds the same value in every row: it tells a model nothing"
@@ -337,31 +342,73 @@ def _notes(schema: Schema, sites: Mapping[str, Table], typed: Mapping[str, Table
     yield from _mixed(schema, sites)
     ignored = [c.name for c in schema.columns if c.role == "ignore"]
     if ignored:
-        yield (
-            f"columns left out, as text of more than {MOST_LEVELS} different values or without any: "
-            f"{_some(ignored)}"
-        )
+        yield (f"columns {_LEFT_OUT}: {_some(ignored)}")
     declared = {c.name for c in schema.columns} | {schema.target}
     extra = {name for raw in sites.values() for name in raw.names} - declared
     if extra:
         yield f"columns not read, as not declared or left out: {_some(sorted(extra))}"
 
 
-def _some(names: list[str]) -> str:
+def _lacking(schema: Schema, typed: Mapping[str, Table]) -> Iterator[str]:
+    """Sites without a value of a feature, or with one class; many of them in one note."""
+    bare: dict[str, list[str]] = {}
+    single: dict[str, str] = {}
+    for site, table in typed.items():
+        for column in schema.features:
+            if all(is_missing(cell) for cell in table[column.name]):
+                bare.setdefault(column.name, []).append(site)
+        if schema.task == "classification":
+            held = {label(cell) for cell in table[schema.target]}
+            if len(held) == 1:
+                single[site] = held.pop()
+    for name, without in bare.items():
+        if len(without) > _MOST_SITES:
+            yield f"column {name!r} has no value at {len(without)} sites: {_some(without, _MOST_SITES)}"
+            continue
+        for site in without:
+            yield f"site {site!r}: column {name!r} has no value in any of {len(typed[site])} rows"
+    if len(single) > _MOST_SITES:
+        yield f"{len(single)} of {len(typed)} sites have a single class: {_some(list(single), _MOST_SITES)}"
+        return
+    for site, only in single.items():
+        yield f"site {site!r}: a single class, {only!r}, in {len(typed[site])} rows"
+
+
+def _spelt(sites: Sequence[str]) -> Iterator[str]:
+    """Names of sites that people write for one, and that are several here."""
+    if several := _forms(sites):
+        yield (
+            "sites have names that differ in capitals, spaces or the code of a letter only, and count as "
+            f"different: {_some(several, 8)}"
+        )
+
+
+def _forms(names: Iterable[str]) -> list[str]:
+    """Those of the names that look like another of them, as they are shown."""
+    forms: dict[str, list[str]] = {}
+    for name in names:
+        plain = unicodedata.normalize("NFKC", name).casefold()
+        forms.setdefault("".join(plain.split()), []).append(name)
+    several = [found for found in forms.values() if len(found) > 1]
+    return [ascii(name) if _twins(found) else repr(name) for found in several for name in found]
+
+
+def _twins(names: list[str]) -> bool:
+    """Whether names look alike when they are printed, such as an ä of one code and one of two."""
+    return len({unicodedata.normalize("NFKC", name) for name in names}) < len(names)
+
+
+def _some(names: list[str], most: int = 50) -> str:
     """All of the names, or of very many the first: whoever reads six columns of 20,000 knows which."""
-    more = len(names) - _MOST_NAMED
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_MOST_NAMED])} and {more} more"
+    more = len(names) - most
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more} more"
 
 
 def _alike(schema: Schema) -> Iterator[str]:
     """Names that people write for one thing, and that are several here."""
     listed = {c.name: c.categories for c in schema.features} | {schema.target: schema.classes}
     for name, values in listed.items():
-        forms: dict[str, list[str]] = {}
-        for value in values:
-            forms.setdefault("".join(value.casefold().split()), []).append(value)
-        several = [repr(value) for found in forms.values() if len(found) > 1 for value in found]
-        if several:
+        if several := _forms(values):
             yield (
                 f"column {name!r} has values that differ in capitals or spaces only, and count as different: "
                 f"{', '.join(several[:8])}{', …' if len(several) > 8 else ''}"

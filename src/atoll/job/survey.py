@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -171,7 +172,7 @@ def _spellings(data: DataSpec, sites: Mapping[ClientId, Told]) -> list[Fault]:
 
 
 def _folded(name: str) -> str:
-    return "".join(name.casefold().split())
+    return "".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _declared(data: DataSpec) -> dict[str, Column]:
