@@ -250,6 +250,17 @@ def test_a_trainer_whose_layout_fails_is_not_taken_for_a_function_that_makes_one
         atoll.simulate(atoll.Job(trainer=Broken("logistic", 2)), clients)
 
 
+@pytest.mark.parametrize("names", [(0, 1), (1, "1"), (None, "a"), (("a", 1), "b")])
+def test_clients_whose_names_are_no_texts_are_refused_with_an_example(names):
+    """Runs with numbers for names could not be resumed, of another data set as they said."""
+    rows = atoll.Examples(np.zeros((2, 2)), np.array([0, 1]))
+    job = atoll.Job(trainer=LinearTrainer("logistic", 2))
+    with pytest.raises(DataError, match="name it by a text, such as 'client-"):
+        atoll.simulate(job, dict.fromkeys(names, rows))
+    with pytest.raises(DataError, match="name it by a text"):
+        atoll.simulate(job, {"a": rows}, held_out=dict.fromkeys(names, rows))
+
+
 def test_a_client_that_is_nothing_and_a_trainer_that_is_none_are_named():
     job = atoll.Job(trainer=LinearTrainer("logistic", 2))
     with pytest.raises(DataError, match="client 'a': a NoneType holds no rows"):

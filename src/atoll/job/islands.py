@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -80,6 +80,7 @@ def islands_of(
                 f"{what} is a {type(given).__name__}, not rows by name",
                 remedy="give a mapping, such as {'north': atoll.Examples(features, targets)}",
             )
+    raise_faults(DataError, "the clients' names", first_of([*_nameless(clients, held_out)]))
     clients, held_out, central = _plain(clients), _plain(held_out), _arrays("central", central)
     lazy = isinstance(clients, LazyClients)  # nobody is made before they are invited
     lengths = [
@@ -146,6 +147,15 @@ _SHOWN = 5
 """So many clients are named that have the same fault: there may be a thousand."""
 
 _NUMBERS = "number the classes from 0: 0, 1, …"
+
+
+def _nameless(*given: Mapping[Any, Any]) -> Iterator[Fault]:
+    """Clients whose names are no texts: each file and stream would write them in a way of its own."""
+    for clients in given:
+        for client in () if isinstance(clients, LazyClients) else clients:
+            if not isinstance(client, str):
+                remedy = "name it by a text, such as 'client-1'"
+                yield Fault(f"client {client!r:.60}", f"is a {type(client).__name__}", remedy)
 
 
 def _plain(clients: Mapping[ClientId, Any]) -> Mapping[ClientId, Any]:
