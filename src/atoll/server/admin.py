@@ -60,6 +60,7 @@ DEFAULT_ADDRESS = "127.0.0.1:7443"
 """Where a server is when nobody says otherwise: on this machine, for trying things out."""
 
 _NAME = re.compile(r"[^/\x00-\x1f\x7f]{1,200}")
+_NAMES = "use 1 to 200 letters, figures and signs, but no /, and no space at the ends"
 _DAY = 86_400.0
 
 
@@ -153,7 +154,7 @@ def found(path: Path, asked: Founding, now: float) -> Charter:
     listen = asked.listen or _listen_for(asked.address)
     _address(listen, split_listen)
     if not _NAME.fullmatch(asked.name):
-        raise JobError(f"{asked.name!r:.80} is no name of a federation", remedy="use plain words")
+        raise JobError(f"{asked.name!r:.80} is no name of a federation", remedy=_NAMES)
     _check_pair(asked.certificate, asked.key)
     home.make()
     slug = re.sub(r"[^a-z0-9]+", "-", asked.name.casefold()).strip("-")[:40] or "federation"
@@ -358,7 +359,7 @@ def invite(path: Path, name: str, role: Role, days: float, now: float) -> str:
         NotFound: there is no server in the folder.
     """
     if not _NAME.fullmatch(name) or name != name.strip():
-        raise JobError(f"{name!r:.80} is no name of a member", remedy="use plain words")
+        raise JobError(f"{name!r:.80} is no name of a member", remedy=_NAMES)
     if not 0 < days <= 366:
         raise JobError(f"{days:g} days: a code lives from some minutes to a year")
     home, charter, store = _opened(path)

@@ -15,7 +15,7 @@ from typing import Any
 from atoll.core.errors import NotFound
 from atoll.runtime.checkpoint import begins
 from atoll.server.blobs.contract import Blobs
-from atoll.server.store.contract import RunRow, Store
+from atoll.server.store.contract import RoundRow, RunRow, Store
 from atoll.wire.frames import HEADER_LIMIT, MAGIC
 
 __all__ = ["collect", "needed"]
@@ -54,14 +54,22 @@ def needed(store: Store, ended: Collection[str]) -> set[str]:
 
 
 def _needed(store: Store, row: RunRow, ended: Collection[str]) -> list[str]:
-    rounds = store.rounds(row.id)
+    over = row.status in ended
+    rounds = _newest(store, row.id) if over else store.rounds(row.id)
     needed = [ref["sha256"] for ref in row.files.values()]
     needed += [r.checkpoint for r in rounds[-_KEPT:]]
-    if row.status not in ended:
+    if not over:
         used = {task for r in rounds for task in r.tasks}
         needed += [c.sha256 for c in store.contributions(row.id) if c.task not in used]
         needed.append(row.plan)
     return needed
+
+
+def _newest(store: Store, run: str) -> tuple[RoundRow, ...]:
+    """The rounds whose checkpoints are kept, and of a run that has ended no others: a server has thousands."""
+    last = store.last_round(run)
+    found = () if last is None else store.rounds(run, last.number - _KEPT)
+    return found if len(found) >= _KEPT else store.rounds(run)
 
 
 def _origin(blobs: Blobs, sha256: str) -> tuple[str, str]:

@@ -128,7 +128,11 @@ def admit(
     print_ = hashlib.sha256(key).hexdigest()
     mine = next((m for m in members if m.fingerprint == print_), None)
     if mine is not None and mine.status == "revoked":
-        raise AuthError("this key was revoked", remedy="make a new key and ask for a new code")
+        raise AuthError(
+            "this key was revoked",
+            remedy="move identity.pem out of the folder, at a site ledger and audit with it, and keep them: "
+            "a new code then makes a new key",
+        )
     if invite is None:
         raise AuthError("this code is not known here", remedy="ask the server for a new code")
     if invite.used is not None:
@@ -172,7 +176,8 @@ def _refuse_taken(name: str, members: Iterable[Member]) -> None:
             continue
         if member.name == name:
             raise StateError(
-                f"{name!r} is a member already", remedy="revoke it first, or choose another name"
+                f"{name!r} is a member already",
+                remedy="atoll server revoke, or atoll server invite with another name",
             )
         raise StateError(
             f"{name!r} is written almost as {member.name!r}, who is a member already",
