@@ -505,3 +505,10 @@ def test_columns_that_some_sites_spell_otherwise_or_write_as_text_are_told(frame
 def test_a_federation_shows_its_sites_and_columns_and_no_rows(frame):
     shown = repr(Federation.of(frame, site="clinic"))
     assert shown == "<Federation of a, b, c: age, sex, grade, sick>"
+
+
+def test_levels_of_no_column_and_levels_named_twice_are_refused(frame):
+    with pytest.raises(DataError, match=r"levels are given of 'sxe', which no site has.*\n.*'sex'"):
+        Federation.of(frame, site="clinic", levels={"sxe": ["f", "m"]})
+    with pytest.raises(DataError, match="levels of 'sex' hold a category twice"):
+        Federation.of(frame, site="clinic", levels={"sex": ["f", "m", "f"]})

@@ -281,6 +281,21 @@ def test_a_site_with_few_persons_is_refused_by_name(job):
         atoll.simulate(job({"correlation": NUMBERS}, few))
 
 
+def test_a_declared_column_that_a_site_does_not_have_is_named_with_the_nearest(job):
+    """Misspelt, it declared its codes for missing values of nothing, and they were counted as values."""
+    made = job({"describe": {}}, settings=["data.columns.Age.missing=[40]"])
+    with pytest.raises(DataError) as caught:
+        atoll.simulate(made, out=None)
+    faults = caught.value.faults
+    assert [f.place for f in faults] == ["site 'east', column 'Age'", "site 'south', column 'Age'"]
+    assert "'age'" in faults[0].remedy
+
+
+def test_categories_that_are_declared_twice_are_refused(job):
+    with pytest.raises(JobError, match=r"data.columns.sex.categories: hold one twice"):
+        job({"table_one": {}}, settings=["data.columns.sex.categories=['f', 'm', 'f']"])
+
+
 def test_two_analyses_of_one_job_that_isolate_somebody_are_refused(job):
     some = rows()
     some["dose"][:5] = [None] * 5

@@ -82,6 +82,39 @@ def test_rows_to_predict_may_lack_values_and_know_other_categories():
         fit.predict({**odd, "age": ["old", "young"]})
 
 
+def test_rows_to_predict_are_read_as_rows_of_sites_are(tmp_path):
+    rows = frame()
+    codes = {"bern": "03000", "lyon": "069", "oslo": "0150", "rome": "00100"}
+    rows["zip"] = rows["town"].map(codes)
+    federation = stats.Federation.of(rows, site="site")
+    fit = stats.GradientBoosting("ill", ["age", "dose", "zip", "smokes"], trees=8).fit(federation)
+    wanted = fit.predict(rows)
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    rows["dose"] = rows["dose"].astype("Float64")
+    read = pd.read_csv(tmp_path / "rows.csv")  # zip codes are numbers there
+    for given in (rows, tmp_path / "rows.csv", as_table(rows), read, dict(read)):
+        np.testing.assert_allclose(fit.predict(given), wanted, rtol=1e-12)
+    rows.loc[3, "dose"] = pd.NA
+    assert fit.predict(rows)[3] == fit.predict(rows.assign(dose=np.nan))[3]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"age": 60, "dose": 1, "town": "bern", "smokes": 0}, "column 'age' is 60, and no list"),
+        ({"age": [60], "dose": [1, 2], "town": ["bern"], "smokes": [0]}, "different lengths"),
+        (pd.concat([frame(20), frame(20)[["age"]]], axis=1), "column 'age' appears twice"),
+        (3, "no table"),
+    ],
+    ids=["one value", "lengths", "doubled", "number"],
+)
+def test_what_are_no_rows_to_predict_is_refused(wrong, told):
+    federation = stats.Federation.of(frame(), site="site")
+    fit = stats.GradientBoosting("ill", FEATURES, trees=1).fit(federation)
+    with pytest.raises(DataError, match=told):
+        fit.predict(wrong)
+
+
 @pytest.mark.parametrize("outcome", ["ill", "score"])
 def test_exported_trees_predict_what_the_trees_do(outcome):
     rows = frame()

@@ -157,7 +157,9 @@ class Study:
         wanted = self.named() or tuple(n for n in table.names if n != person)
         faults = [
             Fault(_place(site, name), _ABSENT, suggest(name, table.names), withheld=_ABSENT)
-            for name in wanted
+            for name in dict.fromkeys(
+                (*wanted, *self.declared)
+            )  # misspelt, it would declare nothing
             if name not in table.columns
         ]
         raise_faults(DataError, "columns that the job reads", faults, site=site)
@@ -465,6 +467,8 @@ def _misplaced(spec: JobSpec) -> Iterator[Fault]:
     for name, column in spec.data.columns.items():
         if column.range is not None:
             yield Fault(f"data.columns.{name}.range", "is not checked for statistics", "remove it")
+        if len(set(map(label, column.categories))) < len(column.categories):
+            yield Fault(f"data.columns.{name}.categories", "hold one twice", "remove the second")
     rounds = spec.rounds
     for name in type(rounds).model_fields:
         default = type(rounds).model_fields[name].get_default(call_default_factory=True)

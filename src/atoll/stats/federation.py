@@ -15,7 +15,7 @@ from atoll.algorithms.statistics.analysis import Analysis
 from atoll.algorithms.statistics.columns import complete, only_binary, selected
 from atoll.algorithms.statistics.holding import Holding
 from atoll.algorithms.statistics.running import NoModel, Statistic
-from atoll.core.errors import DataError
+from atoll.core.errors import DataError, suggest
 from atoll.core.layout import Array
 from atoll.core.seeds import Seed
 from atoll.data.coded import coded, levels_of, mixed_note, partly_note
@@ -93,6 +93,7 @@ class Federation:
         rule = rule or Disclosure()
         tables = _tables(data, site)
         declared = {n: tuple(label(v) for v in values) for n, values in (levels or {}).items()}
+        _check_levels(tables, declared)
         held = _held(tables, {*declared, rule.person})
         found = {**declared, **levels_of({n: told.values() for n, told in held.items()})}
         sites = {}
@@ -281,6 +282,22 @@ def _tables(data: Any, site: str) -> dict[str, Table]:
     if not found or not any(len(table) for table in found.values()):
         raise DataError("there are no rows", remedy="check the table and the site column")
     return found
+
+
+def _check_levels(tables: Mapping[str, Table], declared: Mapping[str, Sequence[str]]) -> None:
+    """Refuse categories of a column that is nowhere, and a category that is there twice.
+
+    Raises:
+        DataError: names the column.
+    """
+    known = list(dict.fromkeys(name for table in tables.values() for name in table.names))
+    for name, levels in declared.items():
+        if name not in known:
+            raise DataError(
+                f"levels are given of {name!r}, which no site has", remedy=suggest(name, known)
+            )
+        if len(set(levels)) < len(levels):
+            raise DataError(f"levels of {name!r} hold a category twice", remedy="name each once")
 
 
 def _log(folder: str | Path, site: str) -> Path:
