@@ -115,6 +115,38 @@ def a_combination_of_three_groups_behind_ten_decoys(f):
     trio(start, 2, 2, 2)
 
 
+# A weight of 0 leaves a row out, as a condition does.
+
+
+def weighed(keep):
+    data = frame()
+    data["keep"] = np.where(keep(data), 1.0, 0.0)
+    return federation(data)
+
+
+@attack
+def everybody_and_everybody_whose_weight_is_not_0(f):
+    f = weighed(lambda data: data["clan"] != "rare")
+    stats.LinearRegression("dose", ["sex"]).fit(f)
+    stats.LinearRegression("dose", ["sex"], weights="keep").fit(f)
+
+
+@attack
+def everybody_whose_weight_is_not_0_and_then_everybody(f):
+    f = weighed(lambda data: data["clan"] != "rare")
+    with pytest.raises(Forbidden, match="'keep' is 0 are left out"):
+        stats.LinearRegression("dose", [], weights="keep").fit(f)
+    stats.LinearRegression("dose", []).fit(f)
+
+
+@attack
+def a_category_of_one_among_those_whose_weight_is_not_0(f):
+    data = frame().replace({"clan": "rare"}, "south")
+    first = data.index[data["clan"] == "north"][0]
+    data["keep"] = np.where((data["clan"] != "north") | (data.index == first), 1.0, 0.0)
+    stats.LinearRegression("dose", ["clan"], weights="keep").fit(federation(data))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_attack_is_refused(name):
     with pytest.raises(Forbidden):

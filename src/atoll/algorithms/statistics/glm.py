@@ -26,6 +26,7 @@ from typing import Literal
 import numpy as np
 
 from atoll.algorithms.statistics import glm_newton, penalty
+from atoll.algorithms.statistics.columns import complete
 from atoll.algorithms.statistics.families import Family, family_of
 from atoll.algorithms.statistics.glm_design import Design, gram, moments_of
 from atoll.algorithms.statistics.glm_newton import CLIMBING, REACHED, Height
@@ -35,6 +36,7 @@ from atoll.algorithms.statistics.glm_start import level_of, outcome_sums, ready
 from atoll.algorithms.statistics.penalty import Penalty
 from atoll.core.errors import DataError, JobError
 from atoll.core.layout import Array
+from atoll.data.query_log import Released
 
 __all__ = ["GLM", "Covariance"]
 
@@ -118,6 +120,14 @@ class GLM:
     def columns(self) -> Sequence[str]:
         """Names of the columns it reads."""
         return self.rows.columns
+
+    def released(self, data: Mapping[str, Array]) -> Sequence[Released]:
+        """The complete rows but those of weight 0: a weight can select rows as a condition does."""
+        names = tuple(self.columns())
+        rows = complete(data, names)
+        for name in filter(None, (self.weights, self.frequencies)):
+            rows &= data[name] > 0
+        return [Released(names, rows, apart=self.intercept == "site")]
 
     def start(self) -> Mapping[str, Array]:
         """Before the first round."""

@@ -122,8 +122,15 @@ class _Guarded(Derived):
         """Its result.
 
         Raises:
-            Forbidden: names the columns by which few rows could be told.
+            Forbidden: names the columns by which few rows could be told, or weights that leave rows out.
         """
+        if isinstance(self.model, GLM) and (weights := self.model.weights):
+            whole, counted = float(state["counts"][0]), float(state["outcomes"][5])
+            if counted < whole:  # how many there are of a category is known of all rows alone
+                raise Forbidden(
+                    f"rows in which {weights!r} is 0 are left out, and no rule looks at the others",
+                    remedy="select the rows of the analysis instead (where), and give them weights above 0",
+                )
         if small := small_parts(self.model, state, self.minimum, self.binary):
             raise Forbidden(
                 f"a category of {' and of '.join(map(repr, small))} has fewer than {self.minimum} rows: "
