@@ -512,3 +512,19 @@ def test_levels_of_no_column_and_levels_named_twice_are_refused(frame):
         Federation.of(frame, site="clinic", levels={"sxe": ["f", "m"]})
     with pytest.raises(DataError, match="levels of 'sex' hold a category twice"):
         Federation.of(frame, site="clinic", levels={"sex": ["f", "m", "f"]})
+
+
+def test_a_page_of_a_large_table_shows_the_first_of_it_and_says_where_all_is(tmp_path):
+    rng = np.random.default_rng(0)
+    wide = pd.DataFrame(rng.normal(size=(300, 150)), columns=[f"gene{i}" for i in range(150)])
+    federation = Federation.of(wide.assign(site=["a", "b"] * 150), site="site", rule=ONE)
+    found = {
+        "pairs": federation.ask(tables.Correlation()),
+        "model": stats.LinearRegression("gene0", wide.columns[1:].tolist()).fit(federation),
+    }
+    page = stats.write_page(tmp_path / "page.html", "wide", found).read_text()
+    assert "Shown are the first 100 of 151 columns; a run&#x27;s folder has all of them" in page
+    assert "Drawn are the first 100 of 149 coefficients." in page
+    assert page.count("<td>gene149</td>") == 2  # a line in each of the tables
+    assert "<th>gene99</th>" not in page
+    assert "<th>gene98</th>" in page

@@ -11,12 +11,14 @@ from atoll.data.telling import SUPPRESSED
 from atoll.job.inquiries.inquiry import Finding
 from atoll.job.inquiries.models import Fitted
 from atoll.job.inquiries.survival import FittedCurves
-from atoll.report.markup import Safe, tag
+from atoll.report.markup import Safe, join, tag
 from atoll.report.statistics import bars, forest, plain_table, survival_plot
 
 __all__ = ["BINS", "cell", "histogram", "shown", "table_of"]
 
 _NOTHING = "-"
+_MOST_LINES, _MOST_HEADS = 1000, 100
+"""Lines and columns of a table on a page: correlations of 3,000 columns are nine million cells."""
 _FAR = 200.0
 """Logarithms of ratios that are drawn; what is larger stands in the table."""
 
@@ -40,11 +42,24 @@ def shown(found: Finding) -> list[Safe]:
 
 
 def table_of(records: Sequence[Mapping[str, Any]], nothing: str = SUPPRESSED) -> Safe:
-    """Records as a table; for ``nothing`` see :func:`cell`."""
+    """Records as a table, of very many the first; for ``nothing`` see :func:`cell`."""
     heads = list(dict.fromkeys(head for record in records for head in record))
-    return plain_table(
-        heads, [[cell(record.get(head, ""), nothing) for head in heads] for record in records]
+    first, lines = heads[:_MOST_HEADS], records[:_MOST_LINES]
+    table = plain_table(
+        first, [[cell(record.get(head, ""), nothing) for head in first] for record in lines]
     )
+    return join(table, *_left_out(len(records), len(heads)))
+
+
+def _left_out(lines: int, heads: int) -> list[Safe]:
+    """What a page says of a table that is too large for it; nothing of others."""
+    told = [
+        f"the first {most:,} of {held:,} {what}"
+        for held, most, what in ((lines, _MOST_LINES, "lines"), (heads, _MOST_HEADS, "columns"))
+        if held > most
+    ]
+    words = f"Shown are {' and '.join(told)}; a run's folder has all of them, as CSV in tables/."
+    return [tag("p", words)] if told else []
 
 
 def histogram(records: Sequence[Mapping[str, Any]]) -> Safe:
@@ -90,8 +105,11 @@ def _model(fit: Fitted) -> list[Safe]:
             row for row in whole if max(map(abs, row[1:])) < _FAR
         ]  # of small units it is beyond
         whole = [(name, *map(math.exp, numbers)) for name, *numbers in whole]
-    if whole:
-        parts.append(forest(fit.ratios or "coefficient", whole, ratio=bool(fit.ratios)))
+    drawn = whole[:_MOST_HEADS]
+    if drawn:
+        parts.append(forest(fit.ratios or "coefficient", drawn, ratio=bool(fit.ratios)))
+    if len(drawn) < len(whole):
+        parts.append(tag("p", f"Drawn are the first {len(drawn)} of {len(whole):,} coefficients."))
     return [*parts, *_notes(fit)]
 
 
