@@ -59,6 +59,14 @@ def test_outputs_become_classes_whatever_their_shape():
         INPUTS.probabilities(np.zeros((2, 3)))
 
 
+def test_endless_outputs_are_sure_and_those_that_are_no_numbers_tell_no_class():
+    found = INPUTS.probabilities(np.array([np.inf, -np.inf, 0.0]))
+    assert found.tolist() == [[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]
+    for outputs in (np.array([1.0, np.nan]), np.array([[0.0, 1.0], [np.nan, 0.0]])):
+        with pytest.raises(DataError, match="the outputs of row 2 are no numbers"):
+            INPUTS.labels(outputs)
+
+
 def test_a_regression_s_outputs_get_their_unit_back():
     price = NumberRule("price", None, 100.0, 20.0)
     inputs = Inputs(COLUMNS[:1], Preprocessor(RULES[:1], "price", (), price))

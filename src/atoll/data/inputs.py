@@ -27,6 +27,8 @@ from atoll.data.table import Table
 __all__ = ["Inputs"]
 
 _ROWS = "the new rows"
+_FARTHEST = 1e300
+"""Logits beyond it are as sure as it."""
 _FLAGS = ("false", "true")
 """Classes of a target that was declared boolean."""
 _WHOLE = re.compile(r"0|-?[1-9][0-9]{0,17}")
@@ -98,6 +100,7 @@ class Inputs:
             outputs: logits, ``(n, classes)``, or of two classes ``(n,)`` or ``(n, 1)``.
 
         Raises:
+            DataError: an output is no number.
             LayoutError: another number of outputs than classes, or a regression.
         """
         z = np.asarray(outputs, np.float64)
@@ -108,6 +111,13 @@ class Inputs:
                 f"outputs of shape {np.shape(outputs)} for {len(self.classes)} classes",
                 remedy="give the model's outputs, a row of logits for each row of features",
             )
+        if np.isnan(z).any():
+            row = int(np.flatnonzero(np.isnan(z).any(axis=1))[0]) + 1
+            raise DataError(
+                f"the outputs of row {row} are no numbers, so they tell no class",
+                remedy="look for missing values among the features, and whether the training diverged",
+            )
+        z = np.clip(z, -_FARTHEST, _FARTHEST)
         raised = np.exp(z - z.max(axis=1, keepdims=True))
         chances: Array = raised / raised.sum(axis=1, keepdims=True)
         return chances
