@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 
+from atoll.core.contracts import Weighting
 from atoll.core.errors import AtollError, JobConflict
 from atoll.core.local import LocalWork
-from atoll.job.declared import RowPrivacy, declared_faults
+from atoll.job.declared import Privacy, RowPrivacy, declared_faults
 from atoll.job.load import parse_job
 from atoll.job.privacy import client_event
 from atoll.job.record import record_event
 from atoll.job.tables import privacy_of, schedule_of, weighting_of
 from atoll.privacy.dp.accounting import permitted
 from atoll.privacy.dp.events import Gaussian
+from atoll.runtime.schedule import Asynchronous
 
 
 def spec(**privacy: Any) -> Any:
@@ -123,3 +125,12 @@ def test_what_no_noise_keeps_is_told() -> None:
     record = RowPrivacy(found=0.03, beside=(Gaussian(1.0),))
     with pytest.raises(JobConflict, match="3 % found"):
         record_event(record, 100, LocalWork(steps=5, batch_size=20), 10)
+
+
+@pytest.mark.parametrize("oldest", [0, 1, None])
+def test_an_asynchronous_run_trains_once_a_step_at_most_or_is_refused(oldest: int | None) -> None:
+    """Thrown away at once, an update is followed by another one of the same site in the same step."""
+    late = Asynchronous(3, max_staleness=oldest)
+    rows = Privacy(record=RowPrivacy(noise_multiplier=2.0))
+    found = [fault.place for fault in declared_faults(rows, late, Weighting(), False)]
+    assert found == (["rounds.max_staleness"] if oldest == 0 else [])

@@ -257,7 +257,7 @@ def declared_faults(
     if privacy.client is not None:
         found += _client_faults(privacy, privacy.client, schedule, weighting, federated)
     if privacy.record is not None:
-        found += _row_faults(privacy, privacy.record, federated)
+        found += _row_faults(privacy, privacy.record, schedule, federated)
     if privacy.metrics is not None:
         found += _metrics_faults(privacy, privacy.metrics, federated)
     return found
@@ -289,7 +289,16 @@ def _metrics_faults(privacy: Privacy, metrics: MetricsPrivacy, federated: bool) 
         yield Fault("privacy.metrics", reason, remedy)
 
 
-def _row_faults(privacy: Privacy, record: RowPrivacy, federated: bool) -> Iterator[Fault]:
+def _row_faults(
+    privacy: Privacy, record: RowPrivacy, schedule: Schedule, federated: bool
+) -> Iterator[Fault]:
+    if isinstance(schedule, Asynchronous) and schedule.max_staleness == 0:
+        yield Fault(
+            "rounds.max_staleness",
+            "a site whose update is thrown away for its age trains a second time for the same step, and the "
+            "account has one training a step",
+            "set it to 1 or more, or rounds.mode = 'sync'",
+        )
     if privacy.client is not None:
         yield Fault(
             "privacy.record",
