@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from atoll.core.errors import StateError
+from atoll.core.errors import Equivocation, StateError
 from atoll.node import errands
 from atoll.node.orders import DatasetBody, Report
 from atoll.node.room import dispatcher
@@ -156,6 +156,30 @@ def test_an_answer_that_was_not_wanted_any_more_is_kept_where_it_is_asked_for_ag
     finally:
         run.stop()
         run.join(5.0)
+
+
+def test_that_another_has_answered_with_the_site_s_key_is_told_until_the_node_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site, taken = site_in(tmp_path), list[str]()
+    held = [site.spool.finish("r", task, b"") for task in (BEGUN, NEXT)]
+
+    def hand_in(held: Held, raw: bytes) -> None:
+        if held.task == BEGUN:
+            raise Equivocation("there is another answer")
+        taken.append(held.task)
+
+    site.hand_in, site.settle = hand_in, lambda run, task: None
+    monkeypatch.setattr(errands, "Summed", Masked)
+    run = errands.Errands("r", site, held, again=True)
+    run.start()
+    try:
+        _until(lambda: taken == [NEXT])
+    finally:
+        run.stop()
+        run.join(5.0)
+    (said,) = site.trouble.values()
+    assert said.startswith(f"{BEGUN} had another answer before. Does a copy of this folder work")
 
 
 def _until(done: Any, seconds: float = 5.0) -> None:

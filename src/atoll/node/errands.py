@@ -42,6 +42,15 @@ _IDLE = 600.0
 """Seconds without work after which a run's worker is ended; another task starts a new one."""
 
 
+_OTHERS = ""
+"""Under which name the site's trouble says so, as that of no run: until the node ends."""
+
+_OTHER = (
+    "Does a copy of this folder work elsewhere with this site's key, or was this one put back from a copy?"
+    "\n  next: end the copy. Where there is none, the key was copied: have it revoked, and take another"
+)
+
+
 class Errands:
     """One run's tasks at this site.
 
@@ -374,6 +383,8 @@ class Errands:
                 return
             level = logging.ERROR if isinstance(error, Equivocation) else logging.WARNING
             log.log(level, "run %s: the server does not take %s: %s", self.run_id, task, error)
+            if isinstance(error, Equivocation):
+                self._site.trouble[_OTHERS] = f"{task} had another answer before. {_OTHER}"
             self._step(task, f.Gone())
         else:
             self._site.trouble.pop(self.run_id, None)
