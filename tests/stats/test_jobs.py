@@ -291,6 +291,18 @@ def test_a_declared_column_that_a_site_does_not_have_is_named_with_the_nearest(j
     assert "'age'" in faults[0].remedy
 
 
+def test_a_median_that_is_not_reached_is_not_called_suppressed(job, tmp_path):
+    table = {**rows(), "died": [int(i % 9 == 0) for i in range(80)]}
+    made = job({"kaplan_meier": SURVIVAL}, table, ["statistics.minimum=1"])
+    run = atoll.simulate(made, out=tmp_path / "run")
+    (note,) = run.findings["kaplan_meier"].notes
+    assert note == "the median is not reached, as more than half stay: all"
+    told = stats.read_results(tmp_path / "run")["kaplan_meier"]
+    page = stats.write_page(tmp_path / "page.html", "told", {"curve": told}).read_text()
+    assert "median of all -." in page
+    assert "suppressed" not in page
+
+
 def test_categories_that_are_declared_twice_are_refused(job):
     with pytest.raises(JobError, match=r"data.columns.sex.categories: hold one twice"):
         job({"table_one": {}}, settings=["data.columns.sex.categories=['f', 'm', 'f']"])

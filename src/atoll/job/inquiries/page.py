@@ -33,9 +33,9 @@ def shown(found: Finding) -> list[Safe]:
     if isinstance(found, FittedCurves):
         return _curves(found)
     # What is fitted or tested is told whole or not at all: what is no number there is not defined.
-    whole = bool(found.title) or isinstance(found.result, TestResult)
+    whole = bool(found.title or found.facts()) or isinstance(found.result, TestResult)
     nothing = _NOTHING if whole else SUPPRESSED
-    records, facts = found.records(), _facts(found, nothing)
+    records, facts = found.records(), _facts(found)
     plots = [histogram(records)] if records and list(records[0]) == list(BINS) else []
     parts = [tag("p", f"{facts}.")] if facts else []
     return [*parts, *plots, table_of(records, nothing), *_notes(found)]
@@ -85,8 +85,8 @@ def cell(value: Any, nothing: str = SUPPRESSED) -> str:
     return str(value)
 
 
-def _facts(found: Finding, nothing: str = SUPPRESSED) -> str:
-    return ", ".join(f"{name} {cell(value, nothing)}" for name, value in found.facts().items())
+def _facts(found: Finding) -> str:
+    return ", ".join(f"{name} {cell(value, _NOTHING)}" for name, value in found.facts().items())
 
 
 def _notes(found: Finding) -> list[Safe]:
@@ -95,7 +95,7 @@ def _notes(found: Finding) -> list[Safe]:
 
 def _model(fit: Fitted) -> list[Safe]:
     records = fit.records()
-    parts = [tag("p", f"{fit.title}: {_facts(fit, _NOTHING)}."), table_of(records, _NOTHING)]
+    parts = [tag("p", f"{fit.title}: {_facts(fit)}."), table_of(records, _NOTHING)]
     rows = [
         (r["name"], r["coef"], r["low"], r["high"]) for r in records if r["name"] != "intercept"
     ]

@@ -118,6 +118,13 @@ class KaplanMeier(Estimator):
         notes += tuple(f"{places.get(head, head)}{colon}{rest}" for head, colon, rest in told)
         if least > 1:
             notes += (f"curves step only after {least} or more exits",)
+        endless = [
+            name
+            for name, curve in zip(names, kept, strict=True)
+            if len(curve.times) and np.isinf(curve.median)
+        ]
+        if endless:
+            notes += (f"the median is not reached, as more than half stay: {', '.join(endless)}",)
         return FittedCurves(found, names, kept, notes)
 
 
