@@ -53,6 +53,22 @@ def spend(home: Home, rounds: int, **more) -> Ledger:
     return ledger
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ledger", "show"],
+        ["ledger", "verify"],
+        ["ledger", "limit", "heart", "--epsilon", "3", "--delta", "1e-5"],
+        ["log", "show"],
+        ["log", "verify"],
+    ],
+)
+def test_a_folder_that_is_no_node_s_is_told_to_join_and_is_given_no_limit(words, tmp_path, capsys):
+    assert main(["node", *words, "--home", str(tmp_path / "nowhere")]) != 0
+    assert "has not joined a federation" in capsys.readouterr().err
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_a_limit_is_set_shown_and_taken_away(home, run):
     pytest.importorskip("dp_accounting")
     spend(home, 2)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atoll.cli.node_home import Folder, Json, home_at
+from atoll.cli.node_home import Folder, Json, home_at, key_of
 from atoll.cli.output import brief, data_line, table_of, talk
 
 if TYPE_CHECKING:
@@ -91,10 +91,8 @@ def verify(
 
 def _opened(given: Path | None) -> tuple[Path, bytes]:
     """Folder of the log, and the site's public key."""
-    from atoll.wire.identity import Identity
-
     home = home_at(given)
-    return home.audit, Identity.load(home.identity).public_bytes
+    return home.audit, key_of(home).public_bytes
 
 
 def _wanted(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atoll.cli.node_home import Folder, Json, home_at
+from atoll.cli.node_home import Folder, Json, home_at, key_of
 from atoll.cli.output import data_line, table_of, talk
 
 if TYPE_CHECKING:
@@ -83,6 +83,7 @@ def limit(
         return
     if epsilon is None or delta is None:
         raise JobError("a limit has an epsilon and a delta", remedy="--epsilon 3 --delta 1e-5")
+    key_of(at)  # what a limit in another folder would hold for is nothing
     relation = "replace" if replace else "add_or_remove"
     made = Limit(dataset, epsilon, delta, unit, relation)
     before = budgets.set(made)
@@ -113,10 +114,9 @@ def verify(
     """Check every line of the ledger and of the book of masked rounds; status 5 names a bad one."""
     from atoll.core.errors import StorageError
     from atoll.node.journal import Head, objection, read_head, read_journal
-    from atoll.wire.identity import Identity
 
     at = home_at(home)
-    key = Identity.load(at.identity).public_bytes
+    key = key_of(at).public_bytes
     _, found = _opened(at)
     book = read_journal(at.pledges, key)
     for text in filter(None, (seen, _asked(at) if ask else "")):
@@ -155,9 +155,8 @@ def _asked(home: Home) -> str:
 
 def _opened(home: Home) -> tuple[Accounts, Any]:
     from atoll.node.policy.ledger_file import read_ledger
-    from atoll.wire.identity import Identity
 
-    return read_ledger(home.ledger, Identity.load(home.identity).public_bytes)
+    return read_ledger(home.ledger, key_of(home).public_bytes)
 
 
 def _balances(home: Home, limit: Limit) -> list[Balance]:

@@ -9,8 +9,9 @@ import typer
 
 if TYPE_CHECKING:
     from atoll.node.home import Home
+    from atoll.wire.identity import Identity
 
-__all__ = ["Folder", "Json", "home_at"]
+__all__ = ["Folder", "Json", "home_at", "key_of"]
 
 Folder = Annotated[
     Path | None,
@@ -30,3 +31,17 @@ def home_at(given: Path | None) -> Home:
 
     # Workers have a working folder of their own: relative paths would lead elsewhere there.
     return Home((given or default_home()).expanduser().absolute())
+
+
+def key_of(home: Home) -> Identity:
+    """The key of the node in ``home``.
+
+    Raises:
+        NotFound: no node ever joined a federation from there.
+        AtollError: it cannot be read.
+    """
+    from atoll.wire.identity import Identity
+
+    if not home.identity.exists():
+        home.joined()  # a folder that is none of a node's is not to be restored from a backup
+    return Identity.load(home.identity)
