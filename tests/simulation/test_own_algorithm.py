@@ -1,7 +1,8 @@
-"""Algorithms of one's own: the same on every executor, and told where they go wrong."""
+"""Algorithms and trainers of one's own: the same on every executor, and told where they go wrong."""
 
 import numpy as np
 import own_algorithms as own
+import own_trainers as trainers
 import pytest
 
 import atoll
@@ -102,3 +103,21 @@ def test_numbers_and_lists_are_vectors_of_an_update_too(executor, what):
         == alone
     )
     assert run(own.Odd(where="faults", what=None)).model_hash == alone
+
+
+@pytest.mark.parametrize("executor", ["serial", "processes"])
+@pytest.mark.parametrize(
+    ("where", "what", "says"),
+    [
+        ("initial", [0.0] * 4, "initial parameters is a list, and no array"),
+        ("initial", np.zeros(3, np.float32), r"initial parameters has shape \(3,\)"),
+        ("fit", None, r"fit\(\) of Odd gave a NoneType"),
+        ("fit", np.zeros(4), r"fit\(\) of Odd gave a ndarray"),
+        ("parameters", slice(3), r"gave ndarray \(3,\) as parameters \(4,\)"),
+        ("list", None, r"gave list \(4,\) as parameters \(4,\)"),
+    ],
+)
+def test_what_a_trainer_should_not_give_is_told_by_its_name(executor, where, what, says):
+    job = atoll.Job(trainer=trainers.Odd(where, what), stop=atoll.Stop(rounds=1))
+    with pytest.raises(AtollError, match=says):
+        atoll.simulate(job, clients(), executor=executor, workers=2)

@@ -308,14 +308,28 @@ class Work:
         return np.concatenate([shared, personal])
 
     def fit(self, parameters: Array, rule: LocalRule | None = None) -> Fit:
-        """Train from the whole vector ``parameters`` under ``rule``."""
-        return self.trainer.fit(
+        """Train from the whole vector ``parameters`` under ``rule``.
+
+        Raises:
+            JobError: the trainer gives no :class:`~atoll.core.local.Fit` of this layout.
+        """
+        made: Any = self.trainer.fit(
             parameters,
             self.data,
             work=self.local,
             rule=rule or LocalRule(),
             seed=self.seed / "fit",
             round=self.round,
+        )
+        given = f"a {type(made).__name__}"
+        if isinstance(made, Fit):
+            own: Any = made.parameters
+            if isinstance(own, np.ndarray) and own.shape == parameters.shape:
+                return made
+            given = f"{type(own).__name__} {np.shape(own)} as parameters {parameters.shape}"
+        raise JobError(
+            f"fit() of {type(self.trainer).__name__} gave {given}",
+            remedy="return atoll.core.local.Fit(parameters, steps, lr_sum, examples, loss)",
         )
 
     def gradient(self, parameters: Array) -> tuple[Array, float]:

@@ -290,7 +290,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
     """
     options = sorted(known)
     folded = {option.casefold(): option for option in options}
-    near = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(word).casefold(), folded, n=1, cutoff=0.6)
     if near:
         return f"did you mean {folded[near[0]]!r}?"
     return f"known: {', '.join(options)}" if options else "none is known"

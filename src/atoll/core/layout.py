@@ -198,6 +198,8 @@ class Layout:
         Raises:
             LayoutError: with the expected and the given shape and dtype.
         """
+        if not isinstance(vector, np.ndarray):
+            raise LayoutError(f"{what} is a {type(vector).__name__}, and no array")
         if vector.shape != (self.size,) or vector.dtype != self._kind:
             raise LayoutError(
                 f"{what} has shape {vector.shape} and dtype {vector.dtype}; "

@@ -56,8 +56,13 @@ def unfit_rows(trainer: Trainer, islands: Islands) -> list[Fault]:
 
 
 def unfit_start(parts: Parts) -> list[Fault]:
-    """Entries whose initial values are not finite: no update of theirs would ever be."""
+    """Entries whose initial values are not finite: no update of theirs would ever be.
+
+    Raises:
+        LayoutError: the trainer's initial vector is not of its layout.
+    """
     start = parts.beginning()
+    parts.trainer.layout.check(start, what="initial parameters")
     if np.isfinite(start).all():
         return []
     remedy = "mend it; a buffer of torch may be left out of what is saved, by persistent=False"
