@@ -199,6 +199,9 @@ def test_heavy_hitters_are_all_numbers_frequent_enough(values):
         (Moments(("x",), "g", ("a",)), {"x": np.ones(2), "g": np.array([0.0, 1.0])}, "'g'"),
         (Moments(("x",), "g", ("a",)), {"x": np.ones(1), "g": np.array([0.5])}, "'g' holds"),
         (Moments(("x",)), {"y": np.ones(2)}, "'x' is missing"),
+        (HeavyHitters("x"), {"x": np.array([2.0**32])}, r"no whole number from 0 to 2\^32"),
+        (HeavyHitters("x"), {"x": np.array([-1.0])}, "no whole number"),
+        (HeavyHitters("x"), {"x": np.array([0.5])}, "no whole number"),
     ],
 )
 def test_bad_input_names_site_and_column(analysis, columns, message):

@@ -37,7 +37,7 @@ class MannWhitney:
         by: column of the group codes 0 and 1.
         groups: names of the two groups.
         bins: how many, over eight standard deviations to either side of the mean.
-        whole: values are whole numbers: bins are one wide then, at most ``bins`` of them.
+        whole: values are whole numbers: bins are one wide then, unless they lie too far apart for ``bins``.
         rule: disclosure control.
     """
 
@@ -101,8 +101,8 @@ class MannWhitney:
             return {"round": np.ones(1), **known}
         mean = float(state["mean"][0])
         sd = math.sqrt(float(totals["squares"][0] / state["size"][0]))
-        if self.whole:
-            half = min(self.bins // 2, math.ceil(8 * sd) + 1)
+        half = math.ceil(8 * sd) + 1
+        if self.whole and half <= self.bins // 2:
             edges = np.rint(mean) + np.arange(-half, half + 1) - 0.5
         else:
             width = sd or max(1.0, abs(float(mean)))
@@ -126,7 +126,7 @@ class MannWhitney:
         u = float((first * (np.cumsum(second) - second / 2)).sum())
         blurred = first * second
         ties = counts.sum(axis=0)
-        if self.whole:
+        if self.whole and float(state["edges"][1] - state["edges"][0]) == 1.0:
             blurred, loose = blurred[[0, -1]], np.where(_inner(ties), ties, 0.0)
         else:
             loose = np.zeros_like(ties)

@@ -264,9 +264,21 @@ class HeavyHitters:
         return {"prefix": state["prefix"], "step": state["step"]}
 
     def sums(self, question: Question, data: Columns, *, site: int, sites: int) -> Question:
-        """Persons behind each next digit of each prefix."""
+        """Persons behind each next digit of each prefix.
+
+        Raises:
+            DataError: a value is no whole number of so many bits.
+        """
         prefix, step = question["prefix"].astype(np.int64), int(question["step"][0])
-        values = codes(data, self.name, 1 << self.bits)
+        given = numbers(data, self.name)
+        known = ~np.isnan(given)
+        fits = (given == np.rint(given)) & (given >= 0) & (given < 1 << self.bits)
+        if not fits[known].all():
+            raise DataError(
+                f"column {self.name!r} holds what is no whole number from 0 to 2^{self.bits}",
+                remedy="raise bits, up to 48; give what is larger, negative or broken other codes",
+            )
+        values = np.where(known, given, -1.0).astype(np.int64)
         rest = _DIGIT * (self._steps - step - 1)
         head, digit = values >> (rest + _DIGIT), (values >> rest) & (_WIDTH - 1)
         place = np.searchsorted(prefix, head)
