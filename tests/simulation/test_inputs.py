@@ -261,6 +261,27 @@ def test_clients_whose_names_are_no_texts_are_refused_with_an_example(names):
         atoll.simulate(job, {"a": rows}, held_out=dict.fromkeys(names, rows))
 
 
+@pytest.mark.parametrize("kind", ["linear", "logistic"])
+@pytest.mark.parametrize(("columns", "remedy"), [(1, "ravel"), (2, "give (one column|classes)")])
+def test_targets_in_columns_are_told_with_what_to_give(kind, columns, remedy):
+    """A single column ended with an error of NumPy's about shapes that nobody had given."""
+    rows = atoll.Examples(np.zeros((4, 2)), np.zeros((4, columns), int))
+    with pytest.raises(JobConflict, match=rf"targets of shape \(4, {columns}\).*{remedy}"):
+        atoll.simulate(atoll.Job(trainer=LinearTrainer(kind, 2)), {"a": rows})
+
+
+@pytest.mark.parametrize("what", ["features", "targets"])
+def test_masked_values_are_no_values(what):
+    """What lay below a mask was trained on without a word."""
+    given = {"features": np.zeros((3, 2)), "targets": np.array([0, 1, 1])}
+    whole = np.ma.array(given[what], mask=np.zeros(given[what].shape, bool))
+    job = atoll.Job(trainer=LinearTrainer("logistic", 2), stop=atoll.Stop(rounds=1))
+    atoll.simulate(job, {"a": atoll.Examples(**{**given, what: whole})})
+    whole[1] = np.ma.masked
+    with pytest.raises(DataError, match=f"client 'a': {what} hold masked values"):
+        atoll.simulate(job, {"a": atoll.Examples(**{**given, what: whole})})
+
+
 def test_a_client_that_is_nothing_and_a_trainer_that_is_none_are_named():
     job = atoll.Job(trainer=LinearTrainer("logistic", 2))
     with pytest.raises(DataError, match="client 'a': a NoneType holds no rows"):

@@ -174,6 +174,10 @@ def _arrays(whose: str, rows: Any) -> Any:
     """Examples as NumPy arrays; anything else as it is."""
     if not isinstance(rows, Examples):
         return rows
+    for name in ("features", "targets"):
+        if np.ma.is_masked(getattr(rows, name)):  # as an array it would be what lies below its mask
+            remedy = f"fill them, such as {name}.filled(0.0), or leave these rows out"
+            raise DataError(f"{whose}: {name} hold masked values", remedy=remedy)
     try:
         features, targets = np.asarray(rows.features), np.asarray(rows.targets)
     except ValueError as error:  # rows of different lengths
