@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
+from atoll.core.errors import StorageError
 from atoll.job.load import read_spec
 from atoll.job.package import spec_digest, spec_to_plain
 from atoll.server.service import Poll, Readable
@@ -124,6 +125,29 @@ def test_guessing_codes_is_slowed_down_per_address(tmp_path):
     bench.later(11.0)
     assert join(bench, secret).status == 200
     bench.close()
+
+
+def test_without_its_store_the_server_is_alive_and_tells_strangers_nothing_of_it(
+    bench, ulm, monkeypatch
+):
+    secret = bench.secret("east")
+
+    def away(*arguments, **more):
+        raise StorageError("the store postgresql://atoll@db.internal/x cannot be used: no route")
+
+    for name in ("members", "join"):
+        monkeypatch.setattr(type(bench.store), name, away)
+    bench.later(5.0)  # the members have to be read anew
+    assert bench.send("GET", "/v1/health").json == {"status": "ok"}
+    assert bench.send("GET", "/v1/ready").json == {"status": "ready"}
+    for heard in (
+        bench.send("GET", "/v1/federation"),
+        bench.ask(ulm, "GET", "/v1/poll"),
+        join(bench, secret),
+    ):
+        assert (heard.status, heard.code) == (507, "storage.unwritable")
+        assert b"db.internal" not in heard.body
+        assert b"atoll doctor --server" in heard.body
 
 
 def test_places_are_addresses_or_networks():

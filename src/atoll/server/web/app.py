@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
-from atoll.core.errors import AtollError, Busy, Forbidden, TooLarge, WireError
+from atoll.core.errors import AtollError, Busy, Forbidden, StorageError, TooLarge, WireError
 from atoll.server.store.contract import Member
 from atoll.server.web.access import Access
 from atoll.server.web.bodies import Coming, Room, declared_size, discard
@@ -46,6 +46,8 @@ Send = Callable[[Any], Awaitable[None]]
 Receive = Callable[[], Coroutine[Any, Any, Any]]
 
 _PIECE = 512 << 10
+_STRANGERS = frozenset({"open", "bearer", "newcomer"})
+"""Who uses a route without being a member."""
 _ONCE = ("content-length", "transfer-encoding", "authorization", "range")
 
 
@@ -110,6 +112,16 @@ def problem_of(error: AtollError) -> Answer:
         body.model_dump_json(exclude_none=True).encode(),
         "application/problem+json",
         http_status(error.code),
+    )
+
+
+def _shown(error: AtollError) -> AtollError:
+    """What a stranger may know of an error: not where the server's files and database are."""
+    if not isinstance(error, StorageError):
+        return error
+    return type(error)(
+        "the server cannot use its store at the moment",
+        remedy="try again later; atoll doctor --server tells its operator why",
     )
 
 
@@ -191,7 +203,8 @@ class App:
             exchange.claim = read_request(heading.method, heading.path, heading.query, listed)
         route, values = self._table.find(heading.method, heading.path)
         exchange.route = route
-        await self.fresh()
+        if _STRANGERS.isdisjoint(route.roles):
+            await self.fresh()
         exchange.entry = entry = house.gate.admit(route, heading, exchange.claim)
         member = entry.member
         exchange.verified = member is not None
@@ -298,7 +311,7 @@ class App:
         """A problem's answer; strangers who are refused too often are only told to slow down."""
         exchange.verified |= isinstance(error, StaleRequest | Forbidden)
         if not exchange.verified and exchange.heading is not None:
-            error = self._house.gate.refused(exchange.heading, error)
+            error = self._house.gate.refused(exchange.heading, _shown(error))
         self._house.meters.refused[error.code] += 1
         if exchange.heading is not None:
             asked = f"{exchange.heading.method} {exchange.heading.path[:200]!r}"
