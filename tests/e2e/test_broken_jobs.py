@@ -104,7 +104,7 @@ FAULTS_OF_KEYS = [
     Broken("not a flag", 2, ["evaluation.central", "boolean", "1"], {"evaluation.central": "1"}),
     Broken("value for table", 2, ["clock", "got 3"], {"clock": "3", "name": '"x"'}),
     Broken("below range", 2, ["local.lr", "greater than 0", "got -0.1"], {"local.lr": "-0.1"}),
-    Broken("above range", 2, ["clock.dropout", "less than or equal to 1", "1.5"],
+    Broken("above range", 2, ["clock.dropout", "less than 1", "1.5"],
            {"clock.dropout": "1.5"}),
     Broken("not finite", 2, ["local.lr", "finite number"], {"local.lr": "inf"}),
     Broken("unknown word", 2, ["rounds.mode", "'asynch'", "did you mean 'async'?"],
