@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fake_federation as ff
@@ -13,6 +14,7 @@ import pytest
 
 from atoll.core.errors import StateError, StorageError
 from atoll.node.agent import Agent
+from atoll.node.audit.answers import Answers
 from atoll.node.audit.log import AuditLog
 from atoll.node.audit.reading import check, entries
 from atoll.node.datasets import Datasets
@@ -205,6 +207,22 @@ def test_nothing_leaves_while_the_log_cannot_be_written(
         disk.full = False
         server.result(task.id)
     assert [e["task"] for e in lines(tmp_path)] == [task for task, _ in server.deliveries]
+
+
+def test_a_head_that_cannot_be_written_is_said_once_for_as_long_as_it_stays_the_same(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found: list[str] = []
+
+    def anchor() -> None:
+        if found:
+            raise StorageError(found[0])
+
+    answers = Answers(SimpleNamespace(anchor=anchor), Path, str, dict)  # type: ignore[arg-type]
+    for said in (["full"], ["full"], ["read-only"], [], ["read-only"]):
+        found[:] = said
+        answers.anchor()
+    assert [record.getMessage() for record in caplog.records] == ["full", "read-only", "read-only"]
 
 
 def test_the_line_is_durable_before_a_byte_leaves(tmp_path: Path, server: ff.FakeServer) -> None:

@@ -139,7 +139,7 @@ def test_without_its_store_the_server_is_alive_and_tells_strangers_nothing_of_it
         monkeypatch.setattr(type(bench.store), name, away)
     bench.later(5.0)  # the members have to be read anew
     assert bench.send("GET", "/v1/health").json == {"status": "ok"}
-    assert bench.send("GET", "/v1/ready").json == {"status": "ready"}
+    assert bench.send("GET", "/v1/ready").json == {"status": "not ready"}
     for heard in (
         bench.send("GET", "/v1/federation"),
         bench.ask(ulm, "GET", "/v1/poll"),

@@ -95,6 +95,7 @@ class Answers:
     ) -> None:
         self.log, self._find, self._charge, self._header = log, find, charge, header
         self._facts: dict[str, Mapping[str, Any]] = {}
+        self._trouble = ""  # with the signed head, as it was said last
 
     def naming(self, task: TaskBody, result: ResultBody, form: Form = "plain") -> Named:
         """What is to be told the bytes of an answer, see :meth:`atoll.node.spool.Spool.finish`."""
@@ -133,10 +134,14 @@ class Answers:
 
     def anchor(self) -> None:
         """Move the signed head; the next try does it where the disk takes nothing now."""
+        trouble = ""
         try:
             self.log.anchor()
         except StorageError as error:
-            log.warning("%s", error)
+            trouble = str(error)
+        if trouble not in ("", self._trouble):  # it is tried every few seconds, and said once
+            log.warning("%s", trouble)
+        self._trouble = trouble
 
     def end(self, run: str) -> None:
         """A run is over."""

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from atoll.core.errors import AuthError, NotFound, WireError
+from atoll.core.errors import AuthError, NotFound, StorageError, WireError
 from atoll.server.rounds.early import Early
 from atoll.server.service import Readable, Service
 from atoll.server.store.contract import Member
@@ -190,6 +190,11 @@ class Api:
     async def readiness(self, asked: Asked) -> Answer:
         """It can do its work; why not is in its log, not here."""
         fine = not self.ready()
+        if fine and self.roster.stale:  # nothing may have asked the store for long
+            try:
+                await self._call(self.roster.refresh)
+            except StorageError:
+                fine = False
         body = b'{"status":"ready"}' if fine else b'{"status":"not ready"}'
         return Answer(body, status=200 if fine else 503)
 
