@@ -115,6 +115,11 @@ def a_combination_of_three_groups_behind_ten_decoys(f):
     trio(start, 2, 2, 2)
 
 
+@attack
+def the_effect_of_a_category_of_one_on_columns_that_are_put_on_one_scale(f):
+    stats.ComBat(["dose", "days"], ["clan"]).fit(f)
+
+
 # A weight of 0 leaves a row out, as a condition does.
 
 

@@ -16,6 +16,7 @@ from atoll.algorithms.statistics import harmonise, harmonise_combat
 from atoll.algorithms.statistics.analysis import Analysis
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Estimator
+from atoll.job.inquiries.models import guarded
 from atoll.job.inquiries.tables import Sheet, numbers_of
 
 __all__ = ["ComBat", "Standardisation"]
@@ -68,13 +69,14 @@ class ComBat(Estimator):
     def analysis(self, book: Codebook) -> Analysis:
         """The harmonisation."""
         book.check(*self.covariates)
-        return harmonise_combat.ComBat(
+        model = harmonise_combat.ComBat(
             numbers_of(book, self.columns),
             self.covariates,
             book.categories(self.covariates),
             told=self.by_site,
             rule=book.rule,
         )
+        return guarded(model, book)
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """For each column a line of what all sites share, and one for each site."""
