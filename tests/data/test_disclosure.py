@@ -73,6 +73,12 @@ def test_persons_count_and_not_rows():
         QueryLog().admit([Released(("age",), np.ones(100, bool))], visits)
 
 
+def test_a_person_is_one_however_blanks_stand_around_the_name():
+    names = ["p1", " p1", "p1 ", 7, "7", 7.0, "p2"]
+    assert persons_of(Table.of({"id": names}), "id").tolist() == [1, 1, 1, 0, 0, 0, 2]
+    assert Disclosure(3, person="id").count(Table.of({"id": names})) == 3
+
+
 def test_nothing_is_noted_where_one_of_several_sets_is_refused():
     log = QueryLog()
     with pytest.raises(Forbidden):

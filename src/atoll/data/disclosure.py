@@ -21,7 +21,7 @@ import numpy as np
 from atoll.core.errors import DataError, Forbidden
 from atoll.core.layout import Array
 from atoll.data.columns import BLURRED, blurred, is_missing
-from atoll.data.table import Table
+from atoll.data.table import Table, label
 from atoll.data.telling import Telling
 
 __all__ = ["Disclosure", "persons_of"]
@@ -128,6 +128,6 @@ def persons_of(table: Table, column: str = "") -> Array:
             f"column {column!r} {BLURRED}",
             remedy="write them as text, for instance with a letter before the digits",
         )
-    plain = names if names.dtype.kind == "f" else names.astype(str)
+    plain = names if names.dtype.kind == "f" else np.array([label(name) for name in names], str)
     _, codes = np.unique(plain, return_inverse=True)
     return np.asarray(codes, np.int64)
