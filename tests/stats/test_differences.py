@@ -120,6 +120,22 @@ def the_effect_of_a_category_of_one_on_columns_that_are_put_on_one_scale(f):
     stats.ComBat(["dose", "days"], ["clan"]).fit(f)
 
 
+def marked():
+    data = frame().dropna(subset="age").reset_index(drop=True)
+    data["mark"] = (data["clan"] == "rare") * 1.0
+    return federation(data)
+
+
+@attack
+def the_correlation_with_a_column_in_which_one_person_has_a_1(f):
+    stats.correlation(marked(), ["dose", "mark"])
+
+
+@attack
+def components_of_such_a_column(f):
+    stats.principal_components(marked(), ["dose", "age", "mark"])
+
+
 # A weight of 0 leaves a row out, as a condition does.
 
 

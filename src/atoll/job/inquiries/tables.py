@@ -14,7 +14,7 @@ from atoll.algorithms.statistics.moments import Components, Covariance, Moments
 from atoll.algorithms.statistics.quantiles import Quantiles
 from atoll.algorithms.statistics.tables import CrossTable, HeavyHitters, Histogram
 from atoll.algorithms.statistics.together import Together
-from atoll.core.errors import DataError
+from atoll.core.errors import DataError, Forbidden
 from atoll.job.inquiries.book import Codebook
 from atoll.job.inquiries.inquiry import Checked, Finding
 
@@ -60,6 +60,26 @@ class Sheet(Finding):
     def facts(self) -> dict[str, Any]:
         """None beside the lines."""
         return {}
+
+
+def _many_ones(book: Codebook, found: Any) -> None:
+    """Refuse to show how columns go with one of 0 and 1 that few rows have: it says where those rows lie.
+
+    Raises:
+        Forbidden: names the columns.
+    """
+    least, count = book.rule.minimum, float(found.count)
+    ones = {n: round(m * count) for n, m in zip(found.columns, found.mean, strict=True)}
+    few = [
+        repr(name)
+        for name, m in ones.items()
+        if name in book.binary and (0 < m < least or 0 < count - m < least)
+    ]
+    if few:
+        raise Forbidden(
+            f"fewer than {least} rows have one of the values of {' and of '.join(few)}",
+            remedy="leave the column out",
+        )
 
 
 def _headed(found: Any, notes: tuple[str, ...] = ()) -> Sheet:
@@ -313,6 +333,7 @@ class Correlation(Checked):
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a column."""
+        _many_ones(book, found)
         still = [n for n, v in zip(found.columns, np.diag(found.covariance), strict=True) if not v]
         notes = tuple(f"column {name!r} is constant: it has no correlation" for name in still)
         return _headed(found, notes)
@@ -342,6 +363,7 @@ class PrincipalComponents(Checked):
 
     def finding(self, book: Codebook, found: Any) -> Sheet:
         """One line a component."""
+        _many_ones(book, found)
         return _headed(found)
 
 
