@@ -65,6 +65,16 @@ def test_parquet_equals_csv(tmp_path):
     np.testing.assert_array_equal(one["b"], [1, np.nan])
 
 
+@pytest.mark.parametrize("blank", [" ", "   ", '""', '" "', ""])
+def test_a_cell_of_blanks_is_missing_and_makes_no_text_of_numbers(tmp_path, blank):
+    (tmp_path / "a.csv").write_text(f'g, x,b\n "a, b", 1.5,True\nc,{blank},False\nd,3, {blank}\n')
+    table = read_table(tmp_path / "a.csv")
+    assert table.names == ("g", "x", "b")
+    assert table["g"].tolist() == ["a, b", "c", "d"]
+    np.testing.assert_array_equal(table["x"], [1.5, np.nan, 3])
+    np.testing.assert_array_equal(table["b"], [1, 0, np.nan])
+
+
 @pytest.mark.parametrize("index", ["g", ["g", "k"]], ids=["a column", "several"])
 def test_an_index_with_a_name_is_a_column(tmp_path, index):
     frame = pd.DataFrame({"g": ["b", "a"], "k": [3, 1], "x": [1.5, None]})

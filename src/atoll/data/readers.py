@@ -36,6 +36,9 @@ __all__ = [
 NOT_KNOWN = ("", "NA", "N/A", "NaN", "nan", "null", "NULL")
 """Texts that mean "missing" in any CSV file; declare others as a column's missing codes."""
 
+_BLANKS = [" " * width for width in range(1, 33)]
+"""Cells of blanks in quotes: one such cell would make text of a column of numbers."""
+
 _COMMA_NUMBER = re.compile(r"\s*[+-]?\d+(,\d+)*(\.\d+)?\s*")
 
 _UNREADABLE = (OSError, ValueError, EOFError, csv.Error, zipfile.BadZipFile)
@@ -219,9 +222,10 @@ def _read_csv(path: Path, coded: str = "") -> Table:
             header=0,
             names=[*names, *extra],
             keep_default_na=False,
-            na_values=list(NOT_KNOWN),
+            na_values=[*NOT_KNOWN, *_BLANKS],
             low_memory=False,
             index_col=False,
+            skipinitialspace=True,
             dtype={coded: str} if coded in names else None,
         )
     except pandas.errors.ParserError:
@@ -276,7 +280,11 @@ def _head(path: Path) -> tuple[list[str], int]:
                 remedy="export it with the encoding UTF-8",
             )
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = (row for row in csv.reader(file) if any(cell.strip() for cell in row))
+        rows = (
+            row
+            for row in csv.reader(file, skipinitialspace=True)
+            if any(cell.strip() for cell in row)
+        )
         header = [name.strip() for name in next(rows, [])]
         width = max(len(header), len(next(rows, [])))
     while header and not header[-1]:  # commas at the end of the line
@@ -305,7 +313,7 @@ def _check_lengths(path: Path, header: list[str]) -> None:
         DataError: a row has fewer values, or more; names its line.
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
-        reader, line = csv.reader(file), 1
+        reader, line = csv.reader(file, skipinitialspace=True), 1
         for row in reader:
             size = max((i for i, cell in enumerate(row, 1) if cell.strip()), default=0)
             if size > len(header):
