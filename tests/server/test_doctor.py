@@ -277,7 +277,9 @@ def test_a_server_whose_disk_is_full_is_not_ready_until_there_is_room(
     with running(home):
         assert looked(home, "answer")[0].state == "ok"
         monkeypatch.setattr("atoll.server.web.serving.cramped", lambda path: f"{path} is full")
-        assert the_fault(looked(home, "answer")).text == "it answers that it is not ready"
+        told = the_fault(looked(home, "answer"))
+        assert told.text == "it answers that it is not ready"
+        assert "goes on by itself" in told.remedy  # and is not to be restarted: a full disk lets none begin
         monkeypatch.setattr("atoll.server.web.serving.cramped", lambda path: "")
         assert looked(home, "answer")[0].state == "ok"
 

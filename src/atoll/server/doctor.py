@@ -331,7 +331,8 @@ def _answer(place: _Place, host: str, port: int) -> Finding:
         text = f"port {port} does not answer: {error.strerror or error}"
         return fault("answer", text, remedy, StateError)
     if b" 200 " not in said[:16]:
-        return fault("answer", "it answers that it is not ready", remedy, StateError)
+        why = "the lines above, or its log, say why; it goes on by itself once that is mended"
+        return fault("answer", "it answers that it is not ready", why, StateError)
     return ok("answer", f"TLS 1.3 on port {port}, with its own certificate, and ready")
 
 
