@@ -279,7 +279,7 @@ def test_a_server_whose_disk_is_full_is_not_ready_until_there_is_room(
         monkeypatch.setattr("atoll.server.web.serving.cramped", lambda path: f"{path} is full")
         told = the_fault(looked(home, "answer"))
         assert told.text == "it answers that it is not ready"
-        assert "goes on by itself" in told.remedy  # and is not to be restarted: a full disk lets none begin
+        assert "goes on by itself" in told.remedy  # restarted it would not
         monkeypatch.setattr("atoll.server.web.serving.cramped", lambda path: "")
         assert looked(home, "answer")[0].state == "ok"
 
