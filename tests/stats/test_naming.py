@@ -95,7 +95,7 @@ def test_columns_that_some_sites_spell_otherwise_or_write_as_text_are_told(frame
     )
     found = federation.ask(tables.TableOne("", ["dose"]))
     assert found.notes == (
-        "column 'dose' is text at b, and numbers at a, c: each value is a category of its own",
+        "column 'dose' holds numbers, and text beside them at b: each value is a category of its own",
     )
     assert federation.ask(tables.TableOne("", ["sex"])).notes == ()
 
@@ -137,3 +137,15 @@ def test_categories_of_a_multinomial_regression_are_called_by_their_names(frame)
     names = ["[II] intercept", "[II] age", "[III] intercept", "[III] age"]
     assert fit.table.index.tolist() == names
     assert "each category is compared with grade = I" in fit.notes
+
+
+def test_numbers_that_one_site_s_text_keeps_from_being_read_are_told(frame):
+    frame["dose"] = np.arange(len(frame)) * 1.5
+    frame["dose"] = frame["dose"].astype(object)
+    frame.loc[frame.index[frame["clinic"] == "b"][0], "dose"] = "unknown"
+    parts = {name: part.drop(columns="clinic") for name, part in frame.groupby("clinic")}
+    told = Federation.of(parts, rule=ONE).ask(tables.Describe())
+    assert "dose" not in told.table.index
+    (note,) = told.notes
+    assert note.startswith("column 'dose' holds numbers, and text beside them at b: mend the text")
+    assert Federation.of(frame, site="clinic", rule=ONE).ask(tables.Describe()).notes == (note,)

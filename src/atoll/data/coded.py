@@ -10,6 +10,7 @@ import numpy as np
 from atoll.core.errors import DataError, Fault
 from atoll.core.layout import Array
 from atoll.data.columns import is_missing, natural, respelt
+from atoll.data.schema import numbers_and_words
 from atoll.data.table import Table, as_column, label
 
 __all__ = [
@@ -44,22 +45,23 @@ def partly_note(sites: Mapping[str, Collection[str]]) -> str:
     return f"columns that not every site has are not read: {_some(lost)}" if lost else ""
 
 
-def mixed_note(column: str, sites: Mapping[str, Array]) -> str:
-    """Where a column holds numbers although it is text elsewhere, as a note; empty where it is one kind.
+def mixed_note(column: str, sites: Mapping[str, Array], *, read: bool = True) -> str:
+    """Where text keeps a column of numbers from being one, as a note; empty where nothing does.
 
     Args:
         column: its name.
         sites: its cells by site.
+        read: whether its values are categories; else it has too many of them.
 
-    >>> mixed_note("arm", {"bern": as_column([1, 2]), "lyon": as_column(["x", "y"])})
-    "column 'arm' is text at lyon, and numbers at bern: each value is a category of its own"
+    >>> mixed_note("arm", {"bern": as_column([1, 2]), "lyon": as_column([3, "?"])})
+    "column 'arm' holds numbers, and text beside them at lyon: each value is a category of its own"
     """
-    text = [site for site, cells in sites.items() if cells.dtype.kind == "O"]
-    numbers = [s for s, c in sites.items() if c.dtype.kind != "O" and not np.isnan(c).all()]
-    if not text or not numbers:
+    counts = {site: numbers_and_words(cells) for site, cells in sites.items()}
+    text = [site for site, (_, words) in counts.items() if words]
+    if not text or sum(n for n, _ in counts.values()) <= sum(words for _, words in counts.values()):
         return ""
-    where = f"is text at {_some(text)}, and numbers at {_some(numbers)}"
-    return f"column {column!r} {where}: each value is a category of its own"
+    so = "each value is a category of its own" if read else "mend the text, or it is not read"
+    return f"column {column!r} holds numbers, and text beside them at {_some(text)}: {so}"
 
 
 def _some(names: list[str]) -> str:

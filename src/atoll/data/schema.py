@@ -43,6 +43,7 @@ __all__ = [
     "flagged",
     "goal_of",
     "infer_schema",
+    "numbers_and_words",
     "table_faults",
     "unlabelled",
     "with_names",
@@ -445,7 +446,7 @@ def _mixed(schema: Schema, sites: Mapping[str, Table]) -> Iterator[str]:
         numbers, words, places = 0, 0, list[str]()
         for site, raw in sites.items():
             if column.name in raw.columns:
-                some, others = _numbers_and_words(raw[column.name])
+                some, others = numbers_and_words(raw[column.name])
                 numbers, words = numbers + some, words + others
                 places += [repr(site)] if others else []
         if places and numbers > words:
@@ -456,7 +457,7 @@ def _mixed(schema: Schema, sites: Mapping[str, Table]) -> Iterator[str]:
             )
 
 
-def _numbers_and_words(cells: Array) -> tuple[int, int]:
+def numbers_and_words(cells: Array) -> tuple[int, int]:
     """How many cells are numbers, and how many text; of a column that begins with text, of its beginning."""
     if cells.dtype.kind == "f":
         return int(np.isfinite(cells).sum()), 0

@@ -107,11 +107,13 @@ class Federation:
         text = {n for s in sites.values() for n in named if n not in s.holding.table.names}
         kept = {n for raw in tables.values() for n in named if n not in raw.names}
         zones = {n: zones_note(n, told) for n, told in held.items() if n in found}
+        lost = text - kept
         mixed = {
-            n: mixed_note(n, {s: t[n] for s, t in tables.items() if n in t.names}) for n in zones
+            n: mixed_note(n, {s: t[n] for s, t in tables.items() if n in t.names}, read=n in found)
+            for n in (*zones, *sorted(lost))
         }
-        notes = {n: note for n in zones if (note := zones[n] or mixed[n])}
-        return cls(sites, found, rule, tuple(n for n in named if n in text - kept), notes)
+        notes = {n: note for n in mixed if (note := zones.get(n) or mixed[n])}
+        return cls(sites, found, rule, tuple(n for n in named if n in lost), notes)
 
     def __repr__(self) -> str:
         """Sites and columns; no rows, which a notebook would show."""
@@ -192,7 +194,9 @@ class Federation:
         analysis = inquiry.analysis(self.book)
         found: Any = inquiry.finding(self.book, self.solve(analysis, **run))
         more = [note for name, note in self.notes.items() if name in analysis.columns()]
-        more += [] if inquiry.named() else filter(None, [self._partly()])
+        if not inquiry.named():  # then nobody learns from a refusal what was not read
+            more += [note for name, note in self.notes.items() if name in self.text]
+            more += filter(None, [self._partly()])
         return replace(found, notes=(*found.notes, *more)) if more else found
 
     def _partly(self) -> str:
