@@ -255,7 +255,6 @@ class Deployed:
 OWN = """
 import time
 import numpy as np
-from fake_server import ANY, FakeServer
 
 def initial(generator):
     return {"w": np.zeros(3)}
