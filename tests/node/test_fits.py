@@ -10,6 +10,7 @@ from typing import Any
 import fake_federation as ff
 import numpy as np
 import pytest
+from fake_server import ANY
 
 from atoll.core.errors import AuthError
 from atoll.data.readers import read_table
@@ -81,7 +82,7 @@ class Bench:
             ),
         )
         self.place.carry_out(order)
-        body, arrays = decode((self.folder / "result").read_bytes(), ff.ANY)
+        body, arrays = decode((self.folder / "result").read_bytes(), ANY)
         return ResultBody.model_validate(body), arrays
 
 
@@ -139,7 +140,7 @@ def test_what_was_made_from_something_else_is_not_used(
 
 def test_a_worker_that_tells_more_of_a_fit_is_cut_short() -> None:
     told = ResultBody(task="r1.fit.0.a", status="done", examples=90, weight=2.0, seconds=1.5)
-    body, arrays = decode(done_only(told), ff.ANY)
+    body, arrays = decode(done_only(told), ANY)
     said = ResultBody.model_validate(body)
     assert (said.status, said.seconds, said.examples, said.weight) == ("done", 1.5, 0, 0.0)
     assert not arrays

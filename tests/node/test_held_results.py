@@ -8,6 +8,7 @@ from typing import Any
 import fake_federation as ff
 import pytest
 from doors import door_to, home_at, node_in_a_process
+from fake_server import ANY
 from process_copies import Copy
 from test_hostile_code import CODE
 from test_worker import Bench
@@ -139,7 +140,7 @@ def test_what_was_reported_stays_as_it_was(
     ff.eventually((bench.worker.folder / "gone").exists)
     assert (bench.worker.folder / "train.result").read_bytes() == b"something else"
     assert Path(order.result).read_bytes() == raw
-    assert decode(raw, ff.ANY)[0]["status"] == "done"
+    assert decode(raw, ANY)[0]["status"] == "done"
     bench.close()
     for log in bench.logs:
         log.close()

@@ -13,6 +13,7 @@ from typing import Any
 import fake_federation as ff
 import numpy as np
 import pytest
+from fake_server import ANY
 
 import atoll
 from atoll.core.contracts import Task
@@ -167,7 +168,7 @@ class Bench:
         self.worker.order(order)
         heard = self.heard.get(timeout=60)
         assert isinstance(heard, Report), heard
-        body, arrays = decode(Path(order.result).read_bytes(), ff.ANY)
+        body, arrays = decode(Path(order.result).read_bytes(), ANY)
         return ResultBody.model_validate(body), arrays
 
     def dies(self, what: float) -> str:
