@@ -18,6 +18,7 @@ __all__ = [
     "coded",
     "labels_of",
     "levels_of",
+    "lost_notes",
     "mixed_note",
     "partly_note",
     "without_values",
@@ -43,6 +44,21 @@ def partly_note(sites: Mapping[str, Collection[str]]) -> str:
             held.setdefault(name, []).append(site)
     lost = [f"{n!r} (at {_some(at)})" for n, at in held.items() if len(at) < len(sites)]
     return f"columns that not every site has are not read: {_some(lost)}" if lost else ""
+
+
+def lost_notes(sites: Mapping[str, Collection[str]], text: Collection[str]) -> list[str]:
+    """What nobody reads although all columns were asked for: see :func:`partly_note`, and too much text.
+
+    Args:
+        sites: names of columns by site.
+        text: names of those that hold text of more than :data:`MOST_LEVELS` values.
+
+    >>> lost_notes({"bern": ["name", "age"], "lyon": ["name", "age"]}, {"name"})
+    ["columns of text with more than 50 different values are not read: 'name'"]
+    """
+    names = _some([repr(name) for name in sorted(text)])
+    long = f"columns of text with more than {MOST_LEVELS} different values are not read: {names}"
+    return [note for note in (long if text else "", partly_note(sites)) if note]
 
 
 def mixed_note(column: str, sites: Mapping[str, Array], *, read: bool = True) -> str:

@@ -22,7 +22,7 @@ from atoll.algorithms.statistics.running import Statistic
 from atoll.algorithms.statistics.together import Together
 from atoll.core.errors import DataError, Fault, Forbidden, JobError, raise_faults, suggest
 from atoll.core.values import ClientId
-from atoll.data.coded import MOST_LEVELS, coded, labels_of, levels_of, partly_note, without_values
+from atoll.data.coded import MOST_LEVELS, coded, labels_of, levels_of, lost_notes, without_values
 from atoll.data.columns import is_missing
 from atoll.data.disclosure import Disclosure, persons_of
 from atoll.data.table import Table, label
@@ -266,9 +266,10 @@ class Study:
         zones = (
             zones_note(n, dict(zip(told, v, strict=True))) for n, v in whole.items() if n in levels
         )
+        lost = lost_notes(dict(zip(told, tables, strict=True)), set(held) - set(levels))
         return Agreed(
             Codebook(columns, levels, frozenset(binary - set(levels)), rule, tuple(told)),
-            (*notes, *filter(None, [*zones, partly_note(dict(zip(told, tables, strict=True)))])),
+            (*notes, *filter(None, zones), *lost),
         )
 
     def _uncoded(self, held: Iterable[str], coded: Iterable[str]) -> list[Fault]:
