@@ -18,7 +18,7 @@ EXIT = {
     4: {"UpdateRefused", "QuorumError", "ClientError"},
     5: {"CheckpointError", "StorageError", "FenceError"},
     6: {"MissingExtra"},
-    7: {"WireError", "Unreachable", "PutBack", "TooLarge"},
+    7: {"WireError", "Unreachable", "PutBack", "Busy", "TooLarge"},
     8: {"AuthError", "Forbidden", "PolicyError"},
     9: {"StateError", "NotFound", "Equivocation"},
 }
