@@ -130,7 +130,7 @@ def connect(
         if joined is not None:
             raise StateError(
                 f"{joined.name} has joined {joined.federation} in {folder} already",
-                remedy="use another folder for another federation",
+                remedy="use another folder for another federation, or for a new key",
             )
         joined = join(folder, code, proxy)
     if joined is None:
