@@ -12,6 +12,7 @@ from atoll.core.errors import AtollError, DataError, JobConflict, JobError
 from atoll.data.inputs import Inputs
 from atoll.data.population import LazyClients
 from atoll.job.islands import islands_of, sized
+from atoll.job.privacy import Privacy, RowPrivacy
 from atoll.models.function import FunctionTrainer
 from atoll.models.linear import LinearTrainer
 from atoll.models.torch import TorchTrainer
@@ -261,12 +262,33 @@ def test_clients_whose_names_are_no_texts_are_refused_with_an_example(names):
         atoll.simulate(job, {"a": rows}, held_out=dict.fromkeys(names, rows))
 
 
+@pytest.mark.parametrize("kind", ["linear", "logistic", "multinomial"])
+@pytest.mark.parametrize("private", [False, True])
+def test_a_single_column_of_targets_is_one_a_row(kind, private):
+    """It was trained on, and judging the model ended in an error of NumPy's about shapes."""
+    features, labels = np.eye(4)[:, :2], np.array([0, 1, 0, 1])
+    noise = RowPrivacy(clip=1.0, noise_multiplier=1.0, open_metrics=True) if private else None
+    work = atoll.LocalWork(batch_size=2, optimizer=atoll.Optimizer(lr=0.1))
+    classes = {"classes": 2} if kind == "multinomial" else {}
+    found = []
+    for targets in (labels, labels[:, None]):
+        job = atoll.Job(
+            trainer=LinearTrainer(kind, 2, **classes),
+            stop=atoll.Stop(rounds=2),
+            local=work,
+            privacy=Privacy(record=noise),
+        )
+        rows = {name: atoll.Examples(features, targets) for name in "ab"}
+        run = atoll.simulate(job, rows, held_out=rows)
+        found.append([*run.parameters["weight"].ravel(), run.metrics["federated.loss"].iloc[-1]])
+    if not private:  # whose noise is another each time
+        np.testing.assert_allclose(*found, rtol=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["linear", "logistic"])
-@pytest.mark.parametrize(("columns", "remedy"), [(1, "ravel"), (2, "give (one column|classes)")])
-def test_targets_in_columns_are_told_with_what_to_give(kind, columns, remedy):
-    """A single column ended with an error of NumPy's about shapes that nobody had given."""
-    rows = atoll.Examples(np.zeros((4, 2)), np.zeros((4, columns), int))
-    with pytest.raises(JobConflict, match=rf"targets of shape \(4, {columns}\).*{remedy}"):
+def test_targets_in_columns_are_told_with_what_to_give(kind):
+    rows = atoll.Examples(np.zeros((4, 2)), np.zeros((4, 2), int))
+    with pytest.raises(JobConflict, match=r"targets of shape \(4, 2\).*give (one column|classes)"):
         atoll.simulate(atoll.Job(trainer=LinearTrainer(kind, 2)), {"a": rows})
 
 

@@ -31,7 +31,7 @@ from atoll.models.linear_stack import Held, Stack, alike, residual
 from atoll.models.optimizers import OPTIMIZERS, Step, flat_optimizer
 from atoll.models.scores import check_labels, classification_scores, hits, regression_scores
 
-__all__ = ["LinearTrainer"]
+__all__ = ["LinearTrainer", "one_a_row"]
 
 _KINDS = ("linear", "logistic", "multinomial")
 _PRODUCT = 9000
@@ -71,6 +71,12 @@ class _Affine:
 
 _FIGURES = ("accuracy", "loss")
 """Of single rows; the first is for classes only."""
+
+
+def one_a_row(targets: Any) -> Array:
+    """Targets ``(n,)``, of as many or of a single column ``(n, 1)``; others as they are."""
+    found = np.asarray(targets)
+    return found[:, 0] if found.shape[1:] == (1,) else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,9 +280,9 @@ class LinearTrainer:
             JobConflict: targets are not one a row.
             DataError: see :meth:`fit`.
         """
-        given = [self._pair(lane.data) for lane in lanes]
-        if any(targets.ndim != 1 for _, targets in given):
+        if any(np.ndim(lane.data.targets) != 1 for lane in lanes):
             raise JobConflict("targets are not one a row")
+        given = [self._pair(lane.data) for lane in lanes]
         self._check_all([targets for _, targets in given])
         counts = [len(targets) for _, targets in given]
         turn = sorted(range(len(lanes)), key=lambda i: -counts[i])
@@ -377,7 +383,7 @@ class LinearTrainer:
     def _pair(self, data: Any) -> tuple[Array, Array]:
         """Rows ``(n, features)`` and targets, whose labels are still to be checked."""
         rows = np.asarray(data.features)
-        targets = np.asarray(data.targets)
+        targets = one_a_row(data.targets)
         if not len(targets):
             raise DataError("the client has no rows", remedy="leave it out of the cohort")
         flat = rows.reshape(len(rows), -1)

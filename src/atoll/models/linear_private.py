@@ -21,7 +21,7 @@ from atoll.core.local import Fit, LocalRule, LocalWork
 from atoll.core.metrics import Metrics
 from atoll.core.seeds import Seed
 from atoll.models.batches import plan
-from atoll.models.linear import LinearTrainer
+from atoll.models.linear import LinearTrainer, one_a_row
 from atoll.models.linear_stack import residual
 from atoll.models.optimizers import OPTIMIZERS, flat_optimizer
 from atoll.models.private import (
@@ -195,7 +195,7 @@ class PrivateLinearTrainer:
         return hot
 
     def _examples(self, data: Any) -> tuple[Array, Array]:
-        x, y = np.asarray(data.features), np.asarray(data.targets)
+        x, y = np.asarray(data.features), one_a_row(data.targets)
         flat = x.reshape(len(x), -1)
         if flat.shape[1] != self.trainer.features or len(flat) != len(y):
             raise DataError(

@@ -137,10 +137,10 @@ def _odd_targets(trainer: Trainer, islands: Islands) -> Iterator[Fault]:
         if targets.dtype.kind not in "biuf":
             told = f"targets of dtype {targets.dtype} are no numbers"
             yield Fault(place, told, "number the classes from 0: 0, 1, …")
-        elif kind and targets.ndim != 1:
+        elif several and kind:
             told = f"targets of shape {targets.shape}, and the model has one a row"
             one = "one column" if kind == "linear" else "classes, such as targets.argmax(axis=1)"
-            yield Fault(place, told, f"give {one if several else 'them as targets.ravel()'}")
+            yield Fault(place, told, f"give {one}")
         elif not several and kind != "linear":
             try:
                 check_labels(targets, 2 if kind == "logistic" else classes)
