@@ -280,9 +280,10 @@ class LinearTrainer:
             JobConflict: targets are not one a row.
             DataError: see :meth:`fit`.
         """
-        if any(np.ndim(lane.data.targets) != 1 for lane in lanes):
+        data: list[Any] = [lane.data for lane in lanes]
+        if any(np.ndim(each.targets) != 1 for each in data):
             raise JobConflict("targets are not one a row")
-        given = [self._pair(lane.data) for lane in lanes]
+        given = [self._pair(each) for each in data]
         self._check_all([targets for _, targets in given])
         counts = [len(targets) for _, targets in given]
         turn = sorted(range(len(lanes)), key=lambda i: -counts[i])
