@@ -170,27 +170,27 @@ def test_keys_are_pinned_once_and_shown_as_such(server, node):
 
 def test_keys_of_researchers_are_pinned_one_by_one_and_forgotten_again(server, node, tmp_path):
     node("join", code_for(server, "reef"))
-    for name in ("ada", "ben"):
+    for name in ("alma", "bert"):
         atoll.connect(tmp_path / name, code=code_for(server, name, "researcher")).close()
     home = Home(tmp_path / "node")
-    mine = json.loads(node("whoami", "--home", tmp_path / "ada", "--json", face="job")[1])
-    assert mine["name"] == "ada"
+    mine = json.loads(node("whoami", "--home", tmp_path / "alma", "--json", face="job")[1])
+    assert mine["name"] == "alma"
 
     def pinned():
         lines = [line.split() for line in node("peers")[1].splitlines()]
         return {words[0] for words in lines if words[-1] == "yes"}
 
-    assert node("peers", "--only", "ada")[0] == 0
-    assert pinned() == {"ada"}
-    assert json.loads(home.researchers.read_text()) == {"ada": mine["fingerprint"]}
+    assert node("peers", "--only", "alma")[0] == 0
+    assert pinned() == {"alma"}
+    assert json.loads(home.researchers.read_text()) == {"alma": mine["fingerprint"]}
     assert not home.peers.exists()
-    status, _, err = node("peers", "--pin", "--only", "adda")
-    assert (status, "did you mean 'ada'?" in err) == (9, True)
+    status, _, err = node("peers", "--pin", "--only", "allma")
+    assert (status, "did you mean 'alma'?" in err) == (9, True)
     node("peers", "--pin")
-    assert pinned() >= {"ada", "ben", "reef"}
-    assert "no more pinned: ben" in node("peers", "--unpin", "ben")[2]
-    assert "nobody, as none" in node("peers", "--unpin", "ben")[2]
-    assert (pinned() & {"ada", "ben"}) == {"ada"}
+    assert pinned() >= {"alma", "bert", "reef"}
+    assert "no more pinned: bert" in node("peers", "--unpin", "bert")[2]
+    assert "nobody, as none" in node("peers", "--unpin", "bert")[2]
+    assert (pinned() & {"alma", "bert"}) == {"alma"}
 
 
 def test_a_code_works_once(server, node, tmp_path):

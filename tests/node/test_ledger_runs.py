@@ -222,6 +222,7 @@ def test_a_node_killed_at_every_point_around_figures_with_noise_never_counts_too
     """What was kept is sent again with the noise it had: a second drawing would be another release."""
     over = {
         "algorithm": {"name": "fedavg"},
+        "rounds": {"count": 20},  # a node gives no more evaluations than a job plans
         "privacy": {"record": {"noise_multiplier": 2.0}, "metrics": {"noise_multiplier": Z}},
     }
     spec = parse_job(ff.job_tables(**over), folder=tmp_path)

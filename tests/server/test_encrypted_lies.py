@@ -130,7 +130,10 @@ def test_a_site_pledges_itself_to_nothing_that_it_is_not_in_and_to_no_sum_of_few
 
 
 def test_terms_that_the_server_has_not_signed_are_refused(world):
-    deceive(world, "train", lambda arrays: arrays["invitation"].__setitem__(-1, 7), "all")
+    def forge(arrays):
+        arrays["invitation"][-1] ^= 1
+
+    deceive(world, "train", forge, "all")
     assert "signature: is not the server's" in reason(world, "train")
 
 
