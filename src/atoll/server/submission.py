@@ -29,9 +29,8 @@ __all__ = ["accepted", "submitted"]
 
 def submitted(office: Office, by: str, body: SubmitBody) -> str:
     """The run that this very submission has become, whose answer was lost; empty where there is none."""
-    nonce = body.signed.nonce
-    same = (r.id for r in office.store.runs() if (r.by, r.signed.get("nonce")) == (by, nonce))
-    return next(same, "")
+    signed = body.signed.model_dump()
+    return next((r.id for r in office.store.runs() if (r.by, r.signed) == (by, signed)), "")
 
 
 def accepted(office: Office, by: Member, body: SubmitBody, members: Collection[ClientId]) -> RunRow:

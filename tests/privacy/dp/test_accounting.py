@@ -1,5 +1,6 @@
 """Figures of published tables (T18), closed forms, and the order that bounds must have."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atoll.core.errors import JobConflict, JobError
-from atoll.privacy.dp.accounting import account, epsilon, fits, guarantee
+from atoll.privacy.dp.accounting import account, epsilon, fits, guarantee, of_part
 from atoll.privacy.dp.events import (
     DiscreteGaussian,
     Gaussian,
     Geometric,
     Guarantee,
     Laplace,
+    MatrixGaussian,
     Selection,
     Skellam,
     Stated,
@@ -117,6 +119,37 @@ def test_an_exchanged_unit_costs_twice_the_contribution():
     assert epsilon([Geometric(4.0)], 1e-9, "replace") == pytest.approx(0.5, abs=1e-3)
     sampled = [Gaussian(1.0, 0.1, 50)]
     assert epsilon(sampled, 1e-5, "replace") > epsilon(sampled, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Gaussian(4.0, count=3),
+        Laplace(8.0),
+        Geometric(16.0, 2),
+        DiscreteGaussian(3.0, 4, 2.0, 10),
+        Skellam(40.0, 2.0, 10),
+        MatrixGaussian("tree", 6.0, 8),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_a_part_of_a_hidden_unit_costs_what_exchanging_the_unit_does(event):
+    """A record that comes leaves its site there, with another update."""
+    assert epsilon([of_part(event)], 1e-5) == pytest.approx(epsilon([event], 1e-5, "replace"), 0.01)
+    assert epsilon([of_part(event)], 1e-5) > 1.5 * epsilon([event], 1e-5)
+
+
+def test_a_part_is_not_hidden_by_the_draw_of_its_unit():
+    assert of_part(Gaussian(4.0, 0.1)) == Gaussian(2.0)
+
+
+def test_what_others_account_for_costs_a_part_twice_and_more_than_all_promises_nothing():
+    """Whose epsilon is of the relation that they are listed under."""
+    assert of_part(Selection(0.2, 3)) == Selection(0.4, 3)
+    assert of_part(Stated(0.5)) == Stated(1.0)
+    assert of_part(Stated(0.5, 1e-6)).delta == pytest.approx(1e-6 * (1 + math.exp(0.5)))
+    endless = of_part(Stated(1e6, 1e-6))  # whose exponential is beyond float64
+    assert (endless.epsilon, endless.delta < 1.0) == (2e6, True)
 
 
 def test_pure_mechanisms_have_their_pure_epsilon():

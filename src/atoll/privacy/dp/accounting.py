@@ -36,6 +36,9 @@ Method = Literal["best", "pld", "rdp"]
 _ALL = 1.0 - 2.0**-53
 """A delta that promises nothing."""
 
+_FAR = 700.0
+"""An epsilon beyond it promises nothing, and its exponential is beyond float64."""
+
 _USUAL = 1e-5
 """Delta at which losses are held finely enough where no delta is asked for."""
 
@@ -207,7 +210,8 @@ def of_part(event: Event) -> Event:
             return replace(event, epsilon=2 * event.epsilon)
         case Stated():
             # By way of the data without the unit: M(D) to M(D0) to M(D'), an epsilon and a delta for each.
-            delta = event.delta * (1.0 + math.exp(event.epsilon)) if event.delta else 0.0
+            grown = 1.0 + math.exp(min(event.epsilon, _FAR))
+            delta = event.delta * grown if event.delta else 0.0
             return replace(event, epsilon=2 * event.epsilon, delta=min(delta, _ALL))
 
 
